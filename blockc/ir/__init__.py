@@ -1,0 +1,51 @@
+"""The intermediate representation: structures, tensors by content, sites and sides, bytes in memory."""
+
+from __future__ import annotations
+
+from blockc.ir.canonical import canonical_json, json_digest
+from blockc.ir.parse import StructureError, parse_structure, verify_structure
+from blockc.ir.side import LowRank, Side, Site, side_digest
+from blockc.ir.structure import (
+    Arg,
+    Bound,
+    Dim,
+    DtypeArg,
+    Op,
+    Param,
+    Structure,
+    Symbol,
+    Value,
+    ValueType,
+    format_structure,
+    structure_digest,
+)
+from blockc.ir.tensor import DTYPE_BYTES, DTYPE_CODE, DTYPE_NAME, TensorRef, tensor_digest
+
+__all__ = [
+    "DTYPE_BYTES",
+    "DTYPE_CODE",
+    "DTYPE_NAME",
+    "Arg",
+    "Bound",
+    "Dim",
+    "DtypeArg",
+    "LowRank",
+    "Op",
+    "Param",
+    "Side",
+    "Site",
+    "Structure",
+    "StructureError",
+    "Symbol",
+    "TensorRef",
+    "Value",
+    "ValueType",
+    "canonical_json",
+    "format_structure",
+    "json_digest",
+    "parse_structure",
+    "side_digest",
+    "structure_digest",
+    "tensor_digest",
+    "verify_structure",
+]

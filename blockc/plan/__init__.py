@@ -1,0 +1,53 @@
+"""The plan: schema, canonical form, loading and verification."""
+
+from __future__ import annotations
+
+from blockc.plan.model import (
+    FORMAT_VERSION,
+    AppEntry,
+    BaselineEntry,
+    BatchingEntry,
+    BlockEntry,
+    ChainEntry,
+    ChainKvEntry,
+    DeviceEntry,
+    EdgeEntry,
+    ExecutionPlan,
+    InstanceEntry,
+    KvGroupEntry,
+    KvLayerEntry,
+    LinkEntry,
+    LowRankEntry,
+    MemoryEntry,
+    PathEntry,
+    RouteEntry,
+    SegmentEntry,
+    SideEntry,
+    SideManifest,
+    SolverEntry,
+)
+
+__all__ = [
+    "FORMAT_VERSION",
+    "AppEntry",
+    "BaselineEntry",
+    "BatchingEntry",
+    "BlockEntry",
+    "ChainEntry",
+    "ChainKvEntry",
+    "DeviceEntry",
+    "EdgeEntry",
+    "ExecutionPlan",
+    "InstanceEntry",
+    "KvGroupEntry",
+    "KvLayerEntry",
+    "LinkEntry",
+    "LowRankEntry",
+    "MemoryEntry",
+    "PathEntry",
+    "RouteEntry",
+    "SegmentEntry",
+    "SideEntry",
+    "SideManifest",
+    "SolverEntry",
+]

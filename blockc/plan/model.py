@@ -1,0 +1,258 @@
+"""``ExecutionPlan``: the file between the compiler and the runtime.
+
+Canonical JSON: the same spec and weights give the same bytes. Everything is named by content digest or by index
+into the plan's own tables; names of tenants and apps appear in ``apps`` only and never key a cache.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from blockc.ir.tensor import TensorRef
+
+FORMAT_VERSION = 1
+
+Digest = str
+
+
+class _Entry(BaseModel):
+    """Frozen, and strict about unknown fields: a plan is written by the compiler only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BlockEntry(_Entry):
+    """A structure with the tensors and scalars bound to it. ``prelude`` is the block whose outputs are its context."""
+
+    structure: Digest
+    tensors: dict[str, TensorRef]
+    binds: dict[str, float | int | None]
+    prelude: Digest | None
+    contexts: tuple[int, ...]  # for each context input of the structure: which output of the prelude
+
+
+class KvLayerEntry(_Entry):
+    """The shape of one attention layer's cache."""
+
+    kv_heads: int
+    head_dim: int
+    window: int | None  # tokens; None: full attention
+    dtype: str  # safetensors spelling
+
+
+class PathEntry(_Entry):
+    """A sequence of occurrences of blocks, from token ids to logits, shared by all chains that pass it."""
+
+    blocks: tuple[Digest, ...]
+    kv_layers: tuple[KvLayerEntry, ...]  # one per attention op, in order
+    dtype: str
+
+
+class ChainKvEntry(_Entry):
+    """A chain's share of one KV group: the domain of the group's last layer (see ``KvDomain`` in the glossary)."""
+
+    group: int
+    domain: Digest
+
+
+class ChainEntry(_Entry):
+    """A model version: a path, sides on it, and the assets that belong to it. ``digest`` identifies the version."""
+
+    digest: Digest
+    path: Digest
+    sides: Digest | None  # manifest in the zoo (`SideManifest`)
+    side_rank: int  # largest rank at any site, 0 without sides
+    segments: tuple[int, ...]
+    kv: tuple[ChainKvEntry, ...]  # in layer order
+    assets: dict[str, Digest]  # "tokenizer.json", "chat_template.jinja", "generation_config.json", ...: zoo blobs
+    vocab_size: int
+    max_model_len: int
+    stop_token_ids: tuple[int, ...]
+
+
+class SegmentEntry(_Entry):
+    """A maximal run of occurrences that the same chains pass: launched at once for the rows of all of them."""
+
+    path: Digest  # a path that contains it; all chains through it have the same blocks there
+    first: int  # occurrence index in that path
+    count: int
+    first_kv_layer: int
+    chains: tuple[int, ...]
+    cut: str  # why it ends where it ends: "sharing", "end"
+
+
+class KvGroupEntry(_Entry):
+    """A run of layers alike in shape in which no two chains' domains diverge: one page pool, one table a row."""
+
+    first_layer: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+    window: int | None
+    dtype: str
+    page_tokens: int
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page: keys and values of ``page_tokens`` tokens in all layers of the group."""
+        from blockc.ir.tensor import DTYPE_BYTES
+
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.page_tokens * DTYPE_BYTES[self.dtype]
+
+
+class DeviceEntry(_Entry):
+    """A device. ``address`` is node/device."""
+
+    address: str
+    node: str
+    kind: str
+    memory_bytes: int
+    reserve_bytes: int
+
+
+class LinkEntry(_Entry):
+    """A link between two devices (indices into ``devices``)."""
+
+    source: int
+    target: int
+    bytes_per_s: int
+    latency_s: float
+
+
+class InstanceEntry(_Entry):
+    """A run of segments on devices, with the pages it owns of each KV group."""
+
+    segments: tuple[int, ...]
+    devices: tuple[int, ...]
+    chains: tuple[int, ...]
+    max_rows: int
+    kv_pages: dict[int, int]  # KV group -> pages
+
+
+class EdgeEntry(_Entry):
+    """Hidden states ``[T, hidden]`` going from one instance to another."""
+
+    source: int
+    target: int
+
+
+class RouteEntry(_Entry):
+    """How a chain may travel: alternatives, each a sequence of instances."""
+
+    chain: int
+    alternatives: tuple[tuple[int, ...], ...]
+
+
+class MemoryEntry(_Entry):
+    """Bytes on one device, by the same `Layout` that the runtime allocates by."""
+
+    device: int
+    weights_bytes: int
+    sides_bytes: int
+    kv_bytes: int
+    workspace_bytes: int
+    reserve_bytes: int
+    capacity_bytes: int
+
+    @property
+    def used_bytes(self) -> int:
+        return self.weights_bytes + self.sides_bytes + self.kv_bytes + self.workspace_bytes + self.reserve_bytes
+
+
+class BaselineEntry(_Entry):
+    """Weight bytes: every model on its own (PM), base shared among adapters only (PS), and ours."""
+
+    pm_bytes: int
+    ps_bytes: int
+    ours_bytes: int
+
+
+class AppEntry(_Entry):
+    """What clients call as ``tenant/app``. ``isolation_group`` keys caches together with content."""
+
+    tenant: str
+    app: str
+    model: str
+    chain: int
+    isolation_group: Digest
+    weight: float
+
+    @property
+    def address(self) -> str:
+        return f"{self.tenant}/{self.app}"
+
+
+class SolverEntry(_Entry):
+    """How good the placement is and how it was found."""
+
+    objective: tuple[str, ...]
+    value: float
+    bound: float
+    gap: float
+    status: str
+    seed: int
+    solver: str
+
+
+class BatchingEntry(_Entry):
+    """Limits of one step."""
+
+    max_batched_tokens: int
+    max_rows: int
+
+
+class ExecutionPlan(_Entry):
+    """The whole plan. See the classes above for each table."""
+
+    format_version: Literal[1] = 1
+    compiler: str
+    spec_digest: Digest
+    target: Literal["cpu", "cuda"]
+    requires: tuple[str, ...]  # what a runtime must have to serve it, sorted
+    structures: dict[Digest, str]
+    blocks: dict[Digest, BlockEntry]
+    paths: dict[Digest, PathEntry]
+    chains: tuple[ChainEntry, ...]
+    segments: tuple[SegmentEntry, ...]  # in an order in which every chain meets its own in order
+    kv_groups: tuple[KvGroupEntry, ...]
+    nodes: tuple[str, ...]
+    devices: tuple[DeviceEntry, ...]
+    links: tuple[LinkEntry, ...]
+    instances: tuple[InstanceEntry, ...]
+    edges: tuple[EdgeEntry, ...]
+    routes: tuple[RouteEntry, ...]
+    apps: tuple[AppEntry, ...]
+    memory: tuple[MemoryEntry, ...]
+    baselines: BaselineEntry
+    solver: SolverEntry
+    batching: BatchingEntry
+
+
+class SideManifest(BaseModel):
+    """All sides of one fine-tune (or stack), kept in the zoo by digest so that plans stay small."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    sides: tuple[SideEntry, ...]
+
+
+class LowRankEntry(_Entry):
+    """``scale * B A``; ``scale`` as a hexadecimal float, exact."""
+
+    a: TensorRef
+    b: TensorRef
+    scale: str
+
+
+class SideEntry(_Entry):
+    """What one site of one occurrence gets."""
+
+    occurrence: int
+    site: str
+    terms: tuple[LowRankEntry, ...]
+
+
+SideManifest.model_rebuild()

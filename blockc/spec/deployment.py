@@ -1,0 +1,173 @@
+"""``Deployment``: what a spec means. The only thing that later stages see of it.
+
+Everything is resolved: references are names of things that exist, quantities are plain numbers in the unit that
+their name says, sources are absolute. Every item keeps the span that declared it, so that later stages can point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+from blockc.diag import Span
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+FineTuneKind = Literal["lora", "full"]
+Isolation = Literal["tenant", "strict"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSource:
+    """A directory on disk. ``path`` is absolute; ``written`` is how the spec spells it."""
+
+    path: Path
+    written: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubSource:
+    """A repository on the Hugging Face hub."""
+
+    repo: str
+    revision: str | None = None
+
+
+Source = LocalSource | HubSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """A base model. ``max_model_len`` None means the model's own limit."""
+
+    name: str
+    source: Source
+    dtype: Dtype
+    kv_cache_dtype: Dtype
+    max_model_len: int | None
+    span: Span
+    source_span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FineTune:
+    """A fine-tune of ``parent`` (a base, or another fine-tune: stacking). ``kind`` None: read from its files."""
+
+    name: str
+    parent: str
+    source: Source
+    kind: FineTuneKind | None
+    span: Span
+    source_span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A device. ``memory_bytes`` is what it has, ``reserve_bytes`` what a plan may not use."""
+
+    address: str  # "local/d0": node, then device
+    kind: str  # "cpu" or a name of the device catalogue
+    memory_bytes: int
+    reserve_bytes: int
+    span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """The devices of a deployment, in the order of the spec."""
+
+    name: str
+    devices: tuple[Device, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Expected load of an app."""
+
+    rate_rps: Fraction | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slo:
+    """Latency targets in seconds, keyed ``ttft_p95``, ``tpot_p95``, ``e2e_p95`` and so on."""
+
+    targets_s: Mapping[str, Fraction] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class App:
+    """What a tenant's clients call: ``tenant/app`` is the `model` of a request. ``model`` names a base or fine-tune."""
+
+    tenant: str
+    name: str
+    model: str
+    traffic: Traffic
+    slo: Slo
+    span: Span
+    model_span: Span
+
+    @property
+    def address(self) -> str:
+        return f"{self.tenant}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """Limits of a tenant; None: no limit."""
+
+    requests_per_s: Fraction | None = None
+    tokens_per_s: Fraction | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """A tenant. ``weight`` is its fair share; ``isolation`` "strict" also separates its apps from each other."""
+
+    name: str
+    weight: Fraction
+    isolation: Isolation
+    quota: Quota
+    apps: tuple[App, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How to compile. Fields of the spec that nothing acts on yet are not here: they warn BC804."""
+
+    kv_page_tokens: int = 16
+    max_batched_tokens: int = 2048
+    max_rows: int = 64
+    solver_time_limit_s: Fraction = Fraction(60)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expect:
+    """What must hold of the plan at compile time: ``memory_below``."""
+
+    memory_below_bytes: int | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """A whole spec, resolved. Mappings are sorted by name; tuples keep the order of the spec."""
+
+    spec_file: str
+    bases: Mapping[str, Base]
+    fine_tunes: Mapping[str, FineTune]
+    cluster: Cluster
+    tenants: Mapping[str, Tenant]
+    policy: Policy
+    expect: tuple[Expect, ...]
+    digest: str  # of the meaning, not of the text: comments and order of declarations do not change it
+
+    @property
+    def apps(self) -> tuple[App, ...]:
+        """All apps, by tenant, then in the order of the spec."""
+        return tuple(app for tenant in self.tenants.values() for app in tenant.apps)

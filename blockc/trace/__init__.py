@@ -1,0 +1,9 @@
+"""Models -> blocks, on the meta device: capture, normal form, cuts, canonical structures. No code per architecture."""
+
+from __future__ import annotations
+
+from blockc.trace.attention import UntraceableError
+from blockc.trace.model import KvLayer, Source, TracedBlock, TracedModel
+from blockc.trace.trace import trace
+
+__all__ = ["KvLayer", "Source", "TracedBlock", "TracedModel", "UntraceableError", "trace"]

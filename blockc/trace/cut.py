@@ -1,0 +1,93 @@
+"""Cut a normalised graph into blocks, by dataflow alone.
+
+A cut stands after a value that everything later depends on and through which everything earlier is seen (it alone is
+alive), and at which branches start or join: the residual stream between sublayers. Chains of ops without a branch
+are never cut. Module names play no part. What depends on positions alone and on no parameter is the prelude.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from blockc.trace.attention import UntraceableError
+from blockc.trace.capture import Capture
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cuts:
+    """``prelude`` and each of ``blocks`` are nodes in execution order; ``outputs[i]`` leaves block i."""
+
+    prelude: tuple[fx.Node, ...]
+    contexts: tuple[fx.Node, ...]  # values of the prelude that blocks read
+    blocks: tuple[tuple[fx.Node, ...], ...]
+    outputs: tuple[fx.Node, ...]
+
+
+def cut(capture: Capture) -> Cuts:
+    """Partition all ops. Raises :class:`UntraceableError` if the model has no such cuts."""
+    ops = [node for node in capture.graph.nodes if node.op == "call_function"]
+    tokens = next(node for node in capture.graph.nodes if node.op == "placeholder" and node.name == "tokens")
+    parameters = {
+        node
+        for node in capture.graph.nodes
+        if node.op == "placeholder" and node.name in capture.names and capture.names[node.name] not in capture.buffers
+    }
+    on_tokens = _reached_from({tokens}, ops)
+    on_parameters = _reached_from(parameters, ops)
+    stream = [node for node in ops if node in on_tokens]
+    prelude = tuple(node for node in ops if node not in on_tokens and node not in on_parameters)
+    inside = set(prelude)
+    contexts = tuple(node for node in prelude if any(user not in inside for user in node.users))
+    bounds = _boundaries(stream)
+    block_of = {node: index for index, run in enumerate(_runs(stream, bounds)) for node in run}
+    for node in reversed(ops):  # computed from positions and parameters: goes to whichever block reads it
+        if node not in block_of and node not in inside:
+            readers = {block_of[user] for user in node.users}
+            if len(readers) != 1:
+                raise UntraceableError("a position embedding that several blocks read")
+            block_of[node] = readers.pop()
+    blocks = tuple(
+        tuple(node for node in ops if block_of.get(node) == index) for index in range(len(bounds))
+    )
+    if len(blocks) < 3:
+        raise UntraceableError("no single stream of hidden states runs through its layers")
+    return Cuts(
+        prelude=prelude,
+        contexts=contexts,
+        blocks=blocks,
+        outputs=tuple(stream[bound] for bound in bounds),
+    )
+
+
+def _reached_from(sources: set[fx.Node], ops: list[fx.Node]) -> set[fx.Node]:
+    reached = set(sources)
+    for node in ops:
+        if any(argument in reached for argument in node.all_input_nodes):
+            reached.add(node)
+    return reached
+
+
+def _boundaries(stream: list[fx.Node]) -> list[int]:
+    """Indices into ``stream`` after which a block ends; the last op is always one."""
+    index_of = {node: index for index, node in enumerate(stream)}
+    end = len(stream)
+    last_use = [
+        max((index_of.get(user, end) for user in node.users), default=index) for index, node in enumerate(stream)
+    ]
+    bounds: list[int] = []
+    furthest = -1  # last use of anything before the current node
+    for index, node in enumerate(stream):
+        alone = furthest <= index
+        forks = sum(user in index_of for user in node.users) > 1
+        joins = sum(argument in index_of for argument in node.all_input_nodes) > 1
+        if index == end - 1 or (alone and (forks or joins)):
+            bounds.append(index)
+        furthest = max(furthest, last_use[index])
+    return bounds
+
+
+def _runs(stream: list[fx.Node], bounds: list[int]) -> list[list[fx.Node]]:
+    starts = [0, *(bound + 1 for bound in bounds[:-1])]
+    return [stream[start : bound + 1] for start, bound in zip(starts, bounds, strict=True)]

@@ -1,0 +1,70 @@
+"""What tracing yields: blocks that say where their tensors come from, without the tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from blockc.ir import Structure
+
+Transform = Literal["none", "transpose"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where a block's parameter comes from: a parameter of the model by its full name, and what is done to it.
+
+    ``transpose``: the model keeps it ``[in, out]`` (GPT-2's Conv1D); blocks keep linears ``[out, in]``.
+    """
+
+    name: str
+    transform: Transform = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedBlock:
+    """One occurrence of a block: its structure, scalars, parameter sources, sites.
+
+    ``contexts``: for each context input, which output of the prelude. ``sites``: site name -> module path as PEFT
+    writes it in its tensor names.
+    """
+
+    structure: Structure
+    binds: Mapping[str, float | int | None]
+    sources: Mapping[str, Source]
+    contexts: tuple[int, ...]
+    sites: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvLayer:
+    """The cache of one attention op: heads, head size, window in tokens (None: full)."""
+
+    kv_heads: int
+    head_dim: int
+    window: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedModel:
+    """A whole model as a sequence of blocks from token ids to logits.
+
+    ``buffers`` are the tensors (torch) that a model computes from its configuration, such as rotary frequencies, by
+    full name. ``tied`` maps a parameter to the one it repeats where the checkpoint lacks it. ``ignored`` are regular
+    expressions of checkpoint names that transformers ignores for this architecture. ``prefix`` is what base-model
+    checkpoints (GPT-2's) leave out of parameter names.
+    """
+
+    architecture: str
+    dtype: str
+    prelude: TracedBlock | None
+    blocks: tuple[TracedBlock, ...]
+    kv_layers: tuple[KvLayer, ...]
+    parameters: Mapping[str, tuple[int, ...]]
+    buffers: Mapping[str, Any]
+    tied: Mapping[str, str]
+    ignored: tuple[str, ...]
+    prefix: str
+    vocab_size: int
+    max_positions: int | None

@@ -1,0 +1,1 @@
+"""The runtime of blockc: executes a plan. Imports only ``blockc.{diag,ir,plan,zoo}`` of the compiler's package."""

@@ -1,0 +1,302 @@
+"""The engine: one process that owns executor, scheduler and KV, and repeats four verbs.
+
+In: a plan, a zoo, and requests as frames over a Unix socket. Out: one frame of tokens a step, and
+one end a request. Invariant: a request that was submitted ends exactly once as long as the process
+lives, and the process does not outlive its server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from blockc.diag import DiagnosticError, Diagnostics
+from blockc.plan import ExecutionPlan
+from blockc_runtime.request import EndEvent, Event, Request, TokensEvent
+from blockc_runtime.step import Executor, Step, StepResult
+from blockc_runtime.wire import (
+    Cancel,
+    Drain,
+    End,
+    EngineError,
+    FrameBuffer,
+    Message,
+    ProtocolError,
+    Ready,
+    Shutdown,
+    Stats,
+    StatsQuery,
+    StepLoad,
+    Submit,
+    Tokens,
+    encode,
+)
+
+_RECEIVE_BYTES = 1 << 18
+_ORPHAN_GRACE_S = 3.0
+
+
+class StepScheduler(Protocol):
+    """What the loop needs of `scheduler.Scheduler`."""
+
+    def admit(self, request: Request) -> Sequence[Event]:
+        """Queue a request; its end, if it can never run."""
+
+    def schedule(self, now_s: float) -> Step | None:
+        """Choose the rows of the next step; None if nothing can run."""
+
+    def complete(self, step: Step, result: StepResult, now_s: float) -> Sequence[Event]:
+        """Take a step's results in."""
+
+    def cancel(self, request: str) -> Sequence[Event]:
+        """Drop a request, whatever its state; nothing if it is unknown."""
+
+
+class PageCounts(Protocol):
+    """What `Stats` tells of the KV cache."""
+
+    def free_pages(self) -> tuple[int, ...]:
+        """Pages per group that a new request could get."""
+
+    def total_pages(self) -> tuple[int, ...]:
+        """Pages per group."""
+
+
+class ServerGone(Exception):
+    """The other end of the socket was closed."""
+
+
+class Channel:
+    """The engine's end of the socket: whole messages, in order."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._frames = FrameBuffer()
+
+    def receive(self, *, wait: bool) -> list[Message]:
+        """Return what has arrived; with ``wait`` block until something has."""
+        while True:
+            readable, _, _ = select.select([self._connection], [], [], None if wait else 0)
+            if not readable:
+                return []
+            data = self._connection.recv(_RECEIVE_BYTES)
+            if not data:
+                raise ServerGone
+            messages = self._frames.feed(data)
+            # Half a frame is nothing yet; a long prompt arrives in many pieces.
+            if messages or not wait:
+                return messages
+
+    def send(self, *messages: Message) -> None:
+        """Write messages in one go. The server reads without pause, so this does not block long."""
+        try:
+            self._connection.sendall(b"".join(encode(message) for message in messages))
+        except OSError as error:
+            raise ServerGone from error
+
+
+class Engine:
+    """The loop. Reads its socket between any two steps, and sleeps on it when there is no work."""
+
+    def __init__(
+        self,
+        *,
+        channel: Channel,
+        scheduler: StepScheduler,
+        executor: Executor,
+        pages: PageCounts,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._channel = channel
+        self._scheduler = scheduler
+        self._executor = executor
+        self._pages = pages
+        self._clock = clock
+        self._unfinished: set[str] = set()
+        self._unstarted: set[str] = set()
+        self._steps = 0
+        self._draining = False
+        self._shut_down = False
+
+    def run(self) -> None:
+        """Serve until told to end. Raises `ServerGone` when the server closes the socket."""
+        idle = False
+        while not self._take_messages(wait=idle):
+            step = self._scheduler.schedule(self._clock())
+            idle = step is None
+            if step is not None:
+                self._executor.submit(step)
+                result = self._executor.collect()
+                events = self._scheduler.complete(step, result, self._clock())
+                self._emit(step, events)
+
+    def _take_messages(self, *, wait: bool) -> bool:
+        """Act on what has arrived. True: end."""
+        if self._draining and not self._unfinished:
+            return True
+        for message in self._channel.receive(wait=wait):
+            self._take(message)
+        return self._shut_down or (self._draining and not self._unfinished)
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case Submit(request=request):
+                self._admit(request)
+            case Cancel(request=request_id):
+                self._end(self._scheduler.cancel(request_id))
+            case StatsQuery():
+                self._channel.send(self._stats())
+            case Drain():
+                self._draining = True
+            case Shutdown():
+                self._shut_down = True
+            case _:
+                raise ProtocolError(f"the server sent {type(message).__name__}")
+
+    def _admit(self, request: Request) -> None:
+        if self._draining or request.id in self._unfinished:
+            reason = "draining" if self._draining else "a request of this id is running"
+            refused = EndEvent(
+                request=request.id, reason="error", message=reason, cached_tokens=0
+            )
+            self._channel.send(End(events=(refused,)))
+            return
+        self._unfinished.add(request.id)
+        self._unstarted.add(request.id)
+        self._end(self._scheduler.admit(request))
+
+    def _emit(self, step: Step, events: Sequence[Event]) -> None:
+        """Send a step's tokens as one frame, and the ends after it in the same write."""
+        self._steps += 1
+        started: tuple[str, ...] = ()
+        if self._unstarted:
+            started = tuple(row.request for row in step.rows if row.request in self._unstarted)
+            self._unstarted.difference_update(started)
+        tokens = Tokens(
+            step=step.id,
+            load=step_load(step),
+            started=started,
+            events=tuple(event for event in events if isinstance(event, TokensEvent)),
+        )
+        ends = self._ended(events)
+        self._channel.send(tokens, End(events=ends)) if ends else self._channel.send(tokens)
+
+    def _end(self, events: Sequence[Event]) -> None:
+        if ends := self._ended(events):
+            self._channel.send(End(events=ends))
+
+    def _ended(self, events: Sequence[Event]) -> tuple[EndEvent, ...]:
+        ends = tuple(event for event in events if isinstance(event, EndEvent))
+        for end in ends:
+            self._unfinished.discard(end.request)
+            self._unstarted.discard(end.request)
+        return ends
+
+    def _stats(self) -> Stats:
+        return Stats(
+            unfinished=len(self._unfinished),
+            steps=self._steps,
+            free_pages=self._pages.free_pages(),
+            total_pages=self._pages.total_pages(),
+        )
+
+
+def step_load(step: Step) -> StepLoad:
+    """Count what a step holds."""
+    return StepLoad(
+        rows=len(step.rows),
+        tokens=sum(len(row.tokens) for row in step.rows),
+        launches=len(step.launches),
+        chains=len({row.chain for row in step.rows}),
+    )
+
+
+class WorkerFailed(Exception):
+    """The executor is spoiled as a whole; only a fresh process helps."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Connect, load, serve. The exit code is 0 if the server asked for the end or went away."""
+    parser = argparse.ArgumentParser(prog="blockc_runtime.engine")
+    parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--zoo", type=Path, required=True)
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--executor", choices=("torch", "null"), default="torch")
+    options = parser.parse_args(arguments)
+    # A terminal's Ctrl-C is the server's business: it drains, and we end when it says so.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(str(options.socket))
+        end_with(connection)
+        channel = Channel(connection)
+        return serve(channel, lambda: load(options, channel))
+
+
+def serve(channel: Channel, build: Callable[[], tuple[Engine, Ready]]) -> int:
+    """Build an engine and run it; whatever ends it early is told to the server."""
+    try:
+        engine, ready = build()
+        channel.send(ready)
+        engine.run()
+    except ServerGone:
+        return 0
+    except DiagnosticError as error:
+        return _fail(channel, next(iter(error.diagnostics)).code.id, str(error))
+    except WorkerFailed as error:
+        return _fail(channel, "BC999", f"the executor failed: {error}")
+    except Exception as error:
+        traceback.print_exc()
+        return _fail(channel, "BC999", f"{type(error).__name__}: {error}")
+    return 0
+
+
+def _fail(channel: Channel, code: str, message: str) -> int:
+    print(message, file=sys.stderr, flush=True)
+    with contextlib.suppress(ServerGone, ProtocolError):
+        channel.send(EngineError(code=code, message=message[:_MESSAGE_CHARS]))
+    return 1
+
+
+def end_with(connection: socket.socket) -> None:
+    """End this process soon after its server: even in the middle of loading or of a step that hangs.
+
+    The loop notices a closed socket by itself between two steps; this is for when it does not get there.
+    """
+
+    def watch() -> None:
+        poller = select.poll()
+        poller.register(connection, 0)  # no events asked for: only a hang-up wakes it
+        poller.poll()
+        time.sleep(_ORPHAN_GRACE_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="orphan-watch", daemon=True).start()
+
+
+def load(options: argparse.Namespace, channel: Channel) -> tuple[Engine, Ready]:
+    """Load plan, weights and scheduler. Raises `DiagnosticError` for whatever is wrong with them."""
+    from blockc_runtime import capabilities
+    from blockc_runtime.kv.index import KvIndex
+    from blockc_runtime.limits import engine_limits
+    from blockc_runtime.scheduler import Scheduler
+    from blockc.zoo import Zoo
+
+    plan = load_plan(options.plan)
+    digest = hashlib.sha256(options.plan.read_bytes()).hexdigest()
+    limits = engine_limits(plan)
+    kv = KvIndex(limits)
+    engine = Engine(
+        channel=channel, scheduler=Scheduler(limits, kv), executor=_executor(options.executor, plan, Zoo(options.zoo)), pages=kv
+    )
+    return engine, Ready(plan_digest=digest, capabilities=plan.requires)

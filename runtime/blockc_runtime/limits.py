@@ -1,0 +1,72 @@
+"""What the scheduler must know of a plan, without torch and without the plan's file format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from blockc.plan import ExecutionPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupLimits:
+    """One KV group on one instance."""
+
+    pages: int
+    page_tokens: int
+    window: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainLimits:
+    """A chain: its KV groups in layer order with the domain of each, its segments in order, its instance."""
+
+    groups: tuple[int, ...]
+    domains: tuple[str, ...]
+    segments: tuple[int, ...]
+    instance: int
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """Everything the scheduler decides by."""
+
+    groups: tuple[GroupLimits, ...]
+    chains: tuple[ChainLimits, ...]
+    segment_count: int
+    max_batched_tokens: int
+    max_rows: int
+    tenants: tuple[int, ...]  # for each app of the plan: index of its tenant
+    weights: tuple[float, ...]  # for each tenant
+
+
+def engine_limits(plan: ExecutionPlan) -> EngineLimits:
+    """Derive the limits of a plan whose chains each have one instance on one route."""
+    tenants = sorted({app.tenant for app in plan.apps})
+    weights = {app.tenant: app.weight for app in plan.apps}
+    pages = [0] * len(plan.kv_groups)
+    for instance in plan.instances:
+        for group, count in instance.kv_pages.items():
+            pages[group] += count
+    route_of = {route.chain: route.alternatives[0][0] for route in plan.routes}
+    return EngineLimits(
+        groups=tuple(
+            GroupLimits(pages=pages[index], page_tokens=group.page_tokens, window=group.window)
+            for index, group in enumerate(plan.kv_groups)
+        ),
+        chains=tuple(
+            ChainLimits(
+                groups=tuple(kv.group for kv in chain.kv),
+                domains=tuple(kv.domain for kv in chain.kv),
+                segments=chain.segments,
+                instance=route_of[index],
+                max_model_len=chain.max_model_len,
+            )
+            for index, chain in enumerate(plan.chains)
+        ),
+        segment_count=len(plan.segments),
+        max_batched_tokens=plan.batching.max_batched_tokens,
+        max_rows=plan.batching.max_rows,
+        tenants=tuple(tenants.index(app.tenant) for app in plan.apps),
+        weights=tuple(weights[tenant] for tenant in tenants),
+    )

@@ -1,0 +1,75 @@
+"""A request as the engine sees it: token ids in, token ids out. Text stays in the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1 do not filter.
+
+    ``seed`` with the output index determines a draw completely (`sampling.py`), so preemption, restarts and
+    batching never change a seeded answer. ``logprobs`` None: none; n: the n likeliest beside the chosen one.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One sequence to extend.
+
+    ``prompt`` holds prompt tokens followed by ``emitted`` tokens that an earlier engine already produced (a restart
+    goes on where it was): output indices start at ``emitted`` and ``max_tokens`` counts them.
+    """
+
+    id: str
+    app: int  # index into the plan's apps
+    chain: int  # index into the plan's chains
+    isolation_group: str
+    prompt: tuple[int, ...]
+    emitted: int
+    max_tokens: int
+    stop_token_ids: tuple[int, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """Log probability of an emitted token under the unfiltered distribution, and the likeliest alternatives."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokensEvent:
+    """Tokens of one request, in order; ``logprobs`` is empty or as long as ``tokens``."""
+
+    request: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndEvent:
+    """The one end of a request. ``cached_tokens``: prompt tokens whose KV was found, not computed.
+
+    A stop token that ended the request has been emitted as its last token.
+    """
+
+    request: str
+    reason: FinishReason
+    message: str
+    cached_tokens: int
+
+
+Event = TokensEvent | EndEvent

@@ -1,0 +1,93 @@
+"""``Step``: what the scheduler asks of an executor, as plain data.
+
+A step lists its rows once; its launches, in order, say which rows pass which segment. Everything an executor needs
+to know of a row is in the row: executors keep weights and pages, and no request state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from blockc_runtime.request import Sampling, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A run of consecutive tokens of one request.
+
+    ``tokens[i]`` stands at position ``start + i``. ``pages[g]`` is the page table of the g-th KV group of the row's
+    chain (in the order of ``ChainEntry.kv``) and covers positions ``0 .. start + len(tokens) - 1``; a page in it may
+    be None where a window has passed it. ``samples``: for how many trailing tokens logits are needed (0: the chunk
+    does not reach the end of the prompt; 1: draw the next token). The first token drawn has ``output_index``.
+    """
+
+    request: str
+    chain: int
+    tokens: tuple[int, ...]
+    start: int
+    pages: tuple[tuple[int | None, ...], ...]
+    samples: int
+    sampling: Sampling | None
+    output_index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One pass of a segment over the rows that travel through it (indices into ``Step.rows``, ascending)."""
+
+    instance: int
+    segment: int
+    micro_batch: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One round of work. ``epoch`` numbers the plan in force."""
+
+    id: int
+    epoch: int
+    rows: tuple[Row, ...]
+    launches: tuple[Launch, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """An error as data. ``scope`` says what it spoils: a row, a launch (its rows), or the worker (everything)."""
+
+    scope: Literal["row", "launch", "worker"]
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowResult:
+    """What a row yielded: as many tokens as it asked samples for (none if ``fault``)."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    fault: Fault | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """Results in the order of ``Step.rows``."""
+
+    step: int
+    rows: tuple[RowResult, ...]
+
+
+class Executor(Protocol):
+    """Runs steps. ``submit`` returns at once; ``collect`` waits for the oldest step in flight.
+
+    Errors never raise out of ``collect``: they are faults in the result, with a scope.
+    """
+
+    def submit(self, step: Step) -> None:
+        """Queue a step."""
+
+    def collect(self) -> StepResult:
+        """Wait for the oldest queued step and return its result."""
+
+    def close(self) -> None:
+        """Free everything. Idempotent."""
