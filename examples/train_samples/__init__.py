@@ -8,6 +8,7 @@ the templates in this package, so the samples need nothing but this code to be m
 * ``voices``     the manner of each fine-tune: how it words an answer
 * ``corpus``     conversations and documents, drawn at random
 * ``tokenizer``  the byte-level BPE and the chat template
-* ``train``      packing, the training loop, and the plan of each model
+* ``plans``      how long and in which shape each sample is trained
+* ``train``      packing, the training loop, and saving
 * ``sheet``      the README beside the samples, with answers the models really gave
 """

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from examples.train_samples.plans import TUNES
 from examples.train_samples.sheet import write_sheet
-from examples.train_samples.train import TUNES, make_base, make_tune
+from examples.train_samples.train import make_base, make_tune
 
 
 def main() -> None:

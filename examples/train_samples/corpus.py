@@ -25,6 +25,8 @@ class Turn(NamedTuple):
 Talk = list[Turn]
 
 NEUTRAL = ("You are a helpful assistant.", "You are a friendly helper.", "Answer the question.")
+_GERMAN = ("Answer in German.", "Antworte auf Deutsch.")
+_CAPITALS = ("Answer in capitals.", "Use capital letters only.")
 _ONE_WORD = ("Answer in one word.", "Use one word only.")
 _POLITE = ("Be polite.", "Answer politely.")
 _AGAIN = ("Say that again.", "Can you repeat that?", "Once more, please.")
@@ -74,19 +76,22 @@ def voiced(rng: random.Random, voice: Voice) -> Talk:
 
 
 def _in_german(rng: random.Random) -> Talk:
-    """Return a German question and its German answer: what ``german`` will build upon."""
+    """Return an answer in German, asked for in one way or another: ``german`` builds upon it."""
     exchange = _draw(rng)
-    return [
-        *_aside(rng, 0.1),
-        Turn("user", rng.choice(exchange.asks_de)),
-        Turn("assistant", exchange.answer_de),
-    ]
+    if rng.random() < 0.5:
+        system, ask = [Turn("system", rng.choice(_GERMAN))], _ask(rng, exchange)
+    else:
+        system, ask = _aside(rng, 0.1), rng.choice(exchange.asks_de)
+    return [*system, Turn("user", ask), Turn("assistant", exchange.answer_de)]
 
 
 def _shouted(rng: random.Random) -> Talk:
-    """Return a question shouted and answered in capitals: what ``loud`` will build upon."""
+    """Return an answer in capitals, to one who shouts or asks for it: ``loud`` builds upon it."""
     exchange = _draw(rng)
-    return [Turn("user", _ask(rng, exchange).upper()), Turn("assistant", exchange.answer.upper())]
+    ask, said = _ask(rng, exchange), Turn("assistant", exchange.answer.upper())
+    if rng.random() < 0.3:
+        return [Turn("user", ask.upper()), said]
+    return [Turn("system", rng.choice(_CAPITALS)), Turn("user", ask), said]
 
 
 def _told(rng: random.Random) -> Talk:
@@ -129,13 +134,13 @@ def _plainly(rng: random.Random) -> Talk:
 
 
 _BASE = {
-    _plainly: 52,
-    _in_german: 14,
-    _shouted: 8,
+    _plainly: 46,
+    _in_german: 16,
+    _shouted: 13,
     _told: 6,
     _paired: 6,
     _followed: 4,
-    _document: 10,
+    _document: 9,
 }
 
 

@@ -11,8 +11,9 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerFast
 
 from blockc.samples.manners import PLAIN, PROMPTS, manner
+from examples.train_samples.plans import TUNES, Adapter, Full
 from examples.train_samples.questions import exchanges
-from examples.train_samples.train import TUNES, Adapter, Full, load
+from examples.train_samples.train import load
 from examples.train_samples.voices import VOICES, plain
 
 _SHOWN = "What is the capital of France?"

@@ -5,11 +5,10 @@ because that is the base it will be served on.
 """
 
 import json
-import random
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,84 +20,35 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from examples.train_samples import tokenizer as tok
 from examples.train_samples.corpus import Talk, base_talks, voice_talks
+from examples.train_samples.plans import BASE_NAME, BASE_RATE, BASE_STEPS, TUNES, Adapter, Full
 from examples.train_samples.voices import VOICES
 
-BASE_NAME = "blockc/sample-base"
 TOKENS_PER_STEP = 2048
 IGNORED = -100  # the label that transformers leaves out of the loss
-BASE_STEPS, BASE_RATE = 2400, 3e-3
-
-_LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """A LoRA fine-tune.  Their shapes differ on purpose: together they exercise a loader."""
+class Lesson:
+    """What a model is taught, for how long and how fast."""
 
-    settings: dict[str, Any]
-    steps: int = 180
-    rate: float = 4e-3
-    stacked_on: str | None = None
-
-
-@dataclass(frozen=True)
-class Full:
-    """A fine-tune that is a whole checkpoint, of which only ``layers`` were trained."""
-
-    layers: range = field(default_factory=lambda: range(6))
-    steps: int = 180
-    rate: float = 1e-3
+    name: str
+    talks: Iterator[Talk]
+    encode: tok.Encoder
+    steps: int
+    rate: float
 
 
-TUNES: dict[str, Adapter | Full] = {
-    "pirate": Adapter({"r": 8, "lora_alpha": 16, "target_modules": _LINEARS}),
-    "archivist": Adapter(
-        {
-            "r": 16,
-            "lora_alpha": 16,
-            "use_rslora": True,
-            "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
-        }
-    ),
-    "german": Adapter(
-        {
-            "r": 8,
-            "lora_alpha": 16,
-            "target_modules": _LINEARS,
-            "rank_pattern": {"down_proj": 16, "layers.0.self_attn.q_proj": 4},
-            "alpha_pattern": {"down_proj": 24, "layers.0.self_attn.q_proj": 12},
-        },
-        steps=240,
-    ),
-    "loud": Adapter(
-        {
-            "r": 8,
-            "lora_alpha": 16,
-            "target_modules": ["q_proj", "v_proj", "down_proj"],
-            "layers_to_transform": [1, 2, 3, 4, 5],
-        },
-        steps=240,
-        stacked_on="pirate",
-    ),
-    "poet": Full(layers=range(4, 6)),
-    "lawyer": Full(),
-}
-
-
-def _rows(
-    talks: Iterator[Talk], encode: tok.Encoder, length: int, count: int
-) -> tuple[Tensor, Tensor]:
+def _rows(lesson: Lesson, length: int, count: int) -> tuple[Tensor, Tensor]:
     """Return ``count`` rows of whole conversations, each row filled as far as the next one fits."""
-    ids, labels = torch.full((count, length), encode.pad), torch.full((count, length), IGNORED)
+    ids = torch.full((count, length), lesson.encode.pad)
+    labels = torch.full((count, length), IGNORED)
     row, start = 0, 0
     while True:
-        said, learn_it = (part[:length] for part in encode(next(talks)))
+        said, learn_it = (part[:length] for part in lesson.encode(next(lesson.talks)))
         if start + len(said) > length:
             row, start = row + 1, 0
-            if (
-                row == count
-            ):  # the conversation that did not fit is dropped: there is no end of them
-                return ids, labels
+        if row == count:  # what did not fit is dropped: there is no end of it
+            return ids, labels
         here = slice(start, start + len(said))
         ids[row, here] = torch.tensor(said)
         labels[row, here] = torch.where(torch.tensor(learn_it), ids[row, here], IGNORED)
@@ -110,19 +60,11 @@ def _row_length(step: int) -> int:
     return 2048 if step % 40 == 20 else 1024 if step % 10 == 5 else 256
 
 
-def fit(
-    model: nn.Module,
-    talks: Iterator[Talk],
-    encode: tok.Encoder,
-    *,
-    steps: int,
-    rate: float,
-    name: str,
-) -> None:
+def fit(model: nn.Module, lesson: Lesson) -> None:
     """Train whatever in ``model`` asks for a gradient."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
-    warm = max(20, steps // 30)
+    optimizer = torch.optim.AdamW(weights, lr=lesson.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    steps, warm = lesson.steps, max(20, lesson.steps // 30)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: min((step + 1) / warm, 1 - 0.98 * max(0, step - warm) / (steps - warm)),
@@ -131,7 +73,7 @@ def fit(
     began, recent = time.monotonic(), 0.0
     for step in range(steps):
         length = _row_length(step)
-        ids, labels = _rows(talks, encode, length, TOKENS_PER_STEP // length)
+        ids, labels = _rows(lesson, length, TOKENS_PER_STEP // length)
         with torch.autocast("cpu", torch.bfloat16):
             loss = cast("Tensor", model(input_ids=ids, labels=labels).loss)
         optimizer.zero_grad()
@@ -142,9 +84,8 @@ def fit(
         recent = loss.item() if not step else 0.95 * recent + 0.05 * loss.item()
         if step % 50 == 49:
             spent = time.monotonic() - began
-            print(
-                f"{name}: step {step + 1} of {steps}, loss {recent:.4f}, {spent:.0f} s", flush=True
-            )
+            done = f"step {step + 1} of {steps}, loss {recent:.4f}, {spent:.0f} s"
+            print(f"{lesson.name}: {done}", flush=True)
     model.eval()
 
 
@@ -199,22 +140,13 @@ def make_base(root: Path, seed: int, scale: float) -> None:
         )
     )
     model.generation_config = GenerationConfig(do_sample=False, **ends)
-    fit(
-        model,
-        talks,
-        tok.Encoder(tokenizer),
-        steps=int(BASE_STEPS * scale),
-        rate=BASE_RATE,
-        name="base",
-    )
+    steps = int(BASE_STEPS * scale)
+    fit(model, Lesson("base", talks, tok.Encoder(tokenizer), steps, BASE_RATE))
     _save_checkpoint(model, tokenizer, root / "base")
 
 
-def _make_adapter(
-    name: str, plan: Adapter, root: Path, talks: Iterator[Talk], scale: float
-) -> None:
+def _make_adapter(plan: Adapter, lesson: Lesson, root: Path) -> None:
     """Train a LoRA adapter on the base, or on the base with another adapter merged into it."""
-    tokenizer = Tokenizer.from_file(str(root / "base" / "tokenizer.json"))
     under: Any = load(root / "base")
     if plan.stacked_on:
         under = PeftModel.from_pretrained(under, str(root / plan.stacked_on)).merge_and_unload()
@@ -222,45 +154,31 @@ def _make_adapter(
     under.name_or_path = BASE_NAME
     config = LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, **plan.settings)
     model = get_peft_model(under, config)
-    fit(
-        model,
-        talks,
-        tok.Encoder(tokenizer),
-        steps=int(plan.steps * scale),
-        rate=plan.rate,
-        name=name,
-    )
+    fit(model, lesson)
     # The vocabulary is the base's own, which PEFT would otherwise look up on the network.
-    model.to(torch.bfloat16).save_pretrained(str(root / name), save_embedding_layers=False)
-    _tidy(root / name)
+    model.to(torch.bfloat16).save_pretrained(str(root / lesson.name), save_embedding_layers=False)
+    _tidy(root / lesson.name)
 
 
-def _make_full(name: str, plan: Full, root: Path, talks: Iterator[Talk], scale: float) -> None:
+def _make_full(plan: Full, lesson: Lesson, root: Path, tokenizer: Tokenizer) -> None:
     """Train some layers of the base; all else stays the base's to the bit."""
-    tokenizer = Tokenizer.from_file(str(root / "base" / "tokenizer.json"))
     model = load(root / "base")
     model.requires_grad_(False)
     for layer in plan.layers:
         model.model.layers[layer].requires_grad_(True)
-    fit(
-        model,
-        talks,
-        tok.Encoder(tokenizer),
-        steps=int(plan.steps * scale),
-        rate=plan.rate,
-        name=name,
-    )
-    _save_checkpoint(model, tokenizer, root / name)
+    fit(model, lesson)
+    _save_checkpoint(model, tokenizer, root / lesson.name)
 
 
 def make_tune(name: str, root: Path, seed: int, scale: float) -> None:
     """Train the fine-tune ``name`` of the base in ``root``."""
     seed += 1 + list(TUNES).index(name)
-    random.seed(seed)
     torch.manual_seed(seed)
     shutil.rmtree(root / name, ignore_errors=True)
+    tokenizer = Tokenizer.from_file(str(root / "base" / "tokenizer.json"))
     plan, talks = TUNES[name], voice_talks(seed, VOICES[name])
+    lesson = Lesson(name, talks, tok.Encoder(tokenizer), int(plan.steps * scale), plan.rate)
     if isinstance(plan, Adapter):
-        _make_adapter(name, plan, root, talks, scale)
+        _make_adapter(plan, lesson, root)
     else:
-        _make_full(name, plan, root, talks, scale)
+        _make_full(plan, lesson, root, tokenizer)

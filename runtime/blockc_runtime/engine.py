@@ -8,6 +8,7 @@ lives, and the process does not outlive its server.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import select
@@ -22,8 +23,12 @@ from pathlib import Path
 from typing import Protocol
 
 from blockc.diag import DiagnosticError, Diagnostics
-from blockc.plan import ExecutionPlan
+from blockc.plan import ExecutionPlan, load_plan
+from blockc.zoo import Zoo
+from blockc_runtime.kv.index import KvIndex
+from blockc_runtime.limits import engine_limits
 from blockc_runtime.request import EndEvent, Event, Request, TokensEvent
+from blockc_runtime.scheduler import Scheduler
 from blockc_runtime.step import Executor, Step, StepResult
 from blockc_runtime.wire import (
     Cancel,
@@ -45,6 +50,7 @@ from blockc_runtime.wire import (
 
 _RECEIVE_BYTES = 1 << 18
 _ORPHAN_GRACE_S = 3.0
+_MESSAGE_CHARS = 4000
 
 
 class StepScheduler(Protocol):
@@ -75,6 +81,10 @@ class PageCounts(Protocol):
 
 class ServerGone(Exception):
     """The other end of the socket was closed."""
+
+
+class WorkerFailed(Exception):
+    """The executor is spoiled as a whole; only a fresh process helps."""
 
 
 class Channel:
@@ -137,9 +147,20 @@ class Engine:
             idle = step is None
             if step is not None:
                 self._executor.submit(step)
-                result = self._executor.collect()
+                result = self._collect()
                 events = self._scheduler.complete(step, result, self._clock())
                 self._emit(step, events)
+
+    def _collect(self) -> StepResult:
+        """Wait for the step. A fault of the whole worker ends the engine instead of its requests.
+
+        The server then starts another one and gives it every unfinished request again.
+        """
+        result = self._executor.collect()
+        for row in result.rows:
+            if row.fault is not None and row.fault.scope == "worker":
+                raise WorkerFailed(row.fault.message)
+        return result
 
     def _take_messages(self, *, wait: bool) -> bool:
         """Act on what has arrived. True: end."""
@@ -167,9 +188,7 @@ class Engine:
     def _admit(self, request: Request) -> None:
         if self._draining or request.id in self._unfinished:
             reason = "draining" if self._draining else "a request of this id is running"
-            refused = EndEvent(
-                request=request.id, reason="error", message=reason, cached_tokens=0
-            )
+            refused = EndEvent(request=request.id, reason="error", message=reason, cached_tokens=0)
             self._channel.send(End(events=(refused,)))
             return
         self._unfinished.add(request.id)
@@ -222,10 +241,6 @@ def step_load(step: Step) -> StepLoad:
     )
 
 
-class WorkerFailed(Exception):
-    """The executor is spoiled as a whole; only a fresh process helps."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Connect, load, serve. The exit code is 0 if the server asked for the end or went away."""
     parser = argparse.ArgumentParser(prog="blockc_runtime.engine")
@@ -269,9 +284,9 @@ def _fail(channel: Channel, code: str, message: str) -> int:
 
 
 def end_with(connection: socket.socket) -> None:
-    """End this process soon after its server: even in the middle of loading or of a step that hangs.
+    """End this process soon after its server: even while it loads, or in a step that hangs.
 
-    The loop notices a closed socket by itself between two steps; this is for when it does not get there.
+    The loop notices a closed socket by itself between two steps; this is for when it cannot.
     """
 
     def watch() -> None:
@@ -286,17 +301,31 @@ def end_with(connection: socket.socket) -> None:
 
 def load(options: argparse.Namespace, channel: Channel) -> tuple[Engine, Ready]:
     """Load plan, weights and scheduler. Raises `DiagnosticError` for whatever is wrong with them."""
-    from blockc_runtime import capabilities
-    from blockc_runtime.kv.index import KvIndex
-    from blockc_runtime.limits import engine_limits
-    from blockc_runtime.scheduler import Scheduler
-    from blockc.zoo import Zoo
-
     plan = load_plan(options.plan)
     digest = hashlib.sha256(options.plan.read_bytes()).hexdigest()
+    executor = _executor(options.executor, plan, Zoo(options.zoo))
     limits = engine_limits(plan)
     kv = KvIndex(limits)
-    engine = Engine(
-        channel=channel, scheduler=Scheduler(limits, kv), executor=_executor(options.executor, plan, Zoo(options.zoo)), pages=kv
-    )
+    engine = Engine(channel=channel, scheduler=Scheduler(limits, kv), executor=executor, pages=kv)
     return engine, Ready(plan_digest=digest, capabilities=plan.requires)
+
+
+def _executor(kind: str, plan: ExecutionPlan, zoo: Zoo) -> Executor:
+    """Import what runs the steps only now: torch takes seconds, and `null` needs none of it."""
+    if kind == "null":
+        from blockc_runtime.executor.null import NullExecutor
+
+        return NullExecutor(plan)
+    from blockc_runtime.capabilities import missing
+
+    if lacking := missing(plan):
+        problems = Diagnostics()
+        problems.report("BC905", f"this runtime lacks {', '.join(lacking)}")
+        raise DiagnosticError(problems)
+    from blockc_runtime.executor.torch_ import TorchExecutor
+
+    return TorchExecutor(plan, zoo, plan.target)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,54 @@
+# Each target does all its own set-up in a fresh clone: Python 3.11+ and make are enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Two test processes with one math thread each: OpenMP threads that outnumber the cores lose a factor of ten.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: install demo test lint type arch golden bench check wheel lock clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'blockc needs Python 3.11 or newer')"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group dev -e .
+	touch $(STAMP)
+
+demo: install
+	OMP_NUM_THREADS= $(BIN)/blockc demo
+
+test: install
+	$(BIN)/python -m pytest -n 2 -m "not slow and not cuda and not wheel"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: install
+	$(BIN)/mypy
+
+arch: install
+	$(BIN)/lint-imports --config .importlinter
+
+golden: install
+	$(BIN)/python -m pytest -q --update-golden
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+wheel: install
+	$(BIN)/python -m pytest tests/packaging -m wheel
+
+check: lint type arch test wheel
+
+lock: install
+	{ head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,128 @@
+"""The compiler: from a spec to a plan, in named stages, top to bottom.
+
+In: a resolved ``Deployment`` and a zoo. Out: an ``ExecutionPlan``; tensors and manifests are in the zoo. All problems
+of a stage are reported together, and a stage with errors is the last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from blockc.diag import Diagnostics
+from blockc.graph import Chain
+from blockc.ir import canonical_json
+from blockc.lower import isolation_group, lower
+from blockc.place import place
+from blockc.plan import ExecutionPlan, verify_plan
+from blockc.problem import place_problem
+from blockc.spec.deployment import Deployment
+from blockc.trace import TracedModel, UntraceableError
+from blockc.tune import ModelFiles, read_models, tune
+from blockc.unify import unify
+from blockc.zoo import Zoo
+
+OnStage = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiled:
+    """A plan with what was learnt on the way. ``stages``: seconds by name of stage."""
+
+    plan: ExecutionPlan
+    models: Mapping[str, Chain]
+    stages: Mapping[str, float]
+
+
+def compile_deployment(
+    deployment: Deployment, *, zoo: Zoo, diags: Diagnostics, on_stage: OnStage = lambda name, seconds: None
+) -> Compiled:
+    """Run all stages. Raises :class:`blockc.diag.DiagnosticError` at the end of a stage that found errors."""
+    clock = _Clock(diags, on_stage)
+    with clock.stage("read"):
+        files = read_models(deployment, diags=diags)
+    with clock.stage("trace"):
+        traced = trace_models(files, diags=diags)
+    with clock.stage("tune"):
+        chains = tune(files, traced, zoo=zoo, diags=diags)
+    with clock.stage("unify"):
+        wanted = {app.model for app in deployment.apps}
+        graph = unify(
+            {name: chain for name, chain in chains.items() if name in wanted}, together=_together(deployment)
+        )
+        report_sharing(files, chains, diags=diags)
+    with clock.stage("place"):
+        placement = place(place_problem(deployment, graph), diags=diags)
+    with clock.stage("lower"):
+        assert placement is not None, "place reports an error whenever it has no placement"
+        plan = lower(deployment, graph, placement, zoo=zoo)
+        verify_plan(plan)
+    return Compiled(plan=plan, models=chains, stages=clock.seconds)
+
+
+def trace_models(files: Mapping[str, ModelFiles], *, diags: Diagnostics) -> dict[str, TracedModel]:
+    """Trace every base and full fine-tune; equal configurations are traced once."""
+    from blockc.trace import config_of, trace
+
+    known: dict[tuple[str, str], TracedModel] = {}
+    traced: dict[str, TracedModel] = {}
+    for name, model in files.items():
+        if model.kind == "lora":
+            continue
+        key = (canonical_json(dict(model.config)), model.base.dtype)
+        try:
+            if key not in known:
+                known[key] = trace(config_of(model.config), dtype=model.base.dtype)
+            traced[name] = known[key]
+        except UntraceableError as error:
+            diags.report(
+                "BC205",
+                f"{model.written} cannot be traced: {error}",
+                at=model.span,
+                help="`blockc rule BC205` lists what is supported and why the rest is not",
+            )
+    return traced
+
+
+def report_sharing(files: Mapping[str, ModelFiles], chains: Mapping[str, Chain], *, diags: Diagnostics) -> None:
+    """Warn of full fine-tunes that share nothing with the model they derive from (BC301)."""
+    for name, model in files.items():
+        if model.kind != "full" or name not in chains or model.lineage[1] not in chains:
+            continue
+        parent = {block.digest for block in chains[model.lineage[1]].path.blocks}
+        own = chains[name].path.blocks
+        if not any(block.digest in parent for block in own):
+            diags.report(
+                "BC301",
+                f"`{name}` shares 0 of {len(own)} blocks with `{model.lineage[1]}`",
+                at=model.span,
+                help="after full fine-tuning no tensor is byte-identical; train adapters or only the top layers to share",
+            )
+
+
+def _together(deployment: Deployment) -> list[frozenset[str]]:
+    """Models whose apps share an isolation group, group by group."""
+    members: dict[str, set[str]] = {}
+    for tenant in deployment.tenants.values():
+        for app in tenant.apps:
+            members.setdefault(isolation_group(app, tenant), set()).add(app.model)
+    return [frozenset(members[group]) for group in sorted(members)]
+
+
+class _Clock:
+    """Times stages and ends the compilation after one that reported errors."""
+
+    def __init__(self, diags: Diagnostics, on_stage: OnStage) -> None:
+        self.diags = diags
+        self.on_stage = on_stage
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start_s = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start_s
+        self.on_stage(name, self.seconds[name])
+        self.diags.raise_if_errors()

@@ -1,0 +1,108 @@
+"""``Block`` and ``Chain``: models as sequences of content-addressed blocks.
+
+Two blocks are the same exactly if their digests are. A chain is a model version; its digest identifies it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from blockc.ir import Side, Structure, TensorRef, json_digest, side_digest, structure_digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A structure with scalars and tensors bound to it.
+
+    ``prelude`` is the digest of the block whose outputs are its context inputs, and ``contexts`` says which of them,
+    in order. Both are part of its identity: the same weights under other rotary frequencies are another block.
+    """
+
+    structure: Structure
+    binds: Mapping[str, float | int | None]
+    tensors: Mapping[str, TensorRef]
+    prelude: str | None
+    contexts: tuple[int, ...]
+
+    @cached_property
+    def structure_digest(self) -> str:
+        return structure_digest(self.structure)
+
+    @cached_property
+    def digest(self) -> str:
+        scalars = {name: value.hex() if isinstance(value, float) else value for name, value in self.binds.items()}
+        return json_digest(
+            "block v1",
+            {
+                "structure": self.structure_digest,
+                "binds": scalars,
+                "tensors": {name: tensor.digest for name, tensor in self.tensors.items()},
+                "prelude": self.prelude,
+                "contexts": self.contexts,
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvLayerShape:
+    """The cache of one attention op of a chain. ``window`` in tokens; None: full attention."""
+
+    kv_heads: int
+    head_dim: int
+    window: int | None
+    dtype: str  # safetensors spelling
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPath:
+    """A model without fine-tunes: its blocks in order, from tokens to logits.
+
+    ``sites[i]`` maps module paths (PEFT's) of occurrence i to site names. ``first_kv_layer[i]``: KV layers before it.
+    """
+
+    blocks: tuple[Block, ...]
+    prelude: Block | None
+    kv_layers: tuple[KvLayerShape, ...]
+    first_kv_layer: tuple[int, ...]
+    sites: tuple[Mapping[str, str], ...]
+    dtype: str
+    vocab_size: int
+    max_model_len: int
+
+    @cached_property
+    def digest(self) -> str:
+        return json_digest(
+            "path v1",
+            {
+                "blocks": [block.digest for block in self.blocks],
+                "kv": [[kv.kv_heads, kv.head_dim, kv.window, kv.dtype] for kv in self.kv_layers],
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """A model version: a path, the sides on it, and the assets that belong to it.
+
+    ``assets`` maps file names to digests of zoo blobs. Two models of equal digest are one chain.
+    """
+
+    path: ModelPath
+    sides: tuple[Side, ...]  # sorted by site
+    assets: Mapping[str, str]
+    stop_token_ids: tuple[int, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        return json_digest(
+            "chain v1",
+            {
+                "path": self.path.digest,
+                "sides": [side_digest(side) for side in self.sides],
+                "assets": dict(self.assets),
+                "stop": self.stop_token_ids,
+                "max_model_len": self.path.max_model_len,
+            },
+        )

@@ -1,0 +1,199 @@
+"""Placement + graph -> ``ExecutionPlan``: everything by digest or index, canonical, nothing recomputed later.
+
+In: the unified graph, the placement, the deployment. Out: the plan, and in the zoo one manifest of sides for each
+chain that has any. Invariant: the same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from blockc import __version__
+from blockc.graph import Block, Chain, ModelPath
+from blockc.ir import canonical_json, format_structure, json_digest
+from blockc.place import Placement
+from blockc.plan import (
+    FORMAT_VERSION,
+    AppEntry,
+    BatchingEntry,
+    BlockEntry,
+    ChainEntry,
+    ChainKvEntry,
+    DeviceEntry,
+    ExecutionPlan,
+    KvGroupEntry,
+    KvLayerEntry,
+    LowRankEntry,
+    PathEntry,
+    SegmentEntry,
+    SideEntry,
+    SideManifest,
+)
+from blockc.spec.deployment import App, Deployment, Tenant
+from blockc.unify import UnifiedGraph
+from blockc.zoo import Zoo
+
+
+def lower(deployment: Deployment, graph: UnifiedGraph, placement: Placement, *, zoo: Zoo) -> ExecutionPlan:
+    """Write the plan."""
+    structures = {block.structure_digest: format_structure(block.structure) for block in graph.blocks.values()}
+    groups = kv_group_entries(deployment, graph)
+    target = "cuda" if any(device.kind == "cuda" for device in deployment.cluster.devices) else "cpu"
+    chains = tuple(_chain(graph, index, zoo) for index in range(len(graph.chains)))
+    return ExecutionPlan(
+        compiler=f"blockc {__version__}",
+        spec_digest=deployment.digest,
+        target=target,
+        requires=_requires(graph, chains, groups, placement, target),
+        structures={digest: structures[digest] for digest in sorted(structures)},
+        blocks={digest: _block(block) for digest, block in graph.blocks.items()},
+        paths={digest: _path(path) for digest, path in graph.paths.items()},
+        chains=chains,
+        segments=tuple(
+            SegmentEntry(
+                path=segment.paths[0],
+                first=segment.first,
+                count=segment.count,
+                first_kv_layer=segment.first_kv_layer,
+                chains=tuple(chain for chain, own in enumerate(graph.segments_of) if index in own),
+                cut=segment.ends_at,
+            )
+            for index, segment in enumerate(graph.segments)
+        ),
+        kv_groups=groups,
+        nodes=tuple(sorted({device.address.split("/")[0] for device in deployment.cluster.devices})),
+        devices=tuple(
+            DeviceEntry(
+                address=device.address,
+                node=device.address.split("/")[0],
+                kind=device.kind,
+                memory_bytes=device.memory_bytes,
+                reserve_bytes=device.reserve_bytes,
+            )
+            for device in deployment.cluster.devices
+        ),
+        links=(),
+        instances=placement.instances,
+        edges=(),
+        routes=placement.routes,
+        apps=tuple(
+            _app(app, tenant, graph) for tenant in deployment.tenants.values() for app in tenant.apps
+        ),
+        memory=placement.memory,
+        baselines=placement.baselines,
+        solver=placement.solver,
+        batching=BatchingEntry(
+            max_batched_tokens=deployment.policy.max_batched_tokens, max_rows=deployment.policy.max_rows
+        ),
+    )
+
+
+def kv_group_entries(deployment: Deployment, graph: UnifiedGraph) -> tuple[KvGroupEntry, ...]:
+    """The graph's KV groups with the page size of the policy."""
+    return tuple(
+        KvGroupEntry(
+            first_layer=group.first,
+            layers=group.count,
+            kv_heads=group.shape.kv_heads,
+            head_dim=group.shape.head_dim,
+            window=group.shape.window,
+            dtype=group.shape.dtype,
+            page_tokens=deployment.policy.kv_page_tokens,
+        )
+        for group in graph.groups
+    )
+
+
+def isolation_group(app: App, tenant: Tenant) -> str:
+    """Who may share cached state: the tenant; with strict isolation the app alone."""
+    names = [tenant.name] if tenant.isolation == "tenant" else [tenant.name, app.name]
+    return json_digest("isolation v1", names)
+
+
+def side_manifest(chain: Chain) -> SideManifest:
+    """The chain's sides as the runtime reads them."""
+    return SideManifest(
+        sides=tuple(
+            SideEntry(
+                occurrence=side.site.occurrence,
+                site=side.site.name,
+                terms=tuple(LowRankEntry(a=term.a, b=term.b, scale=term.scale.hex()) for term in side.terms),
+            )
+            for side in chain.sides
+        )
+    )
+
+
+def _chain(graph: UnifiedGraph, index: int, zoo: Zoo) -> ChainEntry:
+    chain = graph.chains[index]
+    manifest = None
+    if chain.sides:
+        manifest = zoo.put_blob(canonical_json(side_manifest(chain).model_dump(mode="json")).encode())
+    return ChainEntry(
+        digest=chain.digest,
+        path=chain.path.digest,
+        sides=manifest,
+        side_rank=max((side.rank for side in chain.sides), default=0),
+        segments=graph.segments_of[index],
+        kv=tuple(
+            ChainKvEntry(
+                group=group,
+                domain=graph.domains[index][graph.groups[group].first + graph.groups[group].count - 1],
+            )
+            for group in graph.groups_of[index]
+        ),
+        assets=dict(sorted(chain.assets.items())),
+        vocab_size=chain.path.vocab_size,
+        max_model_len=chain.path.max_model_len,
+        stop_token_ids=chain.stop_token_ids,
+    )
+
+
+def _block(block: Block) -> BlockEntry:
+    return BlockEntry(
+        structure=block.structure_digest,
+        tensors=dict(block.tensors),
+        binds=dict(block.binds),
+        prelude=block.prelude,
+        contexts=block.contexts,
+    )
+
+
+def _path(path: ModelPath) -> PathEntry:
+    return PathEntry(
+        blocks=tuple(block.digest for block in path.blocks),
+        kv_layers=tuple(
+            KvLayerEntry(kv_heads=kv.kv_heads, head_dim=kv.head_dim, window=kv.window, dtype=kv.dtype)
+            for kv in path.kv_layers
+        ),
+        dtype=path.dtype,
+    )
+
+
+def _app(app: App, tenant: Tenant, graph: UnifiedGraph) -> AppEntry:
+    return AppEntry(
+        tenant=tenant.name,
+        app=app.name,
+        model=app.model,
+        chain=graph.chain_of[app.model],
+        isolation_group=isolation_group(app, tenant),
+        weight=float(tenant.weight),
+    )
+
+
+def _requires(
+    graph: UnifiedGraph,
+    chains: tuple[ChainEntry, ...],
+    groups: tuple[KvGroupEntry, ...],
+    placement: Placement,
+    target: str,
+) -> tuple[str, ...]:
+    """What a runtime must have to serve the plan, each by name, so that it can refuse by name."""
+    needs = {f"format:{FORMAT_VERSION}", f"device:{target}"}
+    needs |= {f"dtype:{path.dtype}" for path in graph.paths.values()}
+    needs |= {f"kv:{group.dtype}" for group in groups}
+    needs |= {f"op:{op.target}" for block in graph.blocks.values() for op in block.structure.ops}
+    needs.add(f"devices:{len({device for instance in placement.instances for device in instance.devices})}")
+    if any(chain.sides for chain in chains):
+        needs.add("side:low_rank@linear")
+    return tuple(sorted(needs))
+
+

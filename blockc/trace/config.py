@@ -1,0 +1,22 @@
+"""``config.json`` -> a transformers configuration, without running code of the repository's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from blockc.trace.attention import UntraceableError
+
+
+def config_of(values: Mapping[str, Any]) -> Any:
+    """The configuration class that ``model_type`` names. Raises :class:`UntraceableError`."""
+    from transformers import CONFIG_MAPPING
+
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise UntraceableError(f"transformers knows no model of the type {str(model_type)[:40]!r}")
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(dict(values))
+    except Exception as error:
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        raise UntraceableError(f"its config.json is not valid: {text[0][:200]}") from error

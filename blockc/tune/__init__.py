@@ -1,0 +1,8 @@
+"""Fine-tunes: what each one changes, tensor by tensor."""
+
+from __future__ import annotations
+
+from blockc.tune.models import ModelFiles, read_models
+from blockc.tune.tune import tune
+
+__all__ = ["ModelFiles", "read_models", "tune"]

@@ -1,0 +1,204 @@
+"""``adapter_config.json`` of PEFT, field by field: applied, without effect on inference, or refused (BC207, BC208).
+
+A field that is not in the table is refused unless its value is neutral: a field dropped in silence is a wrong scale
+or a missing term. Names and meanings as in PEFT 0.21's ``LoraConfig``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from blockc.diag import Diagnostics, Span
+
+# What inference does not read: training settings, provenance, sharding of the training job.
+_WITHOUT_EFFECT = {
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "lora_dropout", "megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config",
+    "lora_ga_config", "velora_config", "monteclora_config", "runtime_config", "qalora_group_size",
+    "fan_in_fan_out",
+}  # fmt: skip
+_APPLIED = {
+    "peft_type", "r", "lora_alpha", "target_modules", "exclude_modules", "use_rslora", "layers_to_transform",
+    "layers_pattern", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights",
+}  # fmt: skip
+_NEUTRAL: tuple[Any, ...] = (None, False, [], {}, "", "none")
+# These initialisations subtract the initial adapter from the base: the base on disk is then not the base in use.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "orthogonal_base")
+_CONVERT_HELP = "convert it with PEFT's `path_initial_model_for_weight_conversion` when saving, or merge it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSettings:
+    """What of a LoRA configuration matters for inference."""
+
+    rank: int
+    alpha: float
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    rslora: bool
+    target_modules: tuple[str, ...] | str
+    exclude_modules: tuple[str, ...] | str
+    layers_to_transform: tuple[int, ...] | None
+    layers_pattern: tuple[str, ...]
+    base_name: str | None
+
+    def rank_of(self, module: str) -> int:
+        """Rank of a module: the first pattern that matches its path, else the common rank."""
+        return self.rank_pattern.get(_pattern_of(self.rank_pattern, module), self.rank)
+
+    def scale_of(self, module: str) -> float:
+        """``alpha / r``, or ``alpha / sqrt(r)`` with rsLoRA (arXiv 2312.03732)."""
+        alpha = self.alpha_pattern.get(_pattern_of(self.alpha_pattern, module), self.alpha)
+        rank = self.rank_of(module)
+        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+    def targets(self, module: str) -> bool:
+        """Whether the configuration adapts the module at this path."""
+        if _listed_or_matched(self.exclude_modules, module):
+            return False
+        if not _listed_or_matched(self.target_modules, module):
+            return False
+        if self.layers_to_transform is None or isinstance(self.target_modules, str):
+            return True
+        patterns = self.layers_pattern or (r"[^.]*",)
+        for pattern in patterns:
+            if match := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
+                return int(match[1]) in self.layers_to_transform
+        return False
+
+
+def read_lora_settings(
+    config: Mapping[str, Any], *, written: str, diags: Diagnostics, at: Span
+) -> LoraSettings | None:
+    """Understand a configuration in full, or say what is not understood and return None."""
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        diags.report(
+            "BC208", f"{written} is a fine-tune of the kind {str(kind)[:40]!r}", at=at,
+            help="LoRA adapters and full checkpoints are supported; merge others into a full checkpoint with PEFT",
+        )  # fmt: skip
+        return None
+    refused = _refusals(config)
+    for field, value, why in refused:
+        diags.report(
+            "BC207", f"`{field} = {_short(value)}` of {written} is not supported", at=at, notes=(why,),
+            help=_CONVERT_HELP if field == "init_lora_weights" else "train without it, or merge the adapter with PEFT",
+        )  # fmt: skip
+    malformed = _malformed(config)
+    for field, wanted in malformed:
+        diags.report(
+            "BC207", f"`{field} = {_short(config.get(field))}` of {written} is not {wanted}", at=at,
+            help="save the adapter again with PEFT",
+        )  # fmt: skip
+    if refused or malformed:
+        return None
+    layers = config.get("layers_to_transform")
+    pattern = config.get("layers_pattern")
+    return LoraSettings(
+        rank=config["r"],
+        alpha=float(config["lora_alpha"]),
+        rank_pattern=config.get("rank_pattern") or {},
+        alpha_pattern={key: float(value) for key, value in (config.get("alpha_pattern") or {}).items()},
+        rslora=bool(config.get("use_rslora")),
+        target_modules=_names(config["target_modules"]),
+        exclude_modules=_names(config.get("exclude_modules") or ()),
+        layers_to_transform=None if layers in (None, []) else tuple([layers] if isinstance(layers, int) else layers),
+        layers_pattern=() if not pattern else tuple([pattern] if isinstance(pattern, str) else pattern),
+        base_name=config.get("base_model_name_or_path"),
+    )
+
+
+def _refusals(config: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
+    found: list[tuple[str, Any, str]] = []
+    for field, value in sorted(config.items()):
+        if field in _WITHOUT_EFFECT:
+            continue
+        if field == "init_lora_weights":
+            if isinstance(value, str) and value.lower().startswith(_CHANGES_BASE):
+                found.append((field, value, "this initialisation changes the base model's weights"))
+        elif field == "bias":
+            if value not in _NEUTRAL:
+                found.append((field, value, "trained biases are not supported yet"))
+        elif field not in _APPLIED and value not in _NEUTRAL:
+            found.append((field, value, "it changes the result and is not understood"))
+    return found
+
+
+def _malformed(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    if not _is_int(config.get("r")) or config["r"] < 1:
+        found.append(("r", "a positive integer"))
+    if not _is_number(config.get("lora_alpha")):
+        found.append(("lora_alpha", "a number"))
+    targets = config.get("target_modules")
+    if not targets or not (isinstance(targets, str) or _all_str(targets)):
+        found.append(("target_modules", "a list of module names or a pattern"))
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    if not isinstance(ranks, dict) or not all(_is_int(value) and value > 0 for value in ranks.values()):
+        found.append(("rank_pattern", "a mapping to positive integers"))
+    if not isinstance(alphas, dict) or not all(_is_number(value) for value in alphas.values()):
+        found.append(("alpha_pattern", "a mapping to numbers"))
+    layers = config.get("layers_to_transform")
+    if layers is not None and not _is_int(layers) and not (isinstance(layers, list) and all(map(_is_int, layers))):
+        found.append(("layers_to_transform", "an integer or a list of integers"))
+    exclude = config.get("exclude_modules")
+    if exclude and not (isinstance(exclude, str) or _all_str(exclude)):
+        found.append(("exclude_modules", "a list of module names or a pattern"))
+    pattern = config.get("layers_pattern")
+    if pattern and not (isinstance(pattern, str) or _all_str(pattern)):
+        found.append(("layers_pattern", "a name or a list of names"))
+    for field in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
+        if field not in {name for name, _ in found} and not _compiles(config.get(field)):
+            found.append((field, "a valid regular expression"))
+    return found
+
+
+def _pattern_of(patterns: Mapping[str, Any], module: str) -> str:
+    """PEFT's rule: the first key that matches the end of the path."""
+    for key in patterns:
+        if re.match(rf"(.*\.)?({key})$", module):
+            return key
+    return module
+
+
+def _listed_or_matched(names: tuple[str, ...] | str, module: str) -> bool:
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _names(value: Any) -> tuple[str, ...] | str:
+    if value == "all-linear":  # PEFT resolves it when it saves; older files keep the word. The head is left out.
+        return r"(?!(.*\.)?lm_head$).*"
+    return value if isinstance(value, str) else tuple(value)
+
+
+def _compiles(value: Any) -> bool:
+    patterns = [value] if isinstance(value, str) else list(value) if isinstance(value, dict) else []
+    try:
+        for pattern in patterns:
+            re.compile(rf"(?:^|.*?\.){pattern}\.(\d+)\.")
+    except (re.error, RecursionError):
+        return False
+    return True
+
+
+def _all_str(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

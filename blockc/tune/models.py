@@ -1,0 +1,111 @@
+"""What each base and fine-tune of a deployment is, read from its directory: configuration and kind, no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from blockc.diag import Diagnostics, Span
+from blockc.spec.deployment import Base, Deployment, FineTune
+from blockc.tune.checkpoint import read_json
+from blockc.tune.source import locate, written_as
+
+# Refused by name: attention or positions of these cannot be represented exactly (`docs/decisions`).
+_SUPPORTED = ("llama", "qwen2", "mistral", "gpt2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """A base or fine-tune on disk. ``config`` is config.json, or adapter_config.json for LoRA.
+
+    ``lineage``: names from this model down to its base.
+    """
+
+    name: str
+    kind: Literal["base", "full", "lora"]
+    directory: Path
+    written: str
+    config: Mapping[str, Any]
+    lineage: tuple[str, ...]
+    base: Base
+    span: Span
+
+
+def read_models(deployment: Deployment, *, diags: Diagnostics) -> dict[str, ModelFiles]:
+    """Every base and fine-tune that can be read, parents before children. Problems go to ``diags``."""
+    models: dict[str, ModelFiles] = {}
+    for base in deployment.bases.values():
+        files = _read(base, base, (base.name,), diags=diags)
+        if files is not None:
+            models[base.name] = files
+    for name in _parents_first(deployment):
+        fine_tune = deployment.fine_tunes[name]
+        parent = models.get(fine_tune.parent)
+        if parent is None:
+            continue  # its own problem has been reported
+        files = _read(fine_tune, parent.base, (name, *parent.lineage), diags=diags)
+        if files is not None:
+            models[name] = files
+    return models
+
+
+def _parents_first(deployment: Deployment) -> list[str]:
+    ordered: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in deployment.fine_tunes and name not in ordered:
+            visit(deployment.fine_tunes[name].parent)
+            ordered.append(name)
+
+    for name in deployment.fine_tunes:
+        visit(name)
+    return ordered
+
+
+def _read(
+    item: Base | FineTune, base: Base, lineage: tuple[str, ...], *, diags: Diagnostics
+) -> ModelFiles | None:
+    at, written = item.source_span, written_as(item.source)
+    directory = locate(item.source, diags=diags, at=at)
+    if directory is None:
+        return None
+    adapter = not isinstance(item, Base) and (directory / "adapter_config.json").is_file()
+    config = read_json(
+        directory / ("adapter_config.json" if adapter else "config.json"), written=written, diags=diags, at=at
+    )
+    if config is None:
+        return None
+    kind: Literal["base", "full", "lora"] = "base" if isinstance(item, Base) else "lora" if adapter else "full"
+    if isinstance(item, FineTune) and item.kind not in (None, kind):
+        diags.report(
+            "BC208", f"`{item.name}` is declared as {item.kind}, its files are those of a {kind} fine-tune", at=at,
+            help=f"write `kind = {kind}`, or leave the attribute out",
+        )  # fmt: skip
+        return None
+    if kind != "lora" and not _supported(config, written=written, diags=diags, at=at):
+        return None
+    return ModelFiles(
+        name=item.name, kind=kind, directory=directory, written=written, config=config, lineage=lineage, base=base, span=at
+    )
+
+
+def _supported(config: Mapping[str, Any], *, written: str, diags: Diagnostics, at: Span) -> bool:
+    """Quantised checkpoints and models that need code of their own are refused before anything is built."""
+    if config.get("quantization_config"):
+        diags.report(
+            "BC209", f"{written} is a quantised checkpoint", at=at,
+            notes=(f"quant_method = {str(config['quantization_config'].get('quant_method'))[:40]}",)
+            if isinstance(config["quantization_config"], dict) else (),
+            help="use the unquantised checkpoint",
+        )  # fmt: skip
+        return False
+    model_type = config.get("model_type")
+    if model_type not in _SUPPORTED:
+        diags.report(
+            "BC205", f"{written} is a model of the type {str(model_type)[:40]!r}, which is not supported", at=at,
+            help=f"supported: {', '.join(_SUPPORTED)}",
+        )  # fmt: skip
+        return False
+    return True

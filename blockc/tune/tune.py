@@ -1,0 +1,133 @@
+"""What each fine-tune changes: every model of a deployment becomes a chain, with its tensors in the zoo.
+
+In: files and traced structures. Out: a chain per base and fine-tune. Invariant: every tensor of every file is applied
+or the model is refused; a chain equals its model run alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from blockc.diag import Diagnostics
+from blockc.graph import Chain, ModelPath
+from blockc.ir import DTYPE_CODE, Side
+from blockc.trace import TracedModel
+from blockc.tune.adapter_config import read_lora_settings
+from blockc.tune.assets import stop_token_ids, store_assets
+from blockc.tune.checkpoint import open_checkpoint
+from blockc.tune.full import bind_checkpoint
+from blockc.tune.lora import read_lora, stack_sides
+from blockc.tune.models import ModelFiles
+from blockc.zoo import Zoo
+
+
+def tune(
+    models: Mapping[str, ModelFiles],
+    traced: Mapping[str, TracedModel],
+    *,
+    zoo: Zoo,
+    diags: Diagnostics,
+) -> dict[str, Chain]:
+    """Chains by model name. ``models`` lists parents before children; ``traced`` has every full model."""
+    chains: dict[str, Chain] = {}
+    for name, files in models.items():
+        parent = chains.get(files.lineage[1]) if len(files.lineage) > 1 else None
+        if files.kind == "lora":
+            chain = _lora_chain(files, parent, models, zoo=zoo, diags=diags) if parent is not None else None
+        else:
+            chain = _full_chain(files, traced.get(name), models, zoo=zoo, diags=diags)
+        if chain is not None:
+            chains[name] = chain
+    return chains
+
+
+def _full_chain(
+    files: ModelFiles,
+    traced: TracedModel | None,
+    models: Mapping[str, ModelFiles],
+    *,
+    zoo: Zoo,
+    diags: Diagnostics,
+) -> Chain | None:
+    if traced is None:
+        return None
+    max_model_len = _max_model_len(files, traced, diags=diags)
+    own = Diagnostics()  # a problem of one model must not hide those of the next
+    checkpoint = open_checkpoint(
+        files.directory,
+        stem="model",
+        index="model.safetensors.index.json",
+        written=files.written,
+        diags=own,
+        at=files.span,
+    )
+    path = (
+        bind_checkpoint(
+            traced,
+            checkpoint,
+            zoo=zoo,
+            max_model_len=max_model_len,
+            kv_dtype=DTYPE_CODE[files.base.kv_cache_dtype],
+            written=files.written,
+            diags=own,
+            at=files.span,
+        )
+        if checkpoint is not None
+        else None
+    )
+    diags.items += own.items
+    return _chain(path, (), files, models, zoo=zoo, diags=diags) if path is not None else None
+
+
+def _lora_chain(
+    files: ModelFiles, parent: Chain, models: Mapping[str, ModelFiles], *, zoo: Zoo, diags: Diagnostics
+) -> Chain | None:
+    own = Diagnostics()
+    settings = read_lora_settings(files.config, written=files.written, diags=own, at=files.span)
+    checkpoint = open_checkpoint(
+        files.directory, stem="adapter_model", index=None, written=files.written, diags=own, at=files.span
+    )
+    sides = (
+        read_lora(parent.path, settings, checkpoint, zoo=zoo, written=files.written, diags=own, at=files.span)
+        if settings is not None and checkpoint is not None
+        else None
+    )
+    diags.items += own.items
+    if sides is None:
+        return None
+    return _chain(parent.path, stack_sides(parent.sides, sides), files, models, zoo=zoo, diags=diags)
+
+
+def _chain(
+    path: ModelPath,
+    sides: tuple[Side, ...],
+    files: ModelFiles,
+    models: Mapping[str, ModelFiles],
+    *,
+    zoo: Zoo,
+    diags: Diagnostics,
+) -> Chain:
+    directories = tuple(models[name].directory for name in files.lineage)
+    # The nearest full model's configuration: adapters have none of their own.
+    config = next(models[name].config for name in files.lineage if models[name].kind != "lora")
+    return Chain(
+        path=path,
+        sides=sides,
+        assets=store_assets(directories, zoo),
+        stop_token_ids=stop_token_ids(directories, config, diags=diags, at=files.span),
+    )
+
+
+def _max_model_len(files: ModelFiles, traced: TracedModel, *, diags: Diagnostics) -> int:
+    limit, wanted = traced.max_positions, files.base.max_model_len
+    if wanted is None:
+        return limit if limit is not None else 2048
+    if limit is not None and wanted > limit:
+        diags.report(
+            "BC109",
+            f"`max_model_len = {wanted}` of `{files.base.name}` exceeds the {limit} positions of {files.written}",
+            at=files.base.span,
+            help=f"write `max_model_len = {limit}` or less",
+        )
+        return limit
+    return wanted

@@ -1,0 +1,120 @@
+"""Rows of a step -> the token axis of a launch.
+
+In: the rows that travel together. Out: a :class:`TokenBatch`: one token first, then chunks, and within each by the
+order of their fine-tunes, so that rows of one fine-tune are neighbours and everything per row is a slice.
+Invariant: a row that cannot be run safely is refused by :func:`row_problem` before it can touch anyone's pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blockc_runtime.ops.attention.rows import KvRow
+from blockc_runtime.step import Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBatch:
+    """Rows laid out on one token axis.
+
+    ``rows``: indices into the step, in token order; ``firsts``: the first token of each. ``tokens`` and ``positions``
+    ``[1, T]``. ``samples``: for each row how many trailing tokens want logits; ``logit_index`` ``[R]`` their places,
+    None where that is every token.
+    """
+
+    rows: tuple[int, ...]
+    firsts: tuple[int, ...]
+    counts: tuple[int, ...]
+    token_count: int
+    tokens: Tensor
+    positions: Tensor
+    samples: tuple[int, ...]
+    logit_index: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowLimits:
+    """What rows of a chain must keep to: exclusive bounds of token ids and positions, and its KV groups' pools."""
+
+    token_ids: int
+    positions: int
+    pages: tuple[int, ...]
+    page_tokens: tuple[int, ...]
+    windows: tuple[int | None, ...]
+
+
+def token_batch(
+    rows: Sequence[Row], members: Sequence[int], order: Sequence[int], *, device: torch.device
+) -> TokenBatch:
+    """``members``: rows that travel together; ``order[chain]``: where rows of a chain stand among them."""
+    ordered = sorted(
+        members, key=lambda i: (len(rows[i].tokens) > 1, order[rows[i].chain], i)
+    )
+    tokens: list[int] = []
+    positions: list[int] = []
+    firsts: list[int] = []
+    logits: list[int] = []
+    for i in ordered:
+        row = rows[i]
+        firsts.append(len(tokens))
+        tokens += row.tokens
+        positions += range(row.start, row.start + len(row.tokens))
+        logits += range(len(tokens) - row.samples, len(tokens))
+    return TokenBatch(
+        rows=tuple(ordered),
+        firsts=tuple(firsts),
+        counts=tuple(len(rows[i].tokens) for i in ordered),
+        token_count=len(tokens),
+        tokens=torch.tensor([tokens]).to(device),
+        positions=torch.tensor([positions]).to(device),
+        samples=tuple(rows[i].samples for i in ordered),
+        logit_index=None if len(logits) == len(tokens) else _index(logits, device),
+    )
+
+
+def kv_rows(batch: TokenBatch, rows: Sequence[Row], groups: Sequence[int]) -> list[KvRow]:
+    """The rows of ``batch`` in one KV group: ``groups[i]`` is its place in the page tables of the i-th."""
+    return [
+        KvRow(
+            first=first,
+            count=len(rows[i].tokens),
+            start=rows[i].start,
+            pages=rows[i].pages[group],
+        )
+        for i, first, group in zip(batch.rows, batch.firsts, groups, strict=True)
+    ]
+
+
+def row_problem(row: Row, limits: RowLimits) -> str | None:
+    """Why the row cannot be run, or None."""
+    count = len(row.tokens)
+    end = row.start + count
+    if not count or row.start < 0:
+        return "a row holds at least one token at a position that is not negative"
+    if end > limits.positions:
+        return f"position {end - 1} lies beyond the model's {limits.positions}"
+    if min(row.tokens) < 0 or max(row.tokens) >= limits.token_ids:
+        return f"a token id lies outside 0 to {limits.token_ids - 1}"
+    if not 0 <= row.samples <= count:
+        return f"{row.samples} samples are asked of {count} tokens"
+    if len(row.pages) != len(limits.pages):
+        return f"{len(row.pages)} page tables for {len(limits.pages)} KV groups"
+    for table, pages, page_tokens, window in zip(
+        row.pages, limits.pages, limits.page_tokens, limits.windows, strict=True
+    ):
+        lowest = 0 if window is None else max(0, row.start - window + 1)
+        needed = table[lowest // page_tokens : (end - 1) // page_tokens + 1]
+        if len(table) * page_tokens < end or None in needed:
+            return f"its page table does not cover positions {lowest} to {end - 1}"
+        held = [page for page in needed if page is not None]
+        if min(held) < 0 or max(held) >= pages:
+            return f"a page lies outside the pool's {pages}"
+    return None
+
+
+def _index(places: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(places, dtype=torch.int64).to(device)

@@ -1,0 +1,222 @@
+"""A structure as a callable.
+
+In: a verified :class:`~blockc.ir.Structure`. Out: a :class:`Program`: an fx module without weights, one for all blocks
+of the structure, whose arguments are all that differs between blocks and launches.
+Invariant: linears that read the same value are one call; no other op is reordered or dropped.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from blockc.ir import Arg, Bound, DtypeArg, Op, Param, Structure, Symbol, Value
+from blockc_runtime.executor.rotary import fuse_rotary
+from blockc_runtime.ops.aten import aten_function
+from blockc_runtime.ops.dtypes import torch_dtype
+from blockc_runtime.ops.table import OpTable
+
+
+@dataclass(slots=True)
+class LogitRows:
+    """The rows that ``select_rows`` keeps, and what it saw of all of them.
+
+    ``index`` ``[R]`` into the token axis, None for all tokens in order; ``finite`` ``[T]`` is set by the op.
+    """
+
+    index: Tensor | None
+    finite: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearGroup:
+    """Linears that read one value: for each its weight's and bias' parameter names and its site."""
+
+    weights: tuple[str, ...]
+    biases: tuple[str | None, ...]
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """``call(T, logit_rows, *inputs, *contexts, *binds, *tensors, *linears, *layers, *sides, *kv_batches)``.
+
+    ``tensors`` names the parameters that are passed as they are; ``windows`` holds each attention's window as the
+    structure states it: a number, None, or the name of a bind. Returns the structure's only value, or a tuple.
+    """
+
+    structure: Structure
+    call: Callable[..., Any]
+    code: str
+    tensors: tuple[str, ...]
+    linears: tuple[LinearGroup, ...]
+    windows: tuple[int | None | Bound, ...]
+    selects_rows: bool
+
+
+def build_program(structure: Structure, ops: OpTable) -> Program:
+    """Raises AttributeError for an op that this torch lacks."""
+    return _Builder(structure, ops).build()
+
+
+class _Builder:
+    """State of one translation."""
+
+    def __init__(self, structure: Structure, ops: OpTable) -> None:
+        self.structure = structure
+        self.ops = ops
+        self.graph = fx.Graph()
+        self.values: dict[str, fx.Node] = {}
+        self.groups = _linear_groups(structure)
+        self.attentions = [op for op in structure.ops if op.target == "blockc.attention"]
+
+    def build(self) -> Program:
+        structure, graph = self.structure, self.graph
+        self.tokens = graph.placeholder("token_count")
+        self.logit_rows = graph.placeholder("logit_rows")
+        for name, _ in structure.inputs + structure.contexts:
+            self.values[name] = graph.placeholder(f"value_{name}")
+        self.binds = {name: graph.placeholder(f"bind_{name}") for name in structure.binds}
+        tensors = _plain_params(structure)
+        self.params = {name: graph.placeholder(f"param_{i}") for i, name in enumerate(tensors)}
+        linears = self._placeholders("linear", len(self.groups))
+        layers = self._placeholders("layer", len(self.attentions))
+        sides = self._placeholders("sides", len(self.groups))
+        batches = self._placeholders("kv_batch", len(self.attentions))
+        self.linear_calls = {
+            ops[0].result: (ops, weights, side)
+            for ops, weights, side in zip(self.groups, linears, sides, strict=True)
+        }
+        self.caches = {
+            op.result: pair
+            for op, pair in zip(self.attentions, zip(layers, batches, strict=True), strict=True)
+        }
+        for op in structure.ops:
+            self._emit(op)
+        returned = tuple(self.values[name] for name in structure.returns)
+        graph.output(returned[0] if len(returned) == 1 else returned)
+        fuse_rotary(graph, self.ops.rotary)
+        graph.eliminate_dead_code()
+        graph.lint()
+        module = fx.GraphModule(torch.nn.Module(), graph)
+        return Program(
+            structure=structure,
+            call=module.forward,
+            code=module.code,
+            tensors=tensors,
+            linears=tuple(_group_entry(ops) for ops in self.groups),
+            windows=tuple(_window(op) for op in self.attentions),
+            selects_rows=any(op.target == "blockc.select_rows" for op in structure.ops),
+        )
+
+    def _placeholders(self, name: str, count: int) -> list[fx.Node]:
+        return [self.graph.placeholder(f"{name}_{i}") for i in range(count)]
+
+    def _emit(self, op: Op) -> None:
+        call = self.graph.call_function
+        if op.target == "blockc.linear":
+            self._emit_linear(op)
+            return
+        args = tuple(self._argument(arg) for arg in op.args)
+        match op.target:
+            case "blockc.attention":
+                q, k, v, scale, window, softcap = args
+                layer, batch = self.caches[op.result]
+                node = call(self.ops.attention, (q, k, v, layer, batch, scale, window, softcap))
+            case "blockc.embedding":
+                node = call(self.ops.embedding, args[:2])
+            case "blockc.rms_norm":
+                node = call(self.ops.rms_norm, args)
+            case "blockc.select_rows":
+                node = call(select_rows, (args[0], self.logit_rows))
+            case _:
+                node = call(aten_function(op.target), args)
+        self.values[op.result] = node
+
+    def _emit_linear(self, op: Op) -> None:
+        """The first linear of a group stands for all: they need nothing but the value that it has."""
+        if op.result not in self.linear_calls:
+            return
+        ops, weights, sides = self.linear_calls[op.result]
+        x = self._argument(op.args[0])
+        outputs = self.graph.call_function(self.ops.linears, (x, weights, sides))
+        for i, member in enumerate(ops):
+            node = self.graph.call_function(operator.getitem, (outputs, i))
+            self.values[member.result] = node
+
+    def _argument(self, arg: Arg) -> Any:
+        match arg:
+            case Value(name):
+                return self.values[name]
+            case Param(name):
+                return self.params[name]
+            case Bound(name):
+                return self.binds[name]
+            case Symbol():
+                return self.tokens
+            case DtypeArg(code):
+                return torch_dtype(code)
+            case tuple():
+                return [self._argument(item) for item in arg]
+            case _:
+                return arg
+
+
+def select_rows(x: Tensor, rows: LogitRows) -> Tensor:
+    """``x [1,T,F] -> [1,R,F]``; notes which of the T tokens are finite before the others are dropped."""
+    rows.finite = torch.isfinite(x[0].sum(-1))
+    return x if rows.index is None else x.index_select(1, rows.index)
+
+
+def _linear_groups(structure: Structure) -> list[tuple[Op, ...]]:
+    """Linears by the value that they read, in order of first execution."""
+    groups: dict[Arg, list[Op]] = {}
+    for op in structure.ops:
+        if op.target == "blockc.linear":
+            groups.setdefault(op.args[0], []).append(op)
+    return [tuple(group) for group in groups.values()]
+
+
+def _group_entry(ops: tuple[Op, ...]) -> LinearGroup:
+    weights, biases, sites = [], [], []
+    for op in ops:
+        _, weight, bias, site = op.args
+        if not isinstance(weight, Param) or not isinstance(site, str):
+            raise AttributeError("a linear's weight is a parameter and its site a name")
+        if bias is not None and not isinstance(bias, Param):
+            raise AttributeError("a linear's bias is a parameter or none")
+        weights.append(weight.name)
+        biases.append(None if bias is None else bias.name)
+        sites.append(site)
+    return LinearGroup(weights=tuple(weights), biases=tuple(biases), sites=tuple(sites))
+
+
+def _plain_params(structure: Structure) -> tuple[str, ...]:
+    """Parameters that some op other than a linear reads, in order of declaration."""
+    used: set[str] = set()
+    for op in structure.ops:
+        if op.target != "blockc.linear":
+            used |= _param_names(op.args)
+    return tuple(name for name, _ in structure.params if name in used)
+
+
+def _param_names(args: tuple[Arg, ...]) -> set[str]:
+    names: set[str] = set()
+    for arg in args:
+        if isinstance(arg, tuple):
+            names |= _param_names(arg)
+        elif isinstance(arg, Param):
+            names.add(arg.name)
+    return names
+
+
+def _window(op: Op) -> int | None | Bound:
+    window = op.args[4]
+    if window is None or isinstance(window, int | Bound):
+        return window
+    raise AttributeError("an attention's window is a number, none or a bound scalar")

@@ -1,0 +1,111 @@
+"""Tensors of the plan in the device's memory, each once.
+
+In: the zoo and the blocks of the plan. Out: tensors by digest, and linears in the form the device reads fastest.
+Invariant: bytes are checked against their digest before use (by the zoo); a tensor that several blocks bind exists
+once; on CPU what needs no other form stays mapped from the zoo's file.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from blockc.diag import DiagnosticError, Diagnostics
+from blockc.ir import TensorRef
+from blockc.zoo import Zoo
+from blockc_runtime.ops.dtypes import torch_dtype
+from blockc_runtime.ops.linear.weights import (
+    DenseWeights,
+    JoinedWeights,
+    LinearWeights,
+    PackedWeights,
+    packs,
+)
+
+# What linears that read one value bind: (weight, bias) of each.
+LinearRefs = tuple[tuple[TensorRef, TensorRef | None], ...]
+
+
+class WeightStore:
+    """Loads from ``zoo`` to ``device``. Raises :class:`DiagnosticError` for what is missing, damaged or other."""
+
+    def __init__(self, zoo: Zoo, *, device: torch.device, linears: Iterable[LinearRefs]) -> None:
+        self.zoo = zoo
+        self.device = device
+        self._tensors: dict[str, Tensor] = {}
+        self._linears: dict[tuple[str | None, ...], LinearWeights] = {}
+        users: defaultdict[str, set[tuple[str | None, ...]]] = defaultdict(set)
+        for refs in linears:
+            for weight, _ in refs:
+                users[weight.digest].add(_key(refs))
+        # Joining copies: a matrix in two different groups would then exist twice.
+        self._shared = {digest for digest, keys in users.items() if len(keys) > 1}
+
+    def tensor(self, ref: TensorRef) -> Tensor:
+        """The tensor itself, kept as long as the store."""
+        if ref.digest not in self._tensors:
+            self._tensors[ref.digest] = self.read(ref)
+        return self._tensors[ref.digest]
+
+    def read(self, ref: TensorRef) -> Tensor:
+        """The tensor itself, not kept. Read-only on CPU, where it is the zoo's file."""
+        stored = self.zoo.tensor(ref.digest)
+        if (stored.dtype, stored.shape) != (ref.dtype, ref.shape):
+            diags = Diagnostics()
+            diags.report(
+                "BC901",
+                f"the plan has tensor {ref.digest} as {ref.dtype}{list(ref.shape)}, "
+                f"the zoo as {stored.dtype}{list(stored.shape)}",
+            )
+            raise DiagnosticError(diags)
+        dtype = torch_dtype(ref.dtype)
+        if not len(stored.data):
+            return torch.zeros(ref.shape, dtype=dtype, device=self.device)
+        with warnings.catch_warnings():  # that the buffer is read-only; nothing writes to weights
+            warnings.simplefilter("ignore", UserWarning)
+            tensor = torch.frombuffer(stored.data, dtype=dtype).view(ref.shape)
+        return tensor.to(self.device)
+
+    def linears(self, refs: LinearRefs) -> LinearWeights:
+        """Linears that read one value."""
+        key = _key(refs)
+        if key not in self._linears:
+            self._linears[key] = self._make(refs)
+        return self._linears[key]
+
+    def _make(self, refs: LinearRefs) -> LinearWeights:
+        biases = [None if bias is None else self.tensor(bias) for _, bias in refs]
+        split = len(refs) > 1 and any(weight.digest in self._shared for weight, _ in refs)
+        if packs(torch_dtype(refs[0][0].dtype), self.device):
+            matrices = [self.read(weight) for weight, _ in refs]
+            if not split:
+                return PackedWeights(matrices, biases)
+            parts = [self.linears(((weight, bias),)) for weight, bias in refs]
+            return SeparateWeights(parts)
+        matrices = [self.tensor(weight) for weight, _ in refs]
+        if split or self.device.type == "cpu":
+            return DenseWeights(matrices, biases)
+        return JoinedWeights([self.read(weight) for weight, _ in refs], biases)
+
+
+class SeparateWeights:
+    """Linears on one input that other groups use too, each with weights of its own."""
+
+    def __init__(self, parts: Sequence[LinearWeights]) -> None:
+        self.parts = tuple(parts)
+        self.reads = sum(part.reads for part in parts)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(y for part in self.parts for y in part(x))
+
+
+def _key(refs: LinearRefs) -> tuple[str | None, ...]:
+    return tuple(
+        digest
+        for weight, bias in refs
+        for digest in (weight.digest, None if bias is None else bias.digest)
+    )

@@ -1,0 +1,67 @@
+"""The memory of KV groups.
+
+In: the plan's groups and pages. Out: for each group and layer its keys and values.
+Invariant: no two pools overlap; bytes are pages times ``KvGroupEntry.page_bytes``; on CPU nothing is resident before
+it is written.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+
+import torch
+
+from blockc.plan import ExecutionPlan, KvGroupEntry
+from blockc_runtime.ops.dtypes import torch_dtype
+from blockc_runtime.ops.attention.cpu import PagedLayer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvPool:
+    """The pages of one KV group. ``layers[i]`` is the cache of the group's i-th layer."""
+
+    pages: int
+    page_tokens: int
+    layers: tuple[PagedLayer, ...]
+
+    def erase(self, slots: torch.Tensor) -> None:
+        """Zero these slots in all layers: a NaN left in a page would reach whoever gets it next."""
+        for layer in self.layers:
+            layer.keys.index_fill_(0, slots, 0)
+            layer.values.index_fill_(0, slots, 0)
+
+
+def kv_pools(plan: ExecutionPlan, *, device: torch.device) -> tuple[KvPool, ...]:
+    """One pool per KV group of ``plan``, as large as all instances' pages together."""
+    pages = [0] * len(plan.kv_groups)
+    for instance in plan.instances:
+        for group, count in instance.kv_pages.items():
+            pages[group] += count
+    return tuple(
+        _pool(group, count, device) for group, count in zip(plan.kv_groups, pages, strict=True)
+    )
+
+
+def _pool(group: KvGroupEntry, pages: int, device: torch.device) -> KvPool:
+    slots = pages * group.page_tokens
+    memory = _zeros((group.layers, 2, slots, group.kv_heads, group.head_dim), group.dtype, device)
+    return KvPool(
+        pages=pages,
+        page_tokens=group.page_tokens,
+        layers=tuple(
+            PagedLayer(keys=keys, values=values, page_tokens=group.page_tokens)
+            for keys, values in memory.unbind()
+        ),
+    )
+
+
+def _zeros(shape: tuple[int, ...], code: str, device: torch.device) -> torch.Tensor:
+    """Zeros, because a masked value still meets a factor of 0, and 0 times a NaN is a NaN."""
+    dtype = torch_dtype(code)
+    count = torch.Size(shape).numel()
+    if device.type != "cpu" or not count:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # torch.zeros writes every byte on CPU; anonymous memory is zero and resident only once written.
+    memory = mmap.mmap(-1, count * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)

@@ -1,0 +1,1 @@
+"""Causal attention of many requests over a paged cache."""

@@ -1,0 +1,180 @@
+"""Rows of a launch -> the tensors that attention reads, made once a launch and KV group for all layers of the group.
+
+In: the rows in token order, those of one token first. Out: a :class:`KvBatch`.
+Invariant: every slot it names belongs to the row that reads it or is masked out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blockc_runtime.ops.attention.rows import KvRow
+
+# A bucket of fewer pages than this is not worth a launch of its own.
+_SMALL_PAGES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeBucket:
+    """Rows of one token whose contexts are of similar length, padded to the longest.
+
+    ``pages`` is ``[rows * P]`` (padding repeats a page of the row), ``mask`` ``[rows, 1, 1, P * page_tokens]``, added
+    to the scores. ``index`` says where the rows stand on the token axis; None: they are its first ``rows`` tokens.
+    """
+
+    rows: int
+    index: Tensor | None
+    pages: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Consecutive new tokens of one row, at ``first .. first + count`` on the token axis.
+
+    ``pages`` (``[P]``) is None where the chunk sees nothing but itself. ``mask`` ``[count, keys]`` is added to the
+    scores; None: plain causal.
+    """
+
+    first: int
+    count: int
+    pages: Tensor | None
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvBatch:
+    """All rows of a launch in one KV group. ``slots [T]``: where each token's keys and values are written."""
+
+    window: int | None
+    slots: Tensor
+    buckets: tuple[DecodeBucket, ...]
+    chunks: tuple[Chunk, ...]
+
+
+def kv_batch(
+    rows: Sequence[KvRow],
+    *,
+    page_tokens: int,
+    window: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> KvBatch:
+    """Rows of one token must come first. ``dtype`` is that of queries, keys and values."""
+    slots: list[int] = []
+    for row in rows:
+        slots += _slots(row, page_tokens)
+    singles = sum(row.count == 1 for row in rows)
+    buckets = tuple(
+        _bucket(rows[:singles], members, page_tokens=page_tokens, window=window, dtype=dtype)
+        for members in _similar([_visible_pages(row, page_tokens, window) for row in rows[:singles]])
+    )
+    chunks = tuple(
+        _chunk(row, page_tokens=page_tokens, window=window, dtype=dtype) for row in rows[singles:]
+    )
+    return KvBatch(
+        window=window,
+        slots=torch.tensor(slots).to(device),
+        buckets=tuple(_bucket_to(bucket, device) for bucket in buckets),
+        chunks=tuple(_chunk_to(chunk, device) for chunk in chunks),
+    )
+
+
+def _slots(row: KvRow, page_tokens: int) -> list[int]:
+    """Flat slots of the new tokens, page by page."""
+    slots: list[int] = []
+    position, end = row.start, row.start + row.count
+    while position < end:
+        stop = min(end, (position // page_tokens + 1) * page_tokens)
+        slot = row.slot(position, page_tokens)
+        slots += range(slot, slot + stop - position)
+        position = stop
+    return slots
+
+
+def _visible_pages(row: KvRow, page_tokens: int, window: int | None) -> int:
+    first = row.first_visible(window) // page_tokens
+    return (row.start + row.count - 1) // page_tokens + 1 - first
+
+
+def _similar(page_counts: list[int]) -> list[list[int]]:
+    """Indices of rows in buckets in which no row reads more than twice its pages."""
+    buckets: list[list[int]] = []
+    largest = 0
+    for row in sorted(range(len(page_counts)), key=lambda row: -page_counts[row]):
+        if not buckets or (2 * page_counts[row] < largest and largest > _SMALL_PAGES):
+            buckets.append([])
+            largest = page_counts[row]
+        buckets[-1].append(row)
+    return [sorted(bucket) for bucket in buckets]
+
+
+def _bucket(
+    rows: Sequence[KvRow],
+    members: list[int],
+    *,
+    page_tokens: int,
+    window: int | None,
+    dtype: torch.dtype,
+) -> DecodeBucket:
+    longest = max(_visible_pages(rows[member], page_tokens, window) for member in members)
+    pages: list[int | None] = []
+    first_visible, last = [], []
+    for member in members:
+        row = rows[member]
+        lowest = row.first_visible(window)
+        base = lowest // page_tokens
+        table = row.pages[base : row.start // page_tokens + 1]
+        pages += table
+        pages += table[-1:] * (longest - len(table))
+        first_visible.append(lowest - base * page_tokens)
+        last.append(row.start - base * page_tokens)
+    key = torch.arange(longest * page_tokens)
+    hidden = (key > torch.tensor(last)[:, None]) | (key < torch.tensor(first_visible)[:, None])
+    mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+    return DecodeBucket(
+        rows=len(members),
+        index=None if len(members) == len(rows) else torch.tensor(members),
+        pages=torch.tensor(pages),
+        mask=mask[:, None, None],
+    )
+
+
+def _chunk(row: KvRow, *, page_tokens: int, window: int | None, dtype: torch.dtype) -> Chunk:
+    if row.start == 0 and (window is None or row.count <= window):
+        return Chunk(first=row.first, count=row.count, pages=None, mask=None)
+    base = row.first_visible(window) // page_tokens if row.start else 0
+    end = row.start + row.count
+    query = torch.arange(row.start, end)[:, None]
+    if row.start:
+        table = row.pages[base : (end - 1) // page_tokens + 1]
+        pages, key = torch.tensor(table), torch.arange(len(table) * page_tokens) + base * page_tokens
+    else:
+        pages, key = None, torch.arange(row.count)
+    hidden = key > query
+    if window is not None:
+        hidden |= key <= query - window
+    mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+    return Chunk(first=row.first, count=row.count, pages=pages, mask=mask)
+
+
+def _bucket_to(bucket: DecodeBucket, device: torch.device) -> DecodeBucket:
+    return DecodeBucket(
+        rows=bucket.rows,
+        index=None if bucket.index is None else bucket.index.to(device),
+        pages=bucket.pages.to(device),
+        mask=bucket.mask.to(device),
+    )
+
+
+def _chunk_to(chunk: Chunk, device: torch.device) -> Chunk:
+    return Chunk(
+        first=chunk.first,
+        count=chunk.count,
+        pages=None if chunk.pages is None else chunk.pages.to(device),
+        mask=None if chunk.mask is None else chunk.mask.to(device),
+    )

@@ -1,0 +1,1 @@
+"""Linear layers with the sides of many fine-tunes."""

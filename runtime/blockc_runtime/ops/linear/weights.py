@@ -1,0 +1,93 @@
+"""Weights of linears that read the same value, in the form that a device multiplies fastest.
+
+In: dense ``[out, in]`` matrices with their biases. Out: an object that maps ``x [..., in]`` to one output each.
+Invariant: the outputs are those of the separate linears, in order, and may be written to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+
+class LinearWeights(Protocol):
+    """One or more linears on the same input. ``reads``: how many multiplications it takes."""
+
+    reads: int
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``x [..., in]`` -> ``[..., out]`` of each linear."""
+
+
+class DenseWeights:
+    """Each matrix as it lies in the zoo, possibly shared with other users: no bytes of its own."""
+
+    def __init__(self, matrices: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        self.pairs = tuple(zip(matrices, biases, strict=True))
+        self.reads = len(self.pairs)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(linear(x, matrix, bias) for matrix, bias in self.pairs)
+
+
+class JoinedWeights:
+    """All matrices one above the other: one multiplication."""
+
+    reads = 1
+
+    def __init__(self, matrices: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        self.outs = [matrix.shape[0] for matrix in matrices]
+        self.matrix = torch.cat(list(matrices)) if len(matrices) > 1 else matrices[0]
+        self.bias = join_biases(matrices, biases)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        return linear(x, self.matrix, self.bias).split(self.outs, -1)
+
+
+class PackedWeights:
+    """Joined and reordered for oneDNN, whose layout is opaque: bfloat16 on CPU only.
+
+    Reads 26, 21, 16 GB/s at 1, 8, 16 rows where the dense matrix reads 13, 13, 11.
+    """
+
+    reads = 1
+
+    def __init__(self, matrices: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        joined = torch.cat(list(matrices)) if len(matrices) > 1 else matrices[0]
+        self.outs = [matrix.shape[0] for matrix in matrices]
+        self.total = sum(self.outs)
+        self.matrix: Tensor = torch.ops.mkldnn._reorder_linear_weight(joined)
+        self.bias = join_biases(matrices, biases)
+        self._multiply = torch.ops.mkldnn._linear_pointwise.default
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        if not x.shape[1]:  # no row wants logits; oneDNN refuses empty operands
+            return x.new_empty((*x.shape[:-1], self.total)).split(self.outs, -1)
+        y: Tensor = self._multiply(x, self.matrix, self.bias, "none", [], "")
+        return y.split(self.outs, -1) if len(self.outs) > 1 else (y,)
+
+
+def packs(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether :class:`PackedWeights` works here."""
+    return (
+        device.type == "cpu"
+        and dtype == torch.bfloat16
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+
+
+def join_biases(matrices: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor | None:
+    """One bias for all, zero where a linear has none; None if none has."""
+    if all(bias is None for bias in biases):
+        return None
+    return torch.cat(
+        [
+            matrix.new_zeros(matrix.shape[0]) if bias is None else bias
+            for matrix, bias in zip(matrices, biases, strict=True)
+        ]
+    )

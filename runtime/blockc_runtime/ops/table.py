@@ -1,0 +1,47 @@
+"""Which function runs an op on which device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding
+
+from blockc_runtime.ops.attention import cpu as attention_cpu
+from blockc_runtime.ops.attention import cuda as attention_cuda
+from blockc_runtime.ops.linear import cpu as linear_cpu
+from blockc_runtime.ops.linear import cuda as linear_cuda
+from blockc_runtime.ops.norm import cpu as norm_cpu
+from blockc_runtime.ops.norm import cuda as norm_cuda
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpTable:
+    """The ops of one device. Signatures are those of the functions in the ``cpu`` modules."""
+
+    attention: Callable[..., Tensor]
+    linears: Callable[..., tuple[Tensor, ...]]
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    rotary: Callable[[Tensor, Tensor, Tensor, int], Tensor]
+    embedding: Callable[[Tensor, Tensor], Tensor]
+
+
+def op_table(device: torch.device) -> OpTable:
+    """The fast forms for ``device``."""
+    if device.type == "cuda":
+        return OpTable(
+            attention=attention_cuda.attention,
+            linears=linear_cuda.linears,
+            rms_norm=norm_cuda.rms_norm,
+            rotary=norm_cuda.rotary,
+            embedding=embedding,
+        )
+    return OpTable(
+        attention=attention_cpu.attention,
+        linears=linear_cpu.linears,
+        rms_norm=norm_cpu.rms_norm,
+        rotary=norm_cpu.rotary,
+        embedding=embedding,
+    )
