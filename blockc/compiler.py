@@ -13,14 +13,12 @@ from dataclasses import dataclass
 
 from blockc.diag import Diagnostics
 from blockc.graph import Chain
-from blockc.ir import canonical_json
 from blockc.lower import isolation_group, lower
 from blockc.place import place
 from blockc.plan import ExecutionPlan, verify_plan
 from blockc.problem import place_problem
 from blockc.spec.deployment import Deployment
-from blockc.trace import TracedModel, UntraceableError
-from blockc.tune import ModelFiles, read_models, tune
+from blockc.tune import ModelFiles, read_models, trace_models, tune
 from blockc.unify import unify
 from blockc.zoo import Zoo
 
@@ -60,30 +58,6 @@ def compile_deployment(
         plan = lower(deployment, graph, placement, zoo=zoo)
         verify_plan(plan)
     return Compiled(plan=plan, models=chains, stages=clock.seconds)
-
-
-def trace_models(files: Mapping[str, ModelFiles], *, diags: Diagnostics) -> dict[str, TracedModel]:
-    """Trace every base and full fine-tune; equal configurations are traced once."""
-    from blockc.trace import config_of, trace
-
-    known: dict[tuple[str, str], TracedModel] = {}
-    traced: dict[str, TracedModel] = {}
-    for name, model in files.items():
-        if model.kind == "lora":
-            continue
-        key = (canonical_json(dict(model.config)), model.base.dtype)
-        try:
-            if key not in known:
-                known[key] = trace(config_of(model.config), dtype=model.base.dtype)
-            traced[name] = known[key]
-        except UntraceableError as error:
-            diags.report(
-                "BC205",
-                f"{model.written} cannot be traced: {error}",
-                at=model.span,
-                help="`blockc rule BC205` lists what is supported and why the rest is not",
-            )
-    return traced
 
 
 def report_sharing(files: Mapping[str, ModelFiles], chains: Mapping[str, Chain], *, diags: Diagnostics) -> None:

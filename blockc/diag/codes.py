@@ -51,7 +51,12 @@ _TABLE: tuple[tuple[str, str, Severity, str], ...] = (
     ("BC204", "tensor-not-applied", _E, "tensors of a fine-tune change nothing in the model"),
     ("BC205", "untraceable-model", _E, "this architecture cannot be traced exactly"),
     ("BC206", "unsafe-weights", _E, "pickled weights are refused"),
-    ("BC207", "config-field-not-understood", _E, "a field of the fine-tune's configuration is not understood"),
+    (
+        "BC207",
+        "config-field-not-understood",
+        _E,
+        "a field of the fine-tune's configuration is not understood",
+    ),
     ("BC208", "unsupported-fine-tune", _E, "this kind of fine-tune is not supported"),
     ("BC209", "quantized-checkpoint", _E, "quantised checkpoints are not supported"),
     ("BC210", "base-name-differs", _W, "an adapter names another base; its shapes fit"),
@@ -77,5 +82,6 @@ _TABLE: tuple[tuple[str, str, Severity, str], ...] = (
 )
 
 CODES: dict[str, Code] = {
-    id_: Code(id=id_, slug=slug, severity=severity, summary=summary) for id_, slug, severity, summary in _TABLE
+    id_: Code(id=id_, slug=slug, severity=severity, summary=summary)
+    for id_, slug, severity, summary in _TABLE
 }

@@ -72,10 +72,13 @@ class Evaluator:
         if len(expr.parts) == 1 and isinstance(expr.parts[0], str):
             return self._bounded_text(expr.parts[0], expr.span)
         texts = [
-            part if isinstance(part, str) else self._interpolated(part, scope) for part in expr.parts
+            part if isinstance(part, str) else self._interpolated(part, scope)
+            for part in expr.parts
         ]
         present = [text for text in texts if text is not None]
-        return self._bounded_text("".join(present), expr.span) if len(present) == len(texts) else None
+        return (
+            self._bounded_text("".join(present), expr.span) if len(present) == len(texts) else None
+        )
 
     def _bounded_text(self, text: str, span: Span) -> Value | None:
         if len(text) > MAX_TEXT:
@@ -98,7 +101,9 @@ class Evaluator:
                 return self._unbound(name, part.span, scope)
             case Secret():
                 message = "a secret cannot be part of a string: it would enter the plan"
-                self.diags.report("BC602", message, at=part.span, help="give `secret(...)` by itself")
+                self.diags.report(
+                    "BC602", message, at=part.span, help="give `secret(...)` by itself"
+                )
                 return None
         message = f"expected something that a string can hold, found {describe(value)}"
         self.diags.report("BC104", message, at=part.span)
@@ -249,7 +254,9 @@ class Evaluator:
         scope: Scope,
     ) -> Value | None:
         if not isinstance(value.data, tuple):
-            self.diags.report("BC104", f"`[*]` needs a list, found {describe(value)}", at=splat.span)
+            self.diags.report(
+                "BC104", f"`[*]` needs a list, found {describe(value)}", at=splat.span
+            )
             return None
         items: list[Value] = []
         for item in value.data:
@@ -279,9 +286,7 @@ class Evaluator:
                 named[argument.name.text] = value
         if not complete:
             return None
-        call = Call(
-            name=name.text, positional=tuple(positional), named=named, name_span=name.span
-        )
+        call = Call(name=name.text, positional=tuple(positional), named=named, name_span=name.span)
         span = name.span.to(arguments.span)
         if name.text == "env":
             return self._env(call, span)
@@ -309,7 +314,9 @@ class Evaluator:
             return self._bounded_text(text, span)
         data = typed_text(text, like=default.data)
         if data is None:
-            message = f'`{variable}` is "{text[:60]}", which is not like its default, {describe(default)}'
+            message = (
+                f'`{variable}` is "{text[:60]}", which is not like its default, {describe(default)}'
+            )
             self.diags.report("BC104", message, at=span)
             return None
         return Value(data=data, span=span)
@@ -385,4 +392,3 @@ def typed_text(text: str, *, like: Quantity | bool) -> Data:
     quantity = parse_quantity(text.strip())
     same = isinstance(quantity, Quantity) and quantity.dimension == like.dimension
     return quantity if same else None
-

@@ -171,9 +171,7 @@ class Expander:
 
     # ------------------------------------------------------------------- names
 
-    def _bind(
-        self, statements: tuple[syntax.Statement, ...], scope: Scope, *, top: bool
-    ) -> None:
+    def _bind(self, statements: tuple[syntax.Statement, ...], scope: Scope, *, top: bool) -> None:
         """Bind what the statements declare, each name after those that its value mentions."""
         lets: dict[str, syntax.Let | syntax.Var] = {}
         seen: dict[str, Span] = {}

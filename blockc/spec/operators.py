@@ -70,9 +70,7 @@ def combine(operator: str, left: Value, right: Value, diags: Diagnostics) -> Val
     return Value(data=data, span=span)
 
 
-def _mismatch(
-    operator: str, left: Value, right: Value, diags: Diagnostics, wanted: str
-) -> None:
+def _mismatch(operator: str, left: Value, right: Value, diags: Diagnostics, wanted: str) -> None:
     message = f"`{operator}` needs {wanted}, found {describe(left)} and {describe(right)}"
     diags.report("BC104", message, at=right.span)
 

@@ -92,7 +92,8 @@ class _Parse:
         """Drop the broken statement; return the position of the token at which to go on."""
         self._back_to_statements()
         depth = sum(
-            isinstance(value, Scanned) and value.type in _OPENERS for value in self.state.value_stack
+            isinstance(value, Scanned) and value.type in _OPENERS
+            for value in self.state.value_stack
         )
         if stuck.value_is_missing:
             return position - 1  # the name before belongs to the next statement

@@ -215,7 +215,7 @@ class Scanner:
         if first is None:
             return
         help_ = 'close the string with `"` on its line'
-        message = "this `\"` is never closed"
+        message = 'this `"` is never closed'
         self.diags.report("BC002", message, at=self.open[first].span, help=help_)
         self.repaired.add(self.line)
         end = self._span(position, position)

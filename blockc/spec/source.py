@@ -30,7 +30,9 @@ class Source:
         return Span(file=self.name, start_line=1, start_column=1, end_line=1, end_column=end)
 
 
-def read_source(path: Path, *, name: str, diags: Diagnostics, at: Span | None = None) -> Source | None:
+def read_source(
+    path: Path, *, name: str, diags: Diagnostics, at: Span | None = None
+) -> Source | None:
     """Read ``path``; problems are reported at ``at`` (the import that named the file), if given."""
     try:
         with path.open("rb") as file:
@@ -39,7 +41,12 @@ def read_source(path: Path, *, name: str, diags: Diagnostics, at: Span | None = 
         _report(diags, at, f"no file `{name}`", "check the path; it is relative to where you are")
         return None
     except IsADirectoryError:
-        _report(diags, at, f"`{name}` is a directory", f"name the spec in it, such as `{name}/fleet.blk`")
+        _report(
+            diags,
+            at,
+            f"`{name}` is a directory",
+            f"name the spec in it, such as `{name}/fleet.blk`",
+        )
         return None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -88,4 +95,6 @@ def _at_byte(before: bytes, name: str) -> Span:
     text = before.decode("utf-8", errors="replace")
     line = text.count("\n") + 1
     column = len(text) - (text.rfind("\n") + 1) + 1
-    return Span(file=name, start_line=line, start_column=column, end_line=line, end_column=column + 1)
+    return Span(
+        file=name, start_line=line, start_column=column, end_line=line, end_column=column + 1
+    )

@@ -56,8 +56,17 @@ def explain(stuck: Stuck) -> Message:
 def _missing_value(stuck: Stuck) -> Message | None:
     if stuck.value_is_missing:
         name = stuck.at(-3).text
-        return "expected a value after `=`", stuck.at(-2).span, f"give `{name}` a value or remove it"
-    if stuck.at(-1).type == "EQUAL" and stuck.at(0).type in ("RBRACE", "EQUAL", "$END", "SEMICOLON"):
+        return (
+            "expected a value after `=`",
+            stuck.at(-2).span,
+            f"give `{name}` a value or remove it",
+        )
+    if stuck.at(-1).type == "EQUAL" and stuck.at(0).type in (
+        "RBRACE",
+        "EQUAL",
+        "$END",
+        "SEMICOLON",
+    ):
         name = stuck.at(-2).text
         help_ = f"give `{name}` a value or remove it"
         if stuck.at(0).type == "EQUAL":
@@ -121,7 +130,11 @@ def _dotted(stuck: Stuck) -> Message | None:
 def _header(stuck: Stuck) -> Message | None:
     """A block's header without its braces, or a name that starts with a digit."""
     found = stuck.at(0)
-    if found.type in ("QUANTITY", "NUMBER") and "NAME" in stuck.expected and "FOR" not in stuck.expected:
+    if (
+        found.type in ("QUANTITY", "NUMBER")
+        and "NAME" in stuck.expected
+        and "FOR" not in stuck.expected
+    ):
         if "NUMBER" not in stuck.expected:
             help_ = f'names start with a letter; or quote it: "{found.text}"'
             return f"`{found.text}` is not a name", found.span, help_

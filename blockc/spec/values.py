@@ -56,7 +56,9 @@ class Object:
     fields: Mapping[str, Value]
 
 
-Data: TypeAlias = "Quantity | str | bool | None | Word | Secret | Call | Range | Object | tuple[Value, ...]"
+Data: TypeAlias = (
+    "Quantity | str | bool | None | Word | Secret | Call | Range | Object | tuple[Value, ...]"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,21 +1,15 @@
-"""The types of attributes: what a value must be, and what it becomes.
+"""The types of attributes whose values are numbers, words, strings and lists.
 
-In: an evaluated :class:`~blockc.spec.values.Value`. Out: plain data (int, Fraction, str, a source, ...) in base
-units, or None after a report. Invariant: a type never guesses; a value that could mean two things is an error.
+In: an evaluated value. Out: plain data in base units, or None after a report.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import Protocol
 
-from blockc.diag import Diagnostics, Span
-from blockc.spec.deployment import HubSource, LocalSource, Source
-from blockc.spec.expand import Folder
+from blockc.spec.context import Context, ValueType
+from blockc.spec.secrets import looks_secret, report_secret
 from blockc.spec.suggest import did_you_mean
 from blockc.spec.units import (
     BYTES,
@@ -30,60 +24,7 @@ from blockc.spec.units import (
     example_of,
     format_number,
 )
-from blockc.spec.values import Call, Range, Secret, Value, Word, describe
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Declared:
-    """The named declarations of a run, and which of them something refers to."""
-
-    spans: Mapping[str, Mapping[str, Span]]  # kind -> name -> where
-    used: set[tuple[str, str]] = field(default_factory=set)
-
-    def names(self, kinds: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the names of declarations of these kinds."""
-        return tuple(name for kind in kinds for name in self.spans.get(kind, {}))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
-    """Where a value stands: for messages, relative paths and references."""
-
-    diags: Diagnostics
-    declared: Declared
-    folder: Folder
-    where: str  # "`rate` of `traffic`"
-
-    def wrong_type(self, expected: str, value: Value, *, help_: str | None = None) -> None:
-        """Report BC104."""
-        message = f"{self.where}: expected {expected}, found {describe(value)}"
-        self.diags.report("BC104", message, at=value.span, help=help_)
-
-    def out_of_range(self, message: str, value: Value, *, help_: str | None = None) -> None:
-        """Report BC109."""
-        self.diags.report("BC109", f"{self.where}: {message}", at=value.span, help=help_)
-
-    def not_in_effect(self, what: str, span: Span) -> None:
-        """Report BC804."""
-        report_not_in_effect(self.diags, what, span)
-
-
-def report_not_in_effect(diags: Diagnostics, what: str, span: Span) -> None:
-    """Report that something is understood and changes nothing."""
-    message = f"{what} is accepted and nothing acts on it yet"
-    help_ = "the plan is the same without it; `# blockc: allow(BC804)` on its line says that you know"
-    diags.report("BC804", message, at=span, help=help_)
-
-
-class ValueType(Protocol):
-    """What an attribute holds."""
-
-    @property
-    def expects(self) -> str:
-        """The type as a phrase for messages: ``a size such as `16GiB```."""
-
-    def convert(self, value: Value, context: Context) -> object | None:
-        """Return plain data, or None after a report."""
+from blockc.spec.values import Range, Value, Word, describe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,15 +52,18 @@ class Amount:
             context.wrong_type(self.expects, value, help_=self._fitting(value))
             return None
         number = data.number
-        if (self.above is not None and number <= self.above) or (
-            self.least is not None and number < self.least
-        ):
-            bound, word = (self.above, "more than") if self.above is not None else (self.least, "at least")
-            assert bound is not None, "one of the two was compared"
-            context.out_of_range(f"must be {word} {format_number(bound)}, found `{data}`", value)
+        if self.above is not None and number <= self.above:
+            message = f"must be more than {self._printed(self.above)}, found `{data}`"
+            context.out_of_range(message, value)
+            return None
+        if self.least is not None and number < self.least:
+            message = f"must be at least {self._printed(self.least)}, found `{data}`"
+            context.out_of_range(message, value)
             return None
         if self.most is not None and number > self.most:
-            context.out_of_range(f"must be at most {self._printed(self.most)}, found `{data}`", value)
+            context.out_of_range(
+                f"must be at most {self._printed(self.most)}, found `{data}`", value
+            )
             return None
         if not self.whole:
             return number
@@ -223,41 +167,6 @@ class Text:
         return value.data
 
 
-_SECRETS = re.compile(
-    r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}"
-    r"|glpat-[A-Za-z0-9_-]{16,}|xox[abpr]-[A-Za-z0-9-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY"
-    r"|[a-z]+://[^/\s:@]+:[^/\s:@]+@"
-)
-
-
-def looks_secret(text: str) -> bool:
-    """Return whether a string has the form of a well-known kind of token, or is a URL with a password."""
-    return _SECRETS.search(text) is not None
-
-
-def report_secret(value: Value, context: Context) -> None:
-    """Report BC602, without repeating the secret."""
-    message = f"{context.where}: this looks like a secret in plain text"
-    help_ = 'write `secret("NAME")`: the runtime looks it up, and it never enters a plan'
-    context.diags.report("BC602", message, at=value.span, help=help_)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecretName:
-    """``secret("NAME")``. Becomes the name."""
-
-    expects: str = '`secret("NAME")`'
-
-    def convert(self, value: Value, context: Context) -> str | None:
-        if isinstance(value.data, Secret):
-            return value.data.name
-        if isinstance(value.data, str):
-            report_secret(value, context)
-            return None
-        context.wrong_type(self.expects, value)
-        return None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RangeOfLayers:
     """``24..31``. Becomes a pair."""
@@ -293,198 +202,46 @@ class Many:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Named:
-    """A reference to a declaration: an identifier, or a string if it is computed. Becomes its name."""
+class Truth:
+    """``true`` or ``false``. Becomes a bool."""
 
-    kinds: tuple[str, ...]
+    expects: str = "`true` or `false`"
 
-    @property
-    def expects(self) -> str:
-        return "the name of a " + " or ".join(_SPOKEN.get(kind, kind) for kind in self.kinds)
-
-    def convert(self, value: Value, context: Context) -> str | None:
-        name = value.data.name if isinstance(value.data, Word) else value.data
-        if not isinstance(name, str):
+    def convert(self, value: Value, context: Context) -> bool | None:
+        if not isinstance(value.data, bool):
             context.wrong_type(self.expects, value)
             return None
-        for kind in self.kinds:
-            if name in context.declared.spans.get(kind, {}):
-                context.declared.used.add((kind, name))
-                return name
-        self._unknown(name, value, context)
-        return None
-
-    def _unknown(self, name: str, value: Value, context: Context) -> None:
-        nouns = " or ".join(_SPOKEN.get(kind, kind) for kind in reversed(self.kinds))
-        for kind in context.declared.spans:
-            if name in context.declared.spans[kind]:
-                message = f"{context.where}: `{name}` is a {kind}; expected {self.expects}"
-                context.diags.report("BC104", message, at=value.span)
-                return
-        listing = f"a {nouns} is one of" if context.declared.names(self.kinds) else None
-        help_ = did_you_mean(name, context.declared.names(self.kinds), listing=listing)
-        context.diags.report(
-            "BC101",
-            f"no {nouns} named `{name}`",
-            at=value.span,
-            help=help_ or f"declare it, such as `{_EXAMPLE[self.kinds[0]].format(name=name)}`",
-        )
-
-
-_SPOKEN = {"finetune": "fine-tune"}
-_EXAMPLE = {
-    "base": 'base {name} : hf("./models/{name}") {{ }}',
-    "profile": "profile {name} {{ slo {{ ttft_p95 = 500ms }} }}",
-}
+        return value.data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Form:
-    """A call with typed arguments, such as ``delta(max_error = 1%)``. Becomes its name."""
+class Percentage:
+    """A share of something that another attribute gives."""
 
-    name: str
-    positional: tuple[ValueType, ...] = ()
-    named: Mapping[str, ValueType] = field(default_factory=dict)
-    in_effect: bool = True
-    example: str = ""
-
-    @property
-    def expects(self) -> str:
-        return f"`{self.example or self.name + '(...)'}`"
-
-    def convert(self, value: Value, context: Context) -> str | None:
-        arguments = self.arguments(value, context)
-        if arguments is None:
-            return None
-        if not self.in_effect:
-            context.not_in_effect(f"{context.where}: `{self.name}(...)`", value.span)
-        return self.name
-
-    def arguments(self, value: Value, context: Context) -> dict[str | int, object] | None:
-        """Return the converted arguments by position or name."""
-        call = value.data
-        if not isinstance(call, Call) or call.name != self.name:
-            context.wrong_type(self.expects, value)
-            return None
-        if len(call.positional) != len(self.positional):
-            message = f"`{self.name}` takes {len(self.positional)} unnamed argument(s), "
-            message += f"found {len(call.positional)}"
-            context.diags.report("BC104", message, at=value.span, help=f"write {self.expects}")
-            return None
-        converted: dict[str | int, object | None] = {}
-        for position, (type_, argument) in enumerate(
-            zip(self.positional, call.positional, strict=True)
-        ):
-            converted[position] = type_.convert(argument, context)
-        for name, argument in call.named.items():
-            if name not in self.named:
-                help_ = did_you_mean(name, self.named, listing="it takes")
-                message = f"`{self.name}` takes no argument `{name}`"
-                context.diags.report("BC102", message, at=argument.span, help=help_)
-                converted[name] = None
-            else:
-                converted[name] = self.named[name].convert(argument, context)
-        whole = {key: item for key, item in converted.items() if item is not None}
-        return whole if len(whole) == len(converted) else None
+    of_whole: Fraction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Either:
-    """One of several types, told apart by the form of the value: a call's name, else the first type."""
+class Share:
+    """An amount, or a percentage of another one. Becomes an int, or a :class:`Percentage`."""
 
-    otherwise: ValueType
-    forms: tuple[Form, ...]
+    of: Amount
 
     @property
     def expects(self) -> str:
-        return " or ".join([self.otherwise.expects, *(form.expects for form in self.forms)])
+        return f"{self.of.expects} or a share such as `6%`"
 
     def convert(self, value: Value, context: Context) -> object | None:
-        if not isinstance(value.data, Call):
-            for form in self.forms:
-                if isinstance(value.data, Word) and value.data.name == form.name:
-                    context.wrong_type(self.expects, value, help_=f"write {form.expects}")
-                    return None
-            return self.otherwise.convert(value, context)
-        for form in self.forms:
-            if form.name == value.data.name:
-                return form.convert(value, context)
-        names = [form.name for form in self.forms]
-        help_ = did_you_mean(value.data.name, names)
-        context.wrong_type(self.expects, value, help_=help_)
-        return None
-
-
-# --------------------------------------------------------------------- sources
-
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-_HF = Form(
-    name="hf", positional=(Text(),), named={"revision": Text()}, example='hf("./models/tiny")'
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceOf:
-    """``hf("./dir")`` or ``hf("org/name", revision = "...")``; a bare string where ``bare``. Becomes a Source."""
-
-    bare: bool
-
-    @property
-    def expects(self) -> str:
-        return 'a folder such as "./adapters/sql"' if self.bare else _HF.expects
-
-    def convert(self, value: Value, context: Context) -> Source | None:
-        if isinstance(value.data, str) and self.bare:
-            text = Text().convert(value, context)
-            return None if text is None else self._source(text, None, value, context)
-        if not isinstance(value.data, Call):
-            help_ = None
-            if isinstance(value.data, str):
-                help_ = f'write `hf("{value.data}")`'
-            context.wrong_type(self.expects, value, help_=help_)
+        data = value.data
+        if not isinstance(data, Quantity) or data.unit.symbol != "%":
+            if (
+                isinstance(data, Quantity)
+                and data.number == 0
+                and data.dimension == self.of.dimension
+            ):
+                return 0
+            return self.of.convert(value, context)
+        if not 0 <= data.number < 1:
+            context.out_of_range(f"must be at least 0% and below 100%, found `{data}`", value)
             return None
-        arguments = _HF.arguments(value, context)
-        if arguments is None:
-            return None
-        revision = arguments.get("revision")
-        assert revision is None or isinstance(revision, str), "converted by Text"
-        return self._source(str(arguments[0]), revision, value, context)
-
-    def _source(
-        self, written: str, revision: str | None, value: Value, context: Context
-    ) -> Source | None:
-        if is_local(written):
-            if revision is not None:
-                context.out_of_range("a local folder has no revision", value, help_="remove `revision`")
-                return None
-            return local_source(written, context.folder)
-        if not _REPOSITORY.fullmatch(written) or ".." in written:
-            context.out_of_range(
-                f'"{written[:60]}" is neither a local folder nor a repository of the hub',
-                value,
-                help_='a local folder starts with "./", "../", "/" or "~"; a repository is "org/name"',
-            )
-            return None
-        return HubSource(repo=written, revision=revision)
-
-
-def is_local(written: str) -> bool:
-    """Return whether a source is a folder on disk rather than a repository of the hub."""
-    return written in (".", "..", "~") or written.startswith(("./", "../", "/", "~/", "~"))
-
-
-def local_source(written: str, folder: Folder) -> LocalSource:
-    """Resolve a local source against the folder of the file that names it; symbolic links are kept."""
-    home_or_absolute = written.startswith(("/", "~"))
-    path = Path(written)
-    if written.startswith("~"):
-        try:
-            path = path.expanduser()
-        except RuntimeError:  # no such user: the folder is then reported as missing
-            path = Path("/") / written
-    shown = written
-    if not home_or_absolute and folder.written:
-        shown = f"{folder.written}/{written}"
-    import os
-
-    return LocalSource(path=Path(os.path.normpath(folder.path / path)), written=shown)
+        return Percentage(of_whole=data.number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from blockc.tune.models import ModelFiles, read_models
+from blockc.tune.traced import trace_models
 from blockc.tune.tune import tune
 
-__all__ = ["ModelFiles", "read_models", "tune"]
+__all__ = ["ModelFiles", "read_models", "trace_models", "tune"]

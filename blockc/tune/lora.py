@@ -24,6 +24,8 @@ from blockc.tune.full import tensor_ref
 from blockc.zoo import Zoo
 
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight")
+# PEFT saves embedding and head along when the adapter targets one of them (`save_embedding_layers`).
+_COPY = re.compile(r"base_model\.model\.(?P<module>.+?)(?:\.base_layer)?\.weight")
 _SHOWN = 5
 
 
@@ -48,10 +50,11 @@ def read_lora(
 ) -> tuple[Side, ...] | None:
     """The adapter's sides, sorted by site. Problems go to ``diags``; then None."""
     targets = _targets(path)
-    parts = _match(targets, settings, checkpoint, written=written, diags=diags, at=at)
+    dtype = getattr(torch, DTYPE_NAME[path.dtype])
+    copies = _copies(path, checkpoint, dtype)
+    parts = _match(targets, settings, checkpoint, copies, written=written, diags=diags, at=at)
     if parts is None:
         return None
-    dtype = getattr(torch, DTYPE_NAME[path.dtype])
     stored: list[tuple[TensorRef, memoryview]] = []
     sides: list[Side] = []
     try:
@@ -102,10 +105,34 @@ def _targets(path: ModelPath) -> dict[str, _Target]:
     return targets
 
 
+def _copies(path: ModelPath, checkpoint: Checkpoint, dtype: Any) -> frozenset[str]:
+    """Tensors of the adapter that repeat weights of its base, value for value: they change nothing, rightly."""
+    weights: dict[str, TensorRef] = {}
+    for block, sites in zip(path.blocks, path.sites, strict=True):
+        module_of = {site: module for module, site in sites.items()}
+        for op in block.structure.ops:
+            if op.target == "blockc.linear":
+                weights[module_of[str(op.args[3])]] = block.tensors[op.args[1].name]  # type: ignore[union-attr]
+            elif op.target == "blockc.embedding":
+                weights[str(op.args[2])] = block.tensors[op.args[1].name]  # type: ignore[union-attr]
+    found: set[str] = set()
+    for name in checkpoint.files:
+        match = _COPY.fullmatch(name)
+        weight = weights.get(match["module"]) if match else None
+        if (
+            weight is not None
+            and checkpoint.shapes[name] == weight.shape
+            and tensor_ref(_read(checkpoint, name, dtype))[0] == weight
+        ):
+            found.add(name)
+    return frozenset(found)
+
+
 def _match(
     targets: Mapping[str, _Target],
     settings: LoraSettings,
     checkpoint: Checkpoint,
+    copies: frozenset[str],
     *,
     written: str,
     diags: Diagnostics,
@@ -114,7 +141,7 @@ def _match(
     """Module -> names of its A and B, with everything accounted for."""
     found: dict[str, dict[str, str]] = {}
     homeless: list[str] = []
-    for name in sorted(checkpoint.files):
+    for name in sorted(checkpoint.files.keys() - copies):
         match = _TENSOR.fullmatch(name)
         if match is None or match["module"] not in targets or not settings.targets(match["module"]):
             homeless.append(name)

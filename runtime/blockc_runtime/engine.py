@@ -23,12 +23,9 @@ from pathlib import Path
 from typing import Protocol
 
 from blockc.diag import DiagnosticError, Diagnostics
-from blockc.plan import ExecutionPlan, load_plan
+from blockc.plan import ExecutionPlan
 from blockc.zoo import Zoo
-from blockc_runtime.kv.index import KvIndex
-from blockc_runtime.limits import engine_limits
 from blockc_runtime.request import EndEvent, Event, Request, TokensEvent
-from blockc_runtime.scheduler import Scheduler
 from blockc_runtime.step import Executor, Step, StepResult
 from blockc_runtime.wire import (
     Cancel,
@@ -49,6 +46,7 @@ from blockc_runtime.wire import (
 )
 
 _RECEIVE_BYTES = 1 << 18
+_BLOCKED_POLL_S = 0.01
 _ORPHAN_GRACE_S = 3.0
 _MESSAGE_CHARS = 4000
 
@@ -79,11 +77,11 @@ class PageCounts(Protocol):
         """Pages per group."""
 
 
-class ServerGone(Exception):
+class ServerGoneError(Exception):
     """The other end of the socket was closed."""
 
 
-class WorkerFailed(Exception):
+class WorkerFailedError(Exception):
     """The executor is spoiled as a whole; only a fresh process helps."""
 
 
@@ -93,27 +91,27 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._frames = FrameBuffer()
+        self._poller = select.poll()
+        self._poller.register(connection, select.POLLIN)
 
-    def receive(self, *, wait: bool) -> list[Message]:
-        """Return what has arrived; with ``wait`` block until something has."""
-        while True:
-            readable, _, _ = select.select([self._connection], [], [], None if wait else 0)
-            if not readable:
-                return []
+    def receive(self, wait_s: float | None) -> list[Message]:
+        """Return what arrived, after at most ``wait_s`` seconds; None: sleep until bytes come."""
+        if not self._poller.poll(None if wait_s is None else wait_s * 1000):
+            return []
+        try:
             data = self._connection.recv(_RECEIVE_BYTES)
-            if not data:
-                raise ServerGone
-            messages = self._frames.feed(data)
-            # Half a frame is nothing yet; a long prompt arrives in many pieces.
-            if messages or not wait:
-                return messages
+        except OSError as error:
+            raise ServerGoneError from error
+        if not data:
+            raise ServerGoneError
+        return self._frames.feed(data)
 
     def send(self, *messages: Message) -> None:
         """Write messages in one go. The server reads without pause, so this does not block long."""
         try:
             self._connection.sendall(b"".join(encode(message) for message in messages))
         except OSError as error:
-            raise ServerGone from error
+            raise ServerGoneError from error
 
 
 class Engine:
@@ -140,16 +138,24 @@ class Engine:
         self._shut_down = False
 
     def run(self) -> None:
-        """Serve until told to end. Raises `ServerGone` when the server closes the socket."""
-        idle = False
-        while not self._take_messages(wait=idle):
+        """Serve until told to end. Raises `ServerGoneError` when the server closes the socket."""
+        wait_s: float | None = 0.0
+        while not self._take_messages(wait_s):
             step = self._scheduler.schedule(self._clock())
-            idle = step is None
+            wait_s = self._idle_s() if step is None else 0.0
             if step is not None:
                 self._executor.submit(step)
                 result = self._collect()
                 events = self._scheduler.complete(step, result, self._clock())
                 self._emit(step, events)
+
+    def close(self) -> None:
+        """Free what the executor holds."""
+        self._executor.close()
+
+    def _idle_s(self) -> float | None:
+        """How long to sleep on the socket when nothing can run: for good only if nothing waits."""
+        return _BLOCKED_POLL_S if self._unfinished else None
 
     def _collect(self) -> StepResult:
         """Wait for the step. A fault of the whole worker ends the engine instead of its requests.
@@ -159,14 +165,14 @@ class Engine:
         result = self._executor.collect()
         for row in result.rows:
             if row.fault is not None and row.fault.scope == "worker":
-                raise WorkerFailed(row.fault.message)
+                raise WorkerFailedError(row.fault.message)
         return result
 
-    def _take_messages(self, *, wait: bool) -> bool:
+    def _take_messages(self, wait_s: float | None) -> bool:
         """Act on what has arrived. True: end."""
         if self._draining and not self._unfinished:
             return True
-        for message in self._channel.receive(wait=wait):
+        for message in self._channel.receive(wait_s):
             self._take(message)
         return self._shut_down or (self._draining and not self._unfinished)
 
@@ -209,7 +215,7 @@ class Engine:
             events=tuple(event for event in events if isinstance(event, TokensEvent)),
         )
         ends = self._ended(events)
-        self._channel.send(tokens, End(events=ends)) if ends else self._channel.send(tokens)
+        self._channel.send(tokens, *((End(events=ends),) if ends else ()))
 
     def _end(self, events: Sequence[Event]) -> None:
         if ends := self._ended(events):
@@ -262,13 +268,14 @@ def serve(channel: Channel, build: Callable[[], tuple[Engine, Ready]]) -> int:
     """Build an engine and run it; whatever ends it early is told to the server."""
     try:
         engine, ready = build()
-        channel.send(ready)
-        engine.run()
-    except ServerGone:
+        with contextlib.closing(engine):
+            channel.send(ready)
+            engine.run()
+    except ServerGoneError:
         return 0
     except DiagnosticError as error:
         return _fail(channel, next(iter(error.diagnostics)).code.id, str(error))
-    except WorkerFailed as error:
+    except WorkerFailedError as error:
         return _fail(channel, "BC999", f"the executor failed: {error}")
     except Exception as error:
         traceback.print_exc()
@@ -278,7 +285,7 @@ def serve(channel: Channel, build: Callable[[], tuple[Engine, Ready]]) -> int:
 
 def _fail(channel: Channel, code: str, message: str) -> int:
     print(message, file=sys.stderr, flush=True)
-    with contextlib.suppress(ServerGone, ProtocolError):
+    with contextlib.suppress(ServerGoneError, ProtocolError):
         channel.send(EngineError(code=code, message=message[:_MESSAGE_CHARS]))
     return 1
 
@@ -300,7 +307,12 @@ def end_with(connection: socket.socket) -> None:
 
 
 def load(options: argparse.Namespace, channel: Channel) -> tuple[Engine, Ready]:
-    """Load plan, weights and scheduler. Raises `DiagnosticError` for whatever is wrong with them."""
+    """Load plan, weights and scheduler. Raises `DiagnosticError` for what is wrong with them."""
+    from blockc.plan import load_plan
+    from blockc_runtime.kv.index import KvIndex
+    from blockc_runtime.limits import engine_limits
+    from blockc_runtime.scheduler import Scheduler
+
     plan = load_plan(options.plan)
     digest = hashlib.sha256(options.plan.read_bytes()).hexdigest()
     executor = _executor(options.executor, plan, Zoo(options.zoo))

@@ -13,8 +13,8 @@ from blockc.tune.checkpoint import open_checkpoint
 from blockc.tune.full import bind_checkpoint
 from blockc.zoo import Zoo
 
-from .interpreter import logits
-from .tiny_models import CONFIGS, save_model
+from tests.support.interpreter import logits
+from tests.support.tiny_models import CONFIGS, save_model
 
 _AT = Span(file="test.blk", start_line=1, start_column=1, end_line=1, end_column=2)
 

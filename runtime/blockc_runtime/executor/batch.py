@@ -51,9 +51,7 @@ def token_batch(
     rows: Sequence[Row], members: Sequence[int], order: Sequence[int], *, device: torch.device
 ) -> TokenBatch:
     """``members``: rows that travel together; ``order[chain]``: where rows of a chain stand among them."""
-    ordered = sorted(
-        members, key=lambda i: (len(rows[i].tokens) > 1, order[rows[i].chain], i)
-    )
+    ordered = sorted(members, key=lambda i: (len(rows[i].tokens) > 1, order[rows[i].chain], i))
     tokens: list[int] = []
     positions: list[int] = []
     firsts: list[int] = []

@@ -43,7 +43,9 @@ class Bank:
     slots: dict[int, int]
     weights: dict[tuple[int, int], SideWeights]
 
-    def select(self, batch: TokenBatch, rows: Sequence[Row], device: torch.device) -> SideBatch | None:
+    def select(
+        self, batch: TokenBatch, rows: Sequence[Row], device: torch.device
+    ) -> SideBatch | None:
         """The tokens of ``batch`` that use this bank, None if none does."""
         singles: list[tuple[int, int]] = []
         spans: list[Span] = []
@@ -75,7 +77,9 @@ def signature(sides: ChainSides) -> tuple[int, tuple[tuple[int, str], ...]]:
     return max(_SMALLEST_RANK, 1 << (rank - 1).bit_length()), tuple(sorted(sides))
 
 
-def load_sides(sides: ChainSides, store: WeightStore, dtype: torch.dtype) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
+def load_sides(
+    sides: ChainSides, store: WeightStore, dtype: torch.dtype
+) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
     """A ``[r, in]`` and B ``[out, r]`` by occurrence and site, terms side by side, scale folded in."""
     return {place: _concatenate(terms, store, dtype) for place, terms in sides.items()}
 
@@ -136,9 +140,7 @@ def _concatenate(
     terms: Sequence[LowRankEntry], store: WeightStore, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     a = torch.cat([store.read(term.a).float() for term in terms], 0)
-    b = torch.cat(
-        [store.read(term.b).float() * float.fromhex(term.scale) for term in terms], 1
-    )
+    b = torch.cat([store.read(term.b).float() * float.fromhex(term.scale) for term in terms], 1)
     a, b = a.to(dtype), b.to(dtype)
     # 0 times an infinity is a NaN: padded or masked terms of one fine-tune must not reach another.
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):

@@ -71,7 +71,9 @@ def kv_batch(
     singles = sum(row.count == 1 for row in rows)
     buckets = tuple(
         _bucket(rows[:singles], members, page_tokens=page_tokens, window=window, dtype=dtype)
-        for members in _similar([_visible_pages(row, page_tokens, window) for row in rows[:singles]])
+        for members in _similar(
+            [_visible_pages(row, page_tokens, window) for row in rows[:singles]]
+        )
     )
     chunks = tuple(
         _chunk(row, page_tokens=page_tokens, window=window, dtype=dtype) for row in rows[singles:]
@@ -152,7 +154,10 @@ def _chunk(row: KvRow, *, page_tokens: int, window: int | None, dtype: torch.dty
     query = torch.arange(row.start, end)[:, None]
     if row.start:
         table = row.pages[base : (end - 1) // page_tokens + 1]
-        pages, key = torch.tensor(table), torch.arange(len(table) * page_tokens) + base * page_tokens
+        pages, key = (
+            torch.tensor(table),
+            torch.arange(len(table) * page_tokens) + base * page_tokens,
+        )
     else:
         pages, key = None, torch.arange(row.count)
     hidden = key > query

@@ -60,9 +60,7 @@ def attention(
             out.index_copy_(0, bucket.index, _decode(picked, layer, bucket, scale, softcap))
     for chunk in batch.chunks:
         span = slice(chunk.first, chunk.first + chunk.count)
-        out[span] = _prefill(
-            queries[span], keys[span], values[span], layer, chunk, scale, softcap
-        )
+        out[span] = _prefill(queries[span], keys[span], values[span], layer, chunk, scale, softcap)
     return out.unsqueeze(0)
 
 

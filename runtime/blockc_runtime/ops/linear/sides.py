@@ -94,14 +94,10 @@ def add_sides(ys: Sequence[Tensor], x: Tensor, sides: SideSet) -> None:
             _add_span(ys, x[0], weights, span)
 
 
-def _add_decode(
-    ys: Sequence[Tensor], x: Tensor, weights: SideWeights, decode: DecodeSides
-) -> None:
+def _add_decode(ys: Sequence[Tensor], x: Tensor, weights: SideWeights, decode: DecodeSides) -> None:
     rows = slice(decode.start, decode.stop)
     count = decode.stop - decode.start
-    inner = torch.bmm(
-        x[rows].unsqueeze(1), _pick(weights.a, decode, count).transpose(1, 2)
-    )
+    inner = torch.bmm(x[rows].unsqueeze(1), _pick(weights.a, decode, count).transpose(1, 2))
     for out in weights.outputs:
         part = inner[..., out.rank_start : out.rank_stop]
         outer = torch.bmm(part, _pick(out.b, decode, count).transpose(1, 2))

@@ -1,0 +1,80 @@
+"""``# blockc: allow(BC301)``: a warning that somebody looked at and accepts.
+
+In: diagnostics and the suppressions that the spec's comments hold. Out: the diagnostics without those that a
+suppression on their line covers. Errors are never suppressed. A suppression that covers nothing is itself reported
+(BC803), but only once every phase that could raise its codes has run: the caller says which codes are judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from blockc.diag.codes import CODES, Severity
+from blockc.diag.diagnostic import Diagnostic, Diagnostics
+from blockc.diag.span import Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suppression:
+    """One code that one comment allows on its line."""
+
+    code: str
+    span: Span  # of the comment
+
+    def covers(self, diagnostic: Diagnostic) -> bool:
+        """Return whether this suppression takes ``diagnostic`` away."""
+        if diagnostic.primary is None or diagnostic.severity is not Severity.WARNING:
+            return False
+        span = diagnostic.primary.span
+        same_line = span.file == self.span.file and span.start_line == self.span.start_line
+        return same_line and diagnostic.code.id == self.code
+
+
+def suppress(
+    diagnostics: Iterable[Diagnostic],
+    suppressions: Iterable[Suppression],
+    *,
+    judged: frozenset[str],
+) -> Diagnostics:
+    """Return the diagnostics that remain, and BC803 for suppressions of ``judged`` codes that did nothing."""
+    suppressions = tuple(suppressions)
+    by_line: dict[tuple[str, int], list[Suppression]] = {}
+    for suppression in suppressions:
+        place = (suppression.span.file, suppression.span.start_line)
+        by_line.setdefault(place, []).append(suppression)
+    used: set[Suppression] = set()
+    remaining = Diagnostics()
+    for diagnostic in diagnostics:
+        primary = diagnostic.primary
+        here = (
+            []
+            if primary is None
+            else by_line.get((primary.span.file, primary.span.start_line), [])
+        )
+        covering = [suppression for suppression in here if suppression.covers(diagnostic)]
+        used.update(covering)
+        if not covering:
+            remaining.items.append(diagnostic)
+    for suppression in suppressions:
+        if suppression not in used:
+            _report_unused(suppression, judged, remaining)
+    return remaining
+
+
+def _report_unused(
+    suppression: Suppression, judged: frozenset[str], diags: Diagnostics
+) -> None:
+    code = CODES.get(suppression.code)
+    if code is None:
+        message = f"no diagnostic has the code `{suppression.code}`"
+        help_ = "`blockc rule` lists the codes"
+    elif code.severity is Severity.ERROR:
+        message = f"{code} is an error; only warnings can be allowed"
+        help_ = "remove the comment and correct the error"
+    elif code.id in judged:
+        message = f"nothing on this line raises {code}"
+        help_ = "remove the comment, or move it to the end of the line that it is about"
+    else:
+        return
+    diags.report("BC803", message, at=suppression.span, help=help_)

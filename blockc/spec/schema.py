@@ -1,0 +1,401 @@
+"""The kinds of blocks and their attributes: the one place to add one.
+
+A :class:`Kind` says where it stands, whether it has a name and a parent, and what is in it. An
+:class:`AttributeSpec` says its type, whether it is required, its default, and whether anything acts on it yet: what
+nothing acts on is checked like everything else and warns BC804.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from blockc.spec.context import ValueType
+from blockc.spec.forms import Either, Form, Named
+from blockc.spec.secrets import SecretName
+from blockc.spec.sources import SourceOf
+from blockc.spec.units import (
+    BANDWIDTH,
+    BYTES,
+    DURATION,
+    NUMBER,
+    REQUEST_RATE,
+    TOKEN_RATE,
+    TOKENS,
+)
+from blockc.spec.valuetypes import Amount, Choice, Many, OneOf, RangeOfLayers, Share, Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttributeSpec:
+    """An attribute of a kind. ``default`` is what its type would give, in base units."""
+
+    name: str
+    type: ValueType
+    doc: str
+    required: bool = False
+    default: object | None = None
+    in_effect: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParentSpec:
+    """What may stand after the colon of a block's header."""
+
+    type: ValueType
+    required: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A kind of block. ``many``: may stand more than once where it stands."""
+
+    name: str
+    doc: str
+    named: bool = False
+    many: bool = False
+    parent: ParentSpec | None = None
+    attributes: tuple[AttributeSpec, ...] = ()
+    blocks: tuple[Kind, ...] = ()
+    in_effect: bool = True
+
+    def attribute(self, name: str) -> AttributeSpec | None:
+        """Return the attribute of this name, if there is one."""
+        return next((spec for spec in self.attributes if spec.name == name), None)
+
+    def block(self, name: str) -> Kind | None:
+        """Return the kind of nested block of this name, if there is one."""
+        return next((kind for kind in self.blocks if kind.name == name), None)
+
+
+def _attribute(
+    name: str,
+    type_: ValueType,
+    doc: str,
+    *,
+    required: bool = False,
+    default: object | None = None,
+    in_effect: bool = True,
+) -> AttributeSpec:
+    return AttributeSpec(
+        name=name, type=type_, doc=doc, required=required, default=default, in_effect=in_effect
+    )
+
+
+_ZERO = Fraction(0)
+_ONE = Fraction(1)
+
+_SIZE = Amount(dimension=BYTES, whole=True, above=_ZERO)
+_RATE = Amount(dimension=REQUEST_RATE, above=_ZERO)
+_TOKEN_RATE = Amount(dimension=TOKEN_RATE, above=_ZERO)
+_TOKEN_COUNT = Amount(dimension=TOKENS, whole=True, plain_too=True, least=_ONE)
+_COUNT = Amount(dimension=NUMBER, whole=True, least=_ONE)
+_POSITIVE = Amount(dimension=NUMBER, above=_ZERO)
+_FRACTION = Amount(dimension=NUMBER, least=_ZERO, most=_ONE)
+_TIME = Amount(dimension=DURATION, above=_ZERO)
+_BANDWIDTH = Amount(dimension=BANDWIDTH, above=_ZERO)
+
+_DTYPES = (
+    Choice(word="bf16", meaning="bfloat16"),
+    Choice(word="bfloat16", meaning="bfloat16"),
+    Choice(word="fp16", meaning="float16"),
+    Choice(word="float16", meaning="float16"),
+    Choice(word="fp32", meaning="float32"),
+    Choice(word="float32", meaning="float32"),
+)
+_UNSUPPORTED_TUNES = ("dora", "rslora", "ia3", "prefix", "prompt", "adapter", "bitfit", "delta")
+
+_DTYPE = OneOf(noun="dtype", choices=_DTYPES)
+_KV_DTYPE = OneOf(
+    noun="dtype",
+    choices=(
+        Choice(word="auto", meaning="auto"),
+        *_DTYPES,
+        Choice(word="fp8", meaning="auto", in_effect=False),
+    ),
+)
+_FINE_TUNE_KIND = OneOf(
+    noun="kind of fine-tune",
+    choices=(
+        Choice(word="lora", meaning="lora"),
+        Choice(word="full", meaning="full"),
+        *(Choice(word=word, meaning=word, supported=False) for word in _UNSUPPORTED_TUNES),
+    ),
+)
+_DEVICE_TYPE = OneOf(
+    noun="device type",
+    choices=(Choice(word="cpu", meaning="cpu"), Choice(word="cuda", meaning="cuda")),
+)
+
+
+def _words(*words: str, noun: str = "value") -> OneOf:
+    return OneOf(noun=noun, choices=tuple(Choice(word=word, meaning=word) for word in words))
+
+
+BLOCKC = Kind(
+    name="blockc",
+    doc="the edition of the language that a file is written in",
+    many=True,
+    attributes=(
+        _attribute(
+            "edition",
+            Amount(dimension=NUMBER, whole=True, least=_ONE, most=_ONE),
+            "1 is the only edition",
+            default=1,
+        ),
+    ),
+)
+
+BASE = Kind(
+    name="base",
+    doc="a base model",
+    named=True,
+    many=True,
+    parent=ParentSpec(type=SourceOf(bare=False), required=True),
+    attributes=(
+        _attribute("dtype", _DTYPE, "of weights and activations", default="bfloat16"),
+        _attribute("kv_cache_dtype", _KV_DTYPE, "`auto` is the dtype", default="auto"),
+        _attribute("max_model_len", _TOKEN_COUNT, "longest sequence; without it, the model's own"),
+    ),
+)
+
+ASSUME = Kind(
+    name="assume",
+    doc="stands for files that do not exist yet; only `--target sim` will use it",
+    attributes=(
+        _attribute("kind", _FINE_TUNE_KIND, "what it will be", required=True),
+        _attribute("rank", _COUNT, "of a LoRA"),
+        _attribute("targets", Many(of=Text()), "modules that a LoRA changes"),
+        _attribute("changed_layers", RangeOfLayers(), "layers that a full fine-tune changes"),
+    ),
+)
+
+FINETUNE = Kind(
+    name="finetune",
+    doc="a fine-tune of a base, or of another fine-tune",
+    named=True,
+    many=True,
+    parent=ParentSpec(type=Named(kinds=("base", "finetune")), required=True),
+    attributes=(
+        _attribute("weights", SourceOf(bare=True), "folder or hub repository of its files"),
+        _attribute("kind", _FINE_TUNE_KIND, "read from the files; if stated, checked against them"),
+    ),
+    blocks=(ASSUME,),
+)
+
+_RESERVE = Share(of=_SIZE)
+
+DEVICE = Kind(
+    name="device",
+    doc="a device of a node",
+    named=True,
+    many=True,
+    parent=ParentSpec(type=_DEVICE_TYPE, required=True),
+    attributes=(
+        _attribute("memory", _SIZE, "what the device has", required=True),
+        _attribute("reserve", _RESERVE, "what a plan may not use: a size, or a share of `memory`"),
+    ),
+)
+NODE = Kind(name="node", doc="a machine", named=True, many=True, blocks=(DEVICE,))
+NETWORK = Kind(
+    name="network",
+    doc="links between devices",
+    in_effect=False,
+    attributes=(
+        _attribute("intra_node", _BANDWIDTH, "between devices of a node"),
+        _attribute("inter_node", _BANDWIDTH, "between nodes"),
+        _attribute("latency", _TIME, "of one message"),
+    ),
+)
+CLUSTER = Kind(name="cluster", doc="the devices", named=True, blocks=(NETWORK, NODE))
+
+TRAFFIC = Kind(
+    name="traffic",
+    doc="the load that an app expects",
+    attributes=(
+        _attribute("rate", _RATE, "requests, on average"),
+        _attribute("prompt", _TOKEN_COUNT, "tokens of a prompt, on average"),
+        _attribute("output", _TOKEN_COUNT, "tokens of an answer, on average"),
+        _attribute(
+            "arrival",
+            Either(
+                otherwise=_words("poisson", noun="arrival process"),
+                forms=(
+                    Form(name="gamma", named={"cv": _POSITIVE}, example="gamma(cv = 3.0)"),
+                    Form(name="trace", positional=(Text(),), example='trace("requests.csv")'),
+                ),
+            ),
+            "how requests are spread over time",
+            in_effect=False,
+        ),
+    ),
+)
+SLO_PERCENTILES = ("p50", "p90", "p95", "p99")
+SLO = Kind(
+    name="slo",
+    doc="latency targets",
+    in_effect=False,
+    attributes=tuple(
+        _attribute(f"{metric}_{percentile}", _TIME, f"{meaning}, {percentile}")
+        for metric, meaning in (
+            ("ttft", "time to first token"),
+            ("tpot", "time per further token"),
+            ("e2e", "time to the last token"),
+        )
+        for percentile in SLO_PERCENTILES
+    ),
+)
+PROFILE = Kind(
+    name="profile",
+    doc="traffic and slo that several apps share: `app chat : NAME`",
+    named=True,
+    many=True,
+    blocks=(TRAFFIC, SLO),
+)
+APP = Kind(
+    name="app",
+    doc="what clients call: the `model` of a request is `tenant/app`",
+    named=True,
+    many=True,
+    parent=ParentSpec(type=Named(kinds=("profile",)), required=False),
+    attributes=(
+        _attribute("model", Named(kinds=("base", "finetune")), "what answers", required=True),
+    ),
+    blocks=(TRAFFIC, SLO),
+)
+QUOTA = Kind(
+    name="quota",
+    doc="limits of a tenant",
+    in_effect=False,
+    attributes=(
+        _attribute("requests", _RATE, "requests that are let in"),
+        _attribute("tokens", _TOKEN_RATE, "tokens that are let in"),
+    ),
+)
+TENANT = Kind(
+    name="tenant",
+    doc="who pays for some apps, and shares or does not share with others",
+    named=True,
+    many=True,
+    attributes=(
+        _attribute("weight", _POSITIVE, "its part of what is scarce", default=_ONE),
+        _attribute(
+            "isolation",
+            _words("tenant", "strict", noun="isolation"),
+            "`strict` also separates its apps from each other",
+            default="tenant",
+        ),
+        _attribute(
+            "keys", Many(of=SecretName()), 'API keys: `[secret("ACME_KEY")]`', in_effect=False
+        ),
+    ),
+    blocks=(QUOTA, APP),
+)
+
+_SHARE = Either(
+    otherwise=OneOf(noun="sharing mode", choices=(Choice(word="exact", meaning="exact"),)),
+    forms=(
+        Form(
+            name="delta",
+            named={"max_error": _FRACTION},
+            in_effect=False,
+            example="delta(max_error = 1%)",
+        ),
+        Form(
+            name="approx",
+            positional=(_words("cosine", "kl", "top1", noun="metric"), _FRACTION),
+            named={"probe": Form(name="file", positional=(Text(),), example='file("probe.txt")')},
+            in_effect=False,
+            example='approx(kl, 1%, probe = file("probe.txt"))',
+        ),
+    ),
+)
+BATCHING = Kind(
+    name="batching",
+    doc="limits of a step",
+    attributes=(
+        _attribute("max_batched_tokens", _TOKEN_COUNT, "tokens of a step", default=2048),
+        _attribute("max_num_seqs", _COUNT, "requests of a step", default=64),
+    ),
+)
+KV = Kind(
+    name="kv",
+    doc="the KV cache",
+    attributes=(
+        _attribute(
+            "page",
+            Amount(dimension=TOKENS, whole=True, plain_too=True, least=_ONE, most=Fraction(1024)),
+            "tokens of a page",
+            default=16,
+        ),
+        _attribute(
+            "share_group",
+            _words("none", "tenant", noun="group"),
+            "who may share pages",
+            in_effect=False,
+        ),
+    ),
+)
+SOLVER = Kind(
+    name="solver",
+    doc="how placement is searched for",
+    attributes=(
+        _attribute(
+            "time_limit",
+            Amount(dimension=DURATION, above=_ZERO, most=Fraction(86_400)),
+            "after which the best plan so far is taken",
+            default=Fraction(60),
+        ),
+        _attribute(
+            "objective",
+            Many(of=_words("slo", "devices", "communication", "memory", noun="objective")),
+            "what matters, first things first",
+            in_effect=False,
+        ),
+        _attribute("gap", _FRACTION, "good enough: this far from the bound", in_effect=False),
+        _attribute("headroom", _FRACTION, "of every device, left free", in_effect=False),
+    ),
+)
+SPECULATION = Kind(
+    name="speculation",
+    doc="speculative decoding",
+    in_effect=False,
+    attributes=(
+        _attribute("draft", _words("auto", "surrogate", "none", noun="draft"), "who drafts"),
+        _attribute("max_tokens", _TOKEN_COUNT, "tokens of a draft"),
+    ),
+)
+POLICY = Kind(
+    name="policy",
+    doc="how to compile",
+    attributes=(_attribute("share", _SHARE, "which blocks count as the same", default="exact"),),
+    blocks=(BATCHING, KV, SOLVER, SPECULATION),
+)
+
+EXPECT = Kind(
+    name="expect",
+    doc="what must hold of the plan; judged at compile time",
+    many=True,
+    attributes=(
+        _attribute("memory_below", _SIZE, "memory that the plan needs on all devices together"),
+        _attribute("slo_attainment", _FRACTION, "requests within their targets", in_effect=False),
+    ),
+)
+
+ROOT = Kind(
+    name="spec",
+    doc="a file",
+    blocks=(BLOCKC, BASE, FINETUNE, CLUSTER, TENANT, PROFILE, POLICY, EXPECT),
+)
+
+
+def all_kinds(root: Kind = ROOT) -> tuple[Kind, ...]:
+    """Return every kind below ``root``, each once, in the order of the schema."""
+    found: dict[str, Kind] = {}
+    pending = list(root.blocks)
+    while pending:
+        kind = pending.pop(0)
+        if kind.name not in found:
+            found[kind.name] = kind
+            pending[:0] = kind.blocks
+    return tuple(found.values())

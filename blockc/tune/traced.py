@@ -1,0 +1,32 @@
+"""Trace every full model of a deployment. Equal configurations are traced once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from blockc.diag import Diagnostics
+from blockc.ir import canonical_json
+from blockc.trace import TracedModel, UntraceableError, config_of, trace
+from blockc.tune.models import ModelFiles
+
+
+def trace_models(files: Mapping[str, ModelFiles], *, diags: Diagnostics) -> dict[str, TracedModel]:
+    """By model name; LoRA adapters have no structure of their own. Problems go to ``diags`` (BC205)."""
+    known: dict[tuple[str, str], TracedModel] = {}
+    traced: dict[str, TracedModel] = {}
+    for name, model in files.items():
+        if model.kind == "lora":
+            continue
+        key = (canonical_json(dict(model.config)), model.base.dtype)
+        try:
+            if key not in known:
+                known[key] = trace(config_of(model.config), dtype=model.base.dtype)
+            traced[name] = known[key]
+        except UntraceableError as error:
+            diags.report(
+                "BC205",
+                f"{model.written} cannot be traced: {error}",
+                at=model.span,
+                help="`blockc rule BC205` lists what is supported and why the rest is not",
+            )
+    return traced

@@ -1,0 +1,213 @@
+"""One step: its launches in order, then tokens.
+
+In: a loaded model and a step. Out: a result per row. Invariant: each launch runs once on the union of its rows; a row
+that faults is left out of all later launches and takes no other row with it, unless its launch failed as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blockc_runtime.executor.batch import TokenBatch, kv_rows, row_problem, token_batch
+from blockc_runtime.executor.model import LoadedModel, LoadedSegment, Occurrence
+from blockc_runtime.executor.program import LogitRows
+from blockc_runtime.executor.sides import side_sets
+from blockc_runtime.ops.attention.batch import KvBatch, kv_batch
+from blockc_runtime.request import TokenLogprob
+from blockc_runtime.step import Fault, Launch, Row, RowResult, Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Hidden:
+    """Hidden states ``[1, T, F]`` of the rows of ``batch``, between two launches."""
+
+    batch: TokenBatch
+    states: Tensor
+
+
+class StepRun:
+    """A step in progress. ``run`` may be called once."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        step: Step,
+        *,
+        device: torch.device,
+        logits_tap: Callable[[int, Tensor], None] | None = None,
+    ) -> None:
+        self.model, self.step, self.device, self.logits_tap = model, step, device, logits_tap
+        self.launches = 0
+        self.base_reads = 0
+        self.tokens = sum(len(row.tokens) for row in step.rows)
+        self._faults: dict[int, Fault] = {}
+        self._results: dict[int, RowResult] = {}
+        self._hidden: dict[int, _Hidden] = {}
+        self._batches: dict[tuple[int, ...], TokenBatch] = {}
+        self._contexts: dict[tuple[str, tuple[int, ...]], tuple[Tensor, ...]] = {}
+        self._kv: dict[tuple[int, tuple[int, ...]], KvBatch] = {}
+
+    def run(self) -> tuple[RowResult, ...]:
+        """All launches. Errors of rows and launches are faults in the results."""
+        for index, row in enumerate(self.step.rows):
+            problem = self._problem(row)
+            if problem is not None:
+                self._faults[index] = Fault(scope="row", message=problem)
+        for launch in self.step.launches:
+            rows = [row for row in launch.rows if row not in self._faults]
+            if not rows:
+                continue
+            try:
+                self._launch(launch, rows)
+            except Exception as error:
+                fault = Fault(scope="launch", message=f"{type(error).__name__}: {error}"[:500])
+                self._faults.update(dict.fromkeys(rows, fault))
+        return tuple(self._result(index) for index in range(len(self.step.rows)))
+
+    def _problem(self, row: Row) -> str | None:
+        if not 0 <= row.chain < len(self.model.limits):
+            return f"the plan has no chain {row.chain}"
+        if row.chain in self.model.disabled:
+            return f"its fine-tune could not be loaded: {self.model.disabled[row.chain]}"
+        return row_problem(row, self.model.limits[row.chain])
+
+    def _result(self, index: int) -> RowResult:
+        fault = self._faults.get(index)
+        if fault is None:
+            return self._results.get(index, RowResult(tokens=(), logprobs=()))
+        return RowResult(tokens=(), logprobs=(), fault=fault)
+
+    def _launch(self, launch: Launch, rows: Sequence[int]) -> None:
+        """Run one segment on ``rows`` and keep what comes out of it."""
+        segment = self.model.segments[launch.segment]
+        batch = self._batch(tuple(rows))
+        logit_rows = LogitRows(index=batch.logit_index)
+        states = self._segment(segment, batch, logit_rows)
+        self.launches += 1
+        self.base_reads += segment.base_reads
+        if segment.yields_logits:
+            self._finish(batch, states, logit_rows)
+        else:
+            kept = _Hidden(batch=batch, states=states)
+            self._hidden.update(dict.fromkeys(batch.rows, kept))
+
+    def _segment(self, segment: LoadedSegment, batch: TokenBatch, rows: LogitRows) -> Tensor:
+        """Hidden states ``[1, T, F]``, or logits ``[1, R, V]`` after the last segment."""
+        picked = [
+            (bank, chosen)
+            for bank in segment.banks
+            if (chosen := bank.select(batch, self.step.rows, self.device)) is not None
+        ]
+        sides: list[list[Any]] = side_sets(picked, segment.groups)
+        states: Tensor | None = None
+        for occurrence, groups in zip(segment.occurrences, sides, strict=True):
+            inputs = []
+            for name, _ in occurrence.program.structure.inputs:
+                if name == "tokens":
+                    inputs.append(batch.tokens)
+                elif name == "positions":
+                    inputs.append(batch.positions)
+                else:
+                    inputs.append(self._states(batch) if states is None else states)
+            states = occurrence.program.call(
+                batch.token_count,
+                rows,
+                *inputs,
+                *self._context(occurrence, batch),
+                *occurrence.bound,
+                *groups,
+                *(self._kv_batch(group, batch, segment.dtype) for group in occurrence.kv_groups),
+            )
+        assert states is not None
+        return states
+
+    def _batch(self, rows: tuple[int, ...]) -> TokenBatch:
+        if rows not in self._batches:
+            self._batches[rows] = token_batch(
+                self.step.rows, rows, self.model.order, device=self.device
+            )
+        return self._batches[rows]
+
+    def _context(self, occurrence: Occurrence, batch: TokenBatch) -> tuple[Tensor, ...]:
+        """The prelude's outputs that the block reads; the prelude runs once for these rows."""
+        if occurrence.prelude is None or not occurrence.contexts:
+            return ()
+        key = occurrence.prelude, batch.rows
+        if key not in self._contexts:
+            prelude = self.model.preludes[occurrence.prelude]
+            found = prelude.program.call(batch.token_count, None, batch.positions, *prelude.bound)
+            self._contexts[key] = found if isinstance(found, tuple) else (found,)
+        return tuple(self._contexts[key][i] for i in occurrence.contexts)
+
+    def _kv_batch(self, group: int, batch: TokenBatch, dtype: torch.dtype) -> KvBatch:
+        key = group, batch.rows
+        if key not in self._kv:
+            places = [self.model.group_place[self.step.rows[i].chain][group] for i in batch.rows]
+            self._kv[key] = kv_batch(
+                kv_rows(batch, self.step.rows, places),
+                page_tokens=self.model.pools[group].page_tokens,
+                window=self.model.windows[group],
+                dtype=dtype,
+                device=self.device,
+            )
+        return self._kv[key]
+
+    def _states(self, batch: TokenBatch) -> Tensor:
+        """Hidden states of the rows of ``batch``, wherever earlier launches left them."""
+        sources = [self._hidden[row] for row in batch.rows]
+        if all(source.batch.rows == batch.rows for source in sources):
+            return sources[0].states
+        parts = []
+        for row, source in zip(batch.rows, sources, strict=True):
+            place = source.batch.rows.index(row)
+            first = source.batch.firsts[place]
+            parts.append(source.states[:, first : first + source.batch.counts[place]])
+        return torch.cat(parts, 1)
+
+    def _finish(self, batch: TokenBatch, logits: Tensor, rows: LogitRows) -> None:
+        """Find the rows that went wrong; draw tokens for the others."""
+        logits = logits[0]
+        assert rows.finite is not None
+        sound = torch.isfinite(logits.float().sum(-1)).tolist() if len(logits) else []
+        finite = rows.finite.tolist()
+        wanted: list[tuple[int, int]] = []
+        taken = 0
+        for row, first, count, samples in zip(
+            batch.rows, batch.firsts, batch.counts, batch.samples, strict=True
+        ):
+            places = range(taken, taken + samples)
+            taken += samples
+            if not all(finite[first : first + count]) or not all(sound[i] for i in places):
+                self._spoil(row)
+            elif samples:
+                wanted.append((row, places.start))
+        self._draw(wanted, logits)
+
+    def _draw(self, wanted: Sequence[tuple[int, int]], logits: Tensor) -> None:
+        """``wanted``: rows of the step with the first of their rows of ``logits [R, V]``."""
+        for row, first in wanted:
+            entry = self.step.rows[row]
+            own = logits[first : first + entry.samples]
+            if self.logits_tap is not None:
+                self.logits_tap(row, own)
+            self._results[row] = RowResult(tokens=tuple(own.argmax(-1).tolist()), logprobs=())
+
+    def _spoil(self, row: int) -> None:
+        """A row fault; what it wrote to its pages is erased before they pass to another request."""
+        self._faults[row] = Fault(
+            scope="row", message="the model computed values that are not finite"
+        )
+        entry = self.step.rows[row]
+        for group, place in self.model.group_place[entry.chain].items():
+            pool = self.model.pools[group]
+            slots = [
+                page * pool.page_tokens + position % pool.page_tokens
+                for position in range(entry.start, entry.start + len(entry.tokens))
+                if (page := entry.pages[place][position // pool.page_tokens]) is not None
+            ]
+            pool.erase(torch.tensor(slots).to(self.device))

@@ -1,0 +1,350 @@
+"""The plan made ready to run: programs, weights, caches and sides, segment by segment.
+
+In: a plan and a zoo. Out: :class:`LoadedModel`. Invariant: every problem of the plan or its files is a
+:class:`DiagnosticError` here, and not a fault later; one fine-tune that fails disables its own chain only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+
+from blockc.diag import DiagnosticError, Diagnostics
+from blockc.ir import (
+    Bound,
+    Op,
+    Param,
+    Structure,
+    StructureError,
+    TensorRef,
+    Value,
+    parse_structure,
+    structure_digest,
+)
+from blockc.plan import BlockEntry, ChainEntry, ExecutionPlan
+from blockc.zoo import Zoo
+from blockc_runtime.executor.batch import RowLimits
+from blockc_runtime.executor.program import LinearGroup, Program, build_program
+from blockc_runtime.executor.sides import (
+    Bank,
+    ChainSides,
+    build_banks,
+    load_sides,
+    read_manifest,
+    signature,
+)
+from blockc_runtime.executor.weights import LinearRefs, WeightStore
+from blockc_runtime.kv.pool import KvPool, kv_pools
+from blockc_runtime.ops.dtypes import torch_dtype
+from blockc_runtime.ops.table import op_table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occurrence:
+    """One pass through a block: what its program is called with, beside the launch's own arguments."""
+
+    program: Program
+    bound: tuple[Any, ...]
+    prelude: str | None
+    contexts: tuple[int, ...]
+    kv_groups: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedSegment:
+    """A segment ready to launch. ``base_reads``: multiplications by base weights that one launch makes."""
+
+    occurrences: tuple[Occurrence, ...]
+    banks: tuple[Bank, ...]
+    dtype: torch.dtype
+    yields_logits: bool
+    base_reads: int
+
+    @property
+    def groups(self) -> tuple[tuple[LinearGroup, ...], ...]:
+        return tuple(occurrence.program.linears for occurrence in self.occurrences)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """Everything a step needs. ``order[chain]``: where rows of a chain stand; ``disabled``: chain -> why."""
+
+    segments: tuple[LoadedSegment, ...]
+    preludes: dict[str, Occurrence]
+    pools: tuple[KvPool, ...]
+    windows: tuple[int | None, ...]
+    limits: tuple[RowLimits, ...]
+    order: tuple[int, ...]
+    group_place: tuple[dict[int, int], ...]
+    disabled: dict[int, str]
+
+
+def load_model(plan: ExecutionPlan, zoo: Zoo, *, device: torch.device) -> LoadedModel:
+    """Raises :class:`DiagnosticError` (BC901, BC903, BC904, BC905)."""
+    return _Loader(plan, zoo, device).load()
+
+
+class _Loader:
+    """State of one load."""
+
+    def __init__(self, plan: ExecutionPlan, zoo: Zoo, device: torch.device) -> None:
+        self.plan, self.zoo, self.device = plan, zoo, device
+        ops = op_table(device)
+        self.programs = {
+            digest: _program(digest, text, ops) for digest, text in plan.structures.items()
+        }
+        used = {block for path in plan.paths.values() for block in path.blocks}
+        refs = [
+            self._linear_refs(plan.blocks[digest], group)
+            for digest in sorted(used)
+            for group in self._program_of(digest).linears
+        ]
+        self.store = WeightStore(zoo, device=device, linears=refs)
+        self.pools = kv_pools(plan, device=device)
+        self.firsts = [self._first_occurrences(chain) for chain in plan.chains]
+
+    def load(self) -> LoadedModel:
+        plan = self.plan
+        preludes = {
+            block.prelude: self._occurrence(block.prelude, ())
+            for block in plan.blocks.values()
+            if block.prelude is not None
+        }
+        manifests, disabled = self._manifests()
+        segments = tuple(self._segment(index, manifests) for index in range(len(plan.segments)))
+        return LoadedModel(
+            segments=segments,
+            preludes=preludes,
+            pools=self.pools,
+            windows=tuple(group.window for group in plan.kv_groups),
+            limits=tuple(self._limits(chain) for chain in plan.chains),
+            order=_order(len(plan.chains), manifests),
+            group_place=tuple(
+                {kv.group: place for place, kv in enumerate(chain.kv)} for chain in plan.chains
+            ),
+            disabled=disabled,
+        )
+
+    def _program_of(self, block: str) -> Program:
+        entry = self.plan.blocks.get(block)
+        program = None if entry is None else self.programs.get(entry.structure)
+        if program is None:
+            _fail("BC901", f"the plan names block {block} and does not hold it")
+        return program
+
+    def _linear_refs(self, block: BlockEntry, group: LinearGroup) -> LinearRefs:
+        return tuple(
+            (_tensor(block, weight), None if bias is None else _tensor(block, bias))
+            for weight, bias in zip(group.weights, group.biases, strict=True)
+        )
+
+    def _first_occurrences(self, chain: ChainEntry) -> dict[int, int]:
+        """Segment -> its first occurrence in the chain, after checking that the segments make up its path."""
+        blocks: list[str] = []
+        firsts: dict[int, int] = {}
+        layers = 0
+        for index in chain.segments:
+            segment = self.plan.segments[index]
+            if segment.first_kv_layer != layers:
+                _fail("BC905", "chains share a segment at different depths of their KV cache")
+            firsts[index] = len(blocks)
+            run = self.plan.paths[segment.path].blocks[
+                segment.first : segment.first + segment.count
+            ]
+            layers += sum(self._program_of(block).structure.attention_count for block in run)
+            blocks += run
+        if tuple(blocks) != self.plan.paths[chain.path].blocks:
+            _fail("BC901", f"the segments of chain {chain.digest} do not make up its path")
+        return firsts
+
+    def _segment(self, index: int, manifests: dict[int, ChainSides]) -> LoadedSegment:
+        entry = self.plan.segments[index]
+        path = self.plan.paths[entry.path]
+        layer = entry.first_kv_layer
+        occurrences = []
+        for block in path.blocks[entry.first : entry.first + entry.count]:
+            count = self._program_of(block).structure.attention_count
+            places = tuple(self._kv_place(index, layer + i) for i in range(count))
+            occurrences.append(self._occurrence(block, places))
+            layer += count
+        dtype = torch_dtype(path.dtype)
+        passing = {
+            chain: manifests[chain]
+            for chain, entry_ in enumerate(self.plan.chains)
+            if chain in manifests and index in entry_.segments
+        }
+        banks = build_banks(
+            {
+                chain: (sides, load_sides(sides, self.store, dtype))
+                for chain, sides in passing.items()
+            },
+            first={chain: self.firsts[chain][index] for chain in passing},
+            groups=[occurrence.program.linears for occurrence in occurrences],
+            device=self.device,
+        )
+        return LoadedSegment(
+            occurrences=tuple(occurrences),
+            banks=banks,
+            dtype=dtype,
+            yields_logits=occurrences[-1].program.selects_rows,
+            base_reads=sum(
+                self.store.linears(self._linear_refs(self.plan.blocks[block], group)).reads
+                for block in path.blocks[entry.first : entry.first + entry.count]
+                for group in self._program_of(block).linears
+            ),
+        )
+
+    def _kv_place(self, segment: int, layer: int) -> tuple[int, int]:
+        """(KV group, layer in the group) of a KV layer: the same for all chains of the segment."""
+        places = set()
+        for chain in self.plan.chains:
+            if segment not in chain.segments:
+                continue
+            for kv in chain.kv:
+                group = self.plan.kv_groups[kv.group]
+                if group.first_layer <= layer < group.first_layer + group.layers:
+                    places.add((kv.group, layer - group.first_layer))
+        if len(places) != 1:
+            _fail(
+                "BC905" if places else "BC901",
+                f"KV layer {layer} of segment {segment} lies in {len(places)} KV groups",
+            )
+        return places.pop()
+
+    def _occurrence(self, digest: str, places: Sequence[tuple[int, int]]) -> Occurrence:
+        program = self._program_of(digest)
+        block = self.plan.blocks[digest]
+        try:
+            binds = [block.binds[name] for name in program.structure.binds]
+        except KeyError as error:
+            _fail("BC901", f"block {digest} does not bind {error}")
+        for window, (group, _) in zip(program.windows, places, strict=True):
+            bound = block.binds[window.name] if isinstance(window, Bound) else window
+            if bound != self.plan.kv_groups[group].window:
+                _fail("BC901", f"block {digest} and its KV group differ in window")
+        bound_args = (
+            *binds,
+            *(self.store.tensor(_tensor(block, name)) for name in program.tensors),
+            *(self.store.linears(self._linear_refs(block, group)) for group in program.linears),
+            *(self.pools[group].layers[layer] for group, layer in places),
+        )
+        if len(block.contexts) != len(program.structure.contexts):
+            _fail("BC901", f"block {digest} does not say where its context comes from")
+        return Occurrence(
+            program=program,
+            bound=bound_args,
+            prelude=block.prelude,
+            contexts=block.contexts,
+            kv_groups=tuple(group for group, _ in places),
+        )
+
+    def _manifests(self) -> tuple[dict[int, ChainSides], dict[int, str]]:
+        """The sides of each chain that has some, and why chains are disabled."""
+        manifests: dict[int, ChainSides] = {}
+        disabled: dict[int, str] = {}
+        for index, chain in enumerate(self.plan.chains):
+            if chain.sides is None:
+                continue
+            try:
+                sides = read_manifest(self.zoo.blob(chain.sides))
+                self._check_sides(chain, sides)
+                load_sides(sides, self.store, torch_dtype(self.plan.paths[chain.path].dtype))
+            except (DiagnosticError, ValueError) as error:
+                disabled[index] = str(error)
+            else:
+                if sides:
+                    manifests[index] = sides
+        return manifests, disabled
+
+    def _check_sides(self, chain: ChainEntry, sides: ChainSides) -> None:
+        blocks = self.plan.paths[chain.path].blocks
+        for (occurrence, site), terms in sides.items():
+            if not 0 <= occurrence < len(blocks):
+                raise ValueError(f"occurrence {occurrence} lies outside the chain")
+            structure = self._program_of(blocks[occurrence]).structure
+            shapes = [
+                dict(structure.params)[op.args[1].name].shape
+                for op in structure.ops
+                if op.target == "blockc.linear"
+                and op.args[3] == site
+                and isinstance(op.args[1], Param)
+            ]
+            for term in terms:
+                if [(term.b.shape[0], term.a.shape[1])] != shapes or term.a.shape[
+                    0
+                ] != term.b.shape[1]:
+                    raise ValueError(
+                        f"a side at {site} of occurrence {occurrence} has another shape"
+                    )
+
+    def _limits(self, chain: ChainEntry) -> RowLimits:
+        groups = [kv.group for kv in chain.kv]
+        bounds = {"tokens": chain.vocab_size, "positions": chain.max_model_len}
+        for digest in self.plan.paths[chain.path].blocks:
+            block = self.plan.blocks[digest]
+            for op in self._program_of(digest).structure.ops:
+                table = _table(op, block)
+                if table is not None:
+                    name, ref = table
+                    bounds[name] = min(bounds.get(name, ref.shape[0]), ref.shape[0])
+        return RowLimits(
+            token_ids=bounds["tokens"],
+            positions=bounds["positions"],
+            pages=tuple(self.pools[group].pages for group in groups),
+            page_tokens=tuple(self.pools[group].page_tokens for group in groups),
+            windows=tuple(self.plan.kv_groups[group].window for group in groups),
+        )
+
+
+def _program(digest: str, text: str, ops: Any) -> Program:
+    try:
+        structure: Structure = parse_structure(text)
+    except StructureError as error:
+        _fail("BC901", f"structure {digest}: {error}")
+    if structure_digest(structure) != digest:
+        _fail("BC901", f"structure {digest} was changed")
+    try:
+        return build_program(structure, ops)
+    except AttributeError as error:
+        _fail("BC905", f"structure {digest}: {error}")
+
+
+def _order(chains: int, manifests: dict[int, ChainSides]) -> tuple[int, ...]:
+    """Chains without sides first, then bank by bank: the rows of a bank are neighbours on the token axis."""
+    signatures = {chain: signature(sides) for chain, sides in manifests.items()}
+    firsts: dict[object, int] = {}
+    for chain in sorted(signatures):
+        firsts.setdefault(signatures[chain], chain)
+    ranked = sorted(
+        range(chains),
+        key=lambda chain: (firsts[signatures[chain]] if chain in signatures else -1, chain),
+    )
+    order = [0] * chains
+    for place, chain in enumerate(ranked):
+        order[chain] = place
+    return tuple(order)
+
+
+def _table(op: Op, block: BlockEntry) -> tuple[str, TensorRef] | None:
+    """(input, table) if the op looks up token ids or positions directly."""
+    if op.target != "blockc.embedding":
+        return None
+    ids, table = op.args[0], op.args[1]
+    if isinstance(ids, Value) and isinstance(table, Param) and ids.name in ("tokens", "positions"):
+        return ids.name, _tensor(block, table.name)
+    return None
+
+
+def _tensor(block: BlockEntry, name: str) -> TensorRef:
+    if name not in block.tensors:
+        _fail("BC901", f"a block of structure {block.structure} binds no tensor to {name}")
+    return block.tensors[name]
+
+
+def _fail(code: str, message: str) -> NoReturn:
+    diags = Diagnostics()
+    diags.report(code, message)
+    raise DiagnosticError(diags)
