@@ -5,7 +5,7 @@ In: what was declared and what was used. Out: BC801 warnings; diagnostics sorted
 
 from __future__ import annotations
 
-from blockc.diag import Diagnostic, Diagnostics, Label, Severity
+from blockc.diag import Diagnostic, Diagnostics, Label
 from blockc.spec.context import Declared
 from blockc.spec.scope import Usage
 
@@ -91,6 +91,3 @@ def _merge(group: list[Diagnostic]) -> Diagnostic:
     )
 
 
-def has_errors(items: list[Diagnostic]) -> bool:
-    """Return whether any of the diagnostics is an error."""
-    return any(item.severity is Severity.ERROR for item in items)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from blockc.diag import Diagnostic, DiagnosticError, Diagnostics, Label, Span
+from blockc.diag import DiagnosticError, Diagnostics, Label, Span
 from blockc.diag.suppress import Suppression, suppress
 from blockc.spec import syntax
 from blockc.spec.comments import suppressions
@@ -233,6 +233,3 @@ class _Run:
         return Declared(spans=spans)
 
 
-def errors_of(diagnostics: Diagnostics) -> tuple[Diagnostic, ...]:
-    """Return the errors among some diagnostics."""
-    return tuple(item for item in diagnostics if item.severity.value == "error")

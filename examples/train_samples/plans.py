@@ -14,7 +14,7 @@ class Adapter:
     """A LoRA fine-tune.  Their shapes differ on purpose: together they exercise a loader."""
 
     settings: dict[str, Any]
-    steps: int = 180
+    steps: int = 150
     rate: float = 4e-3
     stacked_on: str | None = None
 
@@ -24,7 +24,7 @@ class Full:
     """A fine-tune that is a whole checkpoint, of which only ``layers`` were trained."""
 
     layers: range = field(default_factory=lambda: range(6))
-    steps: int = 180
+    steps: int = 160
     rate: float = 1e-3
 
 
@@ -46,7 +46,7 @@ TUNES: dict[str, Adapter | Full] = {
             "rank_pattern": {"down_proj": 16, "layers.0.self_attn.q_proj": 4},
             "alpha_pattern": {"down_proj": 24, "layers.0.self_attn.q_proj": 12},
         },
-        steps=240,
+        steps=200,
     ),
     "loud": Adapter(
         {
@@ -55,7 +55,7 @@ TUNES: dict[str, Adapter | Full] = {
             "target_modules": ["q_proj", "v_proj", "down_proj"],
             "layers_to_transform": [1, 2, 3, 4, 5],
         },
-        steps=240,
+        steps=200,
         stacked_on="pirate",
     ),
     "poet": Full(layers=range(4, 6)),

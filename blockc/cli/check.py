@@ -1,0 +1,85 @@
+"""``blockc check SPEC``: is this spec right?
+
+In: a spec. Out: its problems on stderr, or with ``--json`` one document. Reads spec files and looks at the folders
+that they name; reads no tensor and imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from blockc.cli.options import JsonOption, SpecArgument, VarOption, variables_of
+
+if TYPE_CHECKING:
+    from blockc.spec import Deployment
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("check")(check)
+
+
+def check(
+    spec: SpecArgument,
+    var: VarOption = None,
+    files: Annotated[
+        bool, typer.Option("--files/--no-files", help="Look at the folders of local models.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a spec: names, types, units, and that local models are where it says."""
+    import os
+
+    from blockc.cli.report import exit_code, print_document, show
+    from blockc.diag import Diagnostics
+    from blockc.diag.json import diagnostics_document
+    from blockc.diag.suppress import suppress
+    from blockc.spec import load
+    from blockc.spec.weights import check_weights
+
+    result = load(Path(spec), variables=variables_of(var), environ=os.environ)
+    found = result.diagnostics
+    if result.deployment is not None and files:
+        seen = Diagnostics()
+        check_weights(result.deployment, seen)
+        remaining = suppress(seen, result.suppressions, judged=frozenset())
+        found = Diagnostics(items=[*found, *(d for d in remaining if d.code.id != "BC803")])
+    ok = not found.has_errors
+    if as_json:
+        print_document(
+            "check",
+            ok=ok,
+            deployment=_summary(result.deployment) if result.deployment else None,
+            diagnostics=diagnostics_document(found),
+        )
+    else:
+        show(found, result.sources)
+        if ok and result.deployment is not None:
+            print(_sentence(result.deployment))
+    raise typer.Exit(int(exit_code(found)))
+
+
+def _summary(deployment: Deployment) -> dict[str, Any]:
+    return {
+        "spec": deployment.spec_file,
+        "digest": deployment.digest,
+        "bases": list(deployment.bases),
+        "fine_tunes": list(deployment.fine_tunes),
+        "devices": [device.address for device in deployment.cluster.devices],
+        "apps": [app.address for app in deployment.apps],
+    }
+
+
+def _sentence(deployment: Deployment) -> str:
+    counted = (
+        (len(deployment.apps), "app"),
+        (len(deployment.tenants), "tenant"),
+        (len(deployment.fine_tunes), "fine-tune"),
+        (len(deployment.bases), "base"),
+        (len(deployment.cluster.devices), "device"),
+    )
+    words = ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counted)
+    return f"{deployment.spec_file}: ok ({words})"

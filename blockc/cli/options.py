@@ -1,0 +1,29 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="The spec, a `.blk` file.")]
+VarOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--var", metavar="NAME=VALUE", help="Set a variable of the spec; may be repeated."
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")
+]
+
+
+def variables_of(given: list[str] | None) -> dict[str, str]:
+    """Return the variables that ``--var`` options set; a malformed one is a usage error."""
+    variables: dict[str, str] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise typer.BadParameter(f"`{text}` is not NAME=VALUE", param_hint="--var")
+        variables[name.strip()] = value
+    return variables

@@ -1,0 +1,197 @@
+"""A fine-tune that would not be applied in full is refused, by code and by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.support.adapters import save_lora
+from tests.support.chains import chains_of
+from tests.support.deployments import deployment
+from tests.support.tiny_models import save_model
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_model("llama", tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def adapter(base, tmp_path_factory):
+    return save_lora(base, tmp_path_factory.mktemp("adapter"), target_modules=["q_proj", "v_proj"])
+
+
+@pytest.fixture
+def copy(adapter, tmp_path):
+    return shutil.copytree(adapter, tmp_path / "copy")
+
+
+def _diagnose(base, directory, tmp_path):
+    chains, _, diags = chains_of(deployment(base, {"tuned": ("base", directory)}), tmp_path / "zoo")
+    assert ("tuned" in chains) == (not diags.has_errors)
+    return {item.code.id: " ".join((item.message, *item.notes)) for item in diags}
+
+
+def _configure(directory, **fields):
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def _rewrite(directory, change, file="adapter_model.safetensors"):
+    tensors = load_file(directory / file)
+    change(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / file)
+
+
+def test_the_untouched_adapter_is_accepted(base, adapter, tmp_path):
+    assert _diagnose(base, adapter, tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("use_dora", True),
+        ("bias", "lora_only"),
+        ("lora_bias", True),
+        ("modules_to_save", ["lm_head"]),
+        ("trainable_token_indices", [1, 2]),
+        ("layer_replication", [[0, 2]]),
+        ("init_lora_weights", "pissa_niter_4"),
+        ("a_field_of_tomorrow", 3),
+        ("r", 0),
+        ("r", "8"),
+        ("lora_alpha", None),
+        ("target_modules", None),
+        ("target_modules", "("),
+        ("rank_pattern", {"q_proj": "4"}),
+        ("layers_to_transform", [1.5]),
+    ],
+)
+def test_a_field_that_is_not_understood(field, value, base, copy, tmp_path):
+    _configure(copy, **{field: value})
+    found = _diagnose(base, copy, tmp_path)
+    assert set(found) == {"BC207"}
+    assert field in found["BC207"]
+
+
+def test_another_kind_of_adapter(base, copy, tmp_path):
+    _configure(copy, peft_type="IA3")
+    assert "IA3" in _diagnose(base, copy, tmp_path)["BC208"]
+
+
+@pytest.mark.parametrize("which", range(0, 16, 3))
+def test_each_missing_tensor_is_named(which, base, copy, tmp_path):
+    names = sorted(load_file(copy / "adapter_model.safetensors"))
+    _rewrite(copy, lambda tensors: tensors.pop(names[which]))
+    assert names[which].removeprefix("base_model.model.") in _diagnose(base, copy, tmp_path)["BC211"]
+
+
+@pytest.mark.parametrize("which", range(1, 16, 3))
+def test_each_renamed_tensor_is_named(which, base, copy, tmp_path):
+    name = sorted(load_file(copy / "adapter_model.safetensors"))[which]
+    other = name.replace("layers", "blocks")
+
+    def rename(tensors):
+        tensors[other] = tensors.pop(name)
+
+    _rewrite(copy, rename)
+    assert other in _diagnose(base, copy, tmp_path)["BC204"]
+
+
+@pytest.mark.parametrize("which", range(2, 16, 3))
+def test_each_misshapen_tensor_is_named(which, base, copy, tmp_path):
+    name = sorted(load_file(copy / "adapter_model.safetensors"))[which]
+    _rewrite(copy, lambda tensors: tensors.update({name: tensors[name][:-1]}))
+    assert name in _diagnose(base, copy, tmp_path)["BC202"]
+
+
+def test_a_rank_that_the_configuration_denies(base, copy, tmp_path):
+    _configure(copy, r=8)
+    assert "BC202" in _diagnose(base, copy, tmp_path)
+
+
+def test_an_adapter_that_targets_nothing(base, copy, tmp_path):
+    _configure(copy, target_modules=["query_key_value"])
+    assert {"BC204", "BC211"} <= set(_diagnose(base, copy, tmp_path))
+
+
+def test_not_a_number(base, copy, tmp_path):
+    name = sorted(load_file(copy / "adapter_model.safetensors"))[0]
+    _rewrite(copy, lambda tensors: tensors[name].view(-1)[0].fill_(float("nan")))
+    assert name in _diagnose(base, copy, tmp_path)["BC203"]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.3, 0.99])
+def test_a_truncated_file(fraction, base, copy, tmp_path):
+    file = copy / "adapter_model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[: int(len(data) * fraction)])
+    assert "adapter_model.safetensors" in _diagnose(base, copy, tmp_path)["BC203"]
+
+
+def test_pickled_weights(base, copy, tmp_path):
+    (copy / "adapter_model.safetensors").unlink()
+    (copy / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    assert "pickle" in _diagnose(base, copy, tmp_path)["BC206"]
+
+
+def test_no_files_at_all(base, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "BC201" in _diagnose(base, tmp_path / "empty", tmp_path)
+    assert "BC201" in _diagnose(base, tmp_path / "absent", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"x"', "\udcff", "[" * 100_000])
+def test_a_malformed_configuration(text, base, copy, tmp_path):
+    (copy / "adapter_config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert "BC203" in _diagnose(base, copy, tmp_path)
+
+
+class TestFullCheckpoints:
+    @pytest.fixture
+    def full(self, base, tmp_path):
+        return shutil.copytree(base, tmp_path / "full")
+
+    def test_an_extra_tensor(self, base, full, tmp_path):
+        _rewrite(full, lambda tensors: tensors.update({"model.extra.weight": torch.ones(2)}), "model.safetensors")
+        assert "model.extra.weight" in _diagnose(base, full, tmp_path)["BC204"]
+
+    def test_a_missing_tensor(self, base, full, tmp_path):
+        name = "model.layers.2.mlp.up_proj.weight"
+        _rewrite(full, lambda tensors: tensors.pop(name), "model.safetensors")
+        assert name in _diagnose(base, full, tmp_path)["BC211"]
+
+    def test_another_shape(self, base, full, tmp_path):
+        name = "model.layers.2.mlp.up_proj.weight"
+        _rewrite(full, lambda tensors: tensors.update({name: tensors[name][:-1]}), "model.safetensors")
+        assert name in _diagnose(base, full, tmp_path)["BC202"]
+
+    def test_a_quantised_checkpoint(self, base, full, tmp_path):
+        config = json.loads((full / "config.json").read_text()) | {"quantization_config": {"quant_method": "awq"}}
+        (full / "config.json").write_text(json.dumps(config))
+        assert "awq" in _diagnose(base, full, tmp_path)["BC209"]
+
+    @pytest.mark.parametrize("model_type", ["bloom", "falcon", "made-up", None, 7])
+    def test_an_architecture_that_is_not_supported(self, model_type, base, full, tmp_path):
+        config = json.loads((full / "config.json").read_text()) | {"model_type": model_type}
+        (full / "config.json").write_text(json.dumps(config))
+        assert "BC205" in _diagnose(base, full, tmp_path)
+
+    def test_dynamic_rope_is_refused_with_its_reason(self, base, full, tmp_path):
+        config = json.loads((full / "config.json").read_text())
+        config["rope_parameters"] = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+        (full / "config.json").write_text(json.dumps(config))
+        assert "BC205" in _diagnose(base, full, tmp_path)
+
+    def test_a_float32_copy_of_a_bfloat16_base_is_the_same_model(self, tmp_path):
+        low = save_model("llama", tmp_path / "low", dtype=torch.bfloat16)
+        high = shutil.copytree(low, tmp_path / "high")
+        _rewrite(high, lambda tensors: tensors.update({k: v.float() for k, v in tensors.items()}), "model.safetensors")
+        plan = deployment(low, {"tuned": ("base", high)}, dtype="bfloat16")
+        chains, _, diags = chains_of(plan, tmp_path / "zoo")
+        assert not list(diags)
+        assert chains["base"].path.digest == chains["tuned"].path.digest
