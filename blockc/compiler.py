@@ -55,7 +55,7 @@ def compile_deployment(
         placement = place(place_problem(deployment, graph), diags=diags)
     with clock.stage("lower"):
         assert placement is not None, "place reports an error whenever it has no placement"
-        plan = lower(deployment, graph, placement, zoo=zoo)
+        plan = lower(deployment, files, graph, placement, zoo=zoo)
         verify_plan(plan)
     return Compiled(plan=plan, models=chains, stages=clock.seconds)
 

@@ -6,6 +6,9 @@ chain that has any. Invariant: the same input gives the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal
+
 from blockc import __version__
 from blockc.graph import Block, Chain, ModelPath
 from blockc.ir import canonical_json, format_structure, json_digest
@@ -22,17 +25,26 @@ from blockc.plan import (
     KvGroupEntry,
     KvLayerEntry,
     LowRankEntry,
+    ModelEntry,
     PathEntry,
     SegmentEntry,
     SideEntry,
     SideManifest,
 )
-from blockc.spec.deployment import App, Deployment, Tenant
+from blockc.spec.deployment import App, Base, Deployment, FineTune, HubSource, LocalSource, Tenant
+from blockc.tune import ModelFiles
 from blockc.unify import UnifiedGraph
 from blockc.zoo import Zoo
 
 
-def lower(deployment: Deployment, graph: UnifiedGraph, placement: Placement, *, zoo: Zoo) -> ExecutionPlan:
+def lower(
+    deployment: Deployment,
+    files: Mapping[str, ModelFiles],
+    graph: UnifiedGraph,
+    placement: Placement,
+    *,
+    zoo: Zoo,
+) -> ExecutionPlan:
     """Write the plan."""
     structures = {block.structure_digest: format_structure(block.structure) for block in graph.blocks.values()}
     groups = kv_group_entries(deployment, graph)
@@ -77,6 +89,7 @@ def lower(deployment: Deployment, graph: UnifiedGraph, placement: Placement, *, 
         apps=tuple(
             _app(app, tenant, graph) for tenant in deployment.tenants.values() for app in tenant.apps
         ),
+        models={name: _model(item, files[name].kind, graph) for name, item in _items(deployment)},
         memory=placement.memory,
         baselines=placement.baselines,
         solver=placement.solver,
@@ -176,6 +189,22 @@ def _app(app: App, tenant: Tenant, graph: UnifiedGraph) -> AppEntry:
         chain=graph.chain_of[app.model],
         isolation_group=isolation_group(app, tenant),
         weight=float(tenant.weight),
+    )
+
+
+def _items(deployment: Deployment) -> list[tuple[str, Base | FineTune]]:
+    return sorted({**deployment.bases, **deployment.fine_tunes}.items())
+
+
+def _model(item: Base | FineTune, kind: Literal["base", "full", "lora"], graph: UnifiedGraph) -> ModelEntry:
+    source = item.source
+    return ModelEntry(
+        kind=kind,
+        source=source.written if isinstance(source, LocalSource) else source.repo,
+        hub=isinstance(source, HubSource),
+        revision=source.revision if isinstance(source, HubSource) else None,
+        parent=item.parent if isinstance(item, FineTune) else None,
+        chain=graph.chain_of.get(item.name),
     )
 
 

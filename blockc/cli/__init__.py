@@ -1,8 +1,9 @@
 """The command line: ``blockc COMMAND``.
 
-In: arguments. Out: results on stdout, everything else on stderr, and an exit code (see ``report``).
-Invariant: a command's module is light; what it works with is imported when the command runs, so that
-``blockc check`` needs neither torch nor a solver. A command is a module with ``register(app)``, named in ``COMMANDS``.
+In: arguments. Out: results on stdout, everything else on stderr, and an exit code (see
+``report``). Invariant: a command's module is light; what it works with is imported when the
+command runs, so that ``blockc check`` needs neither torch nor a solver. A command is a module with
+``register(app)``, named in ``COMMANDS``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code. ``argv`` None: the arguments of the process."""
+    """Run the command line; return its exit code. ``argv`` None: the arguments of the process."""
     import typer
 
     from blockc.cli.report import guarded
@@ -28,7 +29,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     app = typer.Typer(
         name="blockc",
         help="Serve many fine-tunes of a few language models on few devices.",
-        no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
@@ -52,4 +52,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in COMMANDS:
         importlib.import_module(name).register(app)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return guarded(app, arguments)
+    return guarded(app, arguments or ["--help"])

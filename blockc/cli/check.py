@@ -1,7 +1,7 @@
-"""``blockc check SPEC``: is this spec right?
+"""``blockc check SPEC`` says whether a spec is right.
 
-In: a spec. Out: its problems on stderr, or with ``--json`` one document. Reads spec files and looks at the folders
-that they name; reads no tensor and imports nothing heavy.
+In: a spec. Out: its problems on stderr, or with ``--json`` one document. Reads spec files and
+looks at the folders that they name; reads no tensor and imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def check(
     from blockc.diag.json import diagnostics_document
     from blockc.diag.suppress import suppress
     from blockc.spec import load
+    from blockc.spec.lint import tidy
     from blockc.spec.weights import check_weights
 
     result = load(Path(spec), variables=variables_of(var), environ=os.environ)
@@ -45,8 +46,8 @@ def check(
     if result.deployment is not None and files:
         seen = Diagnostics()
         check_weights(result.deployment, seen)
-        remaining = suppress(seen, result.suppressions, judged=frozenset())
-        found = Diagnostics(items=[*found, *(d for d in remaining if d.code.id != "BC803")])
+        remaining = suppress(seen, result.suppressions)
+        found = tidy(Diagnostics(items=[*found, *remaining]))
     ok = not found.has_errors
     if as_json:
         print_document(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,3 +28,15 @@ def variables_of(given: list[str] | None) -> dict[str, str]:
             raise typer.BadParameter(f"`{text}` is not NAME=VALUE", param_hint="--var")
         variables[name.strip()] = value
     return variables
+PlanArgument = Annotated[
+    Path, typer.Argument(metavar="PLAN", help="A plan that `blockc compile` wrote.")
+]
+ZooOption = Annotated[
+    Path | None,
+    typer.Option("--zoo", metavar="DIR", help="The store of blocks; `zoo` beside the plan if not given."),
+]
+
+
+def zoo_of(given: Path | None, plan: Path) -> Path:
+    """Return the zoo's directory: as given, or beside the plan."""
+    return given if given is not None else plan.parent / "zoo"

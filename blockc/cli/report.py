@@ -1,7 +1,8 @@
 """How a command ends: what is printed where, and the exit code.
 
-In: diagnostics, result documents, exceptions. Out: stdout carries results only (with ``--json`` one document that has a
-``format_version``), stderr everything else. Invariant: a user's mistake never shows a traceback.
+In: diagnostics, result documents, exceptions. Out: stdout carries results only (with ``--json``
+one document that has a ``format_version``), stderr everything else. Invariant: a user's mistake
+never shows a traceback.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class ExitCode(IntEnum):
 
 
 class SourceFiles(Mapping[str, str]):
-    """The texts that spans point into, read when asked for: a span names its file as the user would."""
+    """The texts that spans point into, read on demand: a span names its file as the user would."""
 
     def __init__(self, known: Mapping[str, str] | None = None) -> None:
         self._known: dict[str, str | None] = dict(known or {})
@@ -111,21 +112,20 @@ def reporting(command: str, *, as_json: bool) -> Iterator[None]:
 
 def guarded(app: typer.Typer, arguments: list[str]) -> int:
     """Run the application and turn every way in which it can end into an exit code."""
-    import click
+    import typer
+    from typer.main import get_command
 
+    # New versions of typer bring click along as a private package: this is its UsageError in all.
+    usage_error = typer.BadParameter.__bases__[0]
     try:
-        status = app(arguments, prog_name="blockc", standalone_mode=False)
+        command = get_command(app)
+        status = command.main(arguments, prog_name="blockc", standalone_mode=False)
         sys.stdout.flush()
         return int(status) if isinstance(status, int) else int(ExitCode.FINE)
     except DiagnosticError as error:
         show(error.diagnostics)
         return int(exit_code(error.diagnostics))
-    except click.UsageError as error:
-        error.show(file=sys.stderr)
-        return int(ExitCode.USAGE)
-    except click.exceptions.Exit as stop:
-        return int(stop.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return int(ExitCode.INTERRUPTED)
     except BrokenPipeError:
@@ -135,6 +135,9 @@ def guarded(app: typer.Typer, arguments: list[str]) -> int:
     except SystemExit as stop:
         return int(stop.code) if isinstance(stop.code, int) else int(ExitCode.ERRORS)
     except Exception as error:
+        if isinstance(error, usage_error):
+            error.show(file=sys.stderr)  # type: ignore[attr-defined]  # every UsageError has it
+            return int(ExitCode.USAGE)
         if "--traceback" in arguments:
             raise
         _internal(error)

@@ -28,6 +28,8 @@ def rule(
     wanted = code.strip().upper()
     found = CODES.get(wanted) or next((c for c in CODES.values() if c.slug == code.strip()), None)
     if found is None:
-        raise typer.BadParameter(f"no diagnostic `{code}`; `blockc rule` lists them", param_hint="CODE")
+        raise typer.BadParameter(
+            f"no diagnostic `{code}`; `blockc rule` lists them", param_hint="CODE"
+        )
     print(f"{found.id} {found.slug} ({found.severity.value}): {found.summary}\n")
     print(explanation(found.id))

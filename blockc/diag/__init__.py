@@ -1,7 +1,8 @@
 """Diagnostics: every user-visible problem is data first and text second.
 
 A :class:`Diagnostic` says what is wrong, where, why, and what to do. Stages collect into a
-:class:`Diagnostics` and the caller renders once, so that all problems of a phase are reported together.
+:class:`Diagnostics` and the caller renders once, so that all problems of a phase are reported
+together.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Every diagnostic code: its slug, severity and one-line meaning.
 
-Families: 0xx syntax, 1xx names, types, units, 2xx models and weights, 3xx blocks and sharing, 4xx capacity and
-placement, 5xx traffic and SLO, 6xx tenancy and security, 7xx what a change breaks, 8xx lint, 9xx plan, zoo and ours.
+Families: 0xx syntax, 1xx names, types, units, 2xx models and weights, 3xx blocks and sharing, 4xx
+capacity and placement, 5xx traffic and SLO, 6xx tenancy and security, 7xx what a change breaks,
+8xx lint, 9xx plan, zoo and ours.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ class Diagnostic:
 
     @property
     def severity(self) -> Severity:
+        """Error or warning, as the table of codes says."""
         return self.code.severity
 
 
@@ -54,7 +55,7 @@ class Diagnostics:
         notes: tuple[str, ...] = (),
         help: str | None = None,  # noqa: A002 - the field's established name
     ) -> Diagnostic:
-        """Add a problem. ``code`` is such as ``"BC101"``; its severity comes from the table of codes."""
+        """Add a problem. ``code`` is such as ``"BC101"``; the table of codes has its severity."""
         item = Diagnostic(
             code=CODES[code],
             message=message,
@@ -68,10 +69,11 @@ class Diagnostics:
 
     @property
     def has_errors(self) -> bool:
+        """Whether the phase cannot go on."""
         return any(item.severity is Severity.ERROR for item in self.items)
 
     def raise_if_errors(self) -> None:
-        """End a phase: raise :class:`DiagnosticError` with everything collected if any of it is an error."""
+        """End a phase: raise :class:`DiagnosticError` with everything if any is an error."""
         if self.has_errors:
             raise DiagnosticError(self)
 
@@ -83,7 +85,7 @@ class Diagnostics:
 
 
 class DiagnosticError(Exception):
-    """A phase ended with errors. The command line renders ``diagnostics``; nothing else is printed."""
+    """A phase ended with errors. The command line renders ``diagnostics`` and nothing else."""
 
     def __init__(self, diagnostics: Diagnostics) -> None:
         super().__init__("; ".join(f"{d.code}: {d.message}" for d in diagnostics))

@@ -1,6 +1,7 @@
 """Diagnostics as JSON, for editors and continuous integration.
 
-In: diagnostics. Out: plain data in the form of ``FORMAT_VERSION``: keys may be added, none changes its meaning.
+In: diagnostics. Out: plain data in the form of ``FORMAT_VERSION``: keys may be added, none changes
+its meaning.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def _label(label: Label) -> dict[str, Any]:
 
 
 def span_document(span: Span) -> dict[str, Any]:
-    """Return a span as JSON. Lines and columns count from 1, in code points; the end is exclusive."""
+    """Return a span as JSON: lines and columns from 1, in code points; the end is exclusive."""
     return {
         "file": span.file,
         "start": {"line": span.start_line, "column": span.start_column},

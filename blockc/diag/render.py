@@ -1,8 +1,9 @@
 """Render diagnostics as text, in the style of rustc.
 
-In: diagnostics, the texts they point into, whether to use colours. Out: text, one paragraph a diagnostic.
-Invariant: deterministic; control characters of a source never reach the terminal; a secret is not repeated; a span that
-does not fit its text (a file that changed) is shown as its position only.
+In: diagnostics, the texts they point into, whether to use colours. Out: text, one paragraph a
+diagnostic. Invariant: deterministic; control characters of a source never reach the terminal; a
+secret is not repeated; a span that does not fit its text (a file that changed) is shown as its
+position only.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class _Renderer:
         return len(str(max(lines, default=0)))
 
     def _snippets(self) -> list[str]:
-        """Return the lines of the snippets: the primary place first, then the others in their order."""
+        """Return the lines of the snippets: the primary place first, the others in their order."""
         out: list[str] = []
         margin = " " * self._margin()
         bar = self._style("|", "frame")

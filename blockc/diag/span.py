@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Span:
-    """A range of text. Lines and columns count from 1, in code points; the end column is exclusive."""
+    """A range of text: lines and columns from 1, in code points; the end column is exclusive."""
 
     file: str
     start_line: int

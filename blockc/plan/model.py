@@ -184,6 +184,21 @@ class AppEntry(_Entry):
         return f"{self.tenant}/{self.app}"
 
 
+class ModelEntry(_Entry):
+    """A base or fine-tune of the spec: where it came from, for `blockc verify` and for people.
+
+    ``source`` is a path as the spec writes it, relative to the spec, or a hub repository. ``chain`` is None for a
+    model that no app uses. Nothing that serves reads this table.
+    """
+
+    kind: Literal["base", "full", "lora"]
+    source: str
+    hub: bool
+    revision: str | None
+    parent: str | None
+    chain: int | None
+
+
 class SolverEntry(_Entry):
     """How good the placement is and how it was found."""
 
@@ -224,6 +239,7 @@ class ExecutionPlan(_Entry):
     edges: tuple[EdgeEntry, ...]
     routes: tuple[RouteEntry, ...]
     apps: tuple[AppEntry, ...]
+    models: dict[str, ModelEntry]
     memory: tuple[MemoryEntry, ...]
     baselines: BaselineEntry
     solver: SolverEntry

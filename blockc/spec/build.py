@@ -1,9 +1,11 @@
 """Build the syntax tree from the parser's reductions.
 
-In: the children of one rule, tokens included. Out: one node. Invariant: a node's span covers its tokens.
-The methods are named after the rules of the grammar; rules whose name starts with `_` never arrive here.
+In: the children of one rule, tokens included. Out: one node. Invariant: a node's span covers its
+tokens. The methods are named after the rules of the grammar; rules whose name starts with `_`
+never arrive here.
 """
 
+# ruff: noqa: D102 - methods are named after the rules of the grammar
 from __future__ import annotations
 
 from collections.abc import Sequence

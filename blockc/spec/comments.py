@@ -1,6 +1,7 @@
 """The comments that speak to the compiler: ``# blockc: allow(BC301, BC804)``.
 
-In: the comments of a file. Out: its suppressions. A comment that starts like one and is none is reported.
+In: the comments of a file. Out: its suppressions. A comment that starts like one and is none is
+reported.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where a value stands, and what it means to be the type of an attribute.
 
-A type turns an evaluated :class:`~blockc.spec.values.Value` into plain data (int, Fraction, str, a source, ...)
-in base units, or reports and gives None. Invariant: a type never guesses; a value that could mean two things
-is an error.
+A type turns an evaluated :class:`~blockc.spec.values.Value` into plain data (int, Fraction, str, a
+source, ...) in base units, or reports and gives None. Invariant: a type never guesses; a value
+that could mean two things is an error.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """``Deployment``: what a spec means. The only thing that later stages see of it.
 
-Everything is resolved: references are names of things that exist, quantities are plain numbers in the unit that
-their name says, sources are absolute. Every item keeps the span that declared it, so that later stages can point.
+Everything is resolved: references are names of things that exist, quantities are plain numbers in
+the unit that their name says, sources are absolute. Every item keeps the span that declared it, so
+that later stages can point.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FineTune:
-    """A fine-tune of ``parent`` (a base, or another fine-tune: stacking). ``kind`` None: read from its files."""
+    """A fine-tune of ``parent``, a base or fine-tune. ``kind`` None: as its files say."""
 
     name: str
     parent: str
@@ -101,7 +102,7 @@ class Slo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class App:
-    """What a tenant's clients call: ``tenant/app`` is the `model` of a request. ``model`` names a base or fine-tune."""
+    """What clients call: a request's `model` is ``tenant/app``. ``model``: a base or fine-tune."""
 
     tenant: str
     name: str
@@ -113,6 +114,7 @@ class App:
 
     @property
     def address(self) -> str:
+        """What a request names as its `model`."""
         return f"{self.tenant}/{self.name}"
 
 
@@ -126,7 +128,7 @@ class Quota:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """A tenant. ``weight`` is its fair share; ``isolation`` "strict" also separates its apps from each other."""
+    """A tenant. ``weight``: its fair share; ``isolation`` "strict": its apps are separated, too."""
 
     name: str
     weight: Fraction

@@ -1,7 +1,8 @@
 """The digest of what a spec means.
 
-In: a deployment. Out: the same with its digest. Invariant: comments, spans, the order of declarations, the folder
-in which the spec lies and the process's hash seed do not change it; any resolved value does.
+In: a deployment. Out: the same with its digest. Invariant: comments, spans, the order of
+declarations, the folder in which the spec lies and the process's hash seed do not change it; any
+resolved value does.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def deployment_digest(deployment: Deployment) -> Deployment:
 
 
 def _canonical(value: object) -> object:
-    """Return a value as JSON whose order says nothing: tuples of a deployment are sets of named things."""
+    """Return a value as JSON without order: a deployment's tuples are sets of named things."""
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, Fraction):

@@ -1,8 +1,8 @@
 """Evaluate expressions.
 
-In: an expression and the names in sight. Out: a :class:`~blockc.spec.values.Value`, or None after a report.
-Invariant: always terminates, in time and space bounded by the text: there is no recursion in the language,
-numbers, strings and lists are bounded, and ``for`` counts its turns.
+In: an expression and the names in sight. Out: a :class:`~blockc.spec.values.Value`, or None after
+a report. Invariant: always terminates, in time and space bounded by the text: there is no
+recursion in the language, numbers, strings and lists are bounded, and ``for`` counts its turns.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from blockc.spec.units import (
     parse_quantity,
     per_time_unit,
 )
-from blockc.spec.values import Call, Data, Object, Range, Secret, Value, Word, describe
+from blockc.spec.values import Call, Data, Object, Secret, Value, Word, describe
 
 MAX_TEXT = 1 << 16  # code points of a string; interpolation could double one per `let`
 MAX_ITEMS = 100_000  # items of a list, turns of all loops
@@ -98,7 +98,8 @@ class Evaluator:
             case Quantity() as quantity:
                 return str(quantity)
             case Word(name=name):
-                return self._unbound(name, part.span, scope)
+                self._unbound(name, part.span, scope)
+                return None
             case Secret():
                 message = "a secret cannot be part of a string: it would enter the plan"
                 self.diags.report(
@@ -390,5 +391,6 @@ def typed_text(text: str, *, like: Quantity | bool) -> Data:
     if not QUANTITY_TEXT.fullmatch(text.strip()):
         return None
     quantity = parse_quantity(text.strip())
-    same = isinstance(quantity, Quantity) and quantity.dimension == like.dimension
-    return quantity if same else None
+    if isinstance(quantity, Quantity) and quantity.dimension == like.dimension:
+        return quantity
+    return None

@@ -1,7 +1,8 @@
-"""Run the statements: ``let``, ``var``, ``import`` and ``for`` go, blocks with evaluated attributes remain.
+"""Run the statements: ``let``, ``var``, ``import`` and ``for`` go, plain blocks remain.
 
-In: the syntax tree of a file. Out: its :class:`ExpandedBlock` s, all names bound. Invariant: declarations are
-free in order within their list of statements; loops take at most ``MAX_ITEMS`` turns altogether.
+In: the syntax tree of a file. Out: its :class:`ExpandedBlock` s, all names bound. Invariant:
+declarations are free in order within their list of statements; loops take at most ``MAX_ITEMS``
+turns altogether.
 """
 
 from __future__ import annotations
@@ -197,11 +198,11 @@ class Expander:
         edges = {name: _mentioned(let) for name, let in lets.items()}
         order, cycles = in_dependency_order(edges)
         for cycle in cycles:
-            self._cycle([lets[name].name for name in cycle])
-            for name in cycle:
-                self._bind_one(scope, "let", lets[name].name, None)
-        for name in order:
-            let = lets[name]
+            self._cycle([lets[on_cycle].name for on_cycle in cycle])
+            for on_cycle in cycle:
+                self._bind_one(scope, "let", lets[on_cycle].name, None)
+        for defined in order:
+            let = lets[defined]
             if isinstance(let, syntax.Let):
                 value = self.evaluator.evaluate(let.value, scope)
                 self._bind_one(scope, "let", let.name, value)

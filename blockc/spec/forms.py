@@ -1,8 +1,9 @@
-"""The types of attributes that are references to declarations, or forms such as ``delta(max_error = 1%)``.
+"""The types of attributes that refer to declarations or are forms: ``delta(max_error = 1%)``.
 
 In: an evaluated value. Out: the name that is referred to, or of the form, or None after a report.
 """
 
+# ruff: noqa: D102 - `expects` and `convert` are documented once, in ValueType
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from blockc.spec.values import Call, Value, Word
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named:
-    """A reference to a declaration: an identifier, or a string if it is computed. Becomes its name."""
+    """A reference to a declaration: an identifier; a string if computed. Becomes its name."""
 
     kinds: tuple[str, ...]
 
@@ -111,7 +112,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Either:
-    """One of several types, told apart by the form of the value: a call's name, else the first type."""
+    """One of several types: a call's name tells which form, anything else is ``otherwise``."""
 
     otherwise: ValueType
     forms: tuple[Form, ...]

@@ -1,6 +1,7 @@
 """The parser tables and the terminals of the grammar file, built once a process.
 
-Invariant: nothing is read from a cache on disk (lark's cache is pickled); building takes about 60 ms.
+Invariant: nothing is read from a cache on disk (lark's cache is pickled); building takes about 60
+ms.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ _MODAL = ("QUOTE", "INTERPOLATE", "TEXT")
 class Grammar:
     """What scanning and parsing need.
 
-    ``code`` matches one token outside of quotes, ``quoted`` one inside; a match's ``lastgroup`` is the name
-    of the terminal. ``keywords`` maps the text of a keyword to the name of its terminal.
+    ``code`` matches one token outside of quotes, ``quoted`` one inside; a match's ``lastgroup`` is
+    the name of the terminal. ``keywords`` maps the text of a keyword to the name of its terminal.
     """
 
     parser: Lark

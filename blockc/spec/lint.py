@@ -1,6 +1,7 @@
 """What is not wrong and yet worth a word; and the order in which diagnostics are shown.
 
-In: what was declared and what was used. Out: BC801 warnings; diagnostics sorted, without repetition.
+In: what was declared and what was used. Out: BC801 warnings; diagnostics sorted, without
+repetition.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from blockc.spec.context import Declared
 from blockc.spec.scope import Usage
 
 JUDGED = frozenset({"BC801", "BC803", "BC804"})
-"""The warnings that loading can raise: a suppression of another code is for a later phase to judge."""
+"""The warnings that loading can raise; suppressions of others are for later phases to judge."""
 
 _MOST_AT_ONE_PLACE = 3  # a loop repeats its body's problems
 _LABELS_OF_A_GROUP = 3
@@ -38,7 +39,7 @@ def unused(declared: Declared, usage: Usage, diags: Diagnostics) -> None:
 
 
 def tidy(found: Diagnostics) -> Diagnostics:
-    """Sort by place, errors and warnings together; drop repetitions; group what is not in effect."""
+    """Sort by place, errors among warnings; drop repetitions; group what is not in effect."""
     seen: set[tuple[str, str, Label | None]] = set()
     at_place: dict[tuple[str, Label | None], int] = {}
     kept: list[Diagnostic] = []
@@ -85,9 +86,10 @@ def _merge(group: list[Diagnostic]) -> Diagnostic:
         code=first.code,
         message=first.message,
         primary=first.primary,
-        secondary=(*first.secondary, *(Label(span=label.span, text="here, too") for label in shown)),
+        secondary=(
+            *first.secondary,
+            *(Label(span=label.span, text="here, too") for label in shown),
+        ),
         notes=notes,
         help=first.help,
     )
-
-

@@ -1,7 +1,8 @@
 """Load a spec: read, parse, expand, validate, resolve.
 
-In: a path, variables, environment. Out: a :class:`LoadResult`. Invariant: whatever the text is, problems are
-diagnostics; nothing but spec files is read, and the same texts, variables and environment give the same result.
+In: a path, variables, environment. Out: a :class:`LoadResult`. Invariant: whatever the text is,
+problems are diagnostics; nothing but spec files is read, and the same texts, variables and
+environment give the same result.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from blockc.diag import DiagnosticError, Diagnostics, Label, Span
-from blockc.diag.suppress import Suppression, suppress
+from blockc.diag.suppress import Suppression, report_unused, suppress
 from blockc.spec import syntax
 from blockc.spec.comments import suppressions
 from blockc.spec.context import Declared
@@ -24,7 +25,7 @@ from blockc.spec.parser import parse
 from blockc.spec.resolve import resolve
 from blockc.spec.schema import ROOT, all_kinds
 from blockc.spec.scope import Module, Scope, Usage
-from blockc.spec.source import read_source
+from blockc.spec.source import Source, read_source
 from blockc.spec.suggest import did_you_mean
 from blockc.spec.validate import label_of, validate
 
@@ -36,8 +37,8 @@ MAX_FILES = 64
 class LoadResult:
     """What a spec came to. ``deployment`` is None exactly if ``diagnostics`` has an error.
 
-    ``sources`` maps the file names that spans use to their texts, for rendering. ``suppressions`` are for the
-    later phases of a command: see :func:`blockc.diag.suppress.suppress`.
+    ``sources`` maps the file names that spans use to their texts, for rendering. ``suppressions``
+    are for the later phases of a command: see :func:`blockc.diag.suppress.suppress`.
     """
 
     deployment: Deployment | None
@@ -57,12 +58,16 @@ def load(
 ) -> LoadResult:
     """Load the spec at ``path``.
 
-    ``variables`` are the texts of ``--var name=text``; those of an imported file are named ``alias.name``.
-    ``environ`` is what ``env(...)`` sees. Relative paths in a spec are relative to the file that holds them.
+    ``variables`` are the texts of ``--var name=text``; those of an imported file are named
+    ``alias.name``. ``environ`` is what ``env(...)`` sees. Relative paths in a spec are relative to
+    the file that holds them.
     """
     run = _Run(variables=dict(variables or {}), environ=environ)
     deployment = run.load(Path(path))
-    found = tidy(suppress(run.diags, run.suppressions, judged=JUDGED))
+    remaining = suppress(run.diags, run.suppressions)
+    if not run.diags.has_errors:
+        report_unused(run.diags, run.suppressions, judged=JUDGED, diags=remaining)
+    found = tidy(remaining)
     return LoadResult(
         deployment=None if found.has_errors else deployment,
         diagnostics=found,
@@ -97,22 +102,15 @@ class _Run:
     def load(self, path: Path) -> Deployment | None:
         self.root = Path(os.path.abspath(path)).parent
         name = os.fspath(path)
+        self.being_loaded[Path(os.path.abspath(path))] = name
         if self._file(path, name=name, prefix="", at=None) is None:
             return None
+        if None in self.loaded.values():
+            return None  # what an unreadable import declares would be missed everywhere
         self._unknown_variables()
         declared = self._declared()
         typed = validate(tuple(self.blocks), declared=declared, diags=self.diags)
-        start = Span(file=name, start_line=1, start_column=1, end_line=1, end_column=1)
-        first_line = self.sources[name].partition("\n")[0].rstrip("\r")
-        start = start.to(
-            Span(
-                file=name,
-                start_line=1,
-                start_column=1,
-                end_line=1,
-                end_column=1 + len(first_line),
-            )
-        )
+        start = Source(name=name, text=self.sources[name]).start
         deployment = resolve(typed, spec_file=name, start=start, diags=self.diags)
         if not self.diags.has_errors:
             unused(declared, self.usage, self.diags)
@@ -121,7 +119,7 @@ class _Run:
     # ------------------------------------------------------------------- files
 
     def _file(self, path: Path, *, name: str, prefix: str, at: Span | None) -> _Loaded | None:
-        """Read and expand one file, imports first. ``prefix``: of its variables on the command line."""
+        """Read and expand one file, imports first. ``prefix``: of its variables for ``--var``."""
         source = read_source(path, name=name, diags=self.diags, at=at)
         if source is None:
             return None
@@ -164,7 +162,9 @@ class _Run:
         parts = statement.path.parts
         if len(parts) != 1 or not isinstance(parts[0], str):
             message = "an import names its file in plain text"
-            self.diags.report("BC001", message, at=statement.path.span, help='import "./x.blk" as x')
+            self.diags.report(
+                "BC001", message, at=statement.path.span, help='import "./x.blk" as x'
+            )
             return None
         path = Path(os.path.normpath(folder / parts[0]))
         name = os.path.normpath(os.path.join(os.path.dirname(importer), parts[0]))
@@ -231,5 +231,3 @@ class _Run:
                     help="give one of them another name",
                 )
         return Declared(spans=spans)
-
-

@@ -38,7 +38,8 @@ def mentions(expr: syntax.Expr) -> Iterator[str]:
 def in_dependency_order(edges: Mapping[str, frozenset[str]]) -> tuple[list[str], list[list[str]]]:
     """Sort names so that each comes after those it depends on; return the order and the cycles.
 
-    Names on a cycle are in one of the cycles and not in the order. Names outside of ``edges`` are ignored.
+    Names on a cycle are in one of the cycles and not in the order. Names outside of ``edges`` are
+    ignored.
     """
     order: list[str] = []
     cycles: list[list[str]] = []

@@ -1,6 +1,7 @@
 """What the operators do. Exact, typed by dimension, bounded in size.
 
-In: two values. Out: their combination, or None after a report. ``GiB / s`` is a bandwidth, ``6% * GiB`` a size.
+In: two values. Out: their combination, or None after a report. ``GiB / s`` is a bandwidth, ``6% *
+GiB`` a size.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def combine(operator: str, left: Value, right: Value, diags: Diagnostics) -> Val
     a, b = left.data, right.data
     if operator in ("&&", "||"):
         if not isinstance(a, bool) or not isinstance(b, bool):
-            return _mismatch(operator, left, right, diags, "`true` or `false` on both sides")
+            _mismatch(operator, left, right, diags, "`true` or `false` on both sides")
+            return None
         data = (a and b) if operator == "&&" else (a or b)
     elif operator in _COMPARISONS:
         compared = _compare(operator, left, right, diags)
@@ -66,7 +68,8 @@ def combine(operator: str, left: Value, right: Value, diags: Diagnostics) -> Val
         diags.report("BC104", "`+` does not join strings", at=span, help=help_)
         return None
     else:
-        return _mismatch(operator, left, right, diags, "numbers")
+        _mismatch(operator, left, right, diags, "numbers")
+        return None
     return Value(data=data, span=span)
 
 
@@ -127,7 +130,8 @@ def _arithmetic(
     number = a.number * b.number if operator == "*" else a.number / b.number
     dimension = _combined(a.dimension, b.dimension, sign)
     if any(abs(exponent) > 4 for exponent in dimension):
-        return _mismatch(operator, left, right, diags, "units that combine")
+        _mismatch(operator, left, right, diags, "units that combine")
+        return None
     return _bounded(number, _result_unit(dimension, a, b), left, right, diags)
 
 

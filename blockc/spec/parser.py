@@ -1,8 +1,9 @@
 """Parse one source into its syntax tree.
 
 In: a source. Out: a :class:`~blockc.spec.syntax.File`, or None if any of its text is not a spec.
-After a syntax error the parser returns to the innermost list of statements and goes on at the next one, so
-that a run reports several. Invariant: every text gives a file or diagnostics, never an exception.
+After a syntax error the parser returns to the innermost list of statements and goes on at the next
+one, so that a run reports several. Invariant: every text gives a file or diagnostics, never an
+exception.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from lark.exceptions import UnexpectedToken
+from lark.parsers.lalr_analysis import Shift
 from lark.parsers.lalr_interactive_parser import InteractiveParser
 from lark.parsers.lalr_parser_state import ParserState
 
@@ -76,8 +78,13 @@ class _Parse:
         return None
 
     def _expected(self) -> frozenset[str]:
-        """Return the names of the terminals that may come next."""
-        return frozenset(self.state.parse_conf.parse_table.states[self.state.position])
+        """Return the names of the terminals that may come next.
+
+        The table alone says too much: a state may reduce on a terminal that nothing around it takes.
+        """
+        states = self.state.parse_conf.parse_table.states
+        stack = self.state.state_stack
+        return frozenset(name for name in states[stack[-1]] if _accepts(states, stack, name))
 
     def _report(self, stuck: Stuck) -> None:
         message, span, help_ = explain(stuck)
@@ -103,9 +110,9 @@ class _Parse:
             if token.depth < depth:
                 return position  # the brace that closes the list of statements
             starts = token.type in _STATEMENT_STARTS and token.depth == depth
-            if starts and (token.starts_line or self._is_assignment(position)):
-                if position > start or token.starts_line:
-                    return position
+            assigns = position > start and self._is_assignment(position)
+            if starts and (token.starts_line or assigns):
+                return position
             position += 1
         return position
 
@@ -121,9 +128,22 @@ class _Parse:
             self.state.value_stack.pop()
 
 
+def _accepts(states: Any, stack: list[Any], terminal: str) -> bool:
+    """Return whether ``terminal`` can be shifted after any reductions that it calls for."""
+    stack = list(stack)
+    while (action := states[stack[-1]].get(terminal)) is not None:
+        kind, target = action
+        if kind is Shift:
+            return True
+        if size := len(target.expansion):
+            del stack[-size:]
+        stack.append(states[stack[-1]][target.origin.name][1])
+    return False
+
+
 def _shifts_for(actions: Any) -> bool:
-    action = actions.get("FOR_EACH", actions.get("FOR"))
-    return action is not None and getattr(action[0], "name", "") == "Shift"
+    action = actions.get("FOR")
+    return action is not None and action[0] is Shift
 
 
 def _end_token(source: Source, tokens: list[Scanned]) -> Scanned:

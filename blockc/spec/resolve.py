@@ -1,7 +1,8 @@
 """Turn typed blocks into a :class:`~blockc.spec.deployment.Deployment`.
 
-In: typed blocks. Out: the deployment, or None if anything does not hold together (a circle of fine-tunes, no
-cluster, more reserve than memory). Invariant: called without errors before, it either reports or returns one.
+In: typed blocks. Out: the deployment, or None if anything does not hold together (a circle of
+fine-tunes, no cluster, more reserve than memory). Invariant: called without errors before, it
+either reports or returns one.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from blockc.spec.valuetypes import Percentage
 def resolve(
     blocks: tuple[Typed, ...], *, spec_file: str, start: Span, diags: Diagnostics
 ) -> Deployment | None:
-    """Check what concerns several blocks and build the deployment. ``start``: the start of the root file."""
+    """Check what concerns several blocks and build the deployment. ``start``: of the root file."""
     by_kind: dict[str, list[Typed]] = {}
     for block in blocks:
         by_kind.setdefault(block.kind.name, []).append(block)
@@ -92,7 +93,9 @@ def _check_weights(fine_tunes: list[Typed], diags: Diagnostics) -> None:
     for block in fine_tunes:
         assume = block.one("assume")
         if assume is not None:
-            message = f"the fine-tune `{block.name}` is assumed, and nothing plans with assumed ones yet"
+            message = (
+                f"the fine-tune `{block.name}` is assumed, and nothing plans with assumed ones yet"
+            )
             help_ = "only `--target sim` will use `assume`; it does not exist yet: give `weights`"
             diags.report("BC208", message, at=assume.header, help=help_)
         elif "weights" not in block.spans:
@@ -170,7 +173,7 @@ def _devices(cluster: Typed) -> Iterator[Device]:
 
 
 def _reserve_bytes(device: Typed, memory_bytes: int) -> int:
-    """Return what is reserved; a share is rounded up, so that a plan never uses more than was meant."""
+    """Return what is reserved; a share is rounded up: a plan never uses more than was meant."""
     reserve = device.get("reserve")
     if isinstance(reserve, Percentage):
         return -(-memory_bytes * reserve.of_whole.numerator // reserve.of_whole.denominator)

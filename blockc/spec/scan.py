@@ -1,7 +1,8 @@
 """Cut a source into tokens, match its brackets, and repair what is not closed.
 
-In: a source. Out: tokens (with the brackets repaired), comments, and the lines on which the repair was made.
-Invariant: the brackets of the tokens match and are nested at most ``MAX_NESTING`` deep; never raises.
+In: a source. Out: tokens (with the brackets repaired), comments, and the lines on which the repair
+was made. Invariant: the brackets of the tokens match and are nested at most ``MAX_NESTING`` deep;
+never raises.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ MAX_SYNTAX_ERRORS = 20
 _CLOSER = {"LBRACE": "RBRACE", "LPAR": "RPAR", "LSQB": "RSQB", "INTERPOLATE": "RBRACE"}
 _CLOSED_BY = {"RBRACE": ("LBRACE", "INTERPOLATE"), "RPAR": ("LPAR",), "RSQB": ("LSQB",)}
 _TEXT = {"RBRACE": "}", "RPAR": ")", "RSQB": "]", "QUOTE": '"'}
+_TYPOGRAPHIC = "\u201c\u201d\u201e\u201f\u00ab\u00bb\u2018\u2019"  # quotes of word processors
 _BAD_ESCAPE = re.compile(r'\\[^"\\nt$]')
 _STRAY = re.compile(r"'[^'\n]*'|[^\x00-\x7f]+|[^\s]", re.ASCII)
 
 
 class Scanned:
-    """A token: the name of its terminal, its text, its span, and how many brackets are open before it."""
+    """A token: its terminal, its text, its span, and how many brackets are open before it."""
 
     __slots__ = ("depth", "indent", "span", "text", "type")
 
@@ -40,12 +42,13 @@ class Scanned:
 
     @property
     def starts_line(self) -> bool:
+        """Whether nothing stands before it on its line."""
         return self.span.start_column == self.indent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """The tokens of a file. Syntax errors on ``repaired_lines`` are consequences and not worth a message."""
+    """The tokens of a file. Syntax errors on ``repaired_lines`` are consequences of repairs."""
 
     items: list[Scanned]
     comments: tuple[Comment, ...]
@@ -210,7 +213,7 @@ class Scanner:
         return reachable
 
     def _end_of_line(self, position: int) -> None:
-        """A quote is closed on its line: repair what is open since the first one of this line."""
+        """Close what is open since the first quote of this line: a string ends on its line."""
         first = next((i for i, token in enumerate(self.open) if token.type == "QUOTE"), None)
         if first is None:
             return
@@ -219,8 +222,16 @@ class Scanner:
         self.diags.report("BC002", message, at=self.open[first].span, help=help_)
         self.repaired.add(self.line)
         end = self._span(position, position)
+        opened_at = self.line_start + self.open[first].span.start_column
         while len(self.open) > first:
             self._synthesize(end)
+        swallowed = self.source.text[opened_at:position]
+        while self.open and self.open[-1].span.start_line == self.line:
+            closer = _TEXT[_CLOSER[self.open[-1].type]]
+            before, found, swallowed = swallowed.partition(closer)
+            if not found:
+                return
+            self._synthesize(end)  # its closer is in what the string took in
 
     def _close_at_end(self, position: int) -> None:
         if not self.open:
@@ -285,7 +296,7 @@ class Scanner:
 
 
 def _stray_help(found: str) -> str | None:
-    if any(character in "“”„‟«»‘’" for character in found):
+    if any(character in _TYPOGRAPHIC for character in found):
         return 'strings take straight double quotes: "..."'
     if found == "'":
         return 'strings take double quotes: "..."'

@@ -1,8 +1,8 @@
 """The kinds of blocks and their attributes: the one place to add one.
 
 A :class:`Kind` says where it stands, whether it has a name and a parent, and what is in it. An
-:class:`AttributeSpec` says its type, whether it is required, its default, and whether anything acts on it yet: what
-nothing acts on is checked like everything else and warns BC804.
+:class:`AttributeSpec` says its type, whether it is required, its default, and whether anything
+acts on it yet: what nothing acts on is checked like everything else and warns BC804.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Names and what they are bound to, from the innermost ``for`` outwards; and which names were ever used.
+"""What names are bound to, from the innermost ``for`` outwards; and which were ever used.
 
-Invariant: a binding whose value is None failed to evaluate and was reported: using it reports nothing again.
+Invariant: a binding whose value is None failed to evaluate and was reported: using it reports
+nothing again.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 In: a value. Out: the name of a secret. Invariant: no message repeats what looks like one.
 """
 
+# ruff: noqa: D102 - `expects` and `convert` are documented once, in ValueType
 from __future__ import annotations
 
 import re
@@ -19,7 +20,7 @@ _SECRETS = re.compile(
 
 
 def looks_secret(text: str) -> bool:
-    """Return whether a string has the form of a well-known kind of token, or is a URL with a password."""
+    """Return whether a string looks like a well-known kind of token or a URL with a password."""
     return _SECRETS.search(text) is not None
 
 

@@ -1,7 +1,8 @@
 """Read one spec file into text.
 
-In: a path. Out: a :class:`Source`, or None and a diagnostic (missing file, directory, invalid UTF-8, NUL,
-byte order mark, too long). Invariant: a source's text is valid, has no NUL and at most ``MAX_BYTES`` bytes.
+In: a path. Out: a :class:`Source`, or None and a diagnostic (missing file, directory, invalid
+UTF-8, NUL, byte order mark, too long). Invariant: a source's text is valid, has no NUL and at most
+``MAX_BYTES`` bytes.
 """
 
 from __future__ import annotations

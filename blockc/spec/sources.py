@@ -1,9 +1,10 @@
 """The type of attributes that say where a model lies: a folder, or a repository of the hub.
 
-In: a string or ``hf(...)``. Out: a :class:`~blockc.spec.deployment.Source`; relative folders are resolved against
-the folder of the file that names them. Nothing is looked up on disk here.
+In: a string or ``hf(...)``. Out: a :class:`~blockc.spec.deployment.Source`; relative folders are
+resolved against the folder of the file that names them. Nothing is looked up on disk here.
 """
 
+# ruff: noqa: D102 - `expects` and `convert` are documented once, in ValueType
 from __future__ import annotations
 
 import os
@@ -26,7 +27,7 @@ _HF = Form(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceOf:
-    """``hf("./dir")`` or ``hf("org/name", revision = "...")``; a bare string where ``bare``. Becomes a Source."""
+    """``hf(...)``, or a bare string where ``bare``. Becomes a Source."""
 
     bare: bool
 
@@ -65,7 +66,7 @@ class SourceOf:
             context.out_of_range(
                 f'"{written[:60]}" is neither a local folder nor a repository of the hub',
                 value,
-                help_='a local folder starts with "./", "../", "/" or "~"; a repository is "org/name"',
+                help_='a folder starts with "./", "../", "/" or "~"; a repository is "org/name"',
             )
             return None
         return HubSource(repo=written, revision=revision)
@@ -77,7 +78,7 @@ def is_local(written: str) -> bool:
 
 
 def local_source(written: str, folder: Folder) -> LocalSource:
-    """Resolve a local source against the folder of the file that names it; symbolic links are kept."""
+    """Resolve a folder against that of the file that names it; symbolic links are kept."""
     home_or_absolute = written.startswith(("/", "~"))
     path = Path(written)
     if written.startswith("~"):

@@ -1,7 +1,7 @@
 """The syntax tree of one file: what was written, nothing looked up.
 
-Every node has a span. Operators of one precedence are one flat node, so that the depth of a tree is bounded
-by the nesting of brackets, which the scanner bounds.
+Every node has a span. Operators of one precedence are one flat node, so that the depth of a tree
+is bounded by the nesting of brackets, which the scanner bounds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Say in words why a token cannot stand where it stands.
 
-In: the tokens around the place where the parser is stuck. Out: a message, the span to show, and a help.
-Known mistakes (a missing value, a comma between attributes, a word for `=`) are recognised first; the general
-message names what was found and what could have come instead.
+In: the tokens around the place where the parser is stuck. Out: a message, the span to show, and a
+help. Known mistakes (a missing value, a comma between attributes, a word for `=`) are recognised
+first; the general message names what was found and what could have come instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _KEYWORDS = {"IMPORT", "VAR", "LET", "FOR", "IN", "AS", "TRUE", "FALSE", "NULL"}
 
 @dataclass(frozen=True, slots=True)
 class Stuck:
-    """Where the parser is stuck: the terminals that may come, and the tokens around ``position``."""
+    """Where the parser is stuck: the terminals that may come, the tokens around ``position``."""
 
     expected: frozenset[str]
     tokens: list[Scanned]
@@ -85,7 +85,10 @@ def _comma(stuck: Stuck) -> Message | None:
 
 def _keyword(stuck: Stuck) -> Message | None:
     found = stuck.at(0)
-    if found.type in _KEYWORDS and "NAME" in stuck.expected and "FOR" not in stuck.expected:
+    if found.type in _KEYWORDS and stuck.expected == {"NAME"}:
+        if found.starts_line:
+            before = stuck.at(-1)
+            return f"expected a name after `{before.text}`", before.span, None
         help_ = f"choose another name, such as `{found.text}_`"
         return f"`{found.text}` is a keyword and cannot be a name", found.span, help_
     if found.type == "EQUAL" and stuck.at(-1).type in _KEYWORDS:
@@ -105,10 +108,12 @@ def _colon(stuck: Stuck) -> Message | None:
 
 
 def _statement(stuck: Stuck) -> Message | None:
-    """A name that begins a statement and is not followed by what makes it one."""
+    """Recognise a name that begins a statement and is not followed by what makes it one."""
     name, found = stuck.at(-1), stuck.at(0)
     if name.type != "NAME" or "EQUAL" not in stuck.expected or "LBRACE" not in stuck.expected:
         return None
+    if found.type in ("NUMBER", "QUANTITY") and stuck.at(1).type in ("COLON", "LBRACE"):
+        return _not_a_name(found)
     if found.type in ("NUMBER", "QUANTITY", "LSQB", "TRUE", "FALSE", "NULL"):
         help_ = f"write `{name.text} = {found.text}`"
         return f"expected `=` between `{name.text}` and its value", found.span, help_
@@ -128,30 +133,30 @@ def _dotted(stuck: Stuck) -> Message | None:
 
 
 def _header(stuck: Stuck) -> Message | None:
-    """A block's header without its braces, or a name that starts with a digit."""
+    """Recognise a header without its braces, and a name that starts with a digit."""
     found = stuck.at(0)
-    if (
-        found.type in ("QUANTITY", "NUMBER")
-        and "NAME" in stuck.expected
-        and "FOR" not in stuck.expected
-    ):
-        if "NUMBER" not in stuck.expected:
-            help_ = f'names start with a letter; or quote it: "{found.text}"'
-            return f"`{found.text}` is not a name", found.span, help_
-    if "LBRACE" in stuck.expected and "RBRACE" not in stuck.expected:
-        if found.starts_line or found.type in ("RBRACE", "$END"):
-            before = stuck.at(-1).span
-            return f"expected `{{` before {_describe(found)}", before, "a block needs `{ ... }`"
+    name_wanted = "NAME" in stuck.expected and not stuck.expected & {"FOR", "NUMBER"}
+    if found.type in ("QUANTITY", "NUMBER") and name_wanted:
+        return _not_a_name(found)
+    body_wanted = "LBRACE" in stuck.expected and "RBRACE" not in stuck.expected
+    if body_wanted and (found.starts_line or found.type in ("RBRACE", "$END")):
+        before = stuck.at(-1).span
+        return f"expected `{{` before {_describe(found)}", before, "a block needs `{ ... }`"
     return None
+
+
+def _not_a_name(found: Scanned) -> Message:
+    help_ = f'names start with a letter; or quote it: "{found.text}"'
+    return f"`{found.text}` is not a name", found.span, help_
 
 
 def _describe(token: Scanned) -> str:
     if token.type == "$END":
-        return "the end of the file"
+        return "end of the file"
     if token.type in ("QUOTE", "TEXT", "INTERPOLATE"):
-        return "a string"
+        return "string"
     if token.type in ("NUMBER", "QUANTITY"):
-        return f"the number `{token.text}`"
+        return f"number `{token.text}`"
     return f"`{token.text}`"
 
 

@@ -1,7 +1,7 @@
 """Units and exact quantities.
 
-In: the text of a number with a unit (``16GiB``). Out: a :class:`Quantity`, exact, that remembers the unit it
-was written in and prints itself back in it. Invariant: no floating point anywhere.
+In: the text of a number with a unit (``16GiB``). Out: a :class:`Quantity`, exact, that remembers
+the unit it was written in and prints itself back in it. Invariant: no floating point anywhere.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BANDWIDTH: Dimension = (1, -1, 0, 0, 0)
 COMPUTE: Dimension = (0, -1, 0, 0, 1)
 
 MAX_DIGITS = 60
-"""Longer numbers are refused: nothing that a spec speaks of needs them, and work on them is unbounded."""
+"""Longer numbers are refused: no spec needs them, and work on them is unbounded."""
 
 QUANTITY_TEXT = re.compile(r"[0-9][0-9_]*(?:\.[0-9]+)?(?:%|[A-Za-z][A-Za-z0-9_]*(?:/[a-z]+)?)?")
 """A number from outside of a spec, such as the value of ``--var``."""
@@ -36,7 +36,7 @@ _NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)(.*)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """A unit: one of it is ``factor`` in the base units of its dimension (B, s, tok, request, FLOP)."""
+    """A unit: one of it is ``factor`` base units of its dimension (B, s, tok, request, FLOP)."""
 
     symbol: str
     dimension: Dimension
@@ -162,6 +162,7 @@ class Quantity:
 
     @property
     def dimension(self) -> Dimension:
+        """What kind of amount it is."""
         return self.unit.dimension
 
     def __str__(self) -> str:
@@ -247,7 +248,7 @@ def per_time_unit(symbol: str) -> str | None:
 
 
 def unit_for(dimension: Dimension, *, preferred: tuple[Unit, ...]) -> Unit:
-    """Return the unit in which a computed quantity is printed: one that was written, else the base unit."""
+    """Return the unit to print a computed quantity in: one that was written, else the base unit."""
     for unit in preferred:
         if unit.dimension == dimension:
             return unit

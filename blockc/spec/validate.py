@@ -1,7 +1,8 @@
 """Check blocks against the schema.
 
-In: expanded blocks. Out: :class:`Typed` blocks: known kinds, known attributes, values of the right type in base
-units. Everything that does not fit is reported and left out. Invariant: a typed block's values conform to its kind.
+In: expanded blocks. Out: :class:`Typed` blocks: known kinds, known attributes, values of the right
+type in base units. Everything that does not fit is reported and left out. Invariant: a typed
+block's values conform to its kind.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Typed:
-    """A block that fits the schema. ``values`` holds what was written, :meth:`get` adds the defaults."""
+    """A block that fits the schema. ``values``: what was written; :meth:`get` adds defaults."""
 
     kind: Kind
     name: str
@@ -83,6 +84,7 @@ class _Validator:
                 pass
             elif key in seen:
                 self._duplicate(kind, block, name, seen[key])
+                self._block(kind, block, name or "")  # it may have problems of its own
                 continue
             else:
                 seen[key] = block
@@ -124,9 +126,7 @@ class _Validator:
             parent=self._parent(kind, block, name),
             parent_span=block.parent.span if block.parent is not None else None,
             values=values,
-            spans={
-                key: item.value.span for key, item in first.items() if item.value is not None
-            },
+            spans={key: item.value.span for key, item in first.items() if item.value is not None},
             blocks=self.nested(kind, block.blocks),
             header=block.header,
             name_span=block.label.span if block.label is not None else block.kind_span,
@@ -143,9 +143,7 @@ class _Validator:
         return spec.type.convert(attribute.value, context)
 
     def _context(self, block: ExpandedBlock, where: str) -> Context:
-        return Context(
-            diags=self.diags, declared=self.declared, folder=block.folder, where=where
-        )
+        return Context(diags=self.diags, declared=self.declared, folder=block.folder, where=where)
 
     def _parent(self, kind: Kind, block: ExpandedBlock, name: str) -> object | None:
         if kind.parent is None:

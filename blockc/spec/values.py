@@ -1,7 +1,8 @@
 """Values: what expressions evaluate to.
 
-Every value knows the span of the expression that gave it. Names that no ``let``, ``var`` or ``for`` binds
-stay :class:`Word`: whether ``bf16`` is a setting or ``tiny`` a base is for the schema to say.
+Every value knows the span of the expression that gave it. Names that no ``let``, ``var`` or
+``for`` binds stay :class:`Word`: whether ``bf16`` is a setting or ``tiny`` a base is for the
+schema to say.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Object:
 
 
 Data: TypeAlias = (
-    "Quantity | str | bool | None | Word | Secret | Call | Range | Object | tuple[Value, ...]"
+    "Quantity | str | bool | Word | Secret | Call | Range | Object | tuple[Value, ...] | None"
 )
 
 

@@ -3,6 +3,7 @@
 In: an evaluated value. Out: plain data in base units, or None after a report.
 """
 
+# ruff: noqa: D102 - `expects` and `convert` are documented once, in ValueType
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """``var``: values that a caller may set from outside.
 
-In: a ``var`` statement, and the texts given by ``--var name=text``. Out: its value, of the declared type.
+In: a ``var`` statement, and the texts given by ``--var name=text``. Out: its value, of the
+declared type.
 """
 
 from __future__ import annotations

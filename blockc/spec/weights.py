@@ -1,7 +1,8 @@
 """Look at the files of local models and fine-tunes, without reading a tensor.
 
-In: a deployment. Out: BC201 where a folder lacks what a model or a fine-tune needs, BC206 where its weights are pickled.
-Invariant: reads directory listings and, where there is one, the index of sharded weights; imports nothing heavy.
+In: a deployment. Out: BC201 where a folder lacks what a model or a fine-tune needs, BC206 where
+its weights are pickled. Invariant: reads directory listings and, where there is one, the index of
+sharded weights; imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -20,9 +21,7 @@ def check_weights(deployment: Deployment, diags: Diagnostics) -> None:
     """Report local sources that cannot be loaded."""
     for base in deployment.bases.values():
         if isinstance(base.source, LocalSource):
-            _check_folder(
-                base.source, f"the base `{base.name}`", "full", base.source_span, diags
-            )
+            _check_folder(base.source, f"the base `{base.name}`", "full", base.source_span, diags)
     for tune in deployment.fine_tunes.values():
         if isinstance(tune.source, LocalSource):
             what = f"the fine-tune `{tune.name}`"
@@ -50,7 +49,9 @@ def _check_folder(
     missing = [wanted] if wanted not in names else []
     tensors = sorted(name for name in names if name.endswith(".safetensors"))
     if not tensors:
-        pickled = sorted(name for name in names if name.endswith(_PICKLED) and name != "training_args.bin")
+        pickled = sorted(
+            name for name in names if name.endswith(_PICKLED) and name != "training_args.bin"
+        )
         if pickled:
             message = f"{what} has pickled weights only: `{pickled[0]}`"
             help_ = "pickle runs code when read; convert the file to safetensors"
@@ -64,7 +65,9 @@ def _check_folder(
         if kind == "full" and "adapter_config.json" in names:
             help_ = f"this is the folder of an adapter\n{help_}"
         elif kind == "lora" and "config.json" in names:
-            help_ = f"this is the folder of a full model; leave `kind` out, or state `full`\n{help_}"
+            help_ = (
+                f"this is the folder of a full model; leave `kind` out, or state `full`\n{help_}"
+            )
         diags.report("BC201", message, at=at, help=help_)
     _check_shards(source.path, source.written, what, names, at, diags)
 
@@ -73,7 +76,9 @@ def _wanted_config(kind: FineTuneKind | None, names: set[str]) -> str:
     if kind == "lora":
         return "adapter_config.json"
     if kind == "full" or "config.json" in names:
-        return "config.json" if "adapter_config.json" not in names or kind else "adapter_config.json"
+        return (
+            "config.json" if "adapter_config.json" not in names or kind else "adapter_config.json"
+        )
     return "adapter_config.json"
 
 
@@ -100,5 +105,3 @@ def _check_shards(
 
 def _how_made(source: LocalSource) -> str:
     return f"`{source.written}` is {source.path}; relative paths start at the folder of the spec"
-
-

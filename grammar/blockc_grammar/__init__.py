@@ -1,6 +1,7 @@
-"""The grammar of ``*.blk`` specs, as text. The grammar file is the reference of the language's form.
+"""The grammar of ``*.blk`` specs, as text: the reference of the language's form.
 
-What may stand in a spec beyond its form (kinds of blocks, attributes, units) is data of ``blockc.spec.schema``.
+What may stand in a spec beyond its form (kinds of blocks, attributes, units) is data of
+``blockc.spec.schema``.
 """
 
 from __future__ import annotations

@@ -158,16 +158,16 @@ def _stack(
     a_parts, outputs = [], []
     for place, output in enumerate(present):
         pairs = [pair for member in terms if (pair := member[output]) is not None]
-        a_parts.append(torch.stack([_pad(a, rank, 0) for a, _ in pairs]))
+        a_parts.append(torch.stack([_pad(a, rank, 0).t() for a, _ in pairs]))
         outputs.append(
             SideOutput(
                 output=output,
                 rank_start=place * rank,
                 rank_stop=(place + 1) * rank,
-                b=torch.stack([_pad(b, rank, 1) for _, b in pairs]).to(device),
+                b=torch.stack([_pad(b, rank, 1).t() for _, b in pairs]).to(device),
             )
         )
-    return SideWeights(a=torch.cat(a_parts, 1).to(device), outputs=tuple(outputs))
+    return SideWeights(a=torch.cat(a_parts, 2).to(device), outputs=tuple(outputs))
 
 
 def _pad(tensor: Tensor, rank: int, dim: int) -> Tensor:

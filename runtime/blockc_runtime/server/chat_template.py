@@ -27,7 +27,7 @@ class ChatTemplateError(Exception):
 
 
 class ChatTemplate:
-    """A compiled template with the special tokens it may name (``bos_token``, ``eos_token``, ...)."""
+    """A compiled template with the special tokens it may name (``bos_token``, ...)."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         environment = _environment()

@@ -1,9 +1,9 @@
 """Token ids to text, a few at a time.
 
 In: the tokens of one output, in order, in pieces of any size. Out: text, never half a character.
-Invariant: the pieces joined are what the tokenizer decodes from all tokens at once. Vocabularies with
-byte fallback (``<0xE2>``) give up a whole run of byte tokens for one bad byte in it, and only once
-the run is over; there this holds if the bytes are UTF-8, and else what was shown stays shown.
+Invariant: the pieces joined are what the tokenizer decodes from all tokens at once. Vocabularies
+with byte fallback (``<0xE2>``) give up a whole run of byte tokens for one bad byte in it, and only
+once the run is over; there this holds if the bytes are UTF-8, and else what was shown stays shown.
 """
 
 from __future__ import annotations

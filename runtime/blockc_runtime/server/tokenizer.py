@@ -1,6 +1,6 @@
 """A chain's text side: tokenizer, chat template and detokenisation, from the assets in the zoo.
 
-In: the bytes of ``tokenizer.json``, ``tokenizer_config.json``, ``chat_template.jinja`` and the like.
+In: the bytes of ``tokenizer.json``, ``tokenizer_config.json``, ``chat_template.jinja``.
 Out: a `ChainText`. Invariant: token ids are those that transformers' fast tokenizer of the same
 files gives, with and without special tokens; nothing is truncated or padded.
 """
@@ -36,7 +36,7 @@ _NAMED_SPECIAL = (
 
 
 class ChainText:
-    """Everything that turns text into tokens and back. Shared by all apps whose assets are equal."""
+    """Turns text into tokens and back. Shared by all apps whose assets are equal."""
 
     def __init__(
         self, tokenizer: Tokenizer, chat_template: ChatTemplate | None, vocabulary: Vocabulary
@@ -54,7 +54,7 @@ class ChainText:
 
 
 def load_chain_text(assets: Mapping[str, bytes]) -> ChainText:
-    """Build a `ChainText`. Raises `DiagnosticError` (BC903) for assets that cannot be understood."""
+    """Build a `ChainText`. Raises `DiagnosticError` (BC903) for assets it cannot understand."""
     if TOKENIZER not in assets:
         _refuse(f"a chain has no {TOKENIZER}")
     try:
@@ -102,7 +102,7 @@ def _content(token: Any) -> str | None:
 
 
 def _add_tokens(tokenizer: Tokenizer, config: Mapping[str, Any], named: Mapping[str, str]) -> None:
-    """Add what the configuration knows and ``tokenizer.json`` does not, in the order of their ids."""
+    """Add what the configuration knows and ``tokenizer.json`` does not, in order of ids."""
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     listed = config.get("added_tokens_decoder") or {}
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -129,7 +129,7 @@ def _add_tokens(tokenizer: Tokenizer, config: Mapping[str, Any], named: Mapping[
 def _set_post_processor(
     tokenizer: Tokenizer, config: Mapping[str, Any], named: Mapping[str, str]
 ) -> None:
-    """``add_bos_token`` or ``add_eos_token``, where stated, replace what ``tokenizer.json`` does."""
+    """Let ``add_bos_token`` and ``add_eos_token``, if stated, replace ``tokenizer.json``'s way."""
     stated = "add_bos_token" in config or "add_eos_token" in config
     if not stated and tokenizer.post_processor is not None:
         return

@@ -149,6 +149,7 @@ class PlanBuilder:
             routes=tuple(RouteEntry(chain=i, alternatives=((0,),)) for i in range(count)),
             apps=(),
             memory=(),
+            models={},
             baselines=BaselineEntry(pm_bytes=0, ps_bytes=0, ours_bytes=0),
             solver=SolverEntry(
                 objective=(), value=0, bound=0, gap=0, status="", seed=0, solver=""

@@ -1,7 +1,33 @@
-"""Linears with sides on CUDA: dense joined matrices and batched products. Untested on hardware so far."""
+"""Linears with sides on CUDA: batched products over gathered stacks. Untested on hardware so far."""
 
 from __future__ import annotations
 
-from blockc_runtime.ops.linear.cpu import linears
+from collections.abc import Sequence
 
-__all__ = ["linears"]
+import torch
+from torch import Tensor
+
+from blockc_runtime.ops.linear.sides import DecodeSides, SideSet, SideWeights, add_span
+from blockc_runtime.ops.linear.weights import LinearWeights
+
+
+def linears(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, ...]:
+    """``x [1,T,in]`` -> ``[1,T,out]`` for each linear that reads ``x``."""
+    ys = weights(x)
+    for side, batch in sides:
+        if batch.decode is not None:
+            _add_decode(ys, x, side, batch.decode)
+        for span in batch.spans:
+            add_span(ys, x, side, span)
+    return ys
+
+
+def _add_decode(
+    ys: Sequence[Tensor], x: Tensor, side: SideWeights, decode: DecodeSides
+) -> None:
+    rows = slice(decode.start, decode.stop)
+    inner = torch.bmm(x[0, rows].unsqueeze(1), side.a.index_select(0, decode.slots))
+    for out in side.outputs:
+        part = inner[..., out.rank_start : out.rank_stop]
+        outer = torch.bmm(part, out.b.index_select(0, decode.slots))
+        ys[out.output][0, rows].add_(outer.squeeze(1))

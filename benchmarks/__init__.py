@@ -1,0 +1,1 @@
+"""Benchmarks: each prints ratios against a baseline taken in the same run."""

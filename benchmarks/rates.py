@@ -1,0 +1,36 @@
+"""What this machine can do right now: the rates that limits are computed from."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """``read_bytes_per_s``: streaming reads of memory; ``gemm_flops_per_s``: a large bf16 product."""
+
+    read_bytes_per_s: float
+    gemm_flops_per_s: float
+
+
+def measure_rates(repeats: int = 5) -> Rates:
+    """Medians of a few runs each."""
+    data = torch.ones(1 << 27, dtype=torch.float32)  # 512 MiB, far beyond any cache
+    left = torch.randn(2048, 2048, dtype=torch.bfloat16)
+    right = torch.randn(2048, 2048, dtype=torch.bfloat16)
+    reads = [_seconds(data.sum) for _ in range(repeats)]
+    products = [_seconds(lambda: left @ right) for _ in range(repeats + 2)][2:]
+    return Rates(
+        read_bytes_per_s=data.nbytes / statistics.median(reads),
+        gemm_flops_per_s=2 * 2048**3 / statistics.median(products),
+    )
+
+
+def _seconds(run: object) -> float:
+    start_s = time.perf_counter()
+    run()  # type: ignore[operator]
+    return time.perf_counter() - start_s

@@ -1,0 +1,104 @@
+"""``blockc compile SPEC -o plan.json``: from a spec to a plan, weights to the zoo.
+
+In: a spec. Out: the plan file, one line on stdout (or with ``--json`` one document), progress on stderr. Nothing is
+written where a stage found errors, except tensors in the zoo that no plan names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from blockc.cli.options import JsonOption, SpecArgument, VarOption, ZooOption, variables_of, zoo_of
+
+if TYPE_CHECKING:
+    from blockc.compiler import Compiled
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("compile")(compile_)
+
+
+def compile_(
+    spec: SpecArgument,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Where the plan goes.")
+    ] = Path("plan.json"),
+    zoo: ZooOption = None,
+    var: VarOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compile a spec: trace, share, place, and write the plan."""
+    from blockc.cli.progress import stage_lines
+    from blockc.cli.report import exit_code, print_document, reporting, show
+    from blockc.diag.json import diagnostics_document
+    from blockc.plan import write_plan
+
+    with reporting("compile", as_json=as_json):
+        compiled, found, sources = compile_file(
+            Path(spec), zoo_of(zoo, output), variables_of(var), on_stage=stage_lines()
+        )
+        write_plan(compiled.plan, output)
+    if as_json:
+        print_document(
+            "compile", ok=True, plan=str(output), summary=_summary(compiled), diagnostics=diagnostics_document(found)
+        )
+    else:
+        show(found, sources)
+        print(_sentence(compiled, output))
+    raise typer.Exit(int(exit_code(found)))
+
+
+def compile_file(
+    spec: Path, zoo_root: Path, variables: dict[str, str], *, on_stage: Any = lambda name, seconds: None
+) -> tuple[Compiled, Any, Any]:
+    """Load and compile; returns the result, the warnings, and the texts they point into.
+
+    Raises :class:`blockc.diag.DiagnosticError` with everything that is wrong.
+    """
+    import os
+
+    from blockc.compiler import compile_deployment
+    from blockc.diag import DiagnosticError, Diagnostics
+    from blockc.diag.suppress import suppress
+    from blockc.spec import load
+    from blockc.spec.lint import tidy
+    from blockc.zoo import Zoo
+
+    result = load(spec, variables=variables, environ=os.environ)
+    deployment = result.require()
+    diags = Diagnostics()
+    try:
+        compiled = compile_deployment(deployment, zoo=Zoo(zoo_root, create=True), diags=diags, on_stage=on_stage)
+    except DiagnosticError as error:
+        raise DiagnosticError(tidy(Diagnostics(items=[*result.diagnostics, *error.diagnostics]))) from None
+    remaining = suppress(diags, result.suppressions)
+    return compiled, tidy(Diagnostics(items=[*result.diagnostics, *remaining])), result.sources
+
+
+def _summary(compiled: Compiled) -> dict[str, Any]:
+    plan = compiled.plan
+    return {
+        "apps": len(plan.apps),
+        "chains": len(plan.chains),
+        "segments": len(plan.segments),
+        "blocks": len(plan.blocks),
+        "bytes": plan.baselines.model_dump(mode="json"),
+        "solver": plan.solver.model_dump(mode="json"),
+        "stages_s": {name: round(seconds, 3) for name, seconds in compiled.stages.items()},
+    }
+
+
+def _sentence(compiled: Compiled, output: Path) -> str:
+    from blockc.render.text import format_bytes
+
+    plan = compiled.plan
+    baselines = plan.baselines
+    return (
+        f"{output}: {len(plan.apps)} apps on {len(plan.chains)} chains, {len(plan.segments)} segments; "
+        f"{format_bytes(baselines.ours_bytes)} of weights "
+        f"(one model each: {format_bytes(baselines.pm_bytes)}, LoRA sharing only: {format_bytes(baselines.ps_bytes)})"
+    )

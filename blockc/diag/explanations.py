@@ -1,0 +1,150 @@
+"""What each diagnostic means and what to do: the pages of ``blockc rule CODE``.
+
+Invariant: every code of the table has a page.
+"""
+
+from __future__ import annotations
+
+import textwrap
+
+_PAGES: dict[str, str] = {
+    "BC001": """
+        The text does not have the form of a spec. The message names what was found and what could
+        stand there. After an error reading goes on at the next statement, so one run shows
+        several. docs/language.md describes the form; `grammar/blockc_grammar/blockc.lark` defines
+        it.
+        """,
+    "BC002": """
+        A bracket, brace or quote is opened and never closed. The message points at the opener.
+        Where the indentation tells that an inner one was forgotten, that one is named. A string
+        ends on its line.
+        """,
+    "BC003": "A file cannot be read: it does not exist, is a folder, or you may not read it.",
+    "BC101": """
+        A name refers to nothing: no base, fine-tune, profile, variable or value of that name is
+        declared. Declarations are free in order, so it is not a matter of where they stand. Near
+        names are offered.
+        """,
+    "BC102": """
+        This kind of block has no such attribute. Near names, or the block where it belongs, are
+        offered.
+        """,
+    "BC103": "No kind of block has this name, or it does not stand here.",
+    "BC104": """
+        A value has another type or unit than its place needs: a duration for a rate, a string for
+        a size. Units are exact and never guessed: `8` is not `8rps`.
+        """,
+    "BC105": """
+        A unit could mean two things: `16G` is 16GB (10^9) or 16GiB (2^30), seven percent apart.
+        Write the one that you mean.
+        """,
+    "BC106": """
+        Two declarations have the same name, or an attribute is given twice. Both places are
+        shown.
+        """,
+    "BC107": """
+        Declarations refer to each other in a circle: values, fine-tunes deriving from each other,
+        or files importing each other.
+        """,
+    "BC108": "Something required is absent: an attribute, a name, a block, a variable's value.",
+    "BC109": """
+        A value has the right type and lies outside of what is allowed, such as a rate of zero.
+        """,
+    "BC201": """
+        A model or fine-tune is not where the spec says. A base needs `config.json` and
+        `*.safetensors`, a LoRA `adapter_config.json` and `*.safetensors`. Relative paths start at
+        the folder of the spec.
+        """,
+    "BC202": """
+        The shapes of a fine-tune's tensors do not fit the base that it names. Shapes decide; a
+        base of another name with fitting shapes only warns (BC210).
+        """,
+    "BC203": "A weight file or its index is truncated or malformed. Fetch it again.",
+    "BC204": """
+        Tensors of a fine-tune change nothing that the model has. Serving it anyway would silently
+        answer as another model, so it is refused.
+        """,
+    "BC205": """
+        This architecture cannot be traced exactly, so its answers could differ. It is refused.
+        """,
+    "BC206": """
+        Pickled weights (`.bin`, `.pt`, `.pth`) run code when they are read, and are refused.
+        Convert them: `AutoModel.from_pretrained(dir).save_pretrained(dir,
+        safe_serialization=True)` in a sandbox.
+        """,
+    "BC207": """
+        A field of the fine-tune's configuration changes what it computes and is not understood.
+        Ignoring it could give wrong answers.
+        """,
+    "BC208": """
+        This kind of fine-tune is not supported yet. Supported are LoRA and full fine-tunes.
+        """,
+    "BC209": "Quantised checkpoints are not supported. Use the unquantised one.",
+    "BC210": """
+        An adapter names another base than the spec. Its shapes fit, so it is used: adapters carry
+        no fingerprint of their base, and a copy under another name is common.
+        """,
+    "BC211": """
+        A checkpoint lacks tensors that the model needs, so they would be random. Fetch it again.
+        """,
+    "BC301": """
+        A full fine-tune changes every block of its base, so nothing is shared and it costs as
+        much memory as a model of its own.
+        """,
+    "BC401": """
+        The plan needs more memory than the devices offer after their reserve. The biggest
+        contributors and the smallest relaxation are named. Exit code 3.
+        """,
+    "BC402": "Some constraints cannot hold together; each is labelled. Exit code 3.",
+    "BC403": "The solver stopped at its time limit with a plan that may not be the best.",
+    "BC501": "A latency target lies below what one request alone takes on these devices.",
+    "BC502": "An `expect` block does not hold for the plan.",
+    "BC601": """
+        The plan would share what `isolation` separates. This is a bug or a plan changed by hand.
+        """,
+    "BC602": """
+        A string looks like a secret (a token, a key, a URL with a password). A spec is reviewed
+        and stored: write `secret("NAME")`, which the runtime looks up and no plan contains.
+        Consider the secret leaked.
+        """,
+    "BC801": """
+        Something is declared and nothing uses it: often a misspelling elsewhere. A `let` or `var`
+        whose name starts with `_` is left alone.
+        """,
+    "BC803": """
+        A `# blockc: allow(...)` comment suppresses nothing on its line, or is not understood.
+        """,
+    "BC804": """
+        The spec says something that is understood and checked, and that nothing acts on yet. The
+        plan is the same without it. `# blockc: allow(BC804)` on its line says that you know.
+        """,
+    "BC901": "A plan file is malformed or was changed by hand. Compile it again.",
+    "BC902": "A plan was written by another version of blockc. Compile it again.",
+    "BC903": """
+        Stored bytes do not match their digest: the disk or a copy damaged them. They are never
+        used.
+        """,
+    "BC904": """
+        The zoo lacks a block that the plan needs. Compile again, or copy the zoo along with the
+        plan.
+        """,
+    "BC905": """
+        This runtime lacks something that the plan requires. Nothing is served approximately.
+        """,
+    "BC906": """
+        A served model answers differently from the same model run alone. Do not serve this plan.
+        """,
+    "BC999": """
+        A bug in blockc. Please report it; `blockc --traceback ...` shows where it happened.
+        """,
+}
+
+
+def explanation(code: str) -> str:
+    """Return the page of a code, such as ``BC401``."""
+    return textwrap.dedent(_PAGES[code]).strip()
+
+
+def explained() -> frozenset[str]:
+    """Return the codes that have a page."""
+    return frozenset(_PAGES)

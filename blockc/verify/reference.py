@@ -1,0 +1,94 @@
+"""The independent oracle: the same model run alone through transformers and PEFT, from its original files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blockc.diag import DiagnosticError, Diagnostics
+from blockc.plan import ExecutionPlan, ModelEntry
+
+
+class Reference:
+    """One app's model, with its fine-tunes, as transformers and PEFT run it. One request at a time."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def logits(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Float32 logits ``[len(tokens), vocab]``."""
+        with torch.inference_mode():
+            output: torch.Tensor = self._model(torch.tensor([list(tokens)]), use_cache=False).logits[0]
+        return output.float()
+
+
+@contextmanager
+def reference(plan: ExecutionPlan, name: str, root: Path, dtype: torch.dtype) -> Iterator[Reference]:
+    """Load the model ``name`` of the plan; ``root`` is the directory that its paths are relative to.
+
+    Raises :class:`DiagnosticError` (BC201) if its files are not there.
+    """
+    lineage = _lineage(plan.models, name)
+    full = next(index for index, step in enumerate(lineage) if plan.models[step].kind != "lora")
+    model = _load_full(plan.models[lineage[full]], root, dtype)
+    adapters = lineage[:full][::-1]  # the lowest first
+    if adapters:
+        model = _with_adapters(model, [_directory(plan.models[step], root) for step in adapters])
+    yield Reference(model.eval())
+
+
+def _lineage(models: Mapping[str, ModelEntry], name: str) -> list[str]:
+    found = [name]
+    while (parent := models[found[-1]].parent) is not None:
+        found.append(parent)
+    return found
+
+
+def _load_full(entry: ModelEntry, root: Path, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        _directory(entry, root), dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+    )
+
+
+def _with_adapters(model: Any, directories: Sequence[Path]) -> Any:
+    """All adapters of a stack at once; PEFT adds up what is active. Matrices keep the model's dtype."""
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        diags = Diagnostics()
+        diags.report(
+            "BC905", "verifying adapters needs PEFT", help="install it: pip install 'blockc[verify]'",
+        )  # fmt: skip
+        raise DiagnosticError(diags) from error
+    names = [f"adapter{index}" for index in range(len(directories))]
+    tuned = PeftModel.from_pretrained(
+        model, directories[0], adapter_name=names[0], autocast_adapter_dtype=False
+    )
+    for name, directory in zip(names[1:], directories[1:], strict=True):
+        tuned.load_adapter(directory, adapter_name=name, autocast_adapter_dtype=False)
+    tuned.base_model.set_adapter(names)
+    return tuned.to(model.dtype)
+
+
+def _directory(entry: ModelEntry, root: Path) -> Path:
+    if entry.hub:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(entry.source, revision=entry.revision))
+    directory = (root / Path(entry.source).expanduser()).resolve()
+    if not directory.is_dir():
+        diags = Diagnostics()
+        diags.report(
+            "BC201",
+            f"the plan's model {entry.source} is not in {root}",
+            notes=("paths in a plan are relative to the directory of its spec",),
+            help="name that directory with `--models DIR`",
+        )
+        raise DiagnosticError(diags)
+    return directory

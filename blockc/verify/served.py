@@ -1,0 +1,93 @@
+"""Run requests through the runtime's scheduler and executor in this process, keeping the logits of every token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from blockc.diag import DiagnosticError, Diagnostics
+from blockc.plan import ExecutionPlan
+from blockc.zoo import Zoo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A prompt for an app (index into the plan's apps)."""
+
+    app: int
+    tokens: tuple[int, ...]
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Greedy tokens and the logits ``[len(tokens), vocab]`` they were drawn from."""
+
+    tokens: tuple[int, ...]
+    logits: torch.Tensor
+
+
+def serve_greedily(plan: ExecutionPlan, zoo: Zoo, questions: Sequence[Question]) -> list[Answer]:
+    """All questions at once, batched as a server would batch them. Raises :class:`DiagnosticError`."""
+    from blockc_runtime.capabilities import missing
+    from blockc_runtime.executor.torch_ import TorchExecutor
+    from blockc_runtime.kv.index import KvIndex
+    from blockc_runtime.limits import engine_limits
+    from blockc_runtime.request import EndEvent, Request, Sampling, TokensEvent
+    from blockc_runtime.scheduler import Scheduler
+
+    _refuse(missing(plan))
+    limits = engine_limits(plan)
+    scheduler = Scheduler(limits, KvIndex(limits))
+    taps: list[tuple[int, torch.Tensor]] = []
+    executor = TorchExecutor(
+        plan, zoo, device=plan.target, logits_tap=lambda row, logits: taps.append((row, logits.float().cpu()))
+    )
+    tokens: dict[str, list[int]] = {str(index): [] for index in range(len(questions))}
+    logits: dict[str, list[torch.Tensor]] = {str(index): [] for index in range(len(questions))}
+    waiting = list(enumerate(questions))
+    now_s = 0.0
+    while waiting or scheduler.has_work:
+        while waiting and len(waiting) > len(questions) - _arrived(now_s):
+            index, question = waiting.pop(0)
+            app = plan.apps[question.app]
+            scheduler.admit(
+                Request(
+                    id=str(index), app=question.app, chain=app.chain, isolation_group=app.isolation_group,
+                    prompt=question.tokens, emitted=0, max_tokens=question.output_tokens, stop_token_ids=(),
+                    sampling=Sampling(),
+                ),
+                now_s,
+            )  # fmt: skip
+        step = scheduler.schedule(now_s)
+        now_s += 1.0
+        if step is None:
+            continue
+        taps.clear()
+        executor.submit(step)
+        result = executor.collect()
+        for row, drawn in taps:
+            logits[step.rows[row].request].append(drawn)
+        for event in scheduler.complete(step, result, now_s):
+            if isinstance(event, TokensEvent):
+                tokens[event.request] += event.tokens
+            elif isinstance(event, EndEvent) and event.reason == "error":
+                _refuse((event.message,))
+    executor.close()
+    return [
+        Answer(tokens=tuple(tokens[key]), logits=torch.cat(logits[key])) for key in (str(i) for i in range(len(questions)))
+    ]
+
+
+def _arrived(now_s: float) -> int:
+    """Requests that have arrived: a few a step, so that prefill and decode meet in every batch."""
+    return 3 * (int(now_s) + 1)
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        diags = Diagnostics()
+        diags.report("BC905", f"this runtime cannot serve the plan: {', '.join(problems)}"[:500])
+        raise DiagnosticError(diags)

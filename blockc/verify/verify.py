@@ -1,0 +1,142 @@
+"""Compare what a plan serves with the same models run alone.
+
+In: a plan and its zoo. Out: per app the largest logit error and how often greedy tokens agree. All apps run together
+in mixed batches through the runtime's own scheduler and executor, prompts interleaved and chunked; the reference runs
+each request alone through transformers and PEFT.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from blockc.ir import DTYPE_NAME
+from blockc.plan import ExecutionPlan
+from blockc.verify.reference import Reference, reference
+from blockc.verify.served import Answer, Question, serve_greedily
+from blockc.zoo import Zoo
+
+# Tokens are compared only where the reference is sure of its choice: its two best logits differ by more than this
+# many times the error that was measured. Closer calls are near ties, counted apart.
+_NEAR_TIE = 10.0
+_BOUND_FLOAT32 = 1e-3
+# A correct engine in bfloat16 rounds in another order than the reference does: it may be this many times as far from
+# the float32 result as the reference itself.
+_BOUND_ROUNDING = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppReport:
+    """``max_error``: largest difference of any logit; ``bound``: what is allowed; ``agreed`` of ``tokens`` greedy
+    choices are the reference's, ``near_ties`` of the others are too close to call.
+    """
+
+    app: str
+    model: str
+    prompts: int
+    tokens: int
+    agreed: int
+    near_ties: int
+    max_error: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        return self.max_error <= self.bound and self.agreed + self.near_ties == self.tokens
+
+
+def verify(
+    plan: ExecutionPlan,
+    zoo: Zoo,
+    *,
+    root: Path,
+    prompts: int = 32,
+    output_tokens: int = 16,
+    max_error: float | None = None,
+    seed: int = 0,
+    on_app: Callable[[AppReport], None] = lambda report: None,
+) -> tuple[AppReport, ...]:
+    """Verify every app. ``max_error`` None: 1e-3 in float32, four times the reference's own rounding otherwise."""
+    questions = _questions(plan, prompts=prompts, output_tokens=output_tokens, seed=seed)
+    answers = serve_greedily(plan, zoo, questions)
+    reports: list[AppReport] = []
+    for index, app in enumerate(plan.apps):
+        own = [(question, answer) for question, answer in zip(questions, answers, strict=True) if question.app == index]
+        dtype = getattr(torch, DTYPE_NAME[plan.paths[plan.chains[app.chain].path].dtype])
+        with reference(plan, app.model, root, dtype) as oracle:
+            bound = max_error if max_error is not None else _bound(plan, app.model, root, dtype, oracle, own)
+            report = _compare(app.address, app.model, own, oracle, bound)
+        reports.append(report)
+        on_app(report)
+    return tuple(reports)
+
+
+def _questions(plan: ExecutionPlan, *, prompts: int, output_tokens: int, seed: int) -> list[Question]:
+    """Random token ids, lengths from one token to past a chunk, the apps taking turns."""
+    rng = random.Random(seed)
+    questions: list[Question] = []
+    for turn in range(prompts):
+        for index, app in enumerate(plan.apps):
+            chain = plan.chains[app.chain]
+            room = chain.max_model_len - output_tokens
+            length = 1 if turn == 0 else rng.randint(2, max(2, min(room, 96 if turn % 8 else 320)))
+            tokens = tuple(rng.randrange(chain.vocab_size) for _ in range(min(length, room)))
+            questions.append(Question(app=index, tokens=tokens, output_tokens=output_tokens))
+    return questions
+
+
+def _compare(
+    address: str, model: str, own: Sequence[tuple[Question, Answer]], oracle: Reference, bound: float
+) -> AppReport:
+    max_error = 0.0
+    margins: list[tuple[bool, float]] = []
+    for question, answer in own:
+        theirs = _expected(question, answer, oracle)
+        max_error = max(max_error, float((answer.logits.float() - theirs).abs().max()))
+        for row, token in zip(theirs, answer.tokens, strict=True):
+            best, second = row.topk(2).values.tolist()
+            margins.append((int(row.argmax()) == token, best - second))
+    disagreed = [margin for agreed, margin in margins if not agreed]
+    return AppReport(
+        app=address,
+        model=model,
+        prompts=len(own),
+        tokens=len(margins),
+        agreed=len(margins) - len(disagreed),
+        near_ties=sum(margin < _NEAR_TIE * max_error for margin in disagreed),
+        max_error=max_error,
+        bound=bound,
+    )
+
+
+def _expected(question: Question, answer: Answer, oracle: Reference) -> torch.Tensor:
+    """The reference's logits at the positions that the served tokens were drawn from, given those tokens."""
+    sequence = [*question.tokens, *answer.tokens]
+    return oracle.logits(sequence)[len(question.tokens) - 1 : len(sequence) - 1]
+
+
+def _bound(
+    plan: ExecutionPlan,
+    model: str,
+    root: Path,
+    dtype: torch.dtype,
+    oracle: Reference,
+    own: Sequence[tuple[Question, Answer]],
+) -> float:
+    if dtype == torch.float32:
+        return _BOUND_FLOAT32
+    rounding = 0.0
+    with reference(plan, model, root, torch.float32) as exact:
+        for question, answer in own:
+            difference = _expected(question, answer, oracle) - _expected(question, answer, exact)
+            rounding = max(rounding, float(difference.abs().max()))
+    return _BOUND_ROUNDING * rounding
+
+
+def failed(reports: Sequence[AppReport]) -> Mapping[str, AppReport]:
+    """The apps that did not pass, by address."""
+    return {report.app: report for report in reports if not report.passed}

@@ -1,0 +1,56 @@
+"""What this runtime can do, held against what a plan requires.
+
+In: a plan, whose ``requires`` lists entries such as ``dtype:BF16``, ``op:blockc.attention``, ``device:cuda``. Out:
+those that this runtime, with this torch on this machine, lacks. Torch is imported only when asked.
+"""
+
+from __future__ import annotations
+
+from blockc.ir.ops import OPS
+from blockc.plan import FORMAT_VERSION, ExecutionPlan
+
+_DTYPES = ("BF16", "F32")
+_SIDES = ("low_rank@linear",)
+
+
+def missing(plan: ExecutionPlan) -> tuple[str, ...]:
+    """Return the entries of ``plan.requires`` that cannot be met, in their order."""
+    return tuple(entry for entry in plan.requires if not _has(entry))
+
+
+def _has(entry: str) -> bool:
+    kind, _, what = entry.partition(":")
+    match kind:
+        case "format":
+            return what == str(FORMAT_VERSION)
+        case "dtype" | "kv":
+            return what in _DTYPES
+        case "op":
+            return what in OPS and _has_op(what)
+        case "side":
+            return what in _SIDES
+        case "device":
+            return what == "cpu" or (what == "cuda" and _has_cuda())
+        case "devices":
+            return what == "1"
+        case _:
+            return False
+
+
+def _has_op(name: str) -> bool:
+    """Ours are all there; an ATen op may be younger than the torch that is installed."""
+    if name.startswith("blockc."):
+        return True
+    from blockc_runtime.ops.aten import aten_function
+
+    try:
+        aten_function(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

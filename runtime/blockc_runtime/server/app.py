@@ -1,0 +1,125 @@
+"""The HTTP surface: every route in one place.
+
+In: an `EngineClient`, the catalogue, keys. Out: an ASGI app. Invariant: all routes but ``/health``
+and ``/ready`` pass the keys; an app of another tenant and one that does not exist look the same.
+"""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request, Response
+from starlette.responses import JSONResponse
+
+from blockc_runtime.server import errors
+from blockc_runtime.server.auth import KeyMiddleware, KeyRing, caller_of
+from blockc_runtime.server.body import read_body
+from blockc_runtime.server.calls import CallResponse, submit
+from blockc_runtime.server.catalogue import Catalogue, ServedApp
+from blockc_runtime.server.chat import ChatFormat
+from blockc_runtime.server.completions import CompletionFormat
+from blockc_runtime.server.engine_client import EngineClient
+from blockc_runtime.server.errors import ApiError, echo
+from blockc_runtime.server.generation import chat_generation, completion_generation
+from blockc_runtime.server.metrics import CONTENT_TYPE, Metrics
+from blockc_runtime.server.schemas import (
+    ChatBody,
+    CompletionBody,
+    model_name,
+    parse_object,
+    validate,
+)
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+
+
+def create_app(
+    engine_client: EngineClient,
+    *,
+    catalogue: Catalogue,
+    metrics: Metrics,
+    keys: KeyRing | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> FastAPI:
+    """Return the app. ``keys`` None: everybody who can connect may use everything."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    errors.install(app)
+    app.add_middleware(KeyMiddleware, keys=keys)
+    _add_state_routes(app, engine_client, metrics)
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> Response:
+        served = catalogue.visible(caller_of(request.scope))
+        return JSONResponse({"object": "list", "data": [_model_entry(entry) for entry in served]})
+
+    @app.get("/v1/models/{model:path}")
+    async def model(request: Request, model: str) -> Response:
+        return JSONResponse(_model_entry(_find(catalogue, request, model)))
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        fields = parse_object(await read_body(request, max_body_bytes))
+        served = _find(catalogue, request, model_name(fields))
+        body = validate(CompletionBody, fields)
+        generation = await completion_generation(body, served)
+        return CallResponse(
+            engine_client,
+            submit(engine_client, generation, metrics.app(served.tenant, served.app)),
+            generation,
+            CompletionFormat(generation, body),
+            stream=body.stream,
+            include_usage=body.stream_options.include_usage,
+        )
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        fields = parse_object(await read_body(request, max_body_bytes))
+        served = _find(catalogue, request, model_name(fields))
+        body = validate(ChatBody, fields)
+        generation = await chat_generation(body, served)
+        return CallResponse(
+            engine_client,
+            submit(engine_client, generation, metrics.app(served.tenant, served.app)),
+            generation,
+            ChatFormat(generation, body),
+            stream=body.stream,
+            include_usage=body.stream_options.include_usage,
+        )
+
+    return app
+
+
+def _add_state_routes(app: FastAPI, client: EngineClient, metrics: Metrics) -> None:
+    @app.get("/health")
+    async def health() -> Response:
+        return JSONResponse({"status": "alive"})
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        state = "draining" if client.draining else client.state.value
+        return JSONResponse({"status": state}, 200 if client.serving else 503)
+
+    @app.get("/metrics")
+    async def prometheus(request: Request) -> Response:
+        text = metrics.text(caller_of(request.scope).tenant)
+        return Response(text, headers={"content-type": CONTENT_TYPE})
+
+
+def _find(catalogue: Catalogue, request: Request, model: str) -> ServedApp:
+    served = catalogue.find(model, caller_of(request.scope))
+    if served is None:
+        raise ApiError(
+            404,
+            f"the model `{echo(model)}` does not exist or this key may not use it",
+            param="model",
+            code="model_not_found",
+        )
+    return served
+
+
+def _model_entry(served: ServedApp) -> dict[str, object]:
+    return {
+        "id": served.model,
+        "object": "model",
+        "created": 0,
+        "owned_by": served.tenant,
+        "max_model_len": served.max_model_len,
+    }

@@ -1,0 +1,198 @@
+"""Answers one HTTP call: waits for its tokens and sends them, at once or as they come.
+
+In: a `Generation` and the `Format` of its route. Out: the HTTP response. Invariant: however a call
+ends (its client left, a stop string came, the engine failed), nothing of it goes on working.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from blockc_runtime.request import EndEvent, FinishReason, TokenLogprob, TokensEvent
+from blockc_runtime.server import sse
+from blockc_runtime.server.engine_client import (
+    Arrival,
+    Call,
+    EngineClient,
+    EngineUnavailableError,
+    QueueFullError,
+    Unavailable,
+)
+from blockc_runtime.server.errors import ApiError, unavailable
+from blockc_runtime.server.generation import Generation
+from blockc_runtime.server.metrics import AppMetrics
+from blockc_runtime.server.output import Delta, Output
+
+
+@dataclass(slots=True)
+class Choice:
+    """A whole output, put together from its deltas."""
+
+    texts: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+    def add(self, delta: Delta) -> None:
+        """Append a delta."""
+        self.texts.append(delta.text)
+        self.tokens.extend(delta.tokens)
+        self.logprobs.extend(delta.logprobs)
+        self.finish_reason = delta.finish_reason
+        self.stop_reason = delta.stop_reason
+
+
+class Format(Protocol):
+    """How a route words its answers."""
+
+    def opening(self, index: int) -> bytes:
+        """Return the events before the first token of a choice."""
+
+    def chunk(self, index: int, delta: Delta) -> bytes:
+        """Return the event of a delta; nothing if there is nothing to show."""
+
+    def usage_chunk(self, usage: dict[str, Any]) -> bytes:
+        """Return the event with the token counts."""
+
+    def whole(self, choices: Sequence[Choice], usage: dict[str, Any]) -> bytes:
+        """Return the body of an answer given at once."""
+
+
+def submit(client: EngineClient, generation: Generation, metrics: AppMetrics) -> Call:
+    """Give a call's requests to the engine. Raises `ApiError` if it takes on no more."""
+    try:
+        return client.submit(generation.requests, tenant=generation.app.tenant, metrics=metrics)
+    except QueueFullError:
+        raise ApiError(
+            429, "too many requests are waiting", code="queue_full", headers={"Retry-After": "1"}
+        ) from None
+    except EngineUnavailableError:
+        reason = "the server is ending" if client.draining else "there is no engine"
+        raise unavailable(reason) from None
+
+
+class CallResponse(Response):
+    """The response to a call that has been submitted."""
+
+    def __init__(
+        self,
+        client: EngineClient,
+        call: Call,
+        generation: Generation,
+        answer_format: Format,
+        *,
+        stream: bool,
+        include_usage: bool,
+    ) -> None:
+        super().__init__()
+        self._client = client
+        self._call = call
+        self._generation = generation
+        self._format = answer_format
+        self._as_stream = stream
+        self._include_usage = include_usage
+        self._index = {request.id: index for index, request in enumerate(generation.requests)}
+        vocabulary = generation.app.text.vocabulary
+        self._outputs = [Output(vocabulary, generation.options) for _ in generation.requests]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, and stop everything if the client leaves."""
+        watch = asyncio.create_task(self._leave_with_client(receive))
+        try:
+            # The first arrival decides the status: an engine that fails is a 5xx, not a stream.
+            arrivals = await self._call.arrived()
+            for arrival in arrivals:
+                self._raise_if_failed(arrival)
+            await (self._stream(send, arrivals) if self._as_stream else self._whole(send, arrivals))
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+        finally:
+            self._client.cancel(self._call)
+            watch.cancel()
+
+    async def _leave_with_client(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._client.cancel(self._call)
+
+    async def _stream(self, send: Send, arrivals: list[Arrival]) -> None:
+        await send(sse.START)
+        data = b"".join(self._format.opening(index) for index in range(len(self._outputs)))
+        try:
+            while arrivals:
+                data += b"".join([self._event(arrival) for arrival in arrivals])
+                if data:
+                    await send(sse.body(data, more=True))
+                data = b""
+                arrivals = await self._call.arrived()
+            if self._include_usage:
+                data = self._format.usage_chunk(self._usage())
+        except ApiError as error:
+            data = sse.event(error.body().decode())
+        await send(sse.body(data + sse.DONE, more=False))
+
+    async def _whole(self, send: Send, arrivals: list[Arrival]) -> None:
+        choices = [Choice() for _ in self._outputs]
+        while arrivals:
+            for arrival in arrivals:
+                if delta := self._delta(arrival):
+                    choices[self._index[arrival.request]].add(delta)
+            arrivals = await self._call.arrived()
+        if not all(output.finished for output in self._outputs):
+            return  # the client left; nobody reads an answer
+        data = self._format.whole(choices, self._usage())
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(data)).encode()),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send(sse.body(data, more=False))
+
+    def _event(self, arrival: Arrival) -> bytes:
+        delta = self._delta(arrival)
+        return b"" if delta is None else self._format.chunk(self._index[arrival.request], delta)
+
+    def _delta(self, arrival: Arrival) -> Delta | None:
+        """Take in what has arrived for one request; None if that request has ended for us."""
+        output = self._outputs[self._index[arrival.request]]
+        if output.finished:
+            return None
+        if isinstance(arrival, TokensEvent):
+            delta = output.feed(arrival)
+            if output.stopped:
+                self._client.finish(arrival.request)
+            return delta
+        self._raise_if_failed(arrival)
+        assert isinstance(arrival, EndEvent)
+        return output.end(arrival)
+
+    @staticmethod
+    def _raise_if_failed(arrival: Arrival) -> None:
+        if isinstance(arrival, Unavailable):
+            raise unavailable(arrival.message)
+        if isinstance(arrival, EndEvent) and arrival.reason in ("error", "cancelled"):
+            raise ApiError(500, f"the engine failed: {_public(arrival.message)}")
+
+    def _usage(self) -> dict[str, Any]:
+        prompt = self._generation.prompt_tokens
+        completion = sum(output.token_count for output in self._outputs)
+        cached = sum(output.cached_tokens for output in self._outputs)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+
+def _public(message: str) -> str:
+    """Return the first line of an engine's message without anything that looks like a path."""
+    line = message.strip().partition("\n")[0][:300]
+    return " ".join("..." if "/" in word else word for word in line.split()) or "no reason given"

@@ -1,0 +1,153 @@
+"""What is served: the plan's apps, each with the text side of its chain.
+
+In: a plan and a zoo. Out: a `Catalogue` of `ServedApp`. Invariant: chains whose assets are equal
+share one tokenizer, so that a thousand fine-tunes of one model cost one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from blockc.plan import AppEntry, ChainEntry, ExecutionPlan
+from blockc.zoo import Zoo
+from blockc_runtime.server.auth import Caller
+from blockc_runtime.server.tokenizer import TEXT_ASSETS, ChainText, load_chain_text
+
+GENERATION_CONFIG = "generation_config.json"
+# What a generation_config.json may ask for that this server does not do, with its neutral values.
+_NOT_APPLIED: dict[str, tuple[object, ...]] = {
+    "repetition_penalty": (None, 1, 1.0),
+    "min_p": (None, 0, 0.0),
+    "bad_words_ids": (None, []),
+    "suppress_tokens": (None, []),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """What a model's ``generation_config.json`` says where a request says nothing."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedApp:
+    """One app as requests need it. ``index`` and ``chain`` are the plan's."""
+
+    index: int
+    chain: int
+    tenant: str
+    app: str
+    isolation_group: str
+    text: ChainText
+    defaults: SamplingDefaults
+    stop_token_ids: tuple[int, ...]
+    vocab_size: int
+    max_model_len: int
+
+    @property
+    def model(self) -> str:
+        """The name clients call it by."""
+        return f"{self.tenant}/{self.app}"
+
+
+class Catalogue:
+    """The apps by name, as far as a caller may know of them."""
+
+    def __init__(self, apps: tuple[ServedApp, ...]) -> None:
+        self._apps = {app.model: app for app in apps}
+
+    @property
+    def tenants(self) -> frozenset[str]:
+        """All tenants of the plan."""
+        return frozenset(app.tenant for app in self._apps.values())
+
+    def find(self, model: str, caller: Caller) -> ServedApp | None:
+        """Return the app; None if there is none or it is none of the caller's business."""
+        app = self._apps.get(model)
+        return app if app is not None and caller.may_use(app.tenant) else None
+
+    def visible(self, caller: Caller) -> Iterator[ServedApp]:
+        """Yield what the caller may use, in the plan's order."""
+        return (app for app in self._apps.values() if caller.may_use(app.tenant))
+
+
+def load_catalogue(plan: ExecutionPlan, zoo: Zoo, progress: Callable[[str], None]) -> Catalogue:
+    """Load every chain's assets. Raises `DiagnosticError` (BC903, BC904)."""
+    texts: dict[tuple[tuple[str, str], ...], ChainText] = {}
+    apps = []
+    for index, entry in enumerate(plan.apps):
+        chain = plan.chains[entry.chain]
+        assets = tuple((name, chain.assets[name]) for name in TEXT_ASSETS if name in chain.assets)
+        if assets not in texts:
+            texts[assets] = load_chain_text({name: zoo.blob(digest) for name, digest in assets})
+        apps.append(_served_app(index, entry, chain, zoo, texts[assets], progress))
+    return Catalogue(tuple(apps))
+
+
+def _served_app(
+    index: int,
+    entry: AppEntry,
+    chain: ChainEntry,
+    zoo: Zoo,
+    text: ChainText,
+    progress: Callable[[str], None],
+) -> ServedApp:
+    config = _generation_config(chain, zoo)
+    for name, neutral in _NOT_APPLIED.items():
+        if config.get(name) not in neutral:
+            progress(
+                f"warning[BC804]: {entry.address}: {GENERATION_CONFIG}'s `{name}` has no effect"
+            )
+    return ServedApp(
+        index=index,
+        chain=entry.chain,
+        tenant=entry.tenant,
+        app=entry.app,
+        isolation_group=entry.isolation_group,
+        text=text,
+        defaults=_defaults(config),
+        stop_token_ids=_stop_ids(chain, config),
+        vocab_size=chain.vocab_size,
+        max_model_len=chain.max_model_len,
+    )
+
+
+def _generation_config(chain: ChainEntry, zoo: Zoo) -> dict[str, Any]:
+    if GENERATION_CONFIG not in chain.assets:
+        return {}
+    try:
+        config = json.loads(zoo.blob(chain.assets[GENERATION_CONFIG]))
+    except ValueError:
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _defaults(config: dict[str, Any]) -> SamplingDefaults:
+    """Take the values as vLLM does: ``do_sample`` says nothing about a server's requests."""
+
+    def number(name: str, default: float) -> float:
+        value: Any = config.get(name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(value) if is_number else default
+
+    limit = config.get("max_new_tokens")
+    return SamplingDefaults(
+        temperature=number("temperature", 1.0),
+        top_p=number("top_p", 1.0),
+        top_k=max(0, int(number("top_k", 0))),
+        max_new_tokens=limit if type(limit) is int and limit > 0 else None,
+    )
+
+
+def _stop_ids(chain: ChainEntry, config: dict[str, Any]) -> tuple[int, ...]:
+    stated = config.get("eos_token_id")
+    ids = stated if isinstance(stated, list) else [stated]
+    known = (*chain.stop_token_ids, *(id_ for id_ in ids if type(id_) is int))
+    return tuple(sorted({id_ for id_ in known if 0 <= id_ < chain.vocab_size}))

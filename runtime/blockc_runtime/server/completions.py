@@ -1,0 +1,86 @@
+"""``/v1/completions``: how its answers are worded."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from blockc_runtime.server import sse
+from blockc_runtime.server.calls import Choice
+from blockc_runtime.server.generation import Generation
+from blockc_runtime.server.logprobs import completion_logprobs
+from blockc_runtime.server.output import Delta
+from blockc_runtime.server.schemas import CompletionBody
+
+
+class CompletionFormat:
+    """See `calls.Format`."""
+
+    def __init__(self, generation: Generation, body: CompletionBody) -> None:
+        self._vocabulary = generation.app.text.vocabulary
+        self._with_logprobs = body.logprobs is not None
+        self._with_ids = body.return_token_ids
+        self._prompts = [request.prompt for request in generation.requests]
+        self._offsets = [0] * len(self._prompts)
+        self._envelope = {
+            "id": generation.id,
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": generation.app.model,
+        }
+        # Rendered once: the rest of a chunk is a few small values.
+        self._head = json.dumps(self._envelope)[:-1] + ', "choices": [{"index": '
+
+    def opening(self, index: int) -> bytes:
+        """Return nothing: completions have no role."""
+        return b""
+
+    def chunk(self, index: int, delta: Delta) -> bytes:
+        """Return the event of a delta."""
+        extra = ""
+        if self._with_ids and delta.tokens:
+            extra = f', "token_ids": {json.dumps(delta.tokens)}'
+        if not (delta.text or delta.finish_reason or extra or self._with_logprobs):
+            return b""
+        logprobs = "null"
+        if self._with_logprobs and delta.tokens:
+            logprobs = json.dumps(self._logprobs(index, delta.tokens, delta))
+        return (
+            f'data: {self._head}{index}, "text": {json.dumps(delta.text)}, "logprobs": {logprobs}, '
+            f'"finish_reason": {json.dumps(delta.finish_reason)}, '
+            f'"stop_reason": {json.dumps(delta.stop_reason)}{extra}}}]}}\n\n'
+        ).encode()
+
+    def usage_chunk(self, usage: dict[str, Any]) -> bytes:
+        """Return the event with the token counts."""
+        return sse.event(json.dumps({**self._envelope, "choices": [], "usage": usage}))
+
+    def whole(self, choices: Sequence[Choice], usage: dict[str, Any]) -> bytes:
+        """Return the body of an answer given at once."""
+        entries = [self._choice(index, choice) for index, choice in enumerate(choices)]
+        return json.dumps({**self._envelope, "choices": entries, "usage": usage}).encode()
+
+    def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        entry: dict[str, Any] = {
+            "index": index,
+            "text": "".join(choice.texts),
+            "logprobs": None,
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        }
+        if self._with_logprobs:
+            entry["logprobs"] = self._logprobs(index, choice.tokens, choice)
+        if self._with_ids:
+            entry["token_ids"] = choice.tokens
+            entry["prompt_token_ids"] = self._prompts[index]
+        return entry
+
+    def _logprobs(
+        self, index: int, tokens: Sequence[int], source: Delta | Choice
+    ) -> dict[str, Any]:
+        offset = self._offsets[index]
+        result = completion_logprobs(tokens, source.logprobs, self._vocabulary, offset)
+        self._offsets[index] = offset + sum(map(len, result["tokens"]))
+        return result

@@ -1,0 +1,314 @@
+"""The server's view of the engine: requests go in, tokens come out, whichever process works.
+
+In: engine requests, and the frames of the engine in force. Out: for each HTTP call what has arrived
+for it. Invariant: every request ends exactly once; when an engine dies, what was unfinished is
+given to the next one with the tokens it had emitted, so that a stream goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from blockc_runtime.request import EndEvent, FinishReason, Request, TokensEvent
+from blockc_runtime.server.metrics import AppMetrics, Metrics
+from blockc_runtime.wire import (
+    Cancel,
+    End,
+    Message,
+    ProtocolError,
+    Stats,
+    StatsQuery,
+    Submit,
+    Tokens,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unavailable:
+    """The end of a request that no engine could finish."""
+
+    request: str
+    message: str
+
+
+Arrival = TokensEvent | EndEvent | Unavailable
+
+
+class EngineState(Enum):
+    """Whether requests are being worked on."""
+
+    STARTING = "starting"  # also between an engine's death and its successor
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueLimits:
+    """Bounds on unfinished requests. ``deaths``: engines a request may outlive without a token."""
+
+    unfinished: int = 1024
+    unfinished_per_tenant: int = 512
+    deaths: int = 5
+
+
+class QueueFullError(Exception):
+    """Too much is unfinished to take on more."""
+
+
+class EngineUnavailableError(Exception):
+    """There is no engine and there will be none, or the server is ending."""
+
+
+class Call:
+    """The requests of one HTTP call, and what has arrived for them since it was last asked."""
+
+    __slots__ = ("_arrivals", "_waiter", "requests", "unfinished")
+
+    def __init__(self, requests: Sequence[str]) -> None:
+        self.requests = tuple(requests)
+        self.unfinished = set(requests)
+        self._arrivals: list[Arrival] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def arrived(self) -> list[Arrival]:
+        """Wait until there is something, and return all of it; empty once everything has ended."""
+        if not self._arrivals and self.unfinished:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        arrivals, self._arrivals = self._arrivals, []
+        return arrivals
+
+    def put(self, arrival: Arrival) -> None:
+        """Add what has arrived for one of the requests."""
+        self._arrivals.append(arrival)
+        self.wake()
+
+    def wake(self) -> None:
+        """Let a waiting reader look again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Tracked:
+    """One unfinished request."""
+
+    request: Request
+    tenant: str
+    call: Call
+    metrics: AppMetrics
+    submitted_s: float
+    emitted: list[int] = field(default_factory=list)
+    first_token_s: float | None = None
+    started: bool = False
+    deaths: int = 0
+
+
+class EngineClient:
+    """See the module's text. Lives on one event loop; nothing here blocks."""
+
+    def __init__(self, metrics: Metrics, limits: QueueLimits | None = None) -> None:
+        self.state = EngineState.STARTING
+        self.draining = False  # set once, when the server begins to end
+        self._metrics = metrics
+        self._limits = limits or QueueLimits()
+        self._tracked: dict[str, _Tracked] = {}
+        self._unfinished_of: Counter[str] = Counter()
+        self._send: Callable[[Message], None] | None = None
+        self._stats_waiters: list[asyncio.Future[Stats]] = []
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # What routes call
+
+    @property
+    def serving(self) -> bool:
+        """Whether new requests would be worked on now."""
+        return self.state is EngineState.READY and not self.draining
+
+    def submit(self, requests: Sequence[Request], *, tenant: str, metrics: AppMetrics) -> Call:
+        """Take on the requests of one call, all or none."""
+        if self.draining or self.state is EngineState.FAILED:
+            raise EngineUnavailableError
+        total = len(self._tracked) + len(requests)
+        of_tenant = self._unfinished_of[tenant] + len(requests)
+        limits = self._limits
+        if total > limits.unfinished or of_tenant > limits.unfinished_per_tenant:
+            raise QueueFullError
+        call = Call([request.id for request in requests])
+        now_s = time.monotonic()
+        for request in requests:
+            tracked = _Tracked(
+                request=request, tenant=tenant, call=call, metrics=metrics, submitted_s=now_s
+            )
+            self._tracked[request.id] = tracked
+            metrics.waiting.inc()
+            metrics.prompt_tokens.inc(len(request.prompt))
+            self._submit(tracked)
+        self._unfinished_of[tenant] += len(requests)
+        self._idle.clear()
+        return call
+
+    def cancel(self, call: Call) -> None:
+        """Stop all work of a call; its reader finds it ended."""
+        for request in tuple(call.unfinished):
+            self.finish(request, "cancelled")
+        call.wake()
+
+    def finish(self, request: str, reason: FinishReason = "stop") -> None:
+        """End one request from this side: its client left, or a stop string was found."""
+        tracked = self._forget(request, reason)
+        if tracked is not None and self._send is not None:
+            self._send(Cancel(request=request))
+
+    async def stats(self) -> Stats:
+        """Ask the engine how it is."""
+        if self._send is None:
+            raise EngineUnavailableError
+        waiter: asyncio.Future[Stats] = asyncio.get_running_loop().create_future()
+        self._stats_waiters.append(waiter)
+        self._send(StatsQuery())
+        return await waiter
+
+    async def idle(self) -> None:
+        """Wait until nothing is unfinished."""
+        await self._idle.wait()
+
+    # What the supervisor calls
+
+    def attach(self, send: Callable[[Message], None]) -> None:
+        """Give everything unfinished to an engine that is ready."""
+        self._send = send
+        self.state = EngineState.READY
+        self._metrics.engine_up.set(1)
+        for tracked in tuple(self._tracked.values()):
+            self._submit(tracked)
+
+    def detach(self) -> None:
+        """Lose the engine. Requests that outlived too many end here: one of them may be why."""
+        if self._send is None:
+            return
+        self._send = None
+        self.state = EngineState.STARTING
+        self._metrics.engine_up.set(0)
+        for waiter in self._stats_waiters:
+            waiter.cancel()
+        self._stats_waiters.clear()
+        for tracked in self._tracked.values():
+            tracked.deaths += 1
+        fatal = self._limits.deaths
+        self._abandon(
+            (t for t in tuple(self._tracked.values()) if t.deaths >= fatal),
+            "the engine stopped repeatedly while it worked on this request",
+        )
+
+    def give_up(self) -> None:
+        """There will be no engine any more: end everything."""
+        self.detach()
+        self.state = EngineState.FAILED
+        self.abandon_all("the engine cannot be started")
+
+    def abandon_all(self, message: str) -> None:
+        """End everything unfinished with a declared error."""
+        self._abandon(tuple(self._tracked.values()), message)
+
+    def receive(self, message: Message) -> None:
+        """Take in a frame of the engine in force."""
+        match message:
+            case Tokens():
+                self._on_tokens(message)
+            case End(events=events):
+                for event in events:
+                    self._on_end(event)
+            case Stats():
+                if self._stats_waiters:
+                    self._stats_waiters.pop(0).set_result(message)
+            case _:
+                raise ProtocolError(f"the engine sent {type(message).__name__}")
+
+    # Inside
+
+    def _submit(self, tracked: _Tracked) -> None:
+        if self._send is None:
+            return
+        request, emitted = tracked.request, tracked.emitted
+        if emitted:
+            if reason := _overdue(request, emitted):  # its end was lost with the engine
+                self._end(
+                    tracked,
+                    EndEvent(request=request.id, reason=reason, message="", cached_tokens=0),
+                )
+                return
+            request = replace(request, prompt=request.prompt + tuple(emitted), emitted=len(emitted))
+        self._send(Submit(request=request))
+
+    def _on_tokens(self, frame: Tokens) -> None:
+        self._metrics.observe_step(frame.load)
+        for request in frame.started:
+            tracked = self._tracked.get(request)
+            if tracked is not None and not tracked.started:
+                tracked.started = True
+                tracked.metrics.waiting.dec()
+                tracked.metrics.running.inc()
+        for event in frame.events:
+            tracked = self._tracked.get(event.request)
+            if tracked is None:  # cancelled while the step was running
+                continue
+            if tracked.first_token_s is None:
+                tracked.first_token_s = time.monotonic()
+                tracked.metrics.ttft_s.observe(tracked.first_token_s - tracked.submitted_s)
+            tracked.deaths = 0
+            tracked.emitted.extend(event.tokens)
+            tracked.metrics.generation_tokens.inc(len(event.tokens))
+            tracked.call.put(event)
+
+    def _on_end(self, event: EndEvent) -> None:
+        tracked = self._tracked.get(event.request)
+        if tracked is not None:
+            tracked.metrics.cache_queries.inc(len(tracked.request.prompt))
+            tracked.metrics.cache_hits.inc(event.cached_tokens)
+            self._end(tracked, event)
+
+    def _end(self, tracked: _Tracked, event: EndEvent) -> None:
+        self._forget(event.request, event.reason)
+        tracked.call.put(event)
+
+    def _abandon(self, requests: Iterable[_Tracked], message: str) -> None:
+        for tracked in requests:
+            request = tracked.request.id
+            self._forget(request, "error")
+            if self._send is not None:
+                self._send(Cancel(request=request))
+            tracked.call.put(Unavailable(request=request, message=message))
+
+    def _forget(self, request: str, reason: FinishReason) -> _Tracked | None:
+        tracked = self._tracked.pop(request, None)
+        if tracked is None:
+            return None
+        tracked.call.unfinished.discard(request)
+        self._unfinished_of[tracked.tenant] -= 1
+        if not self._tracked:
+            self._idle.set()
+        self._observe_end(tracked, reason)
+        return tracked
+
+    def _observe_end(self, tracked: _Tracked, reason: FinishReason) -> None:
+        metrics, now_s = tracked.metrics, time.monotonic()
+        (metrics.running if tracked.started else metrics.waiting).dec()
+        metrics.finish(reason)
+        metrics.e2e_s.observe(now_s - tracked.submitted_s)
+        following = len(tracked.emitted) - 1
+        if tracked.first_token_s is not None and following > 0:
+            metrics.tpot_s.observe((now_s - tracked.first_token_s) / following)
+
+
+def _overdue(request: Request, emitted: Sequence[int]) -> FinishReason | None:
+    """Return why a request should have ended after ``emitted``, if it should have."""
+    if emitted[-1] in request.stop_token_ids:
+        return "stop"
+    return "length" if len(emitted) >= request.max_tokens else None

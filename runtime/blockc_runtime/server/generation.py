@@ -1,0 +1,175 @@
+"""A checked body to engine requests.
+
+In: a body, the app it names. Out: a `Generation`: engine requests and how to show their outputs.
+Invariant: an engine request that leaves here fits its chain: token ids inside the vocabulary,
+prompt and output together inside ``max_model_len``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from blockc_runtime.request import Request, Sampling
+from blockc_runtime.server.catalogue import ServedApp
+from blockc_runtime.server.chat_template import ChatTemplateError
+from blockc_runtime.server.errors import ApiError, invalid
+from blockc_runtime.server.output import OutputOptions
+from blockc_runtime.server.schemas import MAX_PROMPTS, ChatBody, CompletionBody
+
+_COMPLETION_TOKENS = 16  # OpenAI's default
+_INLINE_CHARS = 4096  # longer texts are tokenised beside the event loop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """One HTTP call. ``requests[i]`` yields choice ``i``."""
+
+    id: str
+    app: ServedApp
+    requests: tuple[Request, ...]
+    options: OutputOptions
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(len(request.prompt) for request in self.requests)
+
+
+async def completion_generation(body: CompletionBody, app: ServedApp) -> Generation:
+    """Return the generation of ``/v1/completions``."""
+    prompts = _prompts(body.prompt)
+    encoded = [
+        prompt
+        if isinstance(prompt, tuple)
+        else await _encode(app, prompt, add_special_tokens=body.add_special_tokens)
+        for prompt in prompts
+    ]
+    return _generation("cmpl", body, app, encoded, body.max_tokens, body.logprobs)
+
+
+async def chat_generation(body: ChatBody, app: ServedApp) -> Generation:
+    """Return the generation of ``/v1/chat/completions``."""
+    if app.text.chat_template is None:
+        raise invalid("this model has no chat template; use /v1/completions", param="messages")
+    if body.top_logprobs and not body.logprobs:
+        raise invalid("`top_logprobs` needs `logprobs`", param="top_logprobs")
+    try:
+        text = app.text.chat_template.render(
+            [message.model_dump() for message in body.messages],
+            add_generation_prompt=body.add_generation_prompt,
+            variables=body.chat_template_kwargs,
+        )
+    except ChatTemplateError as error:
+        raise invalid(f"the chat template refused: {error}", param="messages") from None
+    prompt = await _encode(app, text, add_special_tokens=body.add_special_tokens)
+    limit = body.max_completion_tokens or body.max_tokens
+    logprobs = body.top_logprobs if body.logprobs else None
+    return _generation("chatcmpl", body, app, [prompt], limit, logprobs)
+
+
+async def _encode(app: ServedApp, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+    if len(text) <= _INLINE_CHARS:
+        return tuple(app.text.encode(text, add_special_tokens=add_special_tokens))
+    return tuple(
+        await asyncio.to_thread(app.text.encode, text, add_special_tokens=add_special_tokens)
+    )
+
+
+def _prompts(value: Any) -> list[str | tuple[int, ...]]:
+    """Return a text, texts, token ids or lists of token ids as a list of prompts."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        kinds = set(map(type, value))
+        if kinds == {int}:
+            return [tuple(value)]
+        if len(value) > MAX_PROMPTS:
+            raise invalid(f"at most {MAX_PROMPTS} prompts are allowed", param="prompt")
+        if kinds == {str}:
+            return value
+        if kinds == {list} and all(set(map(type, ids)) <= {int} for ids in value):
+            return [tuple(ids) for ids in value]
+    raise invalid(
+        "`prompt` must be a text, a list of texts, token ids or a list of those", param="prompt"
+    )
+
+
+def _generation(
+    prefix: str,
+    body: CompletionBody | ChatBody,
+    app: ServedApp,
+    prompts: Sequence[tuple[int, ...]],
+    max_tokens: int | None,
+    logprobs: int | None,
+) -> Generation:
+    id_ = f"{prefix}-{secrets.token_hex(12)}"
+    _check_tokens(body.stop_token_ids, app, "stop_token_ids")
+    eos = () if body.ignore_eos else app.stop_token_ids
+    stop_token_ids = tuple(sorted({*eos, *body.stop_token_ids}))
+    default = _COMPLETION_TOKENS if isinstance(body, CompletionBody) else None
+    requests = tuple(
+        Request(
+            id=f"{id_}-{index}",
+            app=app.index,
+            chain=app.chain,
+            isolation_group=app.isolation_group,
+            prompt=prompt,
+            emitted=0,
+            max_tokens=_max_tokens(app, prompt, max_tokens, default),
+            stop_token_ids=stop_token_ids,
+            sampling=_sampling(body, app, logprobs),
+        )
+        for index, prompt in enumerate(prompts)
+    )
+    options = OutputOptions(
+        stops=tuple(body.stop),
+        stop_token_ids=frozenset(stop_token_ids),
+        eos_token_ids=frozenset(app.stop_token_ids),
+        include_stop=body.include_stop_str_in_output,
+        skip_special_tokens=body.skip_special_tokens,
+    )
+    return Generation(id=id_, app=app, requests=requests, options=options)
+
+
+def _sampling(body: CompletionBody | ChatBody, app: ServedApp, logprobs: int | None) -> Sampling:
+    defaults = app.defaults
+    top_k = defaults.top_k if body.top_k is None else body.top_k
+    return Sampling(
+        temperature=defaults.temperature if body.temperature is None else float(body.temperature),
+        top_p=defaults.top_p if body.top_p is None else float(body.top_p),
+        top_k=max(0, top_k),  # vLLM's -1 is 0 here: no filter
+        seed=secrets.randbits(63) if body.seed is None else body.seed,
+        logprobs=logprobs,
+    )
+
+
+def _check_tokens(ids: Sequence[int], app: ServedApp, param: str) -> None:
+    if ids and not (min(ids) >= 0 and max(ids) < app.vocab_size):
+        raise invalid(f"token ids run from 0 to {app.vocab_size - 1}", param=param)
+
+
+def _max_tokens(
+    app: ServedApp, prompt: tuple[int, ...], asked: int | None, default: int | None
+) -> int:
+    """Return how many tokens may follow ``prompt``. Raises 400 for what cannot fit."""
+    if not prompt:
+        raise invalid("the prompt has no tokens", param="prompt")
+    _check_tokens(prompt, app, "prompt")
+    room = app.max_model_len - len(prompt)
+    if room < 1:
+        raise _too_long(app, f"the prompt has {len(prompt)}")
+    if asked is not None and asked > room:
+        raise _too_long(app, f"the prompt has {len(prompt)} and {asked} more were asked for")
+    return min(room, asked or default or app.defaults.max_new_tokens or room)
+
+
+def _too_long(app: ServedApp, what: str) -> ApiError:
+    return invalid(
+        f"this model takes {app.max_model_len} tokens, prompt and output together; {what}",
+        param="prompt",
+        code="context_length_exceeded",
+    )

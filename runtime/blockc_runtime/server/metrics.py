@@ -1,0 +1,123 @@
+"""Counters for operators: vLLM's nouns under ``blockc:``, by tenant and app.
+
+In: what happened. Out: Prometheus text. Invariant: a tenant's view holds that tenant's samples
+only, for load figures of all tenants together would tell of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+
+from blockc_runtime.wire import StepLoad
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_LABELS = ("tenant", "app")
+_TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)
+_E2E_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class AppMetrics:
+    """One app's series, looked up once."""
+
+    def __init__(self, metrics: Metrics, tenant: str, app: str) -> None:
+        self.running = metrics.running.labels(tenant, app)
+        self.waiting = metrics.waiting.labels(tenant, app)
+        self.prompt_tokens = metrics.prompt_tokens.labels(tenant, app)
+        self.generation_tokens = metrics.generation_tokens.labels(tenant, app)
+        self.ttft_s = metrics.ttft_s.labels(tenant, app)
+        self.tpot_s = metrics.tpot_s.labels(tenant, app)
+        self.e2e_s = metrics.e2e_s.labels(tenant, app)
+        self.cache_queries = metrics.cache_queries.labels(tenant, app)
+        self.cache_hits = metrics.cache_hits.labels(tenant, app)
+        self._finished = metrics.finished
+        self._address = (tenant, app)
+
+    def finish(self, reason: str) -> None:
+        """Count an ended request."""
+        self._finished.labels(*self._address, reason).inc()
+
+
+class Metrics:
+    """All series of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._apps: dict[tuple[str, str], AppMetrics] = {}
+        self.running = self._gauge("num_requests_running", "Requests that the engine has started")
+        self.waiting = self._gauge("num_requests_waiting", "Requests that wait for their first row")
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens taken on")
+        self.generation_tokens = self._counter("generation_tokens", "Tokens generated")
+        self.cache_queries = self._counter("prefix_cache_queries", "Prompt tokens looked up")
+        self.cache_hits = self._counter("prefix_cache_hits", "Prompt tokens found in the KV cache")
+        self.finished = self._counter("request_success", "Ended requests", "finished_reason")
+        self.ttft_s = self._histogram(
+            "time_to_first_token_seconds", "Until the first token", _TTFT_S
+        )
+        self.tpot_s = self._histogram(
+            "time_per_output_token_seconds", "Per token after the first, mean of a request", _TPOT_S
+        )
+        self.e2e_s = self._histogram("e2e_request_latency_seconds", "Until the end", _E2E_S)
+        self._rows = self._step_histogram("step_rows", "Rows in a step")
+        self._launches = self._step_histogram("step_launches", "Launches in a step")
+        self._chains = self._step_histogram("step_chains", "Distinct chains in a step")
+        self.engine_restarts = Counter(
+            "blockc:engine_restarts", "Times the engine was started again", registry=self._registry
+        )
+        self.engine_up = Gauge(
+            "blockc:engine_up", "1 while an engine is serving", registry=self._registry
+        )
+
+    def app(self, tenant: str, app: str) -> AppMetrics:
+        """Return the series of ``tenant/app``; they exist from the first request on."""
+        known = self._apps.get((tenant, app))
+        if known is None:
+            known = self._apps[tenant, app] = AppMetrics(self, tenant, app)
+        return known
+
+    def observe_step(self, load: StepLoad) -> None:
+        """Count a step."""
+        self._rows.observe(load.rows)
+        self._launches.observe(load.launches)
+        self._chains.observe(load.chains)
+
+    def text(self, tenant: str | None) -> bytes:
+        """Return the exposition; ``tenant`` None: everything."""
+        if tenant is None:
+            return generate_latest(self._registry)
+        return generate_latest(_TenantView(self._registry, tenant))
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"blockc:{name}", text, _LABELS, registry=self._registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"blockc:{name}", text, (*_LABELS, *labels), registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"blockc:{name}", text, _LABELS, buckets=buckets, registry=self._registry)
+
+    def _step_histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(f"blockc:{name}", text, buckets=_COUNTS, registry=self._registry)
+
+
+class _TenantView(CollectorRegistry):
+    """A registry as one tenant may see it."""
+
+    def __init__(self, registry: CollectorRegistry, tenant: str) -> None:
+        super().__init__()
+        self._whole = registry
+        self._tenant = tenant
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families that hold samples of the tenant."""
+        for metric in self._whole.collect():
+            samples = [s for s in metric.samples if s.labels.get("tenant") == self._tenant]
+            if samples:
+                view = Metric(metric.name, metric.documentation, metric.type)
+                view.samples = samples
+                yield view

@@ -1,0 +1,222 @@
+"""Bodies of requests: what is understood, and what is refused by name.
+
+In: the bytes of a body. Out: a `CompletionBody` or `ChatBody`. Invariant: nothing a client asked
+for is ignored: a field is applied, has its neutral value, or the answer is 400 and names it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic_core
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from blockc_runtime.server.errors import echo, invalid
+
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_PROMPTS = 64
+_MAX_FIELDS = 100
+
+# Fields of OpenAI's and vLLM's APIs that this server does not act on, with the values that ask for
+# nothing. An absent field and null are always fine.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "allowed_token_ids": (),
+    "audio": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "chat_template": (),
+    "continue_final_message": (False,),
+    "detokenize": (True,),
+    "documents": ([],),
+    "early_stopping": (False,),
+    "echo": (False,),
+    "frequency_penalty": (0, 0.0),
+    "function_call": ("none",),
+    "functions": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "length_penalty": (1, 1.0),
+    "logit_bias": ({},),
+    "logits_processors": ([],),
+    "min_p": (0, 0.0),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "n": (1,),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0, 0.0),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "reasoning_effort": ("none",),
+    "repetition_penalty": (1, 1.0),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "spaces_between_special_tokens": (True,),
+    "store": (False,),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+_NEUTRAL_IN_MESSAGES: dict[str, tuple[object, ...]] = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "refusal": (),
+    "tool_calls": ([],),
+}
+
+_Stops = str | Annotated[list[str], Field(fail_fast=True)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class StreamOptions(_Body):
+    """``include_usage``: a last chunk with the token counts."""
+
+    include_usage: bool = False
+
+
+class _Generation(_Body):
+    """Fields that both routes have. None: as the model's generation config says."""
+
+    model: str
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: _Stops = []
+    stop_token_ids: Annotated[list[int], Field(max_length=MAX_STOPS, fail_fast=True)] = []
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    return_token_ids: bool = False
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    # Labels of the client's own; they change nothing and are not kept.
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _stops_are_bounded(cls, value: _Stops) -> list[str]:
+        stops = [value] if isinstance(value, str) else value
+        if len(stops) > MAX_STOPS:
+            raise ValueError(f"at most {MAX_STOPS} stop strings are allowed")
+        if any(not 1 <= len(stop) <= MAX_STOP_CHARS for stop in stops):
+            raise ValueError(f"a stop string has 1 to {MAX_STOP_CHARS} characters")
+        return stops
+
+
+class CompletionBody(_Generation):
+    """``/v1/completions``. ``prompt`` is checked where it is turned into tokens."""
+
+    prompt: Any
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    add_special_tokens: bool = True
+
+
+class TextPart(_Body):
+    """One part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Body):
+    """One message; what roles mean is up to the model's template."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
+    name: str | None = None
+
+
+class ChatBody(_Generation):
+    """``/v1/chat/completions``."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] = 0
+    add_generation_prompt: bool = True
+    add_special_tokens: bool = False
+    chat_template_kwargs: dict[str, Any] = {}
+
+
+_BodyT = TypeVar("_BodyT", CompletionBody, ChatBody)
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Return the JSON object of a body, without the keys that are null."""
+    try:
+        value = pydantic_core.from_json(data, allow_inf_nan=True)
+    except ValueError:
+        raise invalid("the body is not valid JSON") from None
+    if not isinstance(value, dict):
+        raise invalid("the body is not a JSON object")
+    if len(value) > _MAX_FIELDS:
+        raise invalid(f"the body has {len(value)} fields; at most {_MAX_FIELDS} can have a meaning")
+    return {key: item for key, item in value.items() if item is not None}
+
+
+def model_name(body: dict[str, Any]) -> str:
+    """Return ``model``, which is looked at before everything else in a body."""
+    name = body.get("model")
+    if not isinstance(name, str):
+        raise invalid("`model` must be a string", param="model")
+    return name
+
+
+def validate(kind: type[_BodyT], body: dict[str, Any]) -> _BodyT:
+    """Check a whole body. Raises a 400 that names the first field that is wrong."""
+    fields = _without_neutral(body, _NEUTRAL, "")
+    messages = fields.get("messages")
+    if isinstance(messages, list):
+        fields["messages"] = [
+            _without_neutral(message, _NEUTRAL_IN_MESSAGES, f"messages.{index}.")
+            if isinstance(message, dict)
+            else message
+            for index, message in enumerate(messages)
+        ]
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        # Parts such as `list[TextPart]` name branches of a union, not fields.
+        path = [str(part) for part in first["loc"] if "[" not in str(part) and part != "str"]
+        param = echo(".".join(path))
+        if first["type"] == "extra_forbidden":
+            raise invalid(f"`{param}` is not supported", param=param) from None
+        raise invalid(f"`{param}`: {echo(first['msg'])}", param=param) from None
+
+
+def _without_neutral(
+    fields: dict[str, Any], neutral: dict[str, tuple[object, ...]], where: str
+) -> dict[str, Any]:
+    kept = {}
+    for key, value in fields.items():
+        if value is None:
+            continue
+        if key not in neutral:
+            kept[key] = value
+        elif not _is_one_of(value, neutral[key]):
+            param = f"{where}{key}"
+            raise invalid(f"`{param}` is not supported", param=param)
+    return kept
+
+
+def _is_one_of(value: object, allowed: tuple[object, ...]) -> bool:
+    return any(type(value) is type(item) and value == item for item in allowed)
