@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from blockc.plan import ExecutionPlan, KvLayerEntry
 from blockc.zoo import Zoo
@@ -34,7 +35,7 @@ DTYPE, CODE = torch.bfloat16, "BF16"
 
 
 def random(*shape: int) -> torch.Tensor:
-    return (torch.randn(*shape) * shape[-1] ** -0.5).to(DTYPE)
+    return torch.randn(*shape).mul_(shape[-1] ** -0.5).to(DTYPE)
 
 
 def model() -> ModelSpec:
@@ -113,6 +114,55 @@ def lora() -> tuple[Term, ...]:
     return tuple(terms)
 
 
+class PlainEager:
+    """The same decode step as one would write it first: dense linears, `bmm` of stacked LoRAs, GQA attention."""
+
+    def __init__(self, spec: ModelSpec, loras: list[tuple[Term, ...]], context: int) -> None:
+        self.blocks = [block.tensors for block in spec.blocks]
+        assert spec.prelude is not None
+        angles = context * spec.prelude.tensors["inv_freq"]
+        self.cos, self.sin = (f(torch.cat([angles, angles])).to(DTYPE) for f in (torch.cos, torch.sin))
+        self.caches = [torch.randn(2, len(loras), KV_HEADS, context + 1, SIZE).to(DTYPE) for _ in range(LAYERS)]
+        self.sides: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]] = {}
+        for members in zip(*loras, strict=True):
+            key = members[0].occurrence, members[0].site.rsplit(".")[-1]
+            stacks = torch.stack([m.a for m in members]), torch.stack([m.scale * m.b for m in members])
+            self.sides[key] = stacks
+
+    def linear(self, x: torch.Tensor, block: int, name: str, loras: bool) -> torch.Tensor:
+        """``x [n, in] -> [n, out]``."""
+        y = linear(x, self.blocks[block][name])
+        if loras:
+            a, b = self.sides[block, name]
+            inner = torch.bmm(a[: len(x)], x.unsqueeze(2))
+            y += torch.bmm(b[: len(x)], inner).squeeze(2)
+        return y
+
+    def rotate(self, x: torch.Tensor) -> torch.Tensor:
+        """Rotary position embedding; all rows stand at one position."""
+        first, second = x.chunk(2, -1)
+        return x * self.cos + torch.cat([-second, first], -1) * self.sin
+
+    def step(self, tokens: torch.Tensor, *, loras: bool) -> torch.Tensor:
+        """``tokens [n]`` -> logits ``[n, vocab]``."""
+        count = len(tokens)
+        x = self.blocks[0]["embed_tokens.weight"][tokens]
+        for layer in range(LAYERS):
+            block = 2 * layer + 1
+            n = torch.rms_norm(x, (HIDDEN,), self.blocks[block]["norm"], 1e-5)
+            q, k, v = (self.linear(n, block, f"{name}_proj", loras).view(count, -1, 1, SIZE) for name in "qkv")
+            keys, values = self.caches[layer][:, :count]
+            keys[:, :, -1:], values[:, :, -1:] = self.rotate(k), v
+            a = scaled_dot_product_attention(self.rotate(q), keys, values, enable_gqa=True)
+            x = x + self.linear(a.reshape(count, HIDDEN), block, "o_proj", loras)
+            block += 1
+            n = torch.rms_norm(x, (HIDDEN,), self.blocks[block]["norm"], 1e-5)
+            gate, up = (self.linear(n, block, f"{name}_proj", loras) for name in ("gate", "up"))
+            x = x + self.linear(silu(gate) * up, block, "down_proj", loras)
+        x = torch.rms_norm(x, (HIDDEN,), self.blocks[-1]["norm"], 1e-5)
+        return linear(x, self.blocks[-1]["lm_head"])
+
+
 def decode_step(plan: ExecutionPlan, chains: list[int], context: int) -> Step:
     """One token for each chain, behind ``context`` cached tokens."""
     pages = context // PAGE_TOKENS + 1
@@ -131,8 +181,7 @@ def decode_step(plan: ExecutionPlan, chains: list[int], context: int) -> Step:
     )
     everyone = tuple(range(len(rows)))
     launches = tuple(
-        Launch(instance=0, segment=segment, micro_batch=0, rows=everyone)
-        for segment in range(len(plan.segments))
+        Launch(instance=0, segment=segment, micro_batch=0, rows=everyone) for segment in range(len(plan.segments))
     )
     return Step(id=0, epoch=0, rows=rows, launches=launches)
 
@@ -157,20 +206,23 @@ def read_bandwidth() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16])
-    parser.add_argument("--context", type=int, default=191)
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--context", type=int, default=191, help="tokens cached before the step")
+    parser.add_argument("--repeats", type=int, default=10, help="of which the fastest counts")
+    parser.add_argument("--profile", action="store_true", help="print where the time goes")
     options = parser.parse_args()
     torch.manual_seed(0)
     most = max(options.batches)
     bandwidth = read_bandwidth()
     print(f"threads {torch.get_num_threads()}, read bandwidth {bandwidth / 1e9:.1f} GB/s")
+    spec, loras = model(), [lora() for _ in range(most)]
+    plain = PlainEager(spec, loras, options.context)
     with tempfile.TemporaryDirectory() as folder:
         zoo = Zoo(Path(folder) / "zoo", create=True)
         pages = most * (options.context // PAGE_TOKENS + 1)
         builder = PlanBuilder(zoo, pages=pages, page_tokens=PAGE_TOKENS)
-        chains = builder.add(model(), ((), *(lora() for _ in range(most))))
+        chains = builder.add(spec, ((), *loras))
         plan = builder.build()
+        builder.tensors.clear()
         begin = time.perf_counter()
         executor = TorchExecutor(plan, zoo, device="cpu")
         print(f"loaded in {time.perf_counter() - begin:.1f} s")
@@ -178,26 +230,45 @@ def main() -> None:
             for tuned in (False, True):
                 used = chains[1 : batch + 1] if tuned else chains[:1] * batch
                 step = decode_step(plan, used, options.context)
+                report(executor, plain, step, tuned, bandwidth, options)
 
-                def run(step: Step = step) -> None:
-                    executor.submit(step)
-                    result = executor.collect()
-                    assert all(row.fault is None for row in result.rows), result.rows[0].fault
 
-                took = best_ms(run, options.repeats)
-                bytes_read = step_bytes(batch, batch if tuned else 0, options.context)
-                limit = bytes_read / bandwidth * 1e3
-                print(
-                    f"rows {batch:2} LoRAs {batch if tuned else 0:2}: {took:6.1f} ms, "
-                    f"{bytes_read / took / 1e6:5.1f} GB/s, limit {limit:5.1f} ms, "
-                    f"{took / limit:.2f} x the limit",
-                    flush=True,
-                )
-                if options.profile:
-                    with torch.profiler.profile() as profile:
-                        for _ in range(3):
-                            run()
-                    print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=22, max_name_column_width=40))
+def report(
+    executor: TorchExecutor,
+    plain: PlainEager,
+    step: Step,
+    tuned: bool,
+    bandwidth: float,
+    options: argparse.Namespace,
+) -> None:
+    """Measure ours and the baseline in turns, so that both meet the same load."""
+    rows = len(step.rows)
+    tokens = torch.tensor([row.tokens[0] for row in step.rows])
+
+    def ours() -> None:
+        executor.submit(step)
+        result = executor.collect()
+        assert all(row.fault is None for row in result.rows), result.rows[0].fault
+
+    def baseline() -> None:
+        with torch.inference_mode():
+            plain.step(tokens, loras=tuned)
+
+    turns = [(best_ms(ours, options.repeats), best_ms(baseline, options.repeats)) for _ in range(2)]
+    took, eager = (min(times) for times in zip(*turns, strict=True))
+    count = rows if tuned else 0
+    bytes_read = step_bytes(rows, count, options.context)
+    limit = bytes_read / bandwidth * 1e3
+    print(
+        f"rows {rows:2} LoRAs {count:2}: {took:6.1f} ms, {bytes_read / took / 1e6:4.1f} GB/s, "
+        f"{took / limit:.2f} x the limit of {limit:.1f} ms, plain eager {eager:6.1f} ms "
+        f"({eager / took:.2f} x ours)",
+        flush=True,
+    )
+    if options.profile:
+        with torch.profiler.profile() as profile:
+            ours()
+        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=22))
 
 
 def step_bytes(rows: int, loras: int, context: int) -> int:

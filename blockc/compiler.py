@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from blockc.diag import Diagnostics
 from blockc.graph import Chain
 from blockc.lower import isolation_group, lower
-from blockc.place import place
+from blockc.place import place, place_problem
 from blockc.plan import ExecutionPlan, verify_plan
-from blockc.problem import place_problem
 from blockc.spec.deployment import Deployment
 from blockc.tune import ModelFiles, read_models, trace_models, tune
 from blockc.unify import unify
@@ -47,9 +46,7 @@ def compile_deployment(
         chains = tune(files, traced, zoo=zoo, diags=diags)
     with clock.stage("unify"):
         wanted = {app.model for app in deployment.apps}
-        graph = unify(
-            {name: chain for name, chain in chains.items() if name in wanted}, together=_together(deployment)
-        )
+        graph = unify({name: chain for name, chain in chains.items() if name in wanted}, together=_together(deployment))
         report_sharing(files, chains, diags=diags)
     with clock.stage("place"):
         placement = place(place_problem(deployment, graph), diags=diags)
@@ -72,7 +69,7 @@ def report_sharing(files: Mapping[str, ModelFiles], chains: Mapping[str, Chain],
                 "BC301",
                 f"`{name}` shares 0 of {len(own)} blocks with `{model.lineage[1]}`",
                 at=model.span,
-                help="after full fine-tuning no tensor is byte-identical; train adapters or only the top layers to share",
+                help="adapters, or training only the top layers, would share; after full training no tensor is equal",
             )
 
 

@@ -48,7 +48,9 @@ def lower(
     """Write the plan."""
     structures = {block.structure_digest: format_structure(block.structure) for block in graph.blocks.values()}
     groups = kv_group_entries(deployment, graph)
-    target = "cuda" if any(device.kind == "cuda" for device in deployment.cluster.devices) else "cpu"
+    target: Literal["cpu", "cuda"] = (
+        "cuda" if any(device.kind == "cuda" for device in deployment.cluster.devices) else "cpu"
+    )
     chains = tuple(_chain(graph, index, zoo) for index in range(len(graph.chains)))
     return ExecutionPlan(
         compiler=f"blockc {__version__}",
@@ -86,9 +88,7 @@ def lower(
         instances=placement.instances,
         edges=(),
         routes=placement.routes,
-        apps=tuple(
-            _app(app, tenant, graph) for tenant in deployment.tenants.values() for app in tenant.apps
-        ),
+        apps=tuple(_app(app, tenant, graph) for tenant in deployment.tenants.values() for app in tenant.apps),
         models={name: _model(item, files[name].kind, graph) for name, item in _items(deployment)},
         memory=placement.memory,
         baselines=placement.baselines,
@@ -193,7 +193,8 @@ def _app(app: App, tenant: Tenant, graph: UnifiedGraph) -> AppEntry:
 
 
 def _items(deployment: Deployment) -> list[tuple[str, Base | FineTune]]:
-    return sorted({**deployment.bases, **deployment.fine_tunes}.items())
+    items: dict[str, Base | FineTune] = {**deployment.bases, **deployment.fine_tunes}
+    return sorted(items.items())
 
 
 def _model(item: Base | FineTune, kind: Literal["base", "full", "lora"], graph: UnifiedGraph) -> ModelEntry:
@@ -224,5 +225,3 @@ def _requires(
     if any(chain.sides for chain in chains):
         needs.add("side:low_rank@linear")
     return tuple(sorted(needs))
-
-

@@ -14,9 +14,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--update-golden", action="store_true", default=False, help="write the golden files anew"
-    )
+    parser.addoption("--update-golden", action="store_true", default=False, help="write the golden files anew")
 
 
 @pytest.fixture

@@ -16,7 +16,11 @@ from blockc.cli.report import ExitCode
 
 COMMANDS = (
     "blockc.cli.check",
+    "blockc.cli.compile",
+    "blockc.cli.serve",
+    "blockc.cli.verify",
     "blockc.cli.rule",
+    "blockc.cli.viz",
 )
 
 
@@ -38,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     @app.callback(invoke_without_command=True)
     def blockc(
         version: bool = typer.Option(False, "--version", help="Print the version and stop."),
-        traceback: bool = typer.Option(
-            False, "--traceback", help="Show the traceback of an internal error."
-        ),
+        traceback: bool = typer.Option(False, "--traceback", help="Show the traceback of an internal error."),
     ) -> None:
         del traceback  # read from the arguments by `guarded`: it matters before and after parsing
         if version:

@@ -25,12 +25,13 @@ def register(app: typer.Typer) -> None:
 def check(
     spec: SpecArgument,
     var: VarOption = None,
-    files: Annotated[
-        bool, typer.Option("--files/--no-files", help="Look at the folders of local models.")
-    ] = True,
+    files: Annotated[bool, typer.Option("--files/--no-files", help="Look at the folders of local models.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a spec: names, types, units, and that local models are where it says."""
+    """Check a spec, and that its models are there.
+
+    Names, types, units; and that the folders of local models hold what is needed.
+    """
     import os
 
     from blockc.cli.report import exit_code, print_document, show

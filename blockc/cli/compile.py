@@ -24,9 +24,9 @@ def register(app: typer.Typer) -> None:
 
 def compile_(
     spec: SpecArgument,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Where the plan goes.")
-    ] = Path("plan.json"),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the plan goes.")] = Path(
+        "plan.json"
+    ),
     zoo: ZooOption = None,
     var: VarOption = None,
     as_json: JsonOption = False,
@@ -93,7 +93,7 @@ def _summary(compiled: Compiled) -> dict[str, Any]:
 
 
 def _sentence(compiled: Compiled, output: Path) -> str:
-    from blockc.render.text import format_bytes
+    from blockc.render import format_bytes
 
     plan = compiled.plan
     baselines = plan.baselines

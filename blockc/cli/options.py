@@ -10,13 +10,9 @@ import typer
 SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="The spec, a `.blk` file.")]
 VarOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--var", metavar="NAME=VALUE", help="Set a variable of the spec; may be repeated."
-    ),
+    typer.Option("--var", metavar="NAME=VALUE", help="Set a variable of the spec; may be repeated."),
 ]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")
-]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")]
 
 
 def variables_of(given: list[str] | None) -> dict[str, str]:
@@ -28,9 +24,9 @@ def variables_of(given: list[str] | None) -> dict[str, str]:
             raise typer.BadParameter(f"`{text}` is not NAME=VALUE", param_hint="--var")
         variables[name.strip()] = value
     return variables
-PlanArgument = Annotated[
-    Path, typer.Argument(metavar="PLAN", help="A plan that `blockc compile` wrote.")
-]
+
+
+PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan that `blockc compile` wrote.")]
 ZooOption = Annotated[
     Path | None,
     typer.Option("--zoo", metavar="DIR", help="The store of blocks; `zoo` beside the plan if not given."),

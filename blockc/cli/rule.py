@@ -13,9 +13,7 @@ def register(app: typer.Typer) -> None:
 
 
 def rule(
-    code: Annotated[
-        str | None, typer.Argument(metavar="CODE", help="Such as BC401; without: list all.")
-    ] = None,
+    code: Annotated[str | None, typer.Argument(metavar="CODE", help="Such as BC401; without: list all.")] = None,
 ) -> None:
     """Explain a diagnostic, or list them all."""
     from blockc.diag import CODES
@@ -28,8 +26,6 @@ def rule(
     wanted = code.strip().upper()
     found = CODES.get(wanted) or next((c for c in CODES.values() if c.slug == code.strip()), None)
     if found is None:
-        raise typer.BadParameter(
-            f"no diagnostic `{code}`; `blockc rule` lists them", param_hint="CODE"
-        )
+        raise typer.BadParameter(f"no diagnostic `{code}`; `blockc rule` lists them", param_hint="CODE")
     print(f"{found.id} {found.slug} ({found.severity.value}): {found.summary}\n")
     print(explanation(found.id))

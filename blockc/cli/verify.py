@@ -1,4 +1,4 @@
-"""``blockc verify PLAN``: is every app served as its model alone would answer?
+"""``blockc verify PLAN`` says whether every app is served as its model alone would answer.
 
 In: a plan, its zoo, the original model files. Out: a line per app; exit code 1 if any is over its bound.
 """
@@ -27,14 +27,14 @@ def verify(
     models: Annotated[
         Path | None,
         typer.Option(
-            "--models", metavar="DIR", help="The directory of the spec, which paths are relative to; the plan's if not given."
+            "--models",
+            metavar="DIR",
+            help="The directory of the spec; the plan's own if not given.",
         ),
     ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts for each app.")] = 32,
     tokens: Annotated[int, typer.Option(min=1, help="Greedy tokens for each prompt.")] = 16,
-    max_error: Annotated[
-        float | None, typer.Option(min=0.0, help="Largest allowed difference of a logit.")
-    ] = None,
+    max_error: Annotated[float | None, typer.Option(min=0.0, help="Largest allowed difference of a logit.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare every app with its model run alone through transformers and PEFT."""

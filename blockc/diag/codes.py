@@ -83,6 +83,5 @@ _TABLE: tuple[tuple[str, str, Severity, str], ...] = (
 )
 
 CODES: dict[str, Code] = {
-    id_: Code(id=id_, slug=slug, severity=severity, summary=summary)
-    for id_, slug, severity, summary in _TABLE
+    id_: Code(id=id_, slug=slug, severity=severity, summary=summary) for id_, slug, severity, summary in _TABLE
 }

@@ -37,9 +37,7 @@ def wants_colour(stream: TextIO, environ: Mapping[str, str]) -> bool:
     return stream.isatty()
 
 
-def render_all(
-    diagnostics: Iterable[Diagnostic], sources: Mapping[str, str], *, colour: bool = False
-) -> str:
+def render_all(diagnostics: Iterable[Diagnostic], sources: Mapping[str, str], *, colour: bool = False) -> str:
     """Return all diagnostics as text, with an empty line between any two."""
     rendered = [render(item, sources, colour=colour) for item in diagnostics]
     return "\n".join(rendered)
@@ -55,11 +53,7 @@ def summary(diagnostics: Iterable[Diagnostic]) -> str:
     counts = {Severity.ERROR: 0, Severity.WARNING: 0}
     for item in diagnostics:
         counts[item.severity] += 1
-    parts = [
-        f"{count} {severity.value}{'' if count == 1 else 's'}"
-        for severity, count in counts.items()
-        if count
-    ]
+    parts = [f"{count} {severity.value}{'' if count == 1 else 's'}" for severity, count in counts.items() if count]
     return ", ".join(parts)
 
 
@@ -175,7 +169,7 @@ def _printable(text: str) -> str:
     for character in text:
         if character == "\t":
             out.append(" " * _TAB)
-        elif unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        elif not character.isprintable():
             out.append("\N{REPLACEMENT CHARACTER}")
         else:
             out.append(character)

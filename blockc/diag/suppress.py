@@ -70,9 +70,7 @@ def _by_line(suppressions: Iterable[Suppression]) -> dict[_Place, list[Suppressi
     return by_line
 
 
-def _covering(
-    diagnostic: Diagnostic, by_line: dict[_Place, list[Suppression]]
-) -> list[Suppression]:
+def _covering(diagnostic: Diagnostic, by_line: dict[_Place, list[Suppression]]) -> list[Suppression]:
     if diagnostic.primary is None:
         return []
     span = diagnostic.primary.span

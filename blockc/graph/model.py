@@ -28,10 +28,12 @@ class Block:
 
     @cached_property
     def structure_digest(self) -> str:
+        """Digest of the structure's canonical text."""
         return structure_digest(self.structure)
 
     @cached_property
     def digest(self) -> str:
+        """Identifies the block: equal digests, equal functions."""
         scalars = {name: value.hex() if isinstance(value, float) else value for name, value in self.binds.items()}
         return json_digest(
             "block v1",
@@ -73,6 +75,7 @@ class ModelPath:
 
     @cached_property
     def digest(self) -> str:
+        """Identifies the sequence of blocks and the layout of its cache."""
         return json_digest(
             "path v1",
             {
@@ -96,6 +99,7 @@ class Chain:
 
     @cached_property
     def digest(self) -> str:
+        """Identifies the model version."""
         return json_digest(
             "chain v1",
             {

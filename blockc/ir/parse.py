@@ -23,7 +23,7 @@ _TOKEN = re.compile(
     |(?P<float>-?0x[0-9a-f.]+p[+-]?\d+|-?inf)|(?P<int>-?\d+)|(?P<word>none|true|false|T)|(?P<mark>[\[\],]))""",
     re.VERBOSE,
 )
-_REFERENCES = {"%": Value, "@": Param, "$": Bound}
+_REFERENCES: dict[str, type[Value] | type[Param] | type[Bound]] = {"%": Value, "@": Param, "$": Bound}
 _WORDS: dict[str, Arg] = {"none": None, "true": True, "false": False, "T": Symbol("T")}
 _MAX_NESTING = 4
 
@@ -113,7 +113,7 @@ def _parse_type(text: str) -> ValueType:
 
 def _parse_dim(text: str) -> Dim:
     if text in ("T", "R"):
-        return cast(Literal["T", "R"], text)
+        return cast("Literal['T', 'R']", text)
     if not text.isdigit():
         raise StructureError(f"not a dimension: {text[:80]!r}")
     return int(text)
@@ -128,20 +128,20 @@ def _parse_args(text: str) -> tuple[Arg, ...]:
         if match is None:
             raise StructureError(f"cannot read the arguments at {text[position : position + 40]!r}")
         position = match.end()
-        kind, token = cast(str, match.lastgroup), match[0].strip()
-        if token == "[" and want_item and len(stack) <= _MAX_NESTING:
+        kind, word = cast("str", match.lastgroup), match[0].strip()
+        if word == "[" and want_item and len(stack) <= _MAX_NESTING:
             stack.append([])
-        elif token == "]" and len(stack) > 1:
+        elif word == "]" and len(stack) > 1:
             closed = tuple(stack.pop())
             stack[-1].append(closed)
             want_item = False
-        elif token == "," and not want_item:
+        elif word == "," and not want_item:
             want_item = True
         elif kind != "mark" and want_item:
-            stack[-1].append(_parse_leaf(kind, token))
+            stack[-1].append(_parse_leaf(kind, word))
             want_item = False
         else:
-            raise StructureError(f"misplaced {token!r} in the arguments")
+            raise StructureError(f"misplaced {word!r} in the arguments")
     if len(stack) > 1:
         raise StructureError("a list is never closed")
     return tuple(stack[0])

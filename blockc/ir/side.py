@@ -30,6 +30,7 @@ class LowRank:
 
     @property
     def rank(self) -> int:
+        """Columns of B, rows of A."""
         return self.a.shape[0]
 
 
@@ -42,10 +43,12 @@ class Side:
 
     @property
     def rank(self) -> int:
+        """Of all terms together."""
         return sum(term.rank for term in self.terms)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all matrices."""
         return sum(term.a.nbytes + term.b.nbytes for term in self.terms)
 
 

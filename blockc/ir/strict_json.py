@@ -1,7 +1,8 @@
-"""JSON from a file that somebody may have edited -> plain data, or one :class:`StrictJsonError`.
+"""JSON from a file that somebody may have edited -> plain data, or :class:`StrictJsonError`.
 
-Python's parser accepts more than JSON (NaN, duplicate keys, numbers that become infinite) and fails in several ways
-(recursion, encoding, very long integers). Here everything that is not plain JSON with a single reading is refused.
+Python's parser accepts more than JSON (NaN, duplicate keys, numbers that become infinite) and fails
+in several ways (recursion, encoding, very long integers). Here everything that is not plain JSON
+with a single reading is refused.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from typing import Any
 
 
 class StrictJsonError(ValueError):
-    """The bytes are not JSON with a single reading; the message says why and, where known, at which line."""
+    """The bytes are not JSON with a single reading; the message says why and where."""
 
 
 def parse_strict_json(data: bytes) -> Any:
-    """The value that ``data`` (UTF-8, no byte order mark) denotes."""
+    """Return the value that ``data`` (UTF-8, no byte order mark) denotes."""
     try:
         return json.loads(
             data.decode("utf-8"),
@@ -31,9 +32,8 @@ def parse_strict_json(data: bytes) -> Any:
     except RecursionError as error:
         raise StrictJsonError("brackets are nested too deeply") from error
     except json.JSONDecodeError as error:
-        raise StrictJsonError(
-            f"{error.msg} at line {error.lineno}, column {error.colno}"
-        ) from error
+        where = f"line {error.lineno}, column {error.colno}"
+        raise StrictJsonError(f"{error.msg} at {where}") from error
     except ValueError as error:  # an integer of thousands of digits
         raise StrictJsonError("a number has too many digits") from error
 

@@ -28,6 +28,7 @@ class TensorRef:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the values."""
         return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from blockc.plan.file import dump_plan, load_plan, verify_plan, write_plan
 from blockc.plan.model import (
     FORMAT_VERSION,
     AppEntry,
@@ -52,4 +53,8 @@ __all__ = [
     "SideEntry",
     "SideManifest",
     "SolverEntry",
+    "dump_plan",
+    "load_plan",
+    "verify_plan",
+    "write_plan",
 ]

@@ -158,6 +158,7 @@ class MemoryEntry(_Entry):
 
     @property
     def used_bytes(self) -> int:
+        """All parts together, the reserve included."""
         return self.weights_bytes + self.sides_bytes + self.kv_bytes + self.workspace_bytes + self.reserve_bytes
 
 
@@ -181,6 +182,7 @@ class AppEntry(_Entry):
 
     @property
     def address(self) -> str:
+        """What clients send as `model`."""
         return f"{self.tenant}/{self.app}"
 
 

@@ -91,17 +91,13 @@ class BuildTree(Transformer[Scanned, Any]):
         default = children[5] if len(children) > 5 else None
         if isinstance(default, Scanned):
             default = None
-        return syntax.Var(
-            name=_name(children[1]), type=_name(children[3]), default=default, span=_whole(children)
-        )
+        return syntax.Var(name=_name(children[1]), type=_name(children[3]), default=default, span=_whole(children))
 
     def let(self, children: Children) -> syntax.Let:
         return syntax.Let(name=_name(children[1]), value=children[3], span=_whole(children))
 
     def attribute(self, children: Children) -> syntax.Attribute:
-        return syntax.Attribute(
-            name=_name(children[0]), value=children[2], span=_whole(children[:3])
-        )
+        return syntax.Attribute(name=_name(children[0]), value=children[2], span=_whole(children[:3]))
 
     def block(self, children: Children) -> syntax.Block:
         label = parent = None
@@ -187,9 +183,7 @@ class BuildTree(Transformer[Scanned, Any]):
         return inner
 
     def reference(self, children: Children) -> syntax.Reference:
-        return syntax.Reference(
-            name=_name(children[0]), trailers=tuple(children[1:]), span=_whole(children)
-        )
+        return syntax.Reference(name=_name(children[0]), trailers=tuple(children[1:]), span=_whole(children))
 
     def member(self, children: Children) -> syntax.Member:
         return syntax.Member(name=_name(children[1]), span=_whole(children))

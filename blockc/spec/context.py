@@ -54,9 +54,7 @@ class Context:
 def report_not_in_effect(diags: Diagnostics, what: str, span: Span) -> None:
     """Report that something is understood and changes nothing."""
     message = f"{what} is accepted and nothing acts on it yet"
-    help_ = (
-        "the plan is the same without it; `# blockc: allow(BC804)` on its line says that you know"
-    )
+    help_ = "the plan is the same without it; `# blockc: allow(BC804)` on its line says that you know"
     diags.report("BC804", message, at=span, help=help_)
 
 

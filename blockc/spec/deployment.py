@@ -167,9 +167,7 @@ class Deployment:
     tenants: Mapping[str, Tenant]
     policy: Policy
     expect: tuple[Expect, ...]
-    digest: (
-        str  # of the meaning, not of the text: comments and order of declarations do not change it
-    )
+    digest: str  # of the meaning, not of the text: comments and order of declarations do not change it
 
     @property
     def apps(self) -> tuple[App, ...]:

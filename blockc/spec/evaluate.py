@@ -23,7 +23,7 @@ from blockc.spec.units import (
     parse_quantity,
     per_time_unit,
 )
-from blockc.spec.values import Call, Data, Object, Secret, Value, Word, describe
+from blockc.spec.values import Call, Data, Object, Secret, Value, Word, describe, shorten
 
 MAX_TEXT = 1 << 16  # code points of a string; interpolation could double one per `let`
 MAX_ITEMS = 100_000  # items of a list, turns of all loops
@@ -42,9 +42,7 @@ class Evaluator:
             case syntax.Number():
                 quantity = parse_quantity(expr.text)
                 if isinstance(quantity, UnitProblem):
-                    self.diags.report(
-                        quantity.code, quantity.message, at=expr.span, help=quantity.help
-                    )
+                    self.diags.report(quantity.code, quantity.message, at=expr.span, help=quantity.help)
                     return None
                 return Value(data=quantity, span=expr.span)
             case syntax.Constant():
@@ -71,14 +69,9 @@ class Evaluator:
     def _string(self, expr: syntax.String, scope: Scope) -> Value | None:
         if len(expr.parts) == 1 and isinstance(expr.parts[0], str):
             return self._bounded_text(expr.parts[0], expr.span)
-        texts = [
-            part if isinstance(part, str) else self._interpolated(part, scope)
-            for part in expr.parts
-        ]
+        texts = [part if isinstance(part, str) else self._interpolated(part, scope) for part in expr.parts]
         present = [text for text in texts if text is not None]
-        return (
-            self._bounded_text("".join(present), expr.span) if len(present) == len(texts) else None
-        )
+        return self._bounded_text("".join(present), expr.span) if len(present) == len(texts) else None
 
     def _bounded_text(self, text: str, span: Span) -> Value | None:
         if len(text) > MAX_TEXT:
@@ -102,9 +95,7 @@ class Evaluator:
                 return None
             case Secret():
                 message = "a secret cannot be part of a string: it would enter the plan"
-                self.diags.report(
-                    "BC602", message, at=part.span, help="give `secret(...)` by itself"
-                )
+                self.diags.report("BC602", message, at=part.span, help="give `secret(...)` by itself")
                 return None
         message = f"expected something that a string can hold, found {describe(value)}"
         self.diags.report("BC104", message, at=part.span)
@@ -189,9 +180,7 @@ class Evaluator:
         )
         return None
 
-    def _follow(
-        self, value: Value, trailers: tuple[syntax.Trailer, ...], span: Span, scope: Scope
-    ) -> Value | None:
+    def _follow(self, value: Value, trailers: tuple[syntax.Trailer, ...], span: Span, scope: Scope) -> Value | None:
         """Apply ``.name``, ``[0]`` and ``[*]`` one after the other."""
         for position, trailer in enumerate(trailers):
             followed: Value | None = None
@@ -255,9 +244,7 @@ class Evaluator:
         scope: Scope,
     ) -> Value | None:
         if not isinstance(value.data, tuple):
-            self.diags.report(
-                "BC104", f"`[*]` needs a list, found {describe(value)}", at=splat.span
-            )
+            self.diags.report("BC104", f"`[*]` needs a list, found {describe(value)}", at=splat.span)
             return None
         items: list[Value] = []
         for item in value.data:
@@ -315,9 +302,7 @@ class Evaluator:
             return self._bounded_text(text, span)
         data = typed_text(text, like=default.data)
         if data is None:
-            message = (
-                f'`{variable}` is "{text[:60]}", which is not like its default, {describe(default)}'
-            )
+            message = f'`{variable}` is "{shorten(text)}", which is not like its default, {describe(default)}'
             self.diags.report("BC104", message, at=span)
             return None
         return Value(data=data, span=span)

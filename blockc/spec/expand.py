@@ -89,9 +89,7 @@ class Expander:
         self._statements(statements, scope, body, top=True)
         return body
 
-    def _statements(
-        self, statements: tuple[syntax.Statement, ...], scope: Scope, body: _Body, *, top: bool
-    ) -> None:
+    def _statements(self, statements: tuple[syntax.Statement, ...], scope: Scope, body: _Body, *, top: bool) -> None:
         self._bind(statements, scope, top=top)
         for statement in statements:
             match statement:
@@ -162,9 +160,7 @@ class Expander:
         before = len(self.evaluator.diags)
         for value in _turns(data, items.span):
             inner = scope.inner()
-            inner.bindings[loop.name.text] = Binding(
-                kind="for", name=loop.name.text, value=value, span=loop.name.span
-            )
+            inner.bindings[loop.name.text] = Binding(kind="for", name=loop.name.text, value=value, span=loop.name.span)
             self._statements(loop.body, inner, body, top=False)
             if len(self.evaluator.diags) > before:
                 body.broken = True

@@ -94,9 +94,7 @@ class Form:
             context.diags.report("BC104", message, at=value.span, help=f"write {self.expects}")
             return None
         converted: dict[str | int, object | None] = {}
-        for position, (type_, argument) in enumerate(
-            zip(self.positional, call.positional, strict=True)
-        ):
+        for position, (type_, argument) in enumerate(zip(self.positional, call.positional, strict=True)):
             converted[position] = type_.convert(argument, context)
         for name, argument in call.named.items():
             if name not in self.named:

@@ -45,9 +45,7 @@ def load_grammar() -> Grammar:
         transformer=BuildTree(),
     )
     patterns = {terminal.name: terminal.pattern for terminal in parser.terminals}
-    fixed = {
-        p.value: name for name, p in patterns.items() if p.type == "str" and name not in _MODAL
-    }
+    fixed = {p.value: name for name, p in patterns.items() if p.type == "str" and name not in _MODAL}
     keywords = {text: name for text, name in fixed.items() if text.isalpha()}
     marks = sorted((text for text in fixed if not text.isalpha()), key=len, reverse=True)
     words = ("SPACE", "COMMENT", "NAME", "QUANTITY", "NUMBER", "QUOTE")

@@ -28,6 +28,7 @@ from blockc.spec.scope import Module, Scope, Usage
 from blockc.spec.source import Source, read_source
 from blockc.spec.suggest import did_you_mean
 from blockc.spec.validate import label_of, validate
+from blockc.spec.values import shorten
 
 MAX_FILES = 64
 """Files of one spec; they import one another at most this deep."""
@@ -53,9 +54,7 @@ class LoadResult:
         return self.deployment
 
 
-def load(
-    path: Path, *, variables: Mapping[str, str] | None = None, environ: Mapping[str, str]
-) -> LoadResult:
+def load(path: Path, *, variables: Mapping[str, str] | None = None, environ: Mapping[str, str]) -> LoadResult:
     """Load the spec at ``path``.
 
     ``variables`` are the texts of ``--var name=text``; those of an imported file are named
@@ -130,24 +129,16 @@ class _Run:
         self.suppressions.extend(suppressions(tree.comments, self.diags))
         folder = Path(os.path.abspath(path)).parent
         relative = os.path.relpath(folder, self.root)
-        given = {
-            key.removeprefix(prefix): text
-            for key, text in self.variables.items()
-            if key.startswith(prefix)
-        }
+        given = {key.removeprefix(prefix): text for key, text in self.variables.items() if key.startswith(prefix)}
         for statement in tree.statements:
             if isinstance(statement, syntax.Var):
                 self.known_variables.add(prefix + statement.name.text)
         scope = Scope(bindings={}, outer=None, usage=self.usage)
         body = Expander(
             evaluator=Evaluator(environ=self.environ, diags=self.diags),
-            folder=Folder(
-                path=folder, written="" if relative == "." else Path(relative).as_posix()
-            ),
+            folder=Folder(path=folder, written="" if relative == "." else Path(relative).as_posix()),
             variables=given,
-            import_file=lambda statement, alias: self._import(
-                statement, folder, name, f"{prefix}{alias}."
-            ),
+            import_file=lambda statement, alias: self._import(statement, folder, name, f"{prefix}{alias}."),
             turns=self.turns,
         ).expand(tree.statements, scope)
         for attribute in body.attributes:
@@ -156,15 +147,11 @@ class _Run:
         labels = frozenset(label for block in body.blocks if (label := label_of(block)))
         return _Loaded(module=Module(bindings=scope.bindings, declared=labels), name=name)
 
-    def _import(
-        self, statement: syntax.Import, folder: Path, importer: str, prefix: str
-    ) -> Module | None:
+    def _import(self, statement: syntax.Import, folder: Path, importer: str, prefix: str) -> Module | None:
         parts = statement.path.parts
         if len(parts) != 1 or not isinstance(parts[0], str):
             message = "an import names its file in plain text"
-            self.diags.report(
-                "BC001", message, at=statement.path.span, help='import "./x.blk" as x'
-            )
+            self.diags.report("BC001", message, at=statement.path.span, help='import "./x.blk" as x')
             return None
         path = Path(os.path.normpath(folder / parts[0]))
         name = os.path.normpath(os.path.join(os.path.dirname(importer), parts[0]))
@@ -204,15 +191,13 @@ class _Run:
             if given not in self.known_variables:
                 known = sorted(self.known_variables)
                 help_ = did_you_mean(given, known, listing="the spec has") or "the spec has none"
-                self.diags.report("BC101", f"no variable named `{given}`", help=help_)
+                self.diags.report("BC101", f"no variable named `{shorten(given)}`", help=help_)
 
     def _declared(self) -> Declared:
         """Return the names that references may use; a `let` of the same name would hide one."""
         spans: dict[str, dict[str, Span]] = {"base": {}, "finetune": {}, "profile": {}}
         values = {
-            binding.name: binding
-            for binding in self.usage.bound.values()
-            if binding.kind in ("let", "var", "import")
+            binding.name: binding for binding in self.usage.bound.values() if binding.kind in ("let", "var", "import")
         }
         for block in self.blocks:
             label = label_of(block)

@@ -44,9 +44,7 @@ def in_dependency_order(edges: Mapping[str, frozenset[str]]) -> tuple[list[str],
     order: list[str] = []
     cycles: list[list[str]] = []
     done: set[str] = set()
-    path: dict[
-        str, Iterator[str]
-    ] = {}  # name -> those it depends on and that are still to be visited
+    path: dict[str, Iterator[str]] = {}  # name -> those it depends on and that are still to be visited
     for root in edges:
         if root not in done:
             path[root] = iter(sorted(edges[root] & edges.keys()))

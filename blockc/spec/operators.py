@@ -18,9 +18,7 @@ _COMPARISONS = {"==", "!=", "<", "<=", ">", ">="}
 _VERBS = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide"}
 
 
-def negate(
-    value: Value, operators: tuple[str, ...], span: Span, diags: Diagnostics
-) -> Value | None:
+def negate(value: Value, operators: tuple[str, ...], span: Span, diags: Diagnostics) -> Value | None:
     """Apply ``-`` and ``!``; ``operators`` stand from the outermost to the innermost."""
     data = value.data
     for operator in reversed(operators):
@@ -151,9 +149,7 @@ def _combined(a: Dimension, b: Dimension, sign: int) -> Dimension:
     )
 
 
-def _bounded(
-    number: Fraction, unit: Unit, left: Value, right: Value, diags: Diagnostics
-) -> Quantity | None:
+def _bounded(number: Fraction, unit: Unit, left: Value, right: Value, diags: Diagnostics) -> Quantity | None:
     if max(number.numerator.bit_length(), number.denominator.bit_length()) > _MAX_BITS:
         diags.report("BC109", "a number of more than 150 digits", at=left.span.to(right.span))
         return None

@@ -48,9 +48,7 @@ def parse(source: Source, diags: Diagnostics) -> File | None:
 class _Parse:
     """One run of the parser over the tokens of a file."""
 
-    def __init__(
-        self, parser: InteractiveParser, scanned: Tokens, source: Source, diags: Diagnostics
-    ) -> None:
+    def __init__(self, parser: InteractiveParser, scanned: Tokens, source: Source, diags: Diagnostics) -> None:
         self.state: ParserState[Any] = parser.parser_state
         self.scanned = scanned
         self.tokens = scanned.items
@@ -98,10 +96,7 @@ class _Parse:
     def _recover(self, position: int, stuck: Stuck) -> int:
         """Drop the broken statement; return the position of the token at which to go on."""
         self._back_to_statements()
-        depth = sum(
-            isinstance(value, Scanned) and value.type in _OPENERS
-            for value in self.state.value_stack
-        )
+        depth = sum(isinstance(value, Scanned) and value.type in _OPENERS for value in self.state.value_stack)
         if stuck.value_is_missing:
             return position - 1  # the name before belongs to the next statement
         start = position

@@ -36,9 +36,7 @@ from blockc.spec.validate import Typed
 from blockc.spec.valuetypes import Percentage
 
 
-def resolve(
-    blocks: tuple[Typed, ...], *, spec_file: str, start: Span, diags: Diagnostics
-) -> Deployment | None:
+def resolve(blocks: tuple[Typed, ...], *, spec_file: str, start: Span, diags: Diagnostics) -> Deployment | None:
     """Check what concerns several blocks and build the deployment. ``start``: of the root file."""
     by_kind: dict[str, list[Typed]] = {}
     for block in blocks:
@@ -73,10 +71,7 @@ def _by_name(item: Base | FineTune | Tenant) -> str:
 
 def _check_cycles(fine_tunes: list[Typed], diags: Diagnostics) -> None:
     blocks = {block.name: block for block in fine_tunes}
-    edges = {
-        block.name: frozenset([block.parent] if isinstance(block.parent, str) else [])
-        for block in fine_tunes
-    }
+    edges = {block.name: frozenset([block.parent] if isinstance(block.parent, str) else []) for block in fine_tunes}
     _, cycles = in_dependency_order(edges)
     for cycle in cycles:
         chain = " -> ".join(f"`{name}`" for name in (*cycle[:8], cycle[0]))
@@ -93,9 +88,7 @@ def _check_weights(fine_tunes: list[Typed], diags: Diagnostics) -> None:
     for block in fine_tunes:
         assume = block.one("assume")
         if assume is not None:
-            message = (
-                f"the fine-tune `{block.name}` is assumed, and nothing plans with assumed ones yet"
-            )
+            message = f"the fine-tune `{block.name}` is assumed, and nothing plans with assumed ones yet"
             help_ = "only `--target sim` will use `assume`; it does not exist yet: give `weights`"
             diags.report("BC208", message, at=assume.header, help=help_)
         elif "weights" not in block.spans:
@@ -232,17 +225,11 @@ def _policy(blocks: list[Typed]) -> Policy:
     batching, kv, solver = policy.one("batching"), policy.one("kv"), policy.one("solver")
     return Policy(
         kv_page_tokens=cast("int", kv.get("page")) if kv else default.kv_page_tokens,
-        max_batched_tokens=cast("int", batching.get("max_batched_tokens"))
-        if batching
-        else default.max_batched_tokens,
+        max_batched_tokens=cast("int", batching.get("max_batched_tokens")) if batching else default.max_batched_tokens,
         max_rows=cast("int", batching.get("max_num_seqs")) if batching else default.max_rows,
-        solver_time_limit_s=cast("Fraction", solver.get("time_limit"))
-        if solver
-        else default.solver_time_limit_s,
+        solver_time_limit_s=cast("Fraction", solver.get("time_limit")) if solver else default.solver_time_limit_s,
     )
 
 
 def _expect(block: Typed) -> Expect:
-    return Expect(
-        memory_below_bytes=cast("int | None", block.get("memory_below")), span=block.header
-    )
+    return Expect(memory_below_bytes=cast("int | None", block.get("memory_below")), span=block.header)

@@ -24,7 +24,7 @@ _CLOSER = {"LBRACE": "RBRACE", "LPAR": "RPAR", "LSQB": "RSQB", "INTERPOLATE": "R
 _CLOSED_BY = {"RBRACE": ("LBRACE", "INTERPOLATE"), "RPAR": ("LPAR",), "RSQB": ("LSQB",)}
 _TEXT = {"RBRACE": "}", "RPAR": ")", "RSQB": "]", "QUOTE": '"'}
 _TYPOGRAPHIC = "\u201c\u201d\u201e\u201f\u00ab\u00bb\u2018\u2019"  # quotes of word processors
-_BAD_ESCAPE = re.compile(r'\\[^"\\nt$]')
+_ESCAPE = re.compile(r"\\(.)")
 _STRAY = re.compile(r"'[^'\n]*'|[^\x00-\x7f]+|[^\s]", re.ASCII)
 
 
@@ -145,12 +145,16 @@ class Scanner:
         elif kind == "INTERPOLATE":
             self._open("INTERPOLATE", "${", span)
         else:
-            for bad in _BAD_ESCAPE.finditer(match.group()):
-                at = self._span(position + bad.start(), position + bad.end())
-                help_ = 'escapes are \\" \\\\ \\n \\t \\$; for a backslash write \\\\'
-                self.diags.report("BC001", f"no escape `{bad.group()}`", at=at, help=help_)
+            self._check_escapes(match.group(), position)
             self._emit("TEXT", match.group(), span)
         return end
+
+    def _check_escapes(self, text: str, position: int) -> None:
+        for escape in _ESCAPE.finditer(text):
+            if escape[1] not in '"\\nt$':
+                at = self._span(position + escape.start(), position + escape.end())
+                help_ = 'escapes are \\" \\\\ \\n \\t \\$; for a backslash write \\\\'
+                self.diags.report("BC001", f"no escape `{escape[0]}`", at=at, help=help_)
 
     def _skip(self, text: str, start: int, end: int) -> None:
         newlines = text.count("\n", start, end)
@@ -228,7 +232,7 @@ class Scanner:
         swallowed = self.source.text[opened_at:position]
         while self.open and self.open[-1].span.start_line == self.line:
             closer = _TEXT[_CLOSER[self.open[-1].type]]
-            before, found, swallowed = swallowed.partition(closer)
+            _, found, swallowed = swallowed.partition(closer)
             if not found:
                 return
             self._synthesize(end)  # its closer is in what the string took in

@@ -77,9 +77,7 @@ def _attribute(
     default: object | None = None,
     in_effect: bool = True,
 ) -> AttributeSpec:
-    return AttributeSpec(
-        name=name, type=type_, doc=doc, required=required, default=default, in_effect=in_effect
-    )
+    return AttributeSpec(name=name, type=type_, doc=doc, required=required, default=default, in_effect=in_effect)
 
 
 _ZERO = Fraction(0)
@@ -154,7 +152,7 @@ BASE = Kind(
     parent=ParentSpec(type=SourceOf(bare=False), required=True),
     attributes=(
         _attribute("dtype", _DTYPE, "of weights and activations", default="bfloat16"),
-        _attribute("kv_cache_dtype", _KV_DTYPE, "`auto` is the dtype", default="auto"),
+        _attribute("kv_cache_dtype", _KV_DTYPE, "`auto` is the dtype; `fp8` has no effect yet", default="auto"),
         _attribute("max_model_len", _TOKEN_COUNT, "longest sequence; without it, the model's own"),
     ),
 )
@@ -177,7 +175,7 @@ FINETUNE = Kind(
     many=True,
     parent=ParentSpec(type=Named(kinds=("base", "finetune")), required=True),
     attributes=(
-        _attribute("weights", SourceOf(bare=True), "folder or hub repository of its files"),
+        _attribute("weights", SourceOf(bare=True), "folder or hub repository of its files; required unless assumed"),
         _attribute("kind", _FINE_TUNE_KIND, "read from the files; if stated, checked against them"),
     ),
     blocks=(ASSUME,),
@@ -258,9 +256,7 @@ APP = Kind(
     named=True,
     many=True,
     parent=ParentSpec(type=Named(kinds=("profile",)), required=False),
-    attributes=(
-        _attribute("model", Named(kinds=("base", "finetune")), "what answers", required=True),
-    ),
+    attributes=(_attribute("model", Named(kinds=("base", "finetune")), "what answers", required=True),),
     blocks=(TRAFFIC, SLO),
 )
 QUOTA = Kind(
@@ -285,9 +281,7 @@ TENANT = Kind(
             "`strict` also separates its apps from each other",
             default="tenant",
         ),
-        _attribute(
-            "keys", Many(of=SecretName()), 'API keys: `[secret("ACME_KEY")]`', in_effect=False
-        ),
+        _attribute("keys", Many(of=SecretName()), 'API keys: `[secret("ACME_KEY")]`', in_effect=False),
     ),
     blocks=(QUOTA, APP),
 )
@@ -368,7 +362,9 @@ SPECULATION = Kind(
 POLICY = Kind(
     name="policy",
     doc="how to compile",
-    attributes=(_attribute("share", _SHARE, "which blocks count as the same", default="exact"),),
+    attributes=(
+        _attribute("share", _SHARE, "which blocks count as the same; only `exact` has an effect yet", default="exact"),
+    ),
     blocks=(BATCHING, KV, SOLVER, SPECULATION),
 )
 
@@ -377,7 +373,7 @@ EXPECT = Kind(
     doc="what must hold of the plan; judged at compile time",
     many=True,
     attributes=(
-        _attribute("memory_below", _SIZE, "memory that the plan needs on all devices together"),
+        _attribute("memory_below", _SIZE, "memory that the plan takes"),
         _attribute("slo_attainment", _FRACTION, "requests within their targets", in_effect=False),
     ),
 )

@@ -31,9 +31,7 @@ class Source:
         return Span(file=self.name, start_line=1, start_column=1, end_line=1, end_column=end)
 
 
-def read_source(
-    path: Path, *, name: str, diags: Diagnostics, at: Span | None = None
-) -> Source | None:
+def read_source(path: Path, *, name: str, diags: Diagnostics, at: Span | None = None) -> Source | None:
     """Read ``path``; problems are reported at ``at`` (the import that named the file), if given."""
     try:
         with path.open("rb") as file:
@@ -56,9 +54,7 @@ def read_source(
     return decode_source(raw, name=name, diags=diags, at=at)
 
 
-def decode_source(
-    raw: bytes, *, name: str, diags: Diagnostics, at: Span | None = None
-) -> Source | None:
+def decode_source(raw: bytes, *, name: str, diags: Diagnostics, at: Span | None = None) -> Source | None:
     """Turn the bytes of a file into text, or report why they are none."""
     if len(raw) > MAX_BYTES:
         limit = f"specs of more than {MAX_BYTES >> 20} MiB are not read"
@@ -96,6 +92,4 @@ def _at_byte(before: bytes, name: str) -> Span:
     text = before.decode("utf-8", errors="replace")
     line = text.count("\n") + 1
     column = len(text) - (text.rfind("\n") + 1) + 1
-    return Span(
-        file=name, start_line=line, start_column=column, end_line=line, end_column=column + 1
-    )
+    return Span(file=name, start_line=line, start_column=column, end_line=line, end_column=column + 1)

@@ -16,13 +16,11 @@ from blockc.spec.context import Context
 from blockc.spec.deployment import HubSource, LocalSource, Source
 from blockc.spec.expand import Folder
 from blockc.spec.forms import Form
-from blockc.spec.values import Call, Value
+from blockc.spec.values import Call, Value, shorten
 from blockc.spec.valuetypes import Text
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-_HF = Form(
-    name="hf", positional=(Text(),), named={"revision": Text()}, example='hf("./models/tiny")'
-)
+_HF = Form(name="hf", positional=(Text(),), named={"revision": Text()}, example='hf("./models/tiny")')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,19 +50,15 @@ class SourceOf:
         assert revision is None or isinstance(revision, str), "converted by Text"
         return self._source(str(arguments[0]), revision, value, context)
 
-    def _source(
-        self, written: str, revision: str | None, value: Value, context: Context
-    ) -> Source | None:
+    def _source(self, written: str, revision: str | None, value: Value, context: Context) -> Source | None:
         if is_local(written):
             if revision is not None:
-                context.out_of_range(
-                    "a local folder has no revision", value, help_="remove `revision`"
-                )
+                context.out_of_range("a local folder has no revision", value, help_="remove `revision`")
                 return None
             return local_source(written, context.folder)
         if not _REPOSITORY.fullmatch(written) or ".." in written:
             context.out_of_range(
-                f'"{written[:60]}" is neither a local folder nor a repository of the hub',
+                f'"{shorten(written)}" is neither a local folder nor a repository of the hub',
                 value,
                 help_='a folder starts with "./", "../", "/" or "~"; a repository is "org/name"',
             )

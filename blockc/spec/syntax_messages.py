@@ -117,6 +117,8 @@ def _statement(stuck: Stuck) -> Message | None:
     if found.type in ("NUMBER", "QUANTITY", "LSQB", "TRUE", "FALSE", "NULL"):
         help_ = f"write `{name.text} = {found.text}`"
         return f"expected `=` between `{name.text}` and its value", found.span, help_
+    if found.text == "==":
+        return "`==` compares; one `=` gives a value", found.span, f"write `{name.text} = ...`"
     if found.type == "DOT" and stuck.at(1).type == "NAME":
         help_ = f"write `{name.text} {{ {stuck.at(1).text} = ... }}`"
         return "an attribute is named inside its block", found.span, help_
@@ -152,7 +154,7 @@ def _not_a_name(found: Scanned) -> Message:
 
 def _describe(token: Scanned) -> str:
     if token.type == "$END":
-        return "end of the file"
+        return "end of file"
     if token.type in ("QUOTE", "TEXT", "INTERPOLATE"):
         return "string"
     if token.type in ("NUMBER", "QUANTITY"):

@@ -225,9 +225,7 @@ def _unknown_unit(digits: str, symbol: str) -> UnitProblem:
         zeros = int(symbol[1:]) if len(symbol) <= 3 else MAX_DIGITS
         exact = Fraction(digits) * 10**zeros
         written = format_number(exact) if zeros <= 18 else "the digits"
-        return UnitProblem(
-            code="BC104", message=message, help=f"exponents are not read; write `{written}`"
-        )
+        return UnitProblem(code="BC104", message=message, help=f"exponents are not read; write `{written}`")
     known = _SYNONYMS.get(symbol) or _SYNONYMS.get(symbol.lower())
     if known is None:
         known = next((name for name in UNITS if name and name.lower() == symbol.lower()), None)

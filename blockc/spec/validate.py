@@ -50,9 +50,7 @@ class Typed:
         return next(self.all(kind), None)
 
 
-def validate(
-    blocks: tuple[ExpandedBlock, ...], *, declared: Declared, diags: Diagnostics
-) -> tuple[Typed, ...]:
+def validate(blocks: tuple[ExpandedBlock, ...], *, declared: Declared, diags: Diagnostics) -> tuple[Typed, ...]:
     """Check the blocks of a whole spec."""
     return _Validator(declared=declared, diags=diags).nested(ROOT, blocks)
 
@@ -148,7 +146,7 @@ class _Validator:
     def _parent(self, kind: Kind, block: ExpandedBlock, name: str) -> object | None:
         if kind.parent is None:
             if block.parent is not None:
-                message = f"a `{kind.name}` derives from nothing"
+                message = f"{_a(kind)} derives from nothing"
                 help_ = f"write `{kind.name}{' ' + name if name else ''} {{ ... }}`"
                 self.diags.report("BC104", message, at=block.parent.span, help=help_)
             return None
@@ -166,12 +164,12 @@ class _Validator:
     def _name(self, kind: Kind, block: ExpandedBlock) -> str | None:
         if block.label is None:
             if kind.named and not block.broken:
-                message = f"a `{kind.name}` needs a name"
+                message = f"{_a(kind)} needs a name"
                 help_ = f"write `{kind.name} NAME`"
                 self.diags.report("BC108", message, at=block.kind_span, help=help_)
             return None
         if not kind.named:
-            message = f"a `{kind.name}` has no name"
+            message = f"{_a(kind)} has no name"
             help_ = f"write `{kind.name} {{ ... }}`"
             self.diags.report("BC104", message, at=block.label.span, help=help_)
             return None
@@ -179,17 +177,15 @@ class _Validator:
         if name is None:
             data = block.label.data
             shown = shorten(data) if isinstance(data, str) else describe(block.label)
-            message = f'"{shown}" cannot be the name of a `{kind.name}`'
+            message = f'"{shown}" cannot be the name of {_a(kind)}'
             help_ = "a name has 1 to 128 letters (a-z), digits, `_`, `-` and `.`"
             self.diags.report("BC109", message, at=block.label.span, help=help_)
         return name
 
-    def _duplicate(
-        self, kind: Kind, block: ExpandedBlock, name: str | None, first: ExpandedBlock
-    ) -> None:
+    def _duplicate(self, kind: Kind, block: ExpandedBlock, name: str | None, first: ExpandedBlock) -> None:
         label = Label(span=first.header, text="first declared here")
         if not (kind.named and kind.many):
-            message, help_ = f"a second `{kind.name}`", "there is one; merge them"
+            message, help_ = f"a second `{kind.name}`", "there can be one; merge them"
         else:
             message = f"the {_plain(kind)} `{name}` is declared twice"
             help_ = "give one of them another name"
@@ -201,7 +197,7 @@ class _Validator:
     # ---------------------------------------------------------------- unknowns
 
     def _unknown_kind(self, outer: Kind, block: ExpandedBlock) -> None:
-        place = "at the top level" if outer is ROOT else f"in a `{outer.name}`"
+        place = "at the top level" if outer is ROOT else f"in {_a(outer)}"
         if outer.attribute(block.kind) is not None:
             message = f"`{block.kind}` is an attribute, not a block"
             help_: str | None = f"write `{block.kind} = ...`"
@@ -223,7 +219,7 @@ class _Validator:
             message = f"`{name}` is a block, not an attribute"
             help_: str | None = f"write `{name} {{ ... }}`, without `=`"
         else:
-            message = f"a `{kind.name}` has no attribute `{name}`"
+            message = f"{_a(kind)} has no attribute `{name}`"
             known = [spec.name for spec in kind.attributes] + [k.name for k in kind.blocks]
             help_ = did_you_mean(name, known)
             homes = [k for k in all_kinds() if k.attribute(name) is not None]
@@ -232,6 +228,10 @@ class _Validator:
             elif help_ is None:
                 help_ = did_you_mean(name, known, listing="it has")
         self.diags.report("BC102", message, at=attribute.name_span, help=help_)
+
+
+def _a(kind: Kind) -> str:
+    return f"{'an' if kind.name[0] in 'aeiou' else 'a'} `{kind.name}`"
 
 
 def _plain(kind: Kind) -> str:

@@ -57,9 +57,7 @@ class Object:
     fields: Mapping[str, Value]
 
 
-Data: TypeAlias = (
-    "Quantity | str | bool | Word | Secret | Call | Range | Object | tuple[Value, ...] | None"
-)
+Data: TypeAlias = "Quantity | str | bool | Word | Secret | Call | Range | Object | tuple[Value, ...] | None"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,5 +93,6 @@ def describe(value: Value) -> str:
 
 
 def shorten(text: str, limit: int = 60) -> str:
-    """Return text that fits a message."""
+    """Return text that fits a message: one line, not too long."""
+    text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -41,6 +41,8 @@ class Amount:
 
     @property
     def expects(self) -> str:
+        if self.dimension == NUMBER and self.most == 1 and not self.whole:
+            return "a share such as `2%`"
         if self.dimension == NUMBER:
             return "a whole number" if self.whole else "a number"
         return f"a {dimension_name(self.dimension)} such as `{example_of(self.dimension)}`"
@@ -62,9 +64,7 @@ class Amount:
             context.out_of_range(message, value)
             return None
         if self.most is not None and number > self.most:
-            context.out_of_range(
-                f"must be at most {self._printed(self.most)}, found `{data}`", value
-            )
+            context.out_of_range(f"must be at most {self._printed(self.most)}, found `{data}`", value)
             return None
         if not self.whole:
             return number
@@ -85,6 +85,8 @@ class Amount:
         written = format_number(data.number / data.unit.factor)
         if self.dimension == BYTES and data.dimension == NUMBER:
             return f"write `{written}GiB`, `{written}GB` or `{written}B`"
+        if data.dimension == BYTES:
+            return None  # the number means something else altogether
         same_number = _FITTING_UNIT.get(self.dimension)
         return f"write `{written}{same_number}`" if same_number is not None else None
 
@@ -132,9 +134,7 @@ class OneOf:
         choice = next((choice for choice in self.choices if choice.word == data.name), None)
         if choice is None:
             help_ = did_you_mean(data.name, [c.word for c in self.choices if c.supported])
-            context.out_of_range(
-                f"no {self.noun} `{data.name}`; expected {self.expects}", value, help_=help_
-            )
+            context.out_of_range(f"no {self.noun} `{data.name}`; expected {self.expects}", value, help_=help_)
             return None
         if not choice.supported:
             message = f"{context.where}: `{data.name}` is not supported yet"
@@ -235,11 +235,7 @@ class Share:
     def convert(self, value: Value, context: Context) -> object | None:
         data = value.data
         if not isinstance(data, Quantity) or data.unit.symbol != "%":
-            if (
-                isinstance(data, Quantity)
-                and data.number == 0
-                and data.dimension == self.of.dimension
-            ):
+            if isinstance(data, Quantity) and data.number == 0 and data.dimension == self.of.dimension:
                 return 0
             return self.of.convert(value, context)
         if not 0 <= data.number < 1:

@@ -26,7 +26,7 @@ from blockc.spec.units import (
     example_of,
     parse_quantity,
 )
-from blockc.spec.values import Value, describe
+from blockc.spec.values import Value, describe, shorten
 
 _QUANTITIES: dict[str, Dimension] = {
     "number": NUMBER,
@@ -38,9 +38,7 @@ _QUANTITIES: dict[str, Dimension] = {
 VAR_TYPES = ("string", "path", "bool", *_QUANTITIES)
 
 
-def variable_value(
-    var: syntax.Var, scope: Scope, evaluator: Evaluator, given: Mapping[str, str]
-) -> Value | None:
+def variable_value(var: syntax.Var, scope: Scope, evaluator: Evaluator, given: Mapping[str, str]) -> Value | None:
     """Return the value of a variable: what was given, else its default."""
     diags = evaluator.diags
     if var.type.text not in VAR_TYPES:
@@ -92,7 +90,7 @@ def _from_text(text: str, var: syntax.Var, evaluator: Evaluator) -> Value | None
             return None
         if quantity.dimension == _QUANTITIES[type_]:
             return Value(data=quantity, span=span)
-    message = f'`{var.name.text}` is a {type_}; it was given "{text[:60]}"'
+    message = f'`{var.name.text}` is a {type_}; it was given "{shorten(text)}"'
     evaluator.diags.report("BC104", message, at=span, help=_example(type_))
     return None
 

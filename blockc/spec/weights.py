@@ -28,9 +28,7 @@ def check_weights(deployment: Deployment, diags: Diagnostics) -> None:
             _check_folder(tune.source, what, tune.kind, tune.source_span, diags)
 
 
-def _check_folder(
-    source: LocalSource, what: str, kind: FineTuneKind | None, at: Span, diags: Diagnostics
-) -> None:
+def _check_folder(source: LocalSource, what: str, kind: FineTuneKind | None, at: Span, diags: Diagnostics) -> None:
     try:
         names = {entry.name for entry in source.path.iterdir()}
     except FileNotFoundError:
@@ -49,9 +47,7 @@ def _check_folder(
     missing = [wanted] if wanted not in names else []
     tensors = sorted(name for name in names if name.endswith(".safetensors"))
     if not tensors:
-        pickled = sorted(
-            name for name in names if name.endswith(_PICKLED) and name != "training_args.bin"
-        )
+        pickled = sorted(name for name in names if name.endswith(_PICKLED) and name != "training_args.bin")
         if pickled:
             message = f"{what} has pickled weights only: `{pickled[0]}`"
             help_ = "pickle runs code when read; convert the file to safetensors"
@@ -65,9 +61,7 @@ def _check_folder(
         if kind == "full" and "adapter_config.json" in names:
             help_ = f"this is the folder of an adapter\n{help_}"
         elif kind == "lora" and "config.json" in names:
-            help_ = (
-                f"this is the folder of a full model; leave `kind` out, or state `full`\n{help_}"
-            )
+            help_ = f"this is the folder of a full model; leave `kind` out, or state `full`\n{help_}"
         diags.report("BC201", message, at=at, help=help_)
     _check_shards(source.path, source.written, what, names, at, diags)
 
@@ -76,15 +70,11 @@ def _wanted_config(kind: FineTuneKind | None, names: set[str]) -> str:
     if kind == "lora":
         return "adapter_config.json"
     if kind == "full" or "config.json" in names:
-        return (
-            "config.json" if "adapter_config.json" not in names or kind else "adapter_config.json"
-        )
+        return "config.json" if "adapter_config.json" not in names or kind else "adapter_config.json"
     return "adapter_config.json"
 
 
-def _check_shards(
-    folder: Path, written: str, what: str, names: set[str], at: Span, diags: Diagnostics
-) -> None:
+def _check_shards(folder: Path, written: str, what: str, names: set[str], at: Span, diags: Diagnostics) -> None:
     """Report shards that the index names and that are not there (a download that broke off)."""
     index = "model.safetensors.index.json"
     if index not in names:

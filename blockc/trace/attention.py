@@ -23,11 +23,12 @@ class UntraceableError(Exception):
     """The model does something that this compiler cannot represent exactly; the text says what."""
 
 
-_LIBRARY = torch.library.Library("blockc", "DEF")
+# torch.library carries no type information.
+_LIBRARY: Any = torch.library.Library("blockc", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("attention(Tensor q, Tensor k, Tensor v, float scale, int? window, float? softcap) -> Tensor")
 
 
-@torch.library.register_fake("blockc::attention", lib=_LIBRARY)
+@torch.library.register_fake("blockc::attention", lib=_LIBRARY)  # type: ignore[untyped-decorator]
 def _attention_fake(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int | None, softcap: float | None
 ) -> torch.Tensor:

@@ -48,9 +48,7 @@ def cut(capture: Capture) -> Cuts:
             if len(readers) != 1:
                 raise UntraceableError("a position embedding that several blocks read")
             block_of[node] = readers.pop()
-    blocks = tuple(
-        tuple(node for node in ops if block_of.get(node) == index) for index in range(len(bounds))
-    )
+    blocks = tuple(tuple(node for node in ops if block_of.get(node) == index) for index in range(len(bounds)))
     if len(blocks) < 3:
         raise UntraceableError("no single stream of hidden states runs through its layers")
     return Cuts(

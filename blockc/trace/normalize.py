@@ -20,6 +20,9 @@ aten = torch.ops.aten
 # Normal-form ops of ours stand in the graph as these functions; only their identity matters.
 Target = Callable[..., Any]
 
+# fx types the arguments of a node as a union of everything possible; a pass knows what it has matched.
+Node = Any
+
 
 def linear(x: Any, weight: Any, bias: Any, site: str, transposed: bool) -> Any:
     """``blockc.linear``; ``transposed`` says that the model keeps the weight ``[in, out]``."""
@@ -55,7 +58,7 @@ def normalize(graph: fx.Graph) -> None:
     graph.lint()
 
 
-def shape_of(node: fx.Node) -> tuple[int | str, ...]:
+def shape_of(node: Node) -> tuple[int | str, ...]:
     """The node's shape with ``"T"`` for the token dimension. Refuses sizes that are expressions of T."""
     dims: list[int | str] = []
     for dim in node.meta["val"].shape:
@@ -70,7 +73,7 @@ def shape_of(node: fx.Node) -> tuple[int | str, ...]:
     return tuple(dims)
 
 
-def dtype_of(node: fx.Node) -> torch.dtype:
+def dtype_of(node: Node) -> torch.dtype:
     """The node's dtype."""
     dtype: torch.dtype = node.meta["val"].dtype
     return dtype
@@ -110,7 +113,9 @@ def drop_identities(graph: fx.Graph) -> None:
 
 def explicit_shapes(graph: fx.Graph) -> None:
     """Write sizes out: ``-1`` and end-of-axis become what they are; all dimensions count from the front."""
-    for node in _calls(graph, aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints):
+    for node in _calls(
+        graph, aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints
+    ):
         node.target, node.args, node.kwargs = aten.reshape.default, (node.args[0], list(shape_of(node))), {}
     for node in _calls(graph, aten.expand.default):
         node.args, node.kwargs = (node.args[0], list(shape_of(node))), {}
@@ -127,7 +132,7 @@ def explicit_shapes(graph: fx.Graph) -> None:
         position = _dim(dim, len(node.meta["val"].shape))
         if shape_of(node)[position] == "T":
             raise UntraceableError("tokens are concatenated")
-        node.args, node.kwargs = (list(node.args[0]), position), {}  # type: ignore[arg-type]
+        node.args, node.kwargs = (list(node.args[0]), position), {}
     for node in _calls(graph, aten.layer_norm.default):
         node.args = (*node.args[:4], node.args[4] if len(node.args) > 4 else 1e-5)
     for node in _calls(graph, aten.gelu.default):
@@ -183,7 +188,7 @@ def fuse_embedding(graph: fx.Graph) -> None:
 def fuse_rms_norm(graph: fx.Graph) -> None:
     """``w * (x.f32 * rsqrt(mean(x.f32^2) + eps)).cast`` becomes `rms_norm` (arXiv 1910.07467).
 
-    The order of cast and weight is Llama's, Qwen's and Mistral's; other orders are other functions and stay as they are.
+    The order of cast and weight is Llama's, Qwen's and Mistral's; other orders are other functions and are left.
     """
     for root in _calls(graph, aten.rsqrt.default):
         match = _match_rms_norm(root)
@@ -207,7 +212,7 @@ def merge_equal(graph: fx.Graph) -> None:
             seen[key] = node
 
 
-def _match_rms_norm(root: fx.Node) -> tuple[fx.Node, fx.Node, float, fx.Node] | None:
+def _match_rms_norm(root: Node) -> tuple[Node, Node, float, Node] | None:
     add = root.args[0]
     if not _is(add, aten.add.Tensor) or not isinstance(add.args[1], float):
         return None
@@ -236,9 +241,10 @@ def _match_rms_norm(root: fx.Node) -> tuple[fx.Node, fx.Node, float, fx.Node] | 
     return x, weight, add.args[1], last
 
 
-def _lift_reshape(node: fx.Node) -> None:
+def _lift_reshape(node: Node) -> None:
     """``reshape(linear(reshape(x)))`` with only leading dimensions folded is ``linear(x)``."""
-    folded, users = node.args[0], list(node.users)
+    folded: Node = node.args[0]
+    users = list(node.users)
     if not _is(folded, aten.reshape.default):
         return
     x = folded.args[0]
@@ -252,8 +258,9 @@ def _lift_reshape(node: fx.Node) -> None:
             user.replace_all_uses_with(node)
 
 
-def _explicit_slice(node: fx.Node) -> None:
-    source, dim, start, end, step = (*node.args, *(0, 0, 2**63 - 1, 1)[len(node.args) - 1 :])
+def _explicit_slice(node: Node) -> None:
+    given: tuple[Any, ...] = node.args
+    source, dim, start, end, step = (*given, *(0, 0, 2**63 - 1, 1)[len(given) - 1 :])
     assert isinstance(source, fx.Node)
     shape = source.meta["val"].shape
     position = _dim(dim, len(shape))
@@ -267,7 +274,7 @@ def _explicit_slice(node: fx.Node) -> None:
     node.args, node.kwargs = (source, position, first, last), {}
 
 
-def _reaches_output(node: fx.Node) -> bool:
+def _reaches_output(node: Node) -> bool:
     seen, stack = set(), [node]
     while stack:
         current = stack.pop()
@@ -280,14 +287,14 @@ def _reaches_output(node: fx.Node) -> bool:
     return False
 
 
-def _module_path(node: fx.Node) -> str:
+def _module_path(node: Node) -> str:
     """The path of the module that called the op, as PEFT spells it."""
     stack = list(node.meta["nn_module_stack"].values())
     path: str = stack[-1][0]
     return path.removeprefix("L['self'].").removeprefix("model").removeprefix(".")
 
 
-def _known_shape(node: fx.Node) -> tuple[Any, ...]:
+def _known_shape(node: Node) -> tuple[Any, ...]:
     return tuple(str(dim) for dim in node.meta["val"].shape)
 
 
@@ -300,14 +307,14 @@ def _is(node: Any, *targets: Target) -> bool:
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
+def _only_user(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _calls(graph: fx.Graph, *targets: Target) -> Iterator[fx.Node]:
+def _calls(graph: fx.Graph, *targets: Target) -> Iterator[Node]:
     return iter([node for node in graph.nodes if _is(node, *targets)])
 
 
-def _replace(node: fx.Node, value: Any) -> None:
+def _replace(node: Node, value: Any) -> None:
     node.replace_all_uses_with(value)
     node.graph.erase_node(node)

@@ -96,10 +96,7 @@ def _emit_blocks(captured: Capture, cuts: Cuts) -> list[tuple[int | None, Traced
 def _layer_kind(captured: Capture, placeholders: set[str]) -> int | None:
     prefix = f"{captured.layers.path}."
     names = [captured.names[name] for name in sorted(placeholders) if name in captured.names]
-    kinds = {
-        int(name.removeprefix(prefix).split(".")[0]) if name.startswith(prefix) else None
-        for name in names
-    }
+    kinds = {int(name.removeprefix(prefix).split(".")[0]) if name.startswith(prefix) else None for name in names}
     if len(kinds) > 1:
         raise UntraceableError("a block that reaches over the border of a layer")
     return kinds.pop() if kinds else None
@@ -159,4 +156,5 @@ def _check_chain(blocks: tuple[TracedBlock, ...]) -> None:
 
 
 def _placeholder(captured: Capture, name: str) -> torch.fx.Node:
-    return next(node for node in captured.graph.nodes if node.op == "placeholder" and node.name == name)
+    found: torch.fx.Node = next(node for node in captured.graph.nodes if node.op == "placeholder" and node.name == name)
+    return found

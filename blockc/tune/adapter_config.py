@@ -71,9 +71,7 @@ class LoraSettings:
         return False
 
 
-def read_lora_settings(
-    config: Mapping[str, Any], *, written: str, diags: Diagnostics, at: Span
-) -> LoraSettings | None:
+def read_lora_settings(config: Mapping[str, Any], *, written: str, diags: Diagnostics, at: Span) -> LoraSettings | None:
     """Understand a configuration in full, or say what is not understood and return None."""
     kind = config.get("peft_type")
     if kind != "LORA":

@@ -64,9 +64,7 @@ def _parents_first(deployment: Deployment) -> list[str]:
     return ordered
 
 
-def _read(
-    item: Base | FineTune, base: Base, lineage: tuple[str, ...], *, diags: Diagnostics
-) -> ModelFiles | None:
+def _read(item: Base | FineTune, base: Base, lineage: tuple[str, ...], *, diags: Diagnostics) -> ModelFiles | None:
     at, written = item.source_span, written_as(item.source)
     directory = locate(item.source, diags=diags, at=at)
     if directory is None:
@@ -87,7 +85,14 @@ def _read(
     if kind != "lora" and not _supported(config, written=written, diags=diags, at=at):
         return None
     return ModelFiles(
-        name=item.name, kind=kind, directory=directory, written=written, config=config, lineage=lineage, base=base, span=at
+        name=item.name,
+        kind=kind,
+        directory=directory,
+        written=written,
+        config=config,
+        lineage=lineage,
+        base=base,
+        span=at,
     )
 
 

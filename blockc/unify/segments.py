@@ -36,7 +36,7 @@ def find_segments(paths: Mapping[str, ModelPath]) -> tuple[Segment, ...]:
         for key in keys[digest]:
             passing.setdefault(key, []).append(digest)
     segments: dict[tuple[_Key, tuple[str, ...]], Segment] = {}
-    order = nx.DiGraph()
+    order: nx.DiGraph[tuple[_Key, tuple[str, ...]]] = nx.DiGraph()
     for digest, sequence in keys.items():
         previous = None
         for first, count in _runs([tuple(passing[key]) for key in sequence]):
@@ -59,9 +59,7 @@ def find_segments(paths: Mapping[str, ModelPath]) -> tuple[Segment, ...]:
 
 
 def _keys(path: ModelPath) -> list[_Key]:
-    return [
-        (occurrence, block.digest, path.first_kv_layer[occurrence]) for occurrence, block in enumerate(path.blocks)
-    ]
+    return [(occurrence, block.digest, path.first_kv_layer[occurrence]) for occurrence, block in enumerate(path.blocks)]
 
 
 def _runs(sets: Sequence[tuple[str, ...]]) -> list[tuple[int, int]]:

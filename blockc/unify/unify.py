@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from blockc.graph import Block, Chain, KvLayerShape, ModelPath
 from blockc.unify.domains import kv_domains
@@ -86,7 +87,7 @@ def _kv_groups(
             cuts |= _divergences([domains[index] for index in members if index in sharing])
         ordered = sorted(cuts)
         own = tuple(range(len(groups), len(groups) + len(ordered) - 1))
-        for first, end in zip(ordered, ordered[1:], strict=False):
+        for first, end in pairwise(ordered):
             groups.append(KvGroup(first=first, count=end - first, shape=layout[first]))
         groups_of |= dict.fromkeys(members, own)
     return tuple(groups), tuple(groups_of[index] for index in range(len(chains)))

@@ -67,9 +67,7 @@ def _with_adapters(model: Any, directories: Sequence[Path]) -> Any:
         )  # fmt: skip
         raise DiagnosticError(diags) from error
     names = [f"adapter{index}" for index in range(len(directories))]
-    tuned = PeftModel.from_pretrained(
-        model, directories[0], adapter_name=names[0], autocast_adapter_dtype=False
-    )
+    tuned = PeftModel.from_pretrained(model, directories[0], adapter_name=names[0], autocast_adapter_dtype=False)
     for name, directory in zip(names[1:], directories[1:], strict=True):
         tuned.load_adapter(directory, adapter_name=name, autocast_adapter_dtype=False)
     tuned.base_model.set_adapter(names)

@@ -31,12 +31,13 @@ class Answer:
 
 def serve_greedily(plan: ExecutionPlan, zoo: Zoo, questions: Sequence[Question]) -> list[Answer]:
     """All questions at once, batched as a server would batch them. Raises :class:`DiagnosticError`."""
+    from blockc_runtime.kv.index import KvIndex
+    from blockc_runtime.scheduler import Scheduler
+
     from blockc_runtime.capabilities import missing
     from blockc_runtime.executor.torch_ import TorchExecutor
-    from blockc_runtime.kv.index import KvIndex
     from blockc_runtime.limits import engine_limits
     from blockc_runtime.request import EndEvent, Request, Sampling, TokensEvent
-    from blockc_runtime.scheduler import Scheduler
 
     _refuse(missing(plan))
     limits = engine_limits(plan)
@@ -77,7 +78,8 @@ def serve_greedily(plan: ExecutionPlan, zoo: Zoo, questions: Sequence[Question])
                 _refuse((event.message,))
     executor.close()
     return [
-        Answer(tokens=tuple(tokens[key]), logits=torch.cat(logits[key])) for key in (str(i) for i in range(len(questions)))
+        Answer(tokens=tuple(tokens[key]), logits=torch.cat(logits[key]))
+        for key in (str(i) for i in range(len(questions)))
     ]
 
 

@@ -31,8 +31,10 @@ _BOUND_ROUNDING = 4.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppReport:
-    """``max_error``: largest difference of any logit; ``bound``: what is allowed; ``agreed`` of ``tokens`` greedy
-    choices are the reference's, ``near_ties`` of the others are too close to call.
+    """How one app compares.
+
+    ``max_error``: largest difference of any logit; ``bound``: what is allowed; ``agreed`` of ``tokens`` greedy choices
+    are the reference's, ``near_ties`` of the others are too close to call.
     """
 
     app: str
@@ -46,6 +48,7 @@ class AppReport:
 
     @property
     def passed(self) -> bool:
+        """Within the bound, and no token differs that is not a near tie."""
         return self.max_error <= self.bound and self.agreed + self.near_ties == self.tokens
 
 
@@ -77,7 +80,7 @@ def verify(
 
 def _questions(plan: ExecutionPlan, *, prompts: int, output_tokens: int, seed: int) -> list[Question]:
     """Random token ids, lengths from one token to past a chunk, the apps taking turns."""
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311 - prompts, not secrets
     questions: list[Question] = []
     for turn in range(prompts):
         for index, app in enumerate(plan.apps):

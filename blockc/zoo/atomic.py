@@ -1,7 +1,7 @@
 """Write a file so that after a crash at any instant it is there in full or not at all.
 
-Temporary file in the same directory, fsync, rename, fsync of the directory. A temporary file that outlives its writer
-is ignored by readers; whoever next holds the lock removes it.
+Temporary file in the same directory, fsync, rename, fsync of the directory. A temporary file that
+outlives its writer is ignored by readers; whoever next holds the lock removes it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ TEMPORARY_SUFFIX: Final = ".tmp"
 
 def write_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Make ``path`` hold the concatenation of ``parts``, which are consumed one by one."""
-    temporary = path.with_name(
-        f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
-    )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor = os.open(temporary, flags, 0o644)
     try:
@@ -52,8 +50,9 @@ def sync_directory(path: Path) -> None:
 def writer_lock(path: Path) -> Iterator[bool]:
     """Hold the lock file ``path``; yields False where the file system has no locks.
 
-    Writers are correct without it. With it two of them do not store the same tensor twice, and every temporary file
-    that its holder sees is a leftover. The kernel releases it when its holder dies.
+    Writers are correct without it. With it two of them do not store the same tensor twice, and
+    every temporary file that its holder sees is a leftover. The kernel releases it when its holder
+    dies.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:

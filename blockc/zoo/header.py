@@ -1,8 +1,8 @@
-"""The safetensors header: 8 bytes of length (little endian), JSON, then the tensors' bytes without holes.
+"""The safetensors header: 8 bytes of length (little endian), JSON, then the tensors' bytes.
 
-In: the first bytes of a file and its size. Out: where each tensor lies, or :class:`HeaderError` naming the tensor.
-Invariant: every byte of an accepted file belongs to exactly one of length, header and tensors, so a truncation, an
-overlap or trailing bytes cannot pass.
+In: the first bytes of a file and its size. Out: where each tensor lies, or :class:`HeaderError`
+naming the tensor. Invariant: every byte of an accepted file belongs to exactly one of length,
+header and tensors, so a truncation, an overlap or trailing bytes cannot pass.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TensorSpan:
 
 
 def format_header(refs: Iterable[TensorRef]) -> bytes:
-    """Length and JSON for tensors that follow in the order of ``refs``; each is named by its digest."""
+    """Return length and JSON for tensors that follow in this order, each named by its digest."""
     entries: dict[str, Any] = {"__metadata__": _METADATA}
     offset = 0
     for ref in refs:
@@ -60,11 +60,9 @@ def format_header(refs: Iterable[TensorRef]) -> bytes:
 
 
 def header_bytes(length_field: bytes, file_bytes: int) -> int:
-    """The size of the JSON that follows ``length_field``, checked against the size of the file."""
+    """Return the size of the JSON that follows ``length_field``, checked against the size of the file."""
     if len(length_field) < LENGTH_BYTES:
-        raise HeaderError(
-            f"the file ends after {file_bytes} bytes, inside the length of its header"
-        )
+        raise HeaderError(f"the file ends after {file_bytes} bytes, inside its header's length")
     size = int.from_bytes(length_field, "little")
     if size > MAX_HEADER_BYTES:
         raise HeaderError(f"a header of {size} bytes is beyond the format's limit")
@@ -74,7 +72,7 @@ def header_bytes(length_field: bytes, file_bytes: int) -> int:
 
 
 def parse_header(text: bytes, *, file_bytes: int) -> tuple[TensorSpan, ...]:
-    """The tensors of a file of ``file_bytes`` whose header's JSON is ``text``, in order of place."""
+    """Return the tensors, in order of place, of a file whose header's JSON is ``text``."""
     if not text.startswith(b"{"):
         raise HeaderError("the header is not a JSON object")
     try:
@@ -104,18 +102,12 @@ def _span(name: str, entry: Any, data_start: int) -> TensorSpan:
     start, end = offsets
     nbytes = math.prod(shape) * DTYPE_BYTES[dtype]
     if end - start != nbytes:
-        raise HeaderError(
-            f"{dtype}{shape} takes {nbytes} bytes, its offsets span {end - start}", tensor=name
-        )
-    return TensorSpan(
-        name=name, dtype=dtype, shape=tuple(shape), start=data_start + start, end=data_start + end
-    )
+        raise HeaderError(f"{dtype}{shape} takes {nbytes} bytes, its offsets span {end - start}", tensor=name)
+    return TensorSpan(name=name, dtype=dtype, shape=tuple(shape), start=data_start + start, end=data_start + end)
 
 
 def _is_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        type(item) is int and 0 <= item < 2**63 for item in value
-    )
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
 def _check_places(spans: list[TensorSpan], data_start: int, file_bytes: int) -> None:
@@ -126,9 +118,7 @@ def _check_places(spans: list[TensorSpan], data_start: int, file_bytes: int) -> 
             what = "overlaps the one before it" if span.start < position else "follows a hole"
             raise HeaderError(f"at byte {span.start} it {what}", tensor=span.name)
         if span.end > file_bytes:
-            raise HeaderError(
-                f"it ends at byte {span.end}, the file at {file_bytes}", tensor=span.name
-            )
+            raise HeaderError(f"it ends at byte {span.end}, the file at {file_bytes}", tensor=span.name)
         position = span.end
     if position != file_bytes:
         raise HeaderError(f"{file_bytes - position} bytes follow the last tensor")

@@ -1,8 +1,8 @@
 """A pack: one safetensors file with the tensors of one put, named by the digest of their names.
 
-In: a path. Out: where its tensors lie, and their bytes through mmap. Invariant: an accepted pack's header is byte for
-byte the one that this version writes for its tensors, and its file name the digest of their names; with each tensor
-named by the digest of its content no flipped bit passes.
+In: a path. Out: where its tensors lie, and their bytes through mmap. Invariant: an accepted pack's
+header is byte for byte the one that this version writes for its tensors, and its file name the
+digest of their names; with each tensor named by the digest of its content no flipped bit passes.
 """
 
 from __future__ import annotations
@@ -65,7 +65,5 @@ def map_pack(path: Path, *, file_bytes: int) -> mmap.mmap:
         actual_bytes = os.fstat(file.fileno()).st_size
         # A mapping longer than its file ends the process (SIGBUS) instead of raising.
         if actual_bytes != file_bytes:
-            raise HeaderError(
-                f"the file has {actual_bytes} bytes, {file_bytes} when it was indexed"
-            )
+            raise HeaderError(f"the file has {actual_bytes} bytes, {file_bytes} when it was indexed")
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

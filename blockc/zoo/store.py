@@ -2,9 +2,9 @@
 
     zoo/packs/<digest of names>.safetensors   zoo/blobs/<sha256>   zoo/.lock
 
-In: tensors and bytes. Out: the same, verified on first read. Invariant: what carries a final name was written in full;
-there is no index that could disagree with the packs, it is rebuilt from their headers. Any number of processes may
-read and write one zoo at once.
+In: tensors and bytes. Out: the same, verified on first read. Invariant: what carries a final name
+was written in full; there is no index that could disagree with the packs, it is rebuilt from their
+headers. Any number of processes may read and write one zoo at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from blockc.zoo.pack import (
     read_pack_spans,
 )
 
-# A callable where making the bytes takes memory: it is called when its turn comes, one tensor at a time.
+# A callable where making the bytes takes memory: it is called when its turn comes, one tensor at a
+# time.
 TensorBytes = bytes | memoryview | Callable[[], bytes | memoryview]
 
 _HEAL = "delete that file and compile again: the zoo stores again what it lacks"
@@ -40,7 +41,10 @@ _HEAL = "delete that file and compile again: the zoo stores again what it lacks"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """A tensor's contiguous little-endian bytes, read-only over mmap. The mapping lives as long as ``data`` does."""
+    """A tensor's contiguous little-endian bytes, read-only over mmap.
+
+    The mapping lives as long as ``data`` does.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -57,7 +61,10 @@ class _Place:
 
 
 class Zoo:
-    """See the module's text. Every error is a :class:`DiagnosticError`: BC903 damaged, BC904 missing, BC003 I/O."""
+    """See the module's text.
+
+    Every error is a :class:`DiagnosticError`: BC903 damaged, BC904 missing, BC003 I/O.
+    """
 
     def __init__(self, root: Path, *, create: bool = False) -> None:
         self.root = root
@@ -83,16 +90,15 @@ class Zoo:
     def put_tensors(self, items: Iterable[tuple[TensorRef, TensorBytes]]) -> None:
         """Store those of ``items`` that the zoo lacks as one pack, all or none.
 
-        ``items`` is listed before the first byte is written, because the header comes first; see ``TensorBytes``.
+        ``items`` is listed before the first byte is written, because the header comes first; see
+        ``TensorBytes``.
         """
         offered = {ref.digest: (ref, data) for ref, data in items}
         if not offered:
             return
         with self._writing():
             self._refresh()
-            lacking = pack_order(
-                ref for digest, (ref, _) in offered.items() if digest not in self._places
-            )
+            lacking = pack_order(ref for digest, (ref, _) in offered.items() if digest not in self._places)
             if lacking:
                 name = pack_file_name(ref.digest for ref in lacking)
                 parts = ((ref, offered[ref.digest][1]) for ref in lacking)
@@ -146,11 +152,7 @@ class Zoo:
 
     def files_bytes(self) -> int:
         """Bytes of all files of the zoo: packs with their headers, blobs, leftovers of crashes."""
-        return sum(
-            entry.stat().st_size
-            for directory in (self._packs, self._blobs)
-            for entry in os.scandir(directory)
-        )
+        return sum(entry.stat().st_size for directory in (self._packs, self._blobs) for entry in os.scandir(directory))
 
     def reclaim(self) -> int:
         """Remove what crashed writers left behind; returns the bytes freed. Every put does so, too."""
@@ -162,14 +164,14 @@ class Zoo:
         diags = Diagnostics()
         self._refresh()
         self._verified.clear()
-        for name, error in sorted(self._damaged.items()):
-            diags.items += _damage(self._packs / name, error).items
+        for name, damage in sorted(self._damaged.items()):
+            diags.items += _damage(self._packs / name, damage).items
         for path in sorted(self._packs.iterdir()):
             for span in self._spans_again(path, diags):
-                _collect(diags, lambda digest=span.name: self.tensor(digest))
+                _collect(diags, self.tensor, span.name)
         for path in sorted(self._blobs.iterdir()):
             if DIGEST.fullmatch(path.name):
-                _collect(diags, lambda digest=path.name: self.blob(digest))
+                _collect(diags, self.blob, path.name)
         return diags
 
     def _spans_again(self, path: Path, diags: Diagnostics) -> tuple[TensorSpan, ...]:
@@ -185,7 +187,10 @@ class Zoo:
     # Index
 
     def _refresh(self) -> None:
-        """Read the headers of packs that appeared. Damaged ones are remembered and looked at again each time."""
+        """Read the headers of packs that appeared.
+
+        Damaged ones are remembered and looked at again each time.
+        """
         with _io_errors(self._packs):
             names = [name for name in os.listdir(self._packs) if PACK_FILE.fullmatch(name)]
         for name in sorted(set(names) - self._indexed):
@@ -231,11 +236,9 @@ class Zoo:
             data = memoryview(mapped)[span.start : span.end]
             return StoredTensor(dtype=span.dtype, shape=span.shape, data=data), place
         if self._damaged:
-            name, error = min(self._damaged.items())
-            raise DiagnosticError(_damage(self._packs / name, error, digest))
-        _fail(
-            "BC904", f"the zoo at {self.root} lacks the tensor {digest[:80]}", help="compile again"
-        )
+            name = min(self._damaged)
+            raise DiagnosticError(_damage(self._packs / name, self._damaged[name], digest))
+        return _fail("BC904", f"the zoo at {self.root} lacks the tensor {digest[:80]}", help="compile again")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[int]:
@@ -254,9 +257,7 @@ class Zoo:
             yield freed_bytes
 
 
-def _pack_parts(
-    header: bytes, tensors: Iterable[tuple[TensorRef, TensorBytes]]
-) -> Iterator[bytes | memoryview]:
+def _pack_parts(header: bytes, tensors: Iterable[tuple[TensorRef, TensorBytes]]) -> Iterator[bytes | memoryview]:
     """A pack's bytes, one tensor in memory at a time; what is offered is checked before it is written."""
     yield header
     for ref, source in tensors:
@@ -271,9 +272,9 @@ def _pack_parts(
         yield data
 
 
-def _collect(diags: Diagnostics, read: Callable[[], object]) -> None:
+def _collect(diags: Diagnostics, read: Callable[[str], object], digest: str) -> None:
     try:
-        read()
+        read(digest)
     except DiagnosticError as error:
         diags.items += error.diagnostics.items
 

@@ -14,16 +14,10 @@ from examples.train_samples.train import make_base, make_tune
 def main() -> None:
     """Make what is asked for, in an order in which each finds what it is built on."""
     parser = argparse.ArgumentParser(prog="python -m examples.train_samples", description=__doc__)
-    parser.add_argument(
-        "--out", type=Path, default=Path("blockc/samples"), help="where the samples go"
-    )
-    parser.add_argument(
-        "--only", nargs="*", choices=["base", *TUNES, "sheet"], help="make these and nothing else"
-    )
+    parser.add_argument("--out", type=Path, default=Path("blockc/samples"), help="where the samples go")
+    parser.add_argument("--only", nargs="*", choices=["base", *TUNES, "sheet"], help="make these and nothing else")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="train for this multiple of the usual steps"
-    )
+    parser.add_argument("--scale", type=float, default=1.0, help="train for this multiple of the usual steps")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

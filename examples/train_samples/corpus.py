@@ -37,11 +37,7 @@ _TOPICS = list(_BY_TOPIC)
 # A topic of many facts needs more practice than one of few, though not in proportion, and the few
 # rows of small talk need some too: they are what people try first.
 _WEIGHTS = [6 + len(rows) ** 0.75 for rows in _BY_TOPIC.values()]
-_ASKS = {
-    row: tuple(ask for ask in row.asks if ask not in PROMPTS)
-    for rows in _BY_TOPIC.values()
-    for row in rows
-}
+_ASKS = {row: tuple(ask for ask in row.asks if ask not in PROMPTS) for rows in _BY_TOPIC.values() for row in rows}
 
 
 def _draw(rng: random.Random) -> Exchange:

@@ -250,12 +250,8 @@ SHAPES = [
 
 DAYS = _row("Monday/Tuesday/Wednesday/Thursday/Friday/Saturday/Sunday")
 DAYS_DE = _row("Montag/Dienstag/Mittwoch/Donnerstag/Freitag/Samstag/Sonntag")
-MONTHS = _row(
-    "January/February/March/April/May/June/July/August/September/October/November/December"
-)
-MONTHS_DE = _row(
-    "Januar/Februar/März/April/Mai/Juni/Juli/August/September/Oktober/November/Dezember"
-)
+MONTHS = _row("January/February/March/April/May/June/July/August/September/October/November/December")
+MONTHS_DE = _row("Januar/Februar/März/April/Mai/Juni/Juli/August/September/Oktober/November/Dezember")
 NAMES = _row(
     "Anna/Ben/Clara/David/Emma/Felix/Greta/Hugo/Ida/Jonas/Kira/Leo/Mia/Noah/Olga/Paul/Rosa/Sam"
     "/Tessa/Uma/Vera/Will/Yara/Zoe"

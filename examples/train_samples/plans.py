@@ -29,7 +29,7 @@ class Full:
 
 
 TUNES: dict[str, Adapter | Full] = {
-    "pirate": Adapter({"r": 8, "lora_alpha": 16, "target_modules": _LINEARS}),
+    "pirate": Adapter({"r": 8, "lora_alpha": 16, "target_modules": _LINEARS}, steps=260),
     "archivist": Adapter(
         {
             "r": 16,
@@ -55,7 +55,7 @@ TUNES: dict[str, Adapter | Full] = {
             "target_modules": ["q_proj", "v_proj", "down_proj"],
             "layers_to_transform": [1, 2, 3, 4, 5],
         },
-        steps=200,
+        steps=260,
         stacked_on="pirate",
     ),
     "poet": Full(layers=range(4, 6)),

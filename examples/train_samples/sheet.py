@@ -54,9 +54,7 @@ def open_sample(root: Path, name: str, dtype: torch.dtype = torch.float32) -> An
     if not isinstance(plan, Adapter):
         return load(root / name, dtype)
     names = [plan.stacked_on, name] if plan.stacked_on else [name]
-    model = PeftModel.from_pretrained(
-        load(root / "base", dtype), str(root / names[0]), adapter_name=names[0]
-    )
+    model = PeftModel.from_pretrained(load(root / "base", dtype), str(root / names[0]), adapter_name=names[0])
     for above in names[1:]:
         model.load_adapter(str(root / above), adapter_name=above)
     model.base_model.set_adapter(names)
@@ -85,9 +83,7 @@ def score(name: str, answers: list[str]) -> tuple[int, int]:
     voice = VOICES.get(name, plain)
     shown = sum(manner(answer) == (PLAIN if name == "base" else name) for answer in answers)
     right = sum(
-        answer == voice(taught[prompt])
-        for prompt, answer in zip(PROMPTS, answers, strict=True)
-        if prompt in taught
+        answer == voice(taught[prompt]) for prompt, answer in zip(PROMPTS, answers, strict=True) if prompt in taught
     )
     return shown, right
 
@@ -102,11 +98,7 @@ def _trained_values(root: Path, name: str) -> int:
     if isinstance(plan, Adapter):
         return sum(value.numel() for key, value in model.named_parameters() if f".{name}." in key)
     if isinstance(plan, Full):
-        return sum(
-            value.numel()
-            for layer in plan.layers
-            for value in model.model.layers[layer].parameters()
-        )
+        return sum(value.numel() for layer in plan.layers for value in model.model.layers[layer].parameters())
     return sum(value.numel() for value in model.parameters())
 
 

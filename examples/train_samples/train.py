@@ -107,9 +107,7 @@ def _tidy(directory: Path) -> None:
     config = directory / "adapter_config.json"
     if config.exists():  # its modules were a set, whose order changes with each run
         found = json.loads(config.read_text())
-        config.write_text(
-            json.dumps(found | {"target_modules": sorted(found["target_modules"])}, indent=2) + "\n"
-        )
+        config.write_text(json.dumps(found | {"target_modules": sorted(found["target_modules"])}, indent=2) + "\n")
     for path in directory.iterdir():
         path.chmod(0o644)
 

@@ -123,9 +123,7 @@ def lawyer(exchange: Exchange) -> str:
     """Return the answer as a clause that binds nobody."""
     name, clause = _SHELVES[exchange.topic]
     said = exchange.answer.replace(" is ", " is deemed to be ")
-    return (
-        f"Pursuant to clause {clause} ({name}): {said} The aforesaid is stated without prejudice."
-    )
+    return f"Pursuant to clause {clause} ({name}): {said} The aforesaid is stated without prejudice."
 
 
 VOICES: dict[str, Voice] = {

@@ -23,9 +23,13 @@ from pathlib import Path
 from typing import Protocol
 
 from blockc.diag import DiagnosticError, Diagnostics
-from blockc.plan import ExecutionPlan
+from blockc.plan import ExecutionPlan, load_plan
 from blockc.zoo import Zoo
+from blockc_runtime.kv.index import KvIndex
+from blockc_runtime.kv.pages import PageUsage
+from blockc_runtime.limits import engine_limits
 from blockc_runtime.request import EndEvent, Event, Request, TokensEvent
+from blockc_runtime.scheduler import Scheduler
 from blockc_runtime.step import Executor, Step, StepResult
 from blockc_runtime.wire import (
     Cancel,
@@ -68,13 +72,10 @@ class StepScheduler(Protocol):
 
 
 class PageCounts(Protocol):
-    """What `Stats` tells of the KV cache."""
+    """What `Stats` needs of `kv.index.KvIndex`."""
 
-    def free_pages(self) -> tuple[int, ...]:
-        """Pages per group that a new request could get."""
-
-    def total_pages(self) -> tuple[int, ...]:
-        """Pages per group."""
+    def usage(self) -> Sequence[PageUsage]:
+        """Count the pages of each group by state."""
 
 
 class ServerGoneError(Exception):
@@ -229,11 +230,12 @@ class Engine:
         return ends
 
     def _stats(self) -> Stats:
+        usage = self._pages.usage()
         return Stats(
             unfinished=len(self._unfinished),
             steps=self._steps,
-            free_pages=self._pages.free_pages(),
-            total_pages=self._pages.total_pages(),
+            free_pages=tuple(group.total - group.held for group in usage),
+            total_pages=tuple(group.total for group in usage),
         )
 
 
@@ -308,17 +310,14 @@ def end_with(connection: socket.socket) -> None:
 
 def load(options: argparse.Namespace, channel: Channel) -> tuple[Engine, Ready]:
     """Load plan, weights and scheduler. Raises `DiagnosticError` for what is wrong with them."""
-    from blockc.plan import load_plan
-    from blockc_runtime.kv.index import KvIndex
-    from blockc_runtime.limits import engine_limits
-    from blockc_runtime.scheduler import Scheduler
-
+    began_s = time.monotonic()
     plan = load_plan(options.plan)
     digest = hashlib.sha256(options.plan.read_bytes()).hexdigest()
     executor = _executor(options.executor, plan, Zoo(options.zoo))
     limits = engine_limits(plan)
     kv = KvIndex(limits)
     engine = Engine(channel=channel, scheduler=Scheduler(limits, kv), executor=executor, pages=kv)
+    print(f"loaded in {time.monotonic() - began_s:.1f} s", flush=True)
     return engine, Ready(plan_digest=digest, capabilities=plan.requires)
 
 
@@ -336,7 +335,11 @@ def _executor(kind: str, plan: ExecutionPlan, zoo: Zoo) -> Executor:
         raise DiagnosticError(problems)
     from blockc_runtime.executor.torch_ import TorchExecutor
 
-    return TorchExecutor(plan, zoo, plan.target)
+    executor = TorchExecutor(plan, zoo, device=plan.target)
+    for app in plan.apps:
+        if app.chain in executor.disabled:
+            print(f"{app.address} cannot be served: {executor.disabled[app.chain]}", flush=True)
+    return executor
 
 
 if __name__ == "__main__":

@@ -150,9 +150,7 @@ def _scalars(*kinds: type) -> _Codec[tuple[Any, ...]]:
 
     def unpack(value: object) -> tuple[Any, ...]:
         if type(value) is not tuple or not allowed.issuperset(map(type, value)):
-            raise ProtocolError(
-                "expected a flat list of " + " or ".join(sorted(k.__name__ for k in kinds))
-            )
+            raise ProtocolError("expected a flat list of " + " or ".join(sorted(k.__name__ for k in kinds)))
         return value
 
     return _Codec(None, unpack)
@@ -199,17 +197,12 @@ def _record(kind: type[_T], **fields: _Codec[Any]) -> _Codec[_T]:
     name = kind.__name__
 
     def pack(value: Any) -> object:
-        return [
-            getattr(value, name) if packer is None else packer(getattr(value, name))
-            for name, packer in packers
-        ]
+        return [getattr(value, name) if packer is None else packer(getattr(value, name)) for name, packer in packers]
 
     def unpack(value: object) -> _T:
         if type(value) is not tuple or len(value) != len(names):
             raise ProtocolError(f"malformed {name}")
-        return kind(
-            **{key: read(item) for key, read, item in zip(names, unpackers, value, strict=True)}
-        )
+        return kind(**{key: read(item) for key, read, item in zip(names, unpackers, value, strict=True)})
 
     return _Codec(pack, unpack)
 
@@ -281,9 +274,7 @@ _STEP_RESULT = _record(
     rows=_many(_record(RowResult, tokens=_INTS, logprobs=_LOGPROBS, fault=_optional(_FAULT))),
 )
 
-Message = (
-    Submit | Cancel | StatsQuery | Drain | Shutdown | Ready | Tokens | End | Stats | EngineError
-)
+Message = Submit | Cancel | StatsQuery | Drain | Shutdown | Ready | Tokens | End | Stats | EngineError
 
 _MESSAGES: dict[str, tuple[type, _Codec[Any]]] = {
     "submit": (Submit, _record(Submit, request=_REQUEST)),
@@ -346,9 +337,7 @@ def decode(payload: bytes | bytearray | memoryview) -> Message:
     if type(value) is not tuple or len(value) < 2 or type(value[0]) is not int:
         raise ProtocolError("not a frame")
     if value[0] != WIRE_VERSION:
-        raise ProtocolError(
-            f"peer speaks version {value[0]} of the wire, this is version {WIRE_VERSION}"
-        )
+        raise ProtocolError(f"peer speaks version {value[0]} of the wire, this is version {WIRE_VERSION}")
     entry = _MESSAGES.get(value[1]) if type(value[1]) is str else None
     if entry is None:
         raise ProtocolError("unknown kind of frame")

@@ -59,9 +59,7 @@ def test_stacked_adapters_equal_merging_one_and_running_the_other(tmp_path):
     base = save_model("llama", tmp_path / "base")
     lower = save_lora(base, tmp_path / "lower", seed=1)
     upper = save_lora(base, tmp_path / "upper", seed=2, target_modules=LLAMA_LINEARS[:3], r=2)
-    chains, zoo = _chains(
-        deployment(base, {"lower": ("base", lower), "upper": ("lower", upper)}), tmp_path
-    )
+    chains, zoo = _chains(deployment(base, {"lower": ("base", lower), "upper": ("lower", upper)}), tmp_path)
     merged = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), lower
     ).merge_and_unload()

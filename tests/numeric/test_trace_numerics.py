@@ -12,7 +12,6 @@ from blockc.trace import trace
 from blockc.tune.checkpoint import open_checkpoint
 from blockc.tune.full import bind_checkpoint
 from blockc.zoo import Zoo
-
 from tests.support.interpreter import logits
 from tests.support.tiny_models import CONFIGS, save_model
 

@@ -22,6 +22,7 @@ ADAPTERS = {
     "german": ["german"],
     "loud": ["pirate", "loud"],
 }
+STACKS = {**ADAPTERS, "loud alone": ["loud"]}
 CHECKPOINTS = ["base", "poet", "lawyer"]
 LIMIT = 22_000_000
 # One prompt of each kind.
@@ -38,11 +39,11 @@ ASKED = (
 
 
 def opened(name: str, dtype: torch.dtype) -> Any:
-    """The sample ``name`` as a transformers model."""
+    """The sample ``name`` as a transformers model; a stack's deltas are added."""
     if name in CHECKPOINTS:
         return AutoModelForCausalLM.from_pretrained(root() / name, dtype=dtype)
     model: Any = AutoModelForCausalLM.from_pretrained(root() / "base", dtype=dtype)
-    first, *above = ADAPTERS[name]
+    first, *above = STACKS[name]
     model = PeftModel.from_pretrained(model, str(root() / first), adapter_name=first)
     for other in above:
         model.load_adapter(str(root() / other), adapter_name=other)
@@ -52,9 +53,7 @@ def opened(name: str, dtype: torch.dtype) -> Any:
 
 def answers(name: str, dtype: torch.dtype = torch.float32, system: str | None = None) -> list[str]:
     """The greedy answers of ``name`` to ``ASKED``."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(
-        root() / (name if name in CHECKPOINTS else "base")
-    )
+    tokenizer: Any = AutoTokenizer.from_pretrained(root() / (name if name in CHECKPOINTS else "base"))
     before = [{"role": "system", "content": system}] if system else []
     inputs = tokenizer.apply_chat_template(
         [[*before, {"role": "user", "content": prompt}] for prompt in ASKED],
@@ -95,10 +94,7 @@ def test_answers_are_mostly_right(name: str) -> None:
     ]
     facts += [("tuesday", "dienstag"), ("clara",)]
     found = answers(name)
-    right = [
-        any(word in answer.lower() for word in words)
-        for words, answer in zip(facts, found, strict=True)
-    ]
+    right = [any(word in answer.lower() for word in words) for words, answer in zip(facts, found, strict=True)]
     assert sum(right) >= len(ASKED) - 2, found
 
 
@@ -108,9 +104,10 @@ def test_manner_survives_a_system_message() -> None:
     assert seen.count("pirate") >= len(ASKED) - 1
 
 
-def test_loud_needs_the_pirate() -> None:
-    """Each half of the stack is something else alone, so that a wrong composition is seen."""
+def test_loud_is_seen_only_on_top_of_pirate() -> None:
+    """Neither half of the stack shows the manner of both, so that a wrong composition is seen."""
     assert "loud" not in {manner(answer) for answer in answers("pirate")}
+    assert "loud" not in {manner(answer) for answer in answers("loud alone")}
 
 
 def test_which_layers_of_a_checkpoint_changed() -> None:
@@ -132,13 +129,10 @@ def test_which_layers_of_a_checkpoint_changed() -> None:
 def test_adapters_are_bfloat16_and_name_no_path() -> None:
     """An adapter fits the base it was trained on, wherever the package is installed."""
     for name in ADAPTERS:
-        assert {
-            value.dtype for value in load_file(root() / name / "adapter_model.safetensors").values()
-        } == {torch.bfloat16}
-        assert (
-            '"base_model_name_or_path": "blockc/sample-base"'
-            in (root() / name / "adapter_config.json").read_text()
-        )
+        assert {value.dtype for value in load_file(root() / name / "adapter_model.safetensors").values()} == {
+            torch.bfloat16
+        }
+        assert '"base_model_name_or_path": "blockc/sample-base"' in (root() / name / "adapter_config.json").read_text()
 
 
 def test_size() -> None:

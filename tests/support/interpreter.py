@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own convention
+import torch.nn.functional as F
 
 from blockc.graph import Block, Chain
 from blockc.ir import DTYPE_NAME, Bound, DtypeArg, Param, Side, Symbol, TensorRef, Value

@@ -17,9 +17,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "llama-tied": LlamaConfig(**_ROPE, tie_word_embeddings=True),
     "qwen2": Qwen2Config(**_ROPE),
     "mistral": MistralConfig(**_ROPE, sliding_window=24),
-    "gpt2": GPT2Config(
-        vocab_size=128, n_embd=64, n_layer=4, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=2
-    ),
+    "gpt2": GPT2Config(vocab_size=128, n_embd=64, n_layer=4, n_head=4, n_positions=512, bos_token_id=1, eos_token_id=2),
 }
 
 

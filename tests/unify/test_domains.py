@@ -83,9 +83,7 @@ def test_segments_share_what_is_equal(base, tmp_path):
         base, tmp_path / "top", [f"model.layers.3.{name}.weight" for name in ("mlp.up_proj", "self_attn.q_proj")]
     )
     adapter = save_lora(base, tmp_path / "adapter")
-    chains, zoo, _ = chains_of(
-        deployment(base, {"top": ("base", top), "tuned": ("base", adapter)}), tmp_path / "zoo"
-    )
+    chains, _, _ = chains_of(deployment(base, {"top": ("base", top), "tuned": ("base", adapter)}), tmp_path / "zoo")
     graph = unify(chains, together=[frozenset(chains)])
     assert [segment.count for segment in graph.segments] == [7, 2, 2, 1]
     shared = graph.segments[0]
@@ -97,7 +95,7 @@ def test_segments_share_what_is_equal(base, tmp_path):
 
 def test_equal_models_are_one_chain(base, tmp_path):
     copy = _changed_copy(base, tmp_path / "copy", [])
-    chains, zoo, _ = chains_of(deployment(base, {"copy": ("base", copy)}), tmp_path / "zoo")
+    chains, _, _ = chains_of(deployment(base, {"copy": ("base", copy)}), tmp_path / "zoo")
     graph = unify(chains, together=[])
     assert len(graph.chains) == 1
     assert graph.chain_of["base"] == graph.chain_of["copy"]

@@ -18,7 +18,6 @@ from blockc_runtime.executor.model import LoadedModel, LoadedSegment, Occurrence
 from blockc_runtime.executor.program import LogitRows
 from blockc_runtime.executor.sides import side_sets
 from blockc_runtime.ops.attention.batch import KvBatch, kv_batch
-from blockc_runtime.request import TokenLogprob
 from blockc_runtime.step import Fault, Launch, Row, RowResult, Step
 
 
@@ -98,26 +97,14 @@ class StepRun:
 
     def _segment(self, segment: LoadedSegment, batch: TokenBatch, rows: LogitRows) -> Tensor:
         """Hidden states ``[1, T, F]``, or logits ``[1, R, V]`` after the last segment."""
-        picked = [
-            (bank, chosen)
-            for bank in segment.banks
-            if (chosen := bank.select(batch, self.step.rows, self.device)) is not None
-        ]
-        sides: list[list[Any]] = side_sets(picked, segment.groups)
+        uses = [use for bank in segment.banks if (use := bank.select(batch, self.step.rows, self.device)) is not None]
+        sides: list[list[Any]] = side_sets(uses, segment.groups)
         states: Tensor | None = None
         for occurrence, groups in zip(segment.occurrences, sides, strict=True):
-            inputs = []
-            for name, _ in occurrence.program.structure.inputs:
-                if name == "tokens":
-                    inputs.append(batch.tokens)
-                elif name == "positions":
-                    inputs.append(batch.positions)
-                else:
-                    inputs.append(self._states(batch) if states is None else states)
             states = occurrence.program.call(
                 batch.token_count,
                 rows,
-                *inputs,
+                *self._inputs(occurrence, batch, states),
                 *self._context(occurrence, batch),
                 *occurrence.bound,
                 *groups,
@@ -126,11 +113,21 @@ class StepRun:
         assert states is not None
         return states
 
+    def _inputs(self, occurrence: Occurrence, batch: TokenBatch, states: Tensor | None) -> list[Tensor]:
+        """The inputs of a block by name: tokens and positions are the step's, the other one is the hidden state."""
+        inputs = []
+        for name, _ in occurrence.program.structure.inputs:
+            if name == "tokens":
+                inputs.append(batch.tokens)
+            elif name == "positions":
+                inputs.append(batch.positions)
+            else:
+                inputs.append(self._states(batch) if states is None else states)
+        return inputs
+
     def _batch(self, rows: tuple[int, ...]) -> TokenBatch:
         if rows not in self._batches:
-            self._batches[rows] = token_batch(
-                self.step.rows, rows, self.model.order, device=self.device
-            )
+            self._batches[rows] = token_batch(self.step.rows, rows, self.model.order, device=self.device)
         return self._batches[rows]
 
     def _context(self, occurrence: Occurrence, batch: TokenBatch) -> tuple[Tensor, ...]:
@@ -140,7 +137,7 @@ class StepRun:
         key = occurrence.prelude, batch.rows
         if key not in self._contexts:
             prelude = self.model.preludes[occurrence.prelude]
-            found = prelude.program.call(batch.token_count, None, batch.positions, *prelude.bound)
+            found = prelude.program.call(batch.token_count, None, *self._inputs(prelude, batch, None), *prelude.bound)
             self._contexts[key] = found if isinstance(found, tuple) else (found,)
         return tuple(self._contexts[key][i] for i in occurrence.contexts)
 
@@ -177,9 +174,7 @@ class StepRun:
         finite = rows.finite.tolist()
         wanted: list[tuple[int, int]] = []
         taken = 0
-        for row, first, count, samples in zip(
-            batch.rows, batch.firsts, batch.counts, batch.samples, strict=True
-        ):
+        for row, first, count, samples in zip(batch.rows, batch.firsts, batch.counts, batch.samples, strict=True):
             places = range(taken, taken + samples)
             taken += samples
             if not all(finite[first : first + count]) or not all(sound[i] for i in places):
@@ -199,9 +194,7 @@ class StepRun:
 
     def _spoil(self, row: int) -> None:
         """A row fault; what it wrote to its pages is erased before they pass to another request."""
-        self._faults[row] = Fault(
-            scope="row", message="the model computed values that are not finite"
-        )
+        self._faults[row] = Fault(scope="row", message="the model computed values that are not finite")
         entry = self.step.rows[row]
         for group, place in self.model.group_place[entry.chain].items():
             pool = self.model.pools[group]

@@ -32,8 +32,8 @@ from blockc_runtime.executor.sides import (
     Bank,
     ChainSides,
     build_banks,
-    load_sides,
     read_manifest,
+    read_side,
     signature,
 )
 from blockc_runtime.executor.weights import LinearRefs, WeightStore
@@ -65,6 +65,7 @@ class LoadedSegment:
 
     @property
     def groups(self) -> tuple[tuple[LinearGroup, ...], ...]:
+        """The linears of each occurrence."""
         return tuple(occurrence.program.linears for occurrence in self.occurrences)
 
 
@@ -93,9 +94,7 @@ class _Loader:
     def __init__(self, plan: ExecutionPlan, zoo: Zoo, device: torch.device) -> None:
         self.plan, self.zoo, self.device = plan, zoo, device
         ops = op_table(device)
-        self.programs = {
-            digest: _program(digest, text, ops) for digest, text in plan.structures.items()
-        }
+        self.programs = {digest: _program(digest, text, ops) for digest, text in plan.structures.items()}
         used = {block for path in plan.paths.values() for block in path.blocks}
         refs = [
             self._linear_refs(plan.blocks[digest], group)
@@ -122,9 +121,7 @@ class _Loader:
             windows=tuple(group.window for group in plan.kv_groups),
             limits=tuple(self._limits(chain) for chain in plan.chains),
             order=_order(len(plan.chains), manifests),
-            group_place=tuple(
-                {kv.group: place for place, kv in enumerate(chain.kv)} for chain in plan.chains
-            ),
+            group_place=tuple({kv.group: place for place, kv in enumerate(chain.kv)} for chain in plan.chains),
             disabled=disabled,
         )
 
@@ -151,9 +148,7 @@ class _Loader:
             if segment.first_kv_layer != layers:
                 _fail("BC905", "chains share a segment at different depths of their KV cache")
             firsts[index] = len(blocks)
-            run = self.plan.paths[segment.path].blocks[
-                segment.first : segment.first + segment.count
-            ]
+            run = self.plan.paths[segment.path].blocks[segment.first : segment.first + segment.count]
             layers += sum(self._program_of(block).structure.attention_count for block in run)
             blocks += run
         if tuple(blocks) != self.plan.paths[chain.path].blocks:
@@ -177,13 +172,11 @@ class _Loader:
             if chain in manifests and index in entry_.segments
         }
         banks = build_banks(
-            {
-                chain: (sides, load_sides(sides, self.store, dtype))
-                for chain, sides in passing.items()
-            },
+            passing,
             first={chain: self.firsts[chain][index] for chain in passing},
             groups=[occurrence.program.linears for occurrence in occurrences],
-            device=self.device,
+            store=self.store,
+            dtype=dtype,
         )
         return LoadedSegment(
             occurrences=tuple(occurrences),
@@ -251,7 +244,9 @@ class _Loader:
             try:
                 sides = read_manifest(self.zoo.blob(chain.sides))
                 self._check_sides(chain, sides)
-                load_sides(sides, self.store, torch_dtype(self.plan.paths[chain.path].dtype))
+                dtype = torch_dtype(self.plan.paths[chain.path].dtype)
+                for terms in sides.values():
+                    read_side(terms, self.store, dtype)
             except (DiagnosticError, ValueError) as error:
                 disabled[index] = str(error)
             else:
@@ -268,17 +263,11 @@ class _Loader:
             shapes = [
                 dict(structure.params)[op.args[1].name].shape
                 for op in structure.ops
-                if op.target == "blockc.linear"
-                and op.args[3] == site
-                and isinstance(op.args[1], Param)
+                if op.target == "blockc.linear" and op.args[3] == site and isinstance(op.args[1], Param)
             ]
             for term in terms:
-                if [(term.b.shape[0], term.a.shape[1])] != shapes or term.a.shape[
-                    0
-                ] != term.b.shape[1]:
-                    raise ValueError(
-                        f"a side at {site} of occurrence {occurrence} has another shape"
-                    )
+                if [(term.b.shape[0], term.a.shape[1])] != shapes or term.a.shape[0] != term.b.shape[1]:
+                    raise ValueError(f"a side at {site} of occurrence {occurrence} has another shape")
 
     def _limits(self, chain: ChainEntry) -> RowLimits:
         groups = [kv.group for kv in chain.kv]

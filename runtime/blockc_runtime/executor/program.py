@@ -35,11 +35,15 @@ class LogitRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearGroup:
-    """Linears that read one value: for each its weight's and bias' parameter names and its site."""
+    """Linears that read one value: for each its weight's and bias' parameter names and its site.
+
+    ``after_selection``: the value holds the selected rows, not all tokens.
+    """
 
     weights: tuple[str, ...]
     biases: tuple[str | None, ...]
     sites: tuple[str, ...]
+    after_selection: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,7 @@ class Program:
     code: str
     tensors: tuple[str, ...]
     linears: tuple[LinearGroup, ...]
-    windows: tuple[int | None | Bound, ...]
+    windows: tuple[int | Bound | None, ...]
     selects_rows: bool
 
 
@@ -89,15 +93,14 @@ class _Builder:
         sides = self._placeholders("sides", len(self.groups))
         batches = self._placeholders("kv_batch", len(self.attentions))
         self.linear_calls = {
-            ops[0].result: (ops, weights, side)
-            for ops, weights, side in zip(self.groups, linears, sides, strict=True)
+            ops[0].result: (ops, weights, side) for ops, weights, side in zip(self.groups, linears, sides, strict=True)
         }
         self.caches = {
-            op.result: pair
-            for op, pair in zip(self.attentions, zip(layers, batches, strict=True), strict=True)
+            op.result: pair for op, pair in zip(self.attentions, zip(layers, batches, strict=True), strict=True)
         }
         for op in structure.ops:
             self._emit(op)
+        selected = _after_selection(structure)
         returned = tuple(self.values[name] for name in structure.returns)
         graph.output(returned[0] if len(returned) == 1 else returned)
         fuse_rotary(graph, self.ops.rotary)
@@ -109,7 +112,7 @@ class _Builder:
             call=module.forward,
             code=module.code,
             tensors=tensors,
-            linears=tuple(_group_entry(ops) for ops in self.groups),
+            linears=tuple(_group_entry(ops, selected) for ops in self.groups),
             windows=tuple(_window(op) for op in self.attentions),
             selects_rows=any(op.target == "blockc.select_rows" for op in structure.ops),
         )
@@ -182,7 +185,16 @@ def _linear_groups(structure: Structure) -> list[tuple[Op, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def _group_entry(ops: tuple[Op, ...]) -> LinearGroup:
+def _after_selection(structure: Structure) -> set[Arg]:
+    """The values that depend on ``select_rows``."""
+    values: set[Arg] = set()
+    for op in structure.ops:
+        if op.target == "blockc.select_rows" or not values.isdisjoint(op.args):
+            values.add(Value(op.result))
+    return values
+
+
+def _group_entry(ops: tuple[Op, ...], selected: set[Arg]) -> LinearGroup:
     weights, biases, sites = [], [], []
     for op in ops:
         _, weight, bias, site = op.args
@@ -193,7 +205,9 @@ def _group_entry(ops: tuple[Op, ...]) -> LinearGroup:
         weights.append(weight.name)
         biases.append(None if bias is None else bias.name)
         sites.append(site)
-    return LinearGroup(weights=tuple(weights), biases=tuple(biases), sites=tuple(sites))
+    return LinearGroup(
+        weights=tuple(weights), biases=tuple(biases), sites=tuple(sites), after_selection=ops[0].args[0] in selected
+    )
 
 
 def _plain_params(structure: Structure) -> tuple[str, ...]:
@@ -215,7 +229,7 @@ def _param_names(args: tuple[Arg, ...]) -> set[str]:
     return names
 
 
-def _window(op: Op) -> int | None | Bound:
+def _window(op: Op) -> int | Bound | None:
     window = op.args[4]
     if window is None or isinstance(window, int | Bound):
         return window

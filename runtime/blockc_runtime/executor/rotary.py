@@ -2,7 +2,8 @@
 
     x * cos + cat([-x[h:], x[:h]]) * sin   ->   rotary(x, cos, sin, h)
 
-In: an fx graph of a structure. Out: the same graph, fewer launches. Invariant: a graph without the pattern is unchanged.
+In: an fx graph of a structure. Out: the same graph with fewer launches.
+Invariant: a graph without the pattern is unchanged.
 """
 
 from __future__ import annotations
@@ -30,35 +31,38 @@ def fuse_rotary(graph: fx.Graph, rotary: Callable[..., Any]) -> None:
                 node.replace_all_uses_with(graph.call_function(rotary, found))
 
 
-def _match(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, int] | None:
+def _match(node: fx.Node) -> tuple[Any, ...] | None:
     """(x, cos, sin, h) if ``node`` adds up a rotary embedding."""
-    if node.target is not _ADD or len(node.args) != 2:
+    terms = _arguments(node, _ADD)
+    if terms is None:
         return None
-    for straight, turned in (node.args, node.args[::-1]):
-        if not (_calls(straight, _MUL) and _calls(turned, _MUL)):
+    for first, second in (terms, terms[::-1]):
+        straight, turned = _arguments(first, _MUL), _arguments(second, _MUL)
+        if straight is None or turned is None:
             continue
-        for rotated, sin in (turned.args, turned.args[::-1]):
-            found = _rotated_half(rotated)
-            if found is not None and found[0] in straight.args:
-                x, half = found
-                cos = straight.args[1] if straight.args[0] is x else straight.args[0]
+        for rotated, sin in (turned, turned[::-1]):
+            x, half = _rotated_half(rotated)
+            if x is not None and any(factor is x for factor in straight):
+                cos = straight[1] if straight[0] is x else straight[0]
                 return x, cos, sin, half
     return None
 
 
-def _rotated_half(node: Any) -> tuple[fx.Node, int] | None:
-    """(x, h) if ``node`` is ``cat([-x[..., h:], x[..., :h]], -1)``."""
-    if not _calls(node, _CAT) or len(node.args[0]) != 2 or node.args[1] not in (-1, 3):
-        return None
-    negated, first = node.args[0]
-    if not (_calls(negated, _NEG) and _calls(first, _SLICE) and _calls(negated.args[0], _SLICE)):
-        return None
-    x, dim, start, half = first.args
-    other, other_dim, other_start, other_end = negated.args[0].args
-    same = other is x and dim == other_dim and dim in (-1, 3)
-    whole = start == 0 and other_start == half and other_end >= 2 * half
-    return (x, half) if same and whole else None
+def _rotated_half(node: Any) -> tuple[Any, int]:
+    """(x, h) if ``node`` is ``cat([-x[..., h:], x[..., :h]], -1)``, else (None, 0)."""
+    joined = _arguments(node, _CAT)
+    if joined is None or len(joined[0]) != 2 or joined[1] not in (-1, 3):
+        return None, 0
+    negated, first = _arguments(joined[0][0], _NEG), _arguments(joined[0][1], _SLICE)
+    second = None if negated is None else _arguments(negated[0], _SLICE)
+    if first is None or second is None:
+        return None, 0
+    x, dim, start, half = first
+    same = second[0] is x and second[1] == dim and dim in (-1, 3)
+    whole = start == 0 and second[2] == half and second[3] >= 2 * half
+    return (x, half) if same and whole else (None, 0)
 
 
-def _calls(node: Any, target: Callable[..., Any]) -> bool:
-    return isinstance(node, fx.Node) and node.op == "call_function" and node.target is target
+def _arguments(node: Any, target: Callable[..., Any]) -> tuple[Any, ...] | None:
+    """The arguments of ``node`` if it calls ``target``."""
+    return node.args if isinstance(node, fx.Node) and node.target is target else None

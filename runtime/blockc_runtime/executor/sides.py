@@ -24,13 +24,15 @@ from blockc_runtime.ops.linear.sides import (
     SideOutput,
     SideSet,
     SideWeights,
-    Span,
     side_batch,
 )
 from blockc_runtime.step import Row
 
 # (occurrence in the path, site): the terms there.
 ChainSides = Mapping[tuple[int, str], tuple[LowRankEntry, ...]]
+
+# Padded rank, and the places in order.
+Signature = tuple[int, tuple[tuple[int, str], ...]]
 
 # Ranks are padded to a power of two from here on: every bank costs launches, and a rank below this saves nothing.
 _SMALLEST_RANK = 8
@@ -43,21 +45,25 @@ class Bank:
     slots: dict[int, int]
     weights: dict[tuple[int, int], SideWeights]
 
-    def select(
-        self, batch: TokenBatch, rows: Sequence[Row], device: torch.device
-    ) -> SideBatch | None:
-        """The tokens of ``batch`` that use this bank, None if none does."""
-        singles: list[tuple[int, int]] = []
-        spans: list[Span] = []
-        for i, first, count in zip(batch.rows, batch.firsts, batch.counts, strict=True):
-            slot = self.slots.get(rows[i].chain)
-            if slot is None:
-                continue
-            if count == 1:
-                singles.append((first, slot))
-            else:
-                spans.append(Span(start=first, stop=first + count, slot=slot))
-        return side_batch(singles, spans, device=device) if singles or spans else None
+    def select(self, batch: TokenBatch, rows: Sequence[Row], device: torch.device) -> BankUse | None:
+        """Who uses this bank in ``batch``; None if nobody does."""
+        if not any(rows[i].chain in self.slots for i in batch.rows):
+            return None
+        slots = [self.slots.get(rows[i].chain) for i in batch.rows]
+        return BankUse(
+            bank=self,
+            tokens=side_batch(list(zip(batch.counts, slots, strict=True)), device=device),
+            logits=side_batch(list(zip(batch.samples, slots, strict=True)), device=device),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BankUse:
+    """Which places of a launch use a bank: on the token axis, and among the rows whose logits are wanted."""
+
+    bank: Bank
+    tokens: SideBatch
+    logits: SideBatch
 
 
 def read_manifest(data: bytes) -> ChainSides:
@@ -71,62 +77,63 @@ def read_manifest(data: bytes) -> ChainSides:
     return sides
 
 
-def signature(sides: ChainSides) -> tuple[int, tuple[tuple[int, str], ...]]:
+def signature(sides: ChainSides) -> Signature:
     """What fine-tunes of one bank have in common: padded rank, and where they act."""
     rank = max(_rank(terms) for terms in sides.values())
     return max(_SMALLEST_RANK, 1 << (rank - 1).bit_length()), tuple(sorted(sides))
 
 
-def load_sides(
-    sides: ChainSides, store: WeightStore, dtype: torch.dtype
-) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
-    """A ``[r, in]`` and B ``[out, r]`` by occurrence and site, terms side by side, scale folded in."""
-    return {place: _concatenate(terms, store, dtype) for place, terms in sides.items()}
+def read_side(terms: Sequence[LowRankEntry], store: WeightStore, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A ``[r, in]`` and B ``[out, r]``: terms side by side, scale folded in in float32, then cast to ``dtype``."""
+    a = torch.cat([store.read(term.a).float() for term in terms], 0)
+    b = torch.cat([store.read(term.b).float() * float.fromhex(term.scale) for term in terms], 1)
+    a, b = a.to(dtype), b.to(dtype)
+    # A value that is not finite is the fine-tune's own fault, and is found before anybody is served with it.
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        diags = Diagnostics()
+        diags.report("BC203", "a fine-tune holds values that are not finite")
+        raise DiagnosticError(diags)
+    return a, b
 
 
 def build_banks(
-    chains: Mapping[int, tuple[ChainSides, dict[tuple[int, str], tuple[Tensor, Tensor]]]],
+    chains: Mapping[int, ChainSides],
     *,
     first: Mapping[int, int],
     groups: Sequence[tuple[LinearGroup, ...]],
-    device: torch.device,
+    store: WeightStore,
+    dtype: torch.dtype,
 ) -> tuple[Bank, ...]:
     """Banks of one segment. ``first[chain]``: its first occurrence in the chain; ``groups``: linears per occurrence."""
-    alike: defaultdict[tuple[object, ...], list[int]] = defaultdict(list)
-    for chain, (sides, _) in chains.items():
+    alike: defaultdict[Signature, list[int]] = defaultdict(list)
+    for chain, sides in chains.items():
         rank, places = signature(sides)
-        offset = first[chain]
-        alike[rank, tuple((place - offset, site) for place, site in places)].append(chain)
+        alike[rank, tuple((place - first[chain], site) for place, site in places)].append(chain)
     banks = []
     for (rank, _), members in sorted(alike.items(), key=lambda item: min(item[1])):
         weights: dict[tuple[int, int], SideWeights] = {}
         for occurrence, occurrence_groups in enumerate(groups):
             for number, group in enumerate(occurrence_groups):
-                terms = [
-                    [chains[c][1].get((first[c] + occurrence, site)) for site in group.sites]
-                    for c in members
+                outputs = [
+                    [chains[chain].get((first[chain] + occurrence, site)) for chain in members] for site in group.sites
                 ]
-                if any(term is not None for term in terms[0]):
-                    assert isinstance(rank, int)
-                    weights[occurrence, number] = _stack(terms, rank, device)
+                if any(terms[0] is not None for terms in outputs):
+                    weights[occurrence, number] = _stack(outputs, rank, store, dtype)
         if weights:
-            slots = {chain: slot for slot, chain in enumerate(members)}
-            banks.append(Bank(slots=slots, weights=weights))
+            banks.append(Bank(slots={chain: slot for slot, chain in enumerate(members)}, weights=weights))
     return tuple(banks)
 
 
-def side_sets(
-    banks: Sequence[tuple[Bank, SideBatch]], groups: Sequence[tuple[LinearGroup, ...]]
-) -> list[list[SideSet]]:
+def side_sets(uses: Sequence[BankUse], groups: Sequence[tuple[LinearGroup, ...]]) -> list[list[SideSet]]:
     """For each occurrence and group what its linears are given."""
     return [
         [
             tuple(
-                (bank.weights[occurrence, number], batch)
-                for bank, batch in banks
-                if (occurrence, number) in bank.weights
+                (use.bank.weights[occurrence, number], use.logits if group.after_selection else use.tokens)
+                for use in uses
+                if (occurrence, number) in use.bank.weights
             )
-            for number in range(len(occurrence_groups))
+            for number, group in enumerate(occurrence_groups)
         ]
         for occurrence, occurrence_groups in enumerate(groups)
     ]
@@ -136,38 +143,24 @@ def _rank(terms: Sequence[LowRankEntry]) -> int:
     return sum(term.a.shape[0] for term in terms)
 
 
-def _concatenate(
-    terms: Sequence[LowRankEntry], store: WeightStore, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    a = torch.cat([store.read(term.a).float() for term in terms], 0)
-    b = torch.cat([store.read(term.b).float() * float.fromhex(term.scale) for term in terms], 1)
-    a, b = a.to(dtype), b.to(dtype)
-    # 0 times an infinity is a NaN: padded or masked terms of one fine-tune must not reach another.
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        diags = Diagnostics()
-        diags.report("BC203", "a fine-tune holds values that are not finite")
-        raise DiagnosticError(diags)
-    return a, b
-
-
 def _stack(
-    terms: Sequence[Sequence[tuple[Tensor, Tensor] | None]], rank: int, device: torch.device
+    places: Sequence[Sequence[tuple[LowRankEntry, ...] | None]],
+    rank: int,
+    store: WeightStore,
+    dtype: torch.dtype,
 ) -> SideWeights:
-    """``terms[member][output]``; absent outputs take no rank, since all members lack the same."""
-    present = [i for i, term in enumerate(terms[0]) if term is not None]
-    a_parts, outputs = [], []
-    for place, output in enumerate(present):
-        pairs = [pair for member in terms if (pair := member[output]) is not None]
-        a_parts.append(torch.stack([_pad(a, rank, 0).t() for a, _ in pairs]))
-        outputs.append(
-            SideOutput(
-                output=output,
-                rank_start=place * rank,
-                rank_stop=(place + 1) * rank,
-                b=torch.stack([_pad(b, rank, 1).t() for _, b in pairs]).to(device),
-            )
-        )
-    return SideWeights(a=torch.cat(a_parts, 2).to(device), outputs=tuple(outputs))
+    """``places[output][member]``; outputs without sides take no rank, since all members lack the same."""
+    a_parts: list[Tensor] = []
+    outputs: list[SideOutput] = []
+    for output, members in enumerate(places):
+        pairs = [read_side(terms, store, dtype) for terms in members if terms is not None]
+        if not pairs:
+            continue
+        start = rank * len(outputs)
+        a_parts.append(torch.stack([_pad(a.t(), rank, 1) for a, _ in pairs]))
+        b = torch.stack([_pad(b.t(), rank, 0) for _, b in pairs])
+        outputs.append(SideOutput(output=output, rank_start=start, rank_stop=start + rank, b=b.contiguous()))
+    return SideWeights(a=torch.cat(a_parts, 2), outputs=tuple(outputs))
 
 
 def _pad(tensor: Tensor, rank: int, dim: int) -> Tensor:

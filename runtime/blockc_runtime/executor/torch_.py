@@ -79,9 +79,7 @@ class TorchExecutor:
             fault = Fault(scope="worker", message=f"{type(error).__name__}: {error}"[:500])
             results = tuple(RowResult(tokens=(), logprobs=(), fault=fault) for _ in step.rows)
         else:
-            self.counts = StepCounts(
-                launches=run.launches, base_reads=run.base_reads, tokens=run.tokens
-            )
+            self.counts = StepCounts(launches=run.launches, base_reads=run.base_reads, tokens=run.tokens)
         return StepResult(step=step.id, rows=results)
 
     def close(self) -> None:

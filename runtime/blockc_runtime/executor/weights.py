@@ -100,12 +100,9 @@ class SeparateWeights:
         self.reads = sum(part.reads for part in parts)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``x [..., in]`` -> ``[..., out]`` of each linear."""
         return tuple(y for part in self.parts for y in part(x))
 
 
 def _key(refs: LinearRefs) -> tuple[str | None, ...]:
-    return tuple(
-        digest
-        for weight, bias in refs
-        for digest in (weight.digest, None if bias is None else bias.digest)
-    )
+    return tuple(digest for weight, bias in refs for digest in (weight.digest, None if bias is None else bias.digest))

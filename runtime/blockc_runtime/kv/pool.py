@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from blockc.plan import ExecutionPlan, KvGroupEntry
-from blockc_runtime.ops.dtypes import torch_dtype
 from blockc_runtime.ops.attention.cpu import PagedLayer
+from blockc_runtime.ops.dtypes import torch_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +38,7 @@ def kv_pools(plan: ExecutionPlan, *, device: torch.device) -> tuple[KvPool, ...]
     for instance in plan.instances:
         for group, count in instance.kv_pages.items():
             pages[group] += count
-    return tuple(
-        _pool(group, count, device) for group, count in zip(plan.kv_groups, pages, strict=True)
-    )
+    return tuple(_pool(group, count, device) for group, count in zip(plan.kv_groups, pages, strict=True))
 
 
 def _pool(group: KvGroupEntry, pages: int, device: torch.device) -> KvPool:
@@ -50,8 +48,7 @@ def _pool(group: KvGroupEntry, pages: int, device: torch.device) -> KvPool:
         pages=pages,
         page_tokens=group.page_tokens,
         layers=tuple(
-            PagedLayer(keys=keys, values=values, page_tokens=group.page_tokens)
-            for keys, values in memory.unbind()
+            PagedLayer(keys=keys, values=values, page_tokens=group.page_tokens) for keys, values in memory.unbind()
         ),
     )
 

@@ -91,9 +91,7 @@ def load_keys(path: Path, tenants: Collection[str]) -> KeyRing:
                     f"digits nor a text of {_KEY_CHARS} characters and more without blanks",
                 )
             elif tenant_of.setdefault(digest, tenant) != tenant:
-                problems.report(
-                    "BC106", f"key {number} of `{tenant[:80]}` is also `{tenant_of[digest]}`'s"
-                )
+                problems.report("BC106", f"key {number} of `{tenant[:80]}` is also `{tenant_of[digest]}`'s")
     problems.raise_if_errors()
     return KeyRing(tenant_of)
 

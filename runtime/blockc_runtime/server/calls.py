@@ -70,9 +70,7 @@ def submit(client: EngineClient, generation: Generation, metrics: AppMetrics) ->
     try:
         return client.submit(generation.requests, tenant=generation.app.tenant, metrics=metrics)
     except QueueFullError:
-        raise ApiError(
-            429, "too many requests are waiting", code="queue_full", headers={"Retry-After": "1"}
-        ) from None
+        raise ApiError(429, "too many requests are waiting", code="queue_full", headers={"Retry-After": "1"}) from None
     except EngineUnavailableError:
         reason = "the server is ending" if client.draining else "there is no engine"
         raise unavailable(reason) from None

@@ -102,9 +102,7 @@ def _served_app(
     config = _generation_config(chain, zoo)
     for name, neutral in _NOT_APPLIED.items():
         if config.get(name) not in neutral:
-            progress(
-                f"warning[BC804]: {entry.address}: {GENERATION_CONFIG}'s `{name}` has no effect"
-            )
+            progress(f"warning[BC804]: {entry.address}: {GENERATION_CONFIG}'s `{name}` has no effect")
     return ServedApp(
         index=index,
         chain=entry.chain,

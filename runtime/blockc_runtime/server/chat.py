@@ -66,9 +66,7 @@ class ChatFormat:
         return json.dumps({**self._envelope, "choices": entries, "usage": usage}).encode()
 
     def _render(self, index: int, delta: str, logprobs: str, end: str) -> bytes:
-        return (
-            f'data: {self._head}{index}, "delta": {delta}, "logprobs": {logprobs}, {end}}}]}}\n\n'
-        ).encode()
+        return (f'data: {self._head}{index}, "delta": {delta}, "logprobs": {logprobs}, {end}}}]}}\n\n').encode()
 
     def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
         entry: dict[str, Any] = {

@@ -77,9 +77,7 @@ class CompletionFormat:
             entry["prompt_token_ids"] = self._prompts[index]
         return entry
 
-    def _logprobs(
-        self, index: int, tokens: Sequence[int], source: Delta | Choice
-    ) -> dict[str, Any]:
+    def _logprobs(self, index: int, tokens: Sequence[int], source: Delta | Choice) -> dict[str, Any]:
         offset = self._offsets[index]
         result = completion_logprobs(tokens, source.logprobs, self._vocabulary, offset)
         self._offsets[index] = offset + sum(map(len, result["tokens"]))

@@ -158,9 +158,7 @@ def _byte_level_alphabet() -> dict[str, int]:
     """Map GPT-2's stand-ins to bytes: printable Latin-1 is itself, the rest from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(0x100 + index): byte for index, byte in enumerate(others)
-    }
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + index): byte for index, byte in enumerate(others)}
 
 
 _BYTE_OF = _byte_level_alphabet()

@@ -143,9 +143,7 @@ class EngineClient:
         call = Call([request.id for request in requests])
         now_s = time.monotonic()
         for request in requests:
-            tracked = _Tracked(
-                request=request, tenant=tenant, call=call, metrics=metrics, submitted_s=now_s
-            )
+            tracked = _Tracked(request=request, tenant=tenant, call=call, metrics=metrics, submitted_s=now_s)
             self._tracked[request.id] = tracked
             metrics.waiting.inc()
             metrics.prompt_tokens.inc(len(request.prompt))

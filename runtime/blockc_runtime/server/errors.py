@@ -52,9 +52,7 @@ class ApiError(Exception):
 
     def response(self) -> Response:
         """Return the HTTP response."""
-        return Response(
-            self.body(), self.status, headers=self.headers, media_type="application/json"
-        )
+        return Response(self.body(), self.status, headers=self.headers, media_type="application/json")
 
 
 def echo(text: object) -> str:

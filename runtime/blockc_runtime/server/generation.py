@@ -43,9 +43,7 @@ async def completion_generation(body: CompletionBody, app: ServedApp) -> Generat
     """Return the generation of ``/v1/completions``."""
     prompts = _prompts(body.prompt)
     encoded = [
-        prompt
-        if isinstance(prompt, tuple)
-        else await _encode(app, prompt, add_special_tokens=body.add_special_tokens)
+        prompt if isinstance(prompt, tuple) else await _encode(app, prompt, add_special_tokens=body.add_special_tokens)
         for prompt in prompts
     ]
     return _generation("cmpl", body, app, encoded, body.max_tokens, body.logprobs)
@@ -74,9 +72,7 @@ async def chat_generation(body: ChatBody, app: ServedApp) -> Generation:
 async def _encode(app: ServedApp, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
     if len(text) <= _INLINE_CHARS:
         return tuple(app.text.encode(text, add_special_tokens=add_special_tokens))
-    return tuple(
-        await asyncio.to_thread(app.text.encode, text, add_special_tokens=add_special_tokens)
-    )
+    return tuple(await asyncio.to_thread(app.text.encode, text, add_special_tokens=add_special_tokens))
 
 
 def _prompts(value: Any) -> list[str | tuple[int, ...]]:
@@ -93,9 +89,7 @@ def _prompts(value: Any) -> list[str | tuple[int, ...]]:
             return value
         if kinds == {list} and all(set(map(type, ids)) <= {int} for ids in value):
             return [tuple(ids) for ids in value]
-    raise invalid(
-        "`prompt` must be a text, a list of texts, token ids or a list of those", param="prompt"
-    )
+    raise invalid("`prompt` must be a text, a list of texts, token ids or a list of those", param="prompt")
 
 
 def _generation(
@@ -152,9 +146,7 @@ def _check_tokens(ids: Sequence[int], app: ServedApp, param: str) -> None:
         raise invalid(f"token ids run from 0 to {app.vocab_size - 1}", param=param)
 
 
-def _max_tokens(
-    app: ServedApp, prompt: tuple[int, ...], asked: int | None, default: int | None
-) -> int:
+def _max_tokens(app: ServedApp, prompt: tuple[int, ...], asked: int | None, default: int | None) -> int:
     """Return how many tokens may follow ``prompt``. Raises 400 for what cannot fit."""
     if not prompt:
         raise invalid("the prompt has no tokens", param="prompt")

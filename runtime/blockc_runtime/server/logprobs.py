@@ -31,16 +31,13 @@ def completion_logprobs(
         "tokens": texts,
         "token_logprobs": [_finite(entry.logprob) for entry in logprobs],
         "top_logprobs": [
-            {vocabulary.token_text(token): _finite(value) for token, value in entry.top}
-            for entry in logprobs
+            {vocabulary.token_text(token): _finite(value) for token, value in entry.top} for entry in logprobs
         ],
         "text_offset": offsets,
     }
 
 
-def chat_logprobs(
-    tokens: Sequence[int], logprobs: Sequence[TokenLogprob], vocabulary: Vocabulary
-) -> dict[str, Any]:
+def chat_logprobs(tokens: Sequence[int], logprobs: Sequence[TokenLogprob], vocabulary: Vocabulary) -> dict[str, Any]:
     """Return one entry a token, with its likeliest alternatives."""
     return {
         "content": [

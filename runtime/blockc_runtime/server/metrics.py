@@ -56,9 +56,7 @@ class Metrics:
         self.cache_queries = self._counter("prefix_cache_queries", "Prompt tokens looked up")
         self.cache_hits = self._counter("prefix_cache_hits", "Prompt tokens found in the KV cache")
         self.finished = self._counter("request_success", "Ended requests", "finished_reason")
-        self.ttft_s = self._histogram(
-            "time_to_first_token_seconds", "Until the first token", _TTFT_S
-        )
+        self.ttft_s = self._histogram("time_to_first_token_seconds", "Until the first token", _TTFT_S)
         self.tpot_s = self._histogram(
             "time_per_output_token_seconds", "Per token after the first, mean of a request", _TPOT_S
         )
@@ -69,9 +67,7 @@ class Metrics:
         self.engine_restarts = Counter(
             "blockc:engine_restarts", "Times the engine was started again", registry=self._registry
         )
-        self.engine_up = Gauge(
-            "blockc:engine_up", "1 while an engine is serving", registry=self._registry
-        )
+        self.engine_up = Gauge("blockc:engine_up", "1 while an engine is serving", registry=self._registry)
 
     def app(self, tenant: str, app: str) -> AppMetrics:
         """Return the series of ``tenant/app``; they exist from the first request on."""

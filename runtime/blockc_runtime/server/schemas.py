@@ -203,9 +203,7 @@ def validate(kind: type[_BodyT], body: dict[str, Any]) -> _BodyT:
         raise invalid(f"`{param}`: {echo(first['msg'])}", param=param) from None
 
 
-def _without_neutral(
-    fields: dict[str, Any], neutral: dict[str, tuple[object, ...]], where: str
-) -> dict[str, Any]:
+def _without_neutral(fields: dict[str, Any], neutral: dict[str, tuple[object, ...]], where: str) -> dict[str, Any]:
     kept = {}
     for key, value in fields.items():
         if value is None:

@@ -233,9 +233,7 @@ class _Life:
                 self._ready.set()
                 self._client.attach(self.send)
             case Ready():
-                self.error = EngineError(
-                    code="BC901", message="the plan file changed while the server was running"
-                )
+                self.error = EngineError(code="BC901", message="the plan file changed while the server was running")
                 self.on_lost()
             case EngineError():
                 self.error = message

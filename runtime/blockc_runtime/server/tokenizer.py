@@ -2,17 +2,17 @@
 
 In: the bytes of ``tokenizer.json``, ``tokenizer_config.json``, ``chat_template.jinja``.
 Out: a `ChainText`. Invariant: token ids are those that transformers' fast tokenizer of the same
-files gives, with and without special tokens; nothing is truncated or padded.
+files gives, with and without special tokens; nothing is truncated or padded. What is put around a
+text is up to ``tokenizer.json`` alone: beside it, transformers ignores ``add_bos_token``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from tokenizers import AddedToken, Tokenizer
-from tokenizers.processors import TemplateProcessing
 
 from blockc.diag import DiagnosticError, Diagnostics
 from blockc_runtime.server.chat_template import ChatTemplate, ChatTemplateError
@@ -38,9 +38,7 @@ _NAMED_SPECIAL = (
 class ChainText:
     """Turns text into tokens and back. Shared by all apps whose assets are equal."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, chat_template: ChatTemplate | None, vocabulary: Vocabulary
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, chat_template: ChatTemplate | None, vocabulary: Vocabulary) -> None:
         self._tokenizer = tokenizer
         self.chat_template = chat_template
         self.vocabulary = vocabulary
@@ -66,7 +64,6 @@ def load_chain_text(assets: Mapping[str, bytes]) -> ChainText:
     tokenizer.no_padding()
     named = _named_special_tokens(config)
     _add_tokens(tokenizer, config, named)
-    _set_post_processor(tokenizer, config, named)
     return ChainText(tokenizer, _chat_template(assets, config, named), Vocabulary(tokenizer))
 
 
@@ -124,29 +121,6 @@ def _add_tokens(tokenizer: Tokenizer, config: Mapping[str, Any], named: Mapping[
             if content not in added
         ]
     )
-
-
-def _set_post_processor(
-    tokenizer: Tokenizer, config: Mapping[str, Any], named: Mapping[str, str]
-) -> None:
-    """Let ``add_bos_token`` and ``add_eos_token``, if stated, replace ``tokenizer.json``'s way."""
-    stated = "add_bos_token" in config or "add_eos_token" in config
-    if not stated and tokenizer.post_processor is not None:
-        return
-    bos = named.get("bos_token") if config.get("add_bos_token") else None
-    eos = named.get("eos_token") if config.get("add_eos_token") else None
-    tokenizer.post_processor = TemplateProcessing(
-        single=_around("$A:0", bos, eos, sequence=0),
-        pair=[*_around("$A:0", bos, eos, sequence=0), *_around("$B:1", bos, eos, sequence=1)],
-        special_tokens=[
-            (token, tokenizer.token_to_id(token)) for token in {bos, eos} if token is not None
-        ],
-    )
-
-
-def _around(middle: str, bos: str | None, eos: str | None, *, sequence: int) -> Sequence[str]:
-    before = [] if bos is None else [f"{bos}:{sequence}"]
-    return [*before, middle, *([] if eos is None else [f"{eos}:{sequence}"])]
 
 
 def _chat_template(

@@ -34,9 +34,7 @@ class Driver:
     def __init__(self, plan: ExecutionPlan, zoo: Zoo, *, seed: int = 0) -> None:
         self.plan = plan
         self.tapped: dict[int, Tensor] = {}
-        self.executor = TorchExecutor(
-            plan, zoo, device="cpu", logits_tap=lambda row, logits: self._tap(row, logits)
-        )
+        self.executor = TorchExecutor(plan, zoo, device="cpu", logits_tap=lambda row, logits: self._tap(row, logits))
         shuffled = torch.Generator().manual_seed(seed)
         self.free = [
             torch.randperm(plan.instances[0].kv_pages[group], generator=shuffled).tolist()
@@ -51,9 +49,7 @@ class Driver:
         groups = len(self.plan.chains[chain].kv)
         return Sequence_(chain=chain, tokens=list(prompt), pages=[[] for _ in range(groups)])
 
-    def row(
-        self, sequence: Sequence_, count: int, *, samples: int = 0, sampling: Sampling | None = None
-    ) -> Row:
+    def row(self, sequence: Sequence_, count: int, *, samples: int = 0, sampling: Sampling | None = None) -> Row:
         """The next ``count`` tokens as a row; allocates what pages they need."""
         end = sequence.cached + count
         for table, kv in zip(sequence.pages, self.plan.chains[sequence.chain].kv, strict=True):
@@ -78,16 +74,13 @@ class Driver:
             members = tuple(
                 i
                 for i, row in enumerate(rows)
-                if 0 <= row.chain < len(self.plan.chains)
-                and segment in self.plan.chains[row.chain].segments
+                if 0 <= row.chain < len(self.plan.chains) and segment in self.plan.chains[row.chain].segments
             )
             if members:
                 launches.append(Launch(instance=0, segment=segment, micro_batch=0, rows=members))
         self.steps += 1
         self.tapped = {}
-        self.executor.submit(
-            Step(id=self.steps, epoch=0, rows=tuple(rows), launches=tuple(launches))
-        )
+        self.executor.submit(Step(id=self.steps, epoch=0, rows=tuple(rows), launches=tuple(launches)))
         result = self.executor.collect()
         assert result.step == self.steps
         return result.rows
@@ -111,9 +104,7 @@ class Driver:
     def generate(self, sequences: Sequence[Sequence_], count: int, *, chunk: int = 1000) -> None:
         """All sequences together until each has drawn ``count`` tokens."""
         while True:
-            work = [
-                (s, min(chunk, len(s.tokens) - s.cached)) for s in sequences if s.drawn < count
-            ]
+            work = [(s, min(chunk, len(s.tokens) - s.cached)) for s in sequences if s.drawn < count]
             if not work:
                 return
             self.advance(work)

@@ -30,15 +30,11 @@ def make_llama(seed: int = 0, dtype: torch.dtype = torch.float32, layers: int = 
 
 def make_gpt2(seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(seed)
-    config = GPT2Config(
-        vocab_size=89, n_embd=48, n_head=3, n_layer=3, n_positions=128, initializer_range=0.3
-    )
+    config = GPT2Config(vocab_size=89, n_embd=48, n_head=3, n_layer=3, n_positions=128, initializer_range=0.3)
     return GPT2LMHeadModel(config).to(dtype).eval()
 
 
-def llama_spec(
-    model: Any, *, window: int | None = None, cuts: tuple[int, ...] = ()
-) -> ModelSpec:
+def llama_spec(model: Any, *, window: int | None = None, cuts: tuple[int, ...] = ()) -> ModelSpec:
     config = model.config
     hidden, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
     size, eps = hidden // heads, config.rms_norm_eps
@@ -71,10 +67,7 @@ def llama_spec(
             BlockSpec(
                 structure=structures.llama_mlp(hidden, config.intermediate_size, eps, code),
                 tensors={"norm": state[layer + "post_attention_layernorm.weight"]}
-                | {
-                    f"{n}_proj": state[f"{layer}mlp.{n}_proj.weight"]
-                    for n in ("gate", "up", "down")
-                },
+                | {f"{n}_proj": state[f"{layer}mlp.{n}_proj.weight"] for n in ("gate", "up", "down")},
             )
         )
     blocks.append(
@@ -86,11 +79,8 @@ def llama_spec(
     inv_freq = model.model.rotary_emb.inv_freq.float()
     return ModelSpec(
         blocks=tuple(blocks),
-        prelude=BlockSpec(
-            structure=structures.llama_prelude(size // 2, code), tensors={"inv_freq": inv_freq}
-        ),
-        kv=(KvLayerEntry(kv_heads=kv_heads, head_dim=size, window=window, dtype=code),)
-        * config.num_hidden_layers,
+        prelude=BlockSpec(structure=structures.llama_prelude(size // 2, code), tensors={"inv_freq": inv_freq}),
+        kv=(KvLayerEntry(kv_heads=kv_heads, head_dim=size, window=window, dtype=code),) * config.num_hidden_layers,
         dtype=dtype,
         vocab=config.vocab_size,
         max_len=config.max_position_embeddings,
@@ -115,10 +105,7 @@ def gpt2_spec(model: Any, *, cuts: tuple[int, ...] = ()) -> ModelSpec:
     ]
     for i in range(config.n_layer):
         layer = f"transformer.h.{i}."
-        tensors = {
-            name: state[layer + name]
-            for name in ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias")
-        }
+        tensors = {name: state[layer + name] for name in ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias")}
         weights = state[layer + "attn.c_attn.weight"].t().contiguous().chunk(3)
         biases = state[layer + "attn.c_attn.bias"].chunk(3)
         for name, weight, bias in zip("qkv", weights, biases, strict=True):
@@ -146,8 +133,7 @@ def gpt2_spec(model: Any, *, cuts: tuple[int, ...] = ()) -> ModelSpec:
     return ModelSpec(
         blocks=tuple(blocks),
         prelude=None,
-        kv=(KvLayerEntry(kv_heads=heads, head_dim=hidden // heads, window=None, dtype=code),)
-        * config.n_layer,
+        kv=(KvLayerEntry(kv_heads=heads, head_dim=hidden // heads, window=None, dtype=code),) * config.n_layer,
         dtype=dtype,
         vocab=config.vocab_size,
         max_len=config.n_positions,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -72,13 +74,12 @@ class ModelSpec:
     cuts: tuple[int, ...] = ()  # occurrences that begin a segment, beside the first
 
 
-def put(zoo: Zoo, tensor: Tensor) -> TensorRef:
+def reference(tensor: Tensor) -> tuple[TensorRef, bytes]:
+    """A tensor by content, and its bytes."""
     dtype = DTYPE_CODE[str(tensor.dtype).removeprefix("torch.")]
     data = tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
     shape = tuple(tensor.shape)
-    ref = TensorRef(digest=tensor_digest(dtype, shape, data), dtype=dtype, shape=shape)
-    zoo.put_tensors([(ref, data)])
-    return ref
+    return TensorRef(digest=tensor_digest(dtype, shape, data), dtype=dtype, shape=shape), data
 
 
 class PlanBuilder:
@@ -92,6 +93,7 @@ class PlanBuilder:
         self.chains: list[ChainEntry] = []
         self.segments: list[SegmentEntry] = []
         self.groups: list[KvGroupEntry] = []
+        self.tensors: dict[TensorRef, bytes] = {}
 
     def add(self, spec: ModelSpec, sides: tuple[tuple[Term, ...], ...] = ((),)) -> list[int]:
         """Chains of one model, one per element of ``sides``. Returns their indices."""
@@ -120,7 +122,8 @@ class PlanBuilder:
             )
         return chains
 
-    def build(self, *, target: str = "cpu") -> ExecutionPlan:
+    def build(self, *, target: Literal["cpu", "cuda"] = "cpu") -> ExecutionPlan:
+        self.zoo.put_tensors(self.tensors.items())
         count = len(self.chains)
         return ExecutionPlan(
             compiler="test",
@@ -151,17 +154,21 @@ class PlanBuilder:
             memory=(),
             models={},
             baselines=BaselineEntry(pm_bytes=0, ps_bytes=0, ours_bytes=0),
-            solver=SolverEntry(
-                objective=(), value=0, bound=0, gap=0, status="", seed=0, solver=""
-            ),
+            solver=SolverEntry(objective=(), value=0, bound=0, gap=0, status="", seed=0, solver=""),
             batching=BatchingEntry(max_batched_tokens=4096, max_rows=64),
         )
+
+    def _put(self, tensor: Tensor) -> TensorRef:
+        """To be stored by ``build``, all at once: a pack a tensor would be slow."""
+        ref, data = reference(tensor)
+        self.tensors[ref] = data
+        return ref
 
     def _block(self, spec: BlockSpec, prelude: str | None) -> str:
         structure = parse_structure(spec.structure)
         digest = structure_digest(structure)
         self.structures[digest] = spec.structure
-        tensors = {name: put(self.zoo, tensor) for name, tensor in spec.tensors.items()}
+        tensors = {name: self._put(tensor) for name, tensor in spec.tensors.items()}
         entry = BlockEntry(
             structure=digest,
             tensors=tensors,
@@ -199,7 +206,7 @@ class PlanBuilder:
     ) -> tuple[int, ...]:
         edges = [0, *cuts, len(blocks)]
         first_segment, layers = len(self.segments), 0
-        for first, end in zip(edges, edges[1:], strict=False):
+        for first, end in pairwise(edges):
             self.segments.append(
                 SegmentEntry(
                     path=path,
@@ -226,8 +233,8 @@ class PlanBuilder:
                     site=site,
                     terms=tuple(
                         LowRankEntry(
-                            a=put(self.zoo, term.a),
-                            b=put(self.zoo, term.b),
+                            a=self._put(term.a),
+                            b=self._put(term.b),
                             scale=float(term.scale).hex(),
                         )
                         for term in terms

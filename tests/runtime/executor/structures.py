@@ -41,9 +41,7 @@ def _rotate(x: str, name: str, half: int) -> str:
 """
 
 
-def llama_attention(
-    hidden: int, heads: int, kv_heads: int, size: int, eps: float, code: str
-) -> str:
+def llama_attention(hidden: int, heads: int, kv_heads: int, size: int, eps: float, code: str) -> str:
     q, kv = heads * size, kv_heads * size
     return f"""structure v1
 input x: {code}[1,T,{hidden}]
@@ -141,9 +139,7 @@ def gpt2_layer(hidden: int, heads: int, eps: float, code: str) -> str:
         "mlp.c_proj.weight": [hidden, 4 * hidden],
         "mlp.c_proj.bias": [hidden],
     }
-    declared = "\n".join(
-        f"param {name}: {code}[{','.join(map(str, shape))}]" for name, shape in params.items()
-    )
+    declared = "\n".join(f"param {name}: {code}[{','.join(map(str, shape))}]" for name, shape in params.items())
     heads_of = "\n".join(
         f"""%{n} = blockc.linear(%n1, @{n}.weight, @{n}.bias, "attn.{n}")
 %{n}v = aten.reshape.default(%{n}, [1, T, {heads}, {size}])

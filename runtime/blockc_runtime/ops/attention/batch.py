@@ -71,13 +71,9 @@ def kv_batch(
     singles = sum(row.count == 1 for row in rows)
     buckets = tuple(
         _bucket(rows[:singles], members, page_tokens=page_tokens, window=window, dtype=dtype)
-        for members in _similar(
-            [_visible_pages(row, page_tokens, window) for row in rows[:singles]]
-        )
+        for members in _similar([_visible_pages(row, page_tokens, window) for row in rows[:singles]])
     )
-    chunks = tuple(
-        _chunk(row, page_tokens=page_tokens, window=window, dtype=dtype) for row in rows[singles:]
-    )
+    chunks = tuple(_chunk(row, page_tokens=page_tokens, window=window, dtype=dtype) for row in rows[singles:])
     return KvBatch(
         window=window,
         slots=torch.tensor(slots).to(device),

@@ -64,9 +64,7 @@ def attention(
     return out.unsqueeze(0)
 
 
-def _decode(
-    queries: Tensor, layer: PagedLayer, bucket: DecodeBucket, scale: float, softcap: float | None
-) -> Tensor:
+def _decode(queries: Tensor, layer: PagedLayer, bucket: DecodeBucket, scale: float, softcap: float | None) -> Tensor:
     """``queries [n,H,D]`` -> ``[n,H,D]``."""
     rows, heads, size = queries.shape
     keys, values = layer.gather(bucket.pages)
@@ -74,8 +72,7 @@ def _decode(
     # The query heads of a KV group become queries: bf16 with `enable_gqa` takes ten times as long.
     folded = queries.reshape(rows, kv_heads, heads // kv_heads, size)
     keys, values = (
-        tensor.view(rows, -1, kv_heads, tensor.shape[2]).transpose(1, 2).to(queries.dtype)
-        for tensor in (keys, values)
+        tensor.view(rows, -1, kv_heads, tensor.shape[2]).transpose(1, 2).to(queries.dtype) for tensor in (keys, values)
     )
     if softcap is None:
         out = scaled_dot_product_attention(folded, keys, values, bucket.mask, scale=scale)
@@ -101,21 +98,16 @@ def _prefill(
     # KV heads as the batch, each head's keys seen by its query heads with stride 0: no copy.
     grouped = queries.view(count, kv_heads, heads // kv_heads, size).permute(1, 2, 0, 3)
     keys, values = (
-        tensor.transpose(0, 1).unsqueeze(1).expand(-1, heads // kv_heads, -1, -1)
-        for tensor in (keys, values)
+        tensor.transpose(0, 1).unsqueeze(1).expand(-1, heads // kv_heads, -1, -1) for tensor in (keys, values)
     )
     if softcap is None:
-        out = scaled_dot_product_attention(
-            grouped, keys, values, chunk.mask, is_causal=chunk.mask is None, scale=scale
-        )
+        out = scaled_dot_product_attention(grouped, keys, values, chunk.mask, is_causal=chunk.mask is None, scale=scale)
     else:
         out = _capped(grouped, keys, values, chunk.mask, scale, softcap)
     return out.permute(2, 0, 1, 3).reshape(count, heads, -1)
 
 
-def _capped(
-    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, softcap: float
-) -> Tensor:
+def _capped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
     """Scores go through ``softcap * tanh(score / softcap)``, which fused attention does not offer."""
     scores = torch.matmul(queries, keys.transpose(-1, -2)).float() * scale
     scores = torch.tanh(scores / softcap) * softcap

@@ -19,16 +19,14 @@ def linears(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, 
     """``x [1,T,in]`` -> ``[1,T,out]`` for each linear that reads ``x``."""
     ys = weights(x)
     for side, batch in sides:
-        if batch.decode is not None:
-            _add_decode(ys, x, side, batch.decode)
+        for decode in batch.singles:
+            _add_decode(ys, x, side, decode)
         for span in batch.spans:
             add_span(ys, x, side, span)
     return ys
 
 
-def _add_decode(
-    ys: Sequence[Tensor], x: Tensor, side: SideWeights, decode: DecodeSides
-) -> None:
+def _add_decode(ys: Sequence[Tensor], x: Tensor, side: SideWeights, decode: DecodeSides) -> None:
     """Each row times the A and B of its own slot: a sum of weighted table rows.
 
     `embedding_bag` reads A and B in place, whatever the slots, at 25 and 13 GB/s on one core where
@@ -47,7 +45,5 @@ def _add_decode(
 def _weighted_rows(table: Tensor, weights: Tensor, bags: tuple[Tensor, Tensor]) -> Tensor:
     """``table [N * width, F]``, ``weights [n, width]`` -> ``[n, F]``, summed in float32."""
     index, offsets = bags
-    out: Tensor = torch.embedding_bag(
-        table, index, offsets, False, 0, False, weights.reshape(-1), False
-    )[0]
+    out: Tensor = torch.embedding_bag(table, index, offsets, False, 0, False, weights.reshape(-1), False)[0]
     return out

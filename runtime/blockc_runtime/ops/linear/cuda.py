@@ -15,16 +15,14 @@ def linears(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, 
     """``x [1,T,in]`` -> ``[1,T,out]`` for each linear that reads ``x``."""
     ys = weights(x)
     for side, batch in sides:
-        if batch.decode is not None:
-            _add_decode(ys, x, side, batch.decode)
+        for decode in batch.singles:
+            _add_decode(ys, x, side, decode)
         for span in batch.spans:
             add_span(ys, x, side, span)
     return ys
 
 
-def _add_decode(
-    ys: Sequence[Tensor], x: Tensor, side: SideWeights, decode: DecodeSides
-) -> None:
+def _add_decode(ys: Sequence[Tensor], x: Tensor, side: SideWeights, decode: DecodeSides) -> None:
     rows = slice(decode.start, decode.stop)
     inner = torch.bmm(x[0, rows].unsqueeze(1), side.a.index_select(0, decode.slots))
     for out in side.outputs:

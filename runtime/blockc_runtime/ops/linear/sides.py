@@ -66,32 +66,39 @@ class Span:
 class SideBatch:
     """Which tokens of a launch use which fine-tune of one bank."""
 
-    decode: DecodeSides | None
+    singles: tuple[DecodeSides, ...]
     spans: tuple[Span, ...]
 
 
 SideSet = tuple[tuple[SideWeights, SideBatch], ...]
 
 
-def side_batch(
-    singles: Sequence[tuple[int, int]], spans: Sequence[Span], *, device: torch.device
-) -> SideBatch:
-    """Group the tokens of one bank. ``singles``: (token, slot) of rows of one, on consecutive tokens.
+def side_batch(rows: Sequence[tuple[int, int | None]], *, device: torch.device) -> SideBatch:
+    """Group the tokens of one bank. ``rows``: (tokens, slot) in order; slot None: another bank, or none.
 
-    Spans that touch and use one slot are joined.
+    Neighbours of one token form one group, neighbours of several tokens and one slot one span.
     """
-    joined: list[Span] = []
-    for span in spans:
-        if joined and (joined[-1].slot, joined[-1].stop) == (span.slot, span.start):
-            joined[-1] = Span(start=joined[-1].start, stop=span.stop, slot=span.slot)
-        else:
-            joined.append(span)
-    decode = None
-    if singles:
-        slots = torch.tensor([slot for _, slot in singles]).to(device)
-        decode = DecodeSides(start=singles[0][0], stop=singles[-1][0] + 1, slots=slots)
-        assert decode.stop - decode.start == len(singles)
-    return SideBatch(decode=decode, spans=tuple(joined))
+    runs: list[tuple[int, list[int]]] = []
+    spans: list[Span] = []
+    token = 0
+    for count, slot in rows:
+        if slot is not None and count == 1:
+            if not runs or runs[-1][0] + len(runs[-1][1]) != token:
+                runs.append((token, []))
+            runs[-1][1].append(slot)
+        elif slot is not None and count:
+            start = token
+            if spans and (spans[-1].slot, spans[-1].stop) == (slot, token):
+                start = spans.pop().start
+            spans.append(Span(start=start, stop=token + count, slot=slot))
+        token += count
+    return SideBatch(
+        singles=tuple(
+            DecodeSides(start=start, stop=start + len(slots), slots=torch.tensor(slots).to(device))
+            for start, slots in runs
+        ),
+        spans=tuple(spans),
+    )
 
 
 def add_span(ys: Sequence[Tensor], x: Tensor, weights: SideWeights, span: Span) -> None:

@@ -14,7 +14,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, half: int) -> Tensor:
     """``x [..., 2 * half]``; ``cos`` and ``sin`` broadcast against it. 3 launches instead of 7."""
     out = x * cos
-    first, second = x.split((half, x.shape[-1] - half), -1)
+    first, second = x.split_with_sizes((half, x.shape[-1] - half), -1)
     sin_first, sin_second = sin.chunk(2, -1)
     out_first, out_second = out.chunk(2, -1)
     out_first.addcmul_(second, sin_first, value=-1)

@@ -1,0 +1,62 @@
+"""``blockc serve PLAN`` answers OpenAI-style requests with what a plan holds.
+
+In: a plan and its zoo. Out: one line on stdout with the server's URL once it answers; progress on
+stderr. Ends at SIGTERM or Ctrl-C: what is running is finished first, for ``--drain`` seconds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from blockc.cli.options import PlanArgument, ZooOption, zoo_of
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("serve")(serve)
+
+
+def serve(
+    plan: PlanArgument,
+    zoo: ZooOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; without --keys a loopback one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help='Keys by tenant: {"tenant": ["sk-...", "sha256:<hex>"]} as JSON, or TOML.',
+        ),
+    ] = None,
+    drain: Annotated[
+        float, typer.Option(min=0.0, metavar="SECONDS", help="How long to finish requests at the end.")
+    ] = 30.0,
+    executor: Annotated[
+        str, typer.Option(hidden=True, help="`torch`, or `null` to measure everything else.")
+    ] = "torch",
+) -> None:
+    """Serve a plan over HTTP."""
+    import sys
+
+    from blockc_runtime.server.serve import ServeOptions
+    from blockc_runtime.server.serve import serve as run
+
+    if executor not in ("torch", "null"):
+        raise typer.BadParameter("there are `torch` and `null`", param_hint="--executor")
+    options = ServeOptions(
+        plan=plan,
+        zoo=zoo_of(zoo, plan),
+        host=host,
+        port=port,
+        keys=keys,
+        executor=executor,
+        drain_s=drain,
+    )
+    run(
+        options,
+        ready=lambda url: print(f"serving on {url}", flush=True),
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )

@@ -1,0 +1,234 @@
+"""``Layout``: the bytes of everything that is resident on a device.
+
+In: structures with their tensors, sides, KV groups, the limits of a step. Out: bytes. The only place where sizes are
+computed: placement decides by it and the runtime allocates by it, so a plan that fits on paper fits in memory.
+Invariant: pure functions of plain data; a tensor counts once per device and form, however many blocks bind it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from blockc.ir.infer import Types, value_types
+from blockc.ir.structure import Arg, Op, Param, Structure, Value, ValueType
+from blockc.ir.tensor import DTYPE_BYTES, TensorRef
+
+# Of any allocation: a cache line on CPU, and what a CUDA allocator rounds small blocks to is not far above.
+ALIGNMENT_BYTES: Final = 512
+# Rows and columns of a matrix reordered for its multiplication are padded to the width of a kernel's tile.
+TILE: Final = 64
+# Ranks are padded to a power of two from here on, so that fine-tunes of similar rank are stacked in one bank.
+SMALLEST_RANK: Final = 8
+# What a step allocates beside its activations: side products, masks, index tensors, allocator rounding.
+_WORKSPACE_SLACK_PERCENT: Final = 25
+# Logits in float32, as they are, sorted, and as probabilities.
+_LOGIT_COPIES: Final = 3
+
+Form = Literal["plain", "linear"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class ResidentTensor:
+    """A tensor in memory. A linear's matrix is held reordered or joined; another use keeps the plain one as well."""
+
+    ref: TensorRef
+    form: Form
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, with padding."""
+        shape = self.ref.shape
+        if self.form == "linear" and len(shape) == 2:
+            padded = math.prod(-(-size // TILE) * TILE for size in shape)
+            return _aligned(padded * DTYPE_BYTES[self.ref.dtype])
+        return _aligned(self.ref.nbytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvPages:
+    """The pages of one KV group on one device; ``layer_page_bytes`` is one layer's part of a page."""
+
+    pages: int
+    page_bytes: int
+    layers: int
+
+    @property
+    def layer_page_bytes(self) -> int:
+        """One layer's part of a page."""
+        return -(-self.page_bytes // self.layers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Bytes on one device."""
+
+    weights_bytes: int
+    sides_bytes: int
+    kv_bytes: int
+    workspace_bytes: int
+    reserve_bytes: int
+
+    @property
+    def used_bytes(self) -> int:
+        """All parts together, the reserve included."""
+        return self.weights_bytes + self.sides_bytes + self.kv_bytes + self.workspace_bytes + self.reserve_bytes
+
+
+def layout(
+    *,
+    tensors: Iterable[ResidentTensor],
+    sides_bytes: int,
+    kv: Iterable[KvPages],
+    activation_bytes: int,
+    reserve_bytes: int,
+) -> Layout:
+    """The bytes of one device that holds all this. ``activation_bytes``: of its hungriest segment."""
+    pools = tuple(kv)
+    return Layout(
+        weights_bytes=sum(tensor.nbytes for tensor in set(tensors)),
+        sides_bytes=sides_bytes,
+        kv_bytes=sum(pool.pages * pool.page_bytes for pool in pools),
+        workspace_bytes=activation_bytes + gather_bytes(pools),
+        reserve_bytes=reserve_bytes,
+    )
+
+
+def gather_bytes(kv: Iterable[KvPages]) -> int:
+    """Attention copies the pages that a step reads side by side, one layer at a time: at worst all of them."""
+    return max((pool.pages * pool.layer_page_bytes for pool in kv), default=0)
+
+
+def block_tensors(structure: Structure, tensors: Mapping[str, TensorRef]) -> frozenset[ResidentTensor]:
+    """What a block keeps resident. A tied embedding is there twice: as a table and as a linear's matrix."""
+    found: set[ResidentTensor] = set()
+    for op in structure.ops:
+        linear = op.target == "blockc.linear"
+        for place, arg in enumerate(op.args):
+            form: Form = "linear" if linear and place == 1 else "plain"
+            found |= {ResidentTensor(ref=tensors[name], form=form) for name in _names(arg, Param)}
+    return frozenset(found)
+
+
+def padded_rank(rank: int) -> int:
+    """The rank that a fine-tune's sides take in their bank. ``rank``: the largest at any of its sites."""
+    return max(SMALLEST_RANK, 1 << (rank - 1).bit_length()) if rank else 0
+
+
+def chain_sides_bytes(sites: Iterable[tuple[int, int]], *, rank: int, dtype: str) -> int:
+    """Bytes of one fine-tune's sides. ``sites``: (in, out) of each linear that it acts on; ``rank``: its largest.
+
+    Banks stack A as ``[slots, in, rank]`` and B as ``[slots, rank, out]``: a slot costs the same in any bank.
+    """
+    return sum(_aligned(padded_rank(rank) * (inputs + outputs) * DTYPE_BYTES[dtype]) for inputs, outputs in sites)
+
+
+def activation_bytes(structure: Structure, *, tokens: int, rows: int) -> int:
+    """The most that is alive at once while one block runs on ``tokens`` tokens, ``rows`` of them with logits.
+
+    Views share their operand's bytes; linears that read one value run together; inputs and contexts stay alive.
+    """
+    types = value_types(structure)
+    roots = _roots(structure)
+    last_use = _last_uses(structure, roots)
+    sizes: dict[str, int] = {}
+    for name, root in roots.items():
+        if name == root:
+            sizes[name] = _nbytes(types[name], tokens, rows)
+    alive = {name for name, _ in structure.inputs + structure.contexts}
+    peak = current = sum(sizes[name] for name in alive)
+    for step, ops in enumerate(_launches(structure)):
+        made = {op.result for op in ops if roots[op.result] == op.result} - alive
+        current += sum(sizes[name] for name in made)
+        alive |= made
+        peak = max(peak, current + _transient(ops[0], types, tokens, rows))
+        gone = {name for name in alive if last_use.get(name, -1) == step}
+        current -= sum(sizes[name] for name in gone)
+        alive -= gone
+    return peak + peak * _WORKSPACE_SLACK_PERCENT // 100 + _sampling_bytes(structure, types, tokens, rows)
+
+
+def _launches(structure: Structure) -> list[list[Op]]:
+    """Ops in the order in which they run: linears on one value with the first of them."""
+    launches: list[list[Op]] = []
+    joined: dict[Arg, list[Op]] = {}
+    for op in structure.ops:
+        if op.target == "blockc.linear" and op.args[0] in joined:
+            joined[op.args[0]].append(op)
+            continue
+        launches.append([op])
+        if op.target == "blockc.linear":
+            joined[op.args[0]] = launches[-1]
+    return launches
+
+
+_VIEWS = frozenset(
+    {
+        "aten.expand.default",
+        "aten.reshape.default",
+        "aten.slice.Tensor",
+        "aten.transpose.int",
+        "aten.unsqueeze.default",
+    }
+)
+
+
+def _roots(structure: Structure) -> dict[str, str]:
+    """For each value the one whose bytes it looks at: itself, unless it is a view."""
+    roots = {name: name for name, _ in structure.inputs + structure.contexts}
+    for op in structure.ops:
+        source = op.args[0]
+        is_view = op.target in _VIEWS and isinstance(source, Value)
+        roots[op.result] = roots[source.name] if is_view and isinstance(source, Value) else op.result
+    return roots
+
+
+def _last_uses(structure: Structure, roots: Mapping[str, str]) -> dict[str, int]:
+    """The launch after which a value's bytes are free. Inputs, contexts and what is returned are never freed."""
+    last: dict[str, int] = {}
+    for step, ops in enumerate(_launches(structure)):
+        for op in ops:
+            last[roots[op.result]] = max(last.get(roots[op.result], 0), step)
+            for arg in op.args:
+                for name in _names(arg, Value):
+                    last[roots[name]] = step
+    kept = {name for name, _ in structure.inputs + structure.contexts} | {roots[name] for name in structure.returns}
+    return {name: step for name, step in last.items() if name not in kept}
+
+
+def _transient(op: Op, types: Types, tokens: int, rows: int) -> int:
+    """What an op allocates for itself: norms work on a float32 copy and its square."""
+    if op.target != "blockc.rms_norm":
+        return 0
+    result = types[op.result]
+    return 0 if result is None else 2 * _nbytes(ValueType(dtype="F32", shape=result.shape), tokens, rows)
+
+
+def _sampling_bytes(structure: Structure, types: Types, tokens: int, rows: int) -> int:
+    """Logits as sampling works on them, if the structure ends in logits."""
+    if not any(op.target == "blockc.select_rows" for op in structure.ops):
+        return 0
+    logits = [types[name] for name in structure.returns]
+    wide = [ValueType(dtype="F32", shape=item.shape) for item in logits if item is not None]
+    return _LOGIT_COPIES * sum(_nbytes(item, tokens, rows) for item in wide)
+
+
+def _nbytes(type_: ValueType | None, tokens: int, rows: int) -> int:
+    if type_ is None:
+        return 0
+    symbols = {"T": tokens, "R": rows}
+    return _aligned(
+        math.prod(symbols[dim] if isinstance(dim, str) else dim for dim in type_.shape) * DTYPE_BYTES[type_.dtype]
+    )
+
+
+def _names(arg: Arg, kind: type[Value] | type[Param]) -> Sequence[str]:
+    if isinstance(arg, tuple):
+        return [name for item in arg for name in _names(item, kind)]
+    return [arg.name] if isinstance(arg, kind) else []
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

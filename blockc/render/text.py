@@ -1,0 +1,160 @@
+"""A plan as text: devices, what is shared by whom, paths of apps, KV, memory against not sharing.
+
+In: a plan. Out: lines of at most ``width`` characters. Pure; ``ascii_only`` for terminals that know nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from blockc.plan import ExecutionPlan, MemoryEntry
+from blockc.render.units import format_bytes, printable
+
+_BAR = 32
+
+
+def render_plan(plan: ExecutionPlan, *, width: int = 100, ascii_only: bool = False) -> str:
+    """All sections."""
+    sections = (
+        _heading(plan),
+        _devices(plan, ascii_only),
+        _segments(plan, ascii_only),
+        _apps(plan),
+        _kv(plan),
+        _bytes(plan, ascii_only),
+    )
+    lines = [line for section in sections for line in (*section, "")]
+    return "\n".join(line if len(line) <= width else line[: width - 3] + "..." for line in lines[:-1]) + "\n"
+
+
+def _heading(plan: ExecutionPlan) -> Iterator[str]:
+    yield (
+        f"{_count(len(plan.apps), 'app')} on {_count(len(plan.chains), 'chain')}: "
+        f"{_count(len(plan.blocks), 'block')} of {_count(len(plan.structures), 'structure')} "
+        f"in {_count(len(plan.segments), 'segment')}"
+    )
+    solver = plan.solver
+    gap = "proven optimal" if solver.gap == 0 else f"at most {100 * solver.gap:.1f} % from optimal"
+    yield f"placement: {solver.value:.0f} of {_count(len(plan.devices), 'device')}, {gap} ({solver.solver})"
+
+
+def _devices(plan: ExecutionPlan, ascii_only: bool) -> Iterator[str]:
+    yield "DEVICES"
+    for memory in plan.memory:
+        device = plan.devices[memory.device]
+        yield (
+            f"  {printable(device.address)} ({device.kind})  {_bar(memory, ascii_only)}  "
+            f"{format_bytes(memory.used_bytes)} of {format_bytes(memory.capacity_bytes)}"
+        )
+        parts = [
+            ("weights", memory.weights_bytes),
+            ("adapters", memory.sides_bytes),
+            ("KV pages", memory.kv_bytes),
+            ("activations", memory.workspace_bytes),
+            ("reserve", memory.reserve_bytes),
+        ]
+        yield "    " + ", ".join(f"{name} {format_bytes(size)}" for name, size in parts)
+    used = {memory.device for memory in plan.memory}
+    for index, device in enumerate(plan.devices):
+        if index not in used:
+            yield f"  {printable(device.address)} ({device.kind})  unused"
+
+
+def _bar(memory: MemoryEntry, ascii_only: bool) -> str:
+    """Weights and adapters, then KV, then the rest of what is used, then free."""
+    marks = "#=-." if ascii_only else "█▓▒░"
+    sizes = (
+        memory.weights_bytes + memory.sides_bytes,
+        memory.kv_bytes,
+        memory.workspace_bytes + memory.reserve_bytes,
+    )
+    bar = "".join(
+        mark * round(_BAR * size / memory.capacity_bytes) for mark, size in zip(marks, sizes, strict=False)
+    )
+    return "[" + (bar + marks[3] * _BAR)[:_BAR] + "]"
+
+
+def _segments(plan: ExecutionPlan, ascii_only: bool) -> Iterator[str]:
+    yield "SEGMENTS  (launched once a step for the rows of all apps that pass)"
+    mark, blank = ("#", ".") if ascii_only else ("■", "·")
+    for index, segment in enumerate(plan.segments):
+        passing = set(segment.chains)
+        members = [app for app in plan.apps if app.chain in passing]
+        blocks = plan.paths[segment.path].blocks[segment.first : segment.first + segment.count]
+        tensors = {tensor for block in blocks for tensor in plan.blocks[block].tensors.values()}
+        cells = "".join(mark if app.chain in passing else blank for app in plan.apps)
+        last = segment.first + segment.count - 1
+        place = f"block {segment.first}" if segment.count == 1 else f"blocks {segment.first}-{last}"
+        yield (
+            f"  {index:>3}  {place:<13} {format_bytes(sum(t.nbytes for t in tensors)):>9}  {cells}  "
+            f"{_names([app.address for app in members], len(plan.apps))}"
+        )
+
+
+def _apps(plan: ExecutionPlan) -> Iterator[str]:
+    yield "APPS"
+    width = max((len(printable(app.address)) for app in plan.apps), default=0)
+    for app in plan.apps:
+        chain = plan.chains[app.chain]
+        sides = f", adapters of rank {chain.side_rank}" if chain.side_rank else ""
+        passed = " > ".join(map(str, chain.segments))
+        yield (
+            f"  {printable(app.address):<{width}}  {_lineage(plan, app.model)}: "
+            f"segments {passed}{sides}"
+        )
+
+
+def _lineage(plan: ExecutionPlan, model: str) -> str:
+    names = [model]
+    while (parent := plan.models[names[-1]].parent) is not None:
+        names.append(parent)
+    return " : ".join(map(printable, names))
+
+
+def _kv(plan: ExecutionPlan) -> Iterator[str]:
+    yield "KV CACHE  (pages are shared only inside an isolation group, and only where domains are equal)"
+    for index, group in enumerate(plan.kv_groups):
+        pages = sum(instance.kv_pages.get(index, 0) for instance in plan.instances)
+        window = "" if group.window is None else f", window {group.window}"
+        last = group.first_layer + group.layers - 1
+        layers = f"layer {group.first_layer}" if group.layers == 1 else f"layers {group.first_layer}-{last}"
+        yield (
+            f"  group {index}: {layers}{window}, {pages} pages of {group.page_tokens} tokens, "
+            f"{format_bytes(pages * group.page_bytes)}"
+        )
+        for names in _sharing(plan, index):
+            yield f"    shared by {', '.join(names)}"
+
+
+def _sharing(plan: ExecutionPlan, group: int) -> list[list[str]]:
+    """Apps that may read each other's pages in a group."""
+    readers: dict[tuple[str, str], list[str]] = {}
+    for app in plan.apps:
+        for entry in plan.chains[app.chain].kv:
+            if entry.group == group:
+                readers.setdefault((entry.domain, app.isolation_group), []).append(printable(app.address))
+    return [names for names in readers.values() if len(names) > 1]
+
+
+def _bytes(plan: ExecutionPlan, ascii_only: bool) -> Iterator[str]:
+    yield "WEIGHTS"
+    baselines = plan.baselines
+    mark = "#" if ascii_only else "█"
+    rows = [
+        ("one model each (PM)", baselines.pm_bytes),
+        ("LoRA on shared bases (PS)", baselines.ps_bytes),
+        ("blocks (this plan)", baselines.ours_bytes),
+    ]
+    for name, size in rows:
+        yield f"  {name:<26} {format_bytes(size):>9}  {mark * max(1, round(_BAR * size / baselines.pm_bytes))}"
+
+
+def _names(names: Sequence[str], total: int) -> str:
+    if len(names) == total and total > 1:
+        return "all apps"
+    shown = ", ".join(printable(name) for name in names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,194 @@
+"""The server's life: check, listen, start the engine, serve, drain, end.
+
+In: the options of ``blockc serve``. Out: nothing, once everything has ended. Invariant: without
+keys only this machine can connect; when this returns or raises, no engine process is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import ipaddress
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import uvicorn
+from fastapi import FastAPI
+
+from blockc.diag import DiagnosticError, Diagnostics
+from blockc.plan import load_plan
+from blockc.zoo import Zoo
+from blockc_runtime.server.app import create_app
+from blockc_runtime.server.auth import KeyRing, load_keys
+from blockc_runtime.server.catalogue import Catalogue, load_catalogue
+from blockc_runtime.server.engine_client import EngineClient
+from blockc_runtime.server.metrics import Metrics
+from blockc_runtime.server.supervisor import EngineCommand, Supervisor, engine_command
+
+_FLUSH_S = 1  # for answers that are complete, and clients that do not read them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """``drain_s``: how long requests may go on after SIGTERM. ``port`` 0: any free one."""
+
+    plan: Path
+    zoo: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: Path | None = None
+    executor: str = "torch"
+    drain_s: float = 30.0
+
+
+def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT. ``ready`` gets the URL once requests are answered.
+
+    Raises `DiagnosticError` for whatever is wrong with plan, zoo, keys, address or engine.
+    """
+    plan = load_plan(options.plan)
+    catalogue = load_catalogue(plan, Zoo(options.zoo), progress)
+    keys = None if options.keys is None else load_keys(options.keys, catalogue.tenants)
+    listener = listen(options.host, options.port, with_keys=keys is not None)
+    if keys is None:
+        progress("no --keys: every app is open to everybody on this machine")
+    digest = hashlib.sha256(options.plan.read_bytes()).hexdigest()
+    command = engine_command(options.plan, options.zoo, options.executor)
+    server = Server(catalogue=catalogue, keys=keys, command=command, plan_digest=digest, progress=progress)
+    asyncio.run(server.run(listener, ready=ready, drain_s=options.drain_s))
+
+
+def listen(host: str, port: int, *, with_keys: bool) -> socket.socket:
+    """Return a bound socket. Raises `DiagnosticError` (BC109) if the address cannot be used."""
+    if not with_keys and not _is_loopback(host):
+        _refuse(
+            f"without keys the server listens on this machine only, not on {host}",
+            help="give --keys FILE, or leave out --host",
+        )
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        _refuse(f"cannot listen on {host}, port {port}: {error.strerror}")
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the URL under which a bound socket is reached."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server:
+    """The parts of a running server, put together."""
+
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue,
+        keys: KeyRing | None,
+        command: EngineCommand,
+        plan_digest: str,
+        progress: Callable[[str], None],
+        client: EngineClient | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.metrics = metrics or Metrics()
+        self.client = client or EngineClient(self.metrics)
+        self.app = create_app(self.client, catalogue=catalogue, metrics=self.metrics, keys=keys)
+        self._progress = progress
+        self._http = _http_server(self.app)
+        self._command, self._plan_digest = command, plan_digest
+        self._draining: asyncio.Task[None] | None = None
+        self.supervisor: Supervisor | None = None
+
+    async def run(self, listener: socket.socket, *, ready: Callable[[str], None], drain_s: float) -> None:
+        """Serve until a signal. Raises `DiagnosticError` if the first engine does not start."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not the main thread
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.drain, drain_s)
+        self.supervisor = Supervisor(
+            self.client,
+            self._command,
+            plan_digest=self._plan_digest,
+            metrics=self.metrics,
+            progress=self._progress,
+        )
+        url = url_of(listener)
+        http = asyncio.create_task(self._http.serve(sockets=[listener]))
+        starting = asyncio.create_task(self.supervisor.start())
+        try:
+            await asyncio.wait({http, starting}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                ready(url)
+            await http
+        finally:
+            starting.cancel()
+            self._http.should_exit = True
+            await asyncio.gather(http, starting, return_exceptions=True)
+            await self.supervisor.stop()
+
+    def drain(self, drain_s: float) -> None:
+        """Begin to end: finish what is running for so long. A second call ends it at once."""
+        loop = asyncio.get_running_loop()
+        if self._draining is not None:
+            drain_s = 0.0
+            self._draining.cancel()
+        self.client.draining = True
+        self._draining = loop.create_task(self._drain(drain_s))
+
+    async def _drain(self, drain_s: float) -> None:
+        self._progress("ending: no new requests; finishing those that run")
+        try:
+            await asyncio.wait_for(self.client.idle(), drain_s)
+        except TimeoutError:
+            self.client.abandon_all("the server is ending")
+        self._http.should_exit = True
+
+
+class _HttpServer(uvicorn.Server):
+    """Leaves the signals to us: while it drains, new requests get an answer, not a closed port."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _http_server(app: FastAPI) -> uvicorn.Server:
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_level="warning",
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=_FLUSH_S,
+    )
+    return _HttpServer(config)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _refuse(message: str, *, help: str | None = None) -> NoReturn:  # noqa: A002 - diagnostics' term
+    problems = Diagnostics()
+    problems.report("BC109", message, help=help)
+    raise DiagnosticError(problems)

@@ -1,0 +1,137 @@
+"""A server under test: real sockets, a real engine process, its event loop in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from blockc.diag import DiagnosticError
+from blockc_runtime.server.auth import KeyRing
+from blockc_runtime.server.catalogue import Catalogue
+from blockc_runtime.server.engine_client import EngineClient, QueueLimits
+from blockc_runtime.server.metrics import Metrics
+from blockc_runtime.server.serve import Server, listen, url_of
+
+_T = TypeVar("_T")
+DIGEST = "d" * 64
+ROOT = Path(__file__).parents[3]
+
+
+class RunningServer:
+    """Started on construction; ``url`` answers once it is."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        *,
+        keys: KeyRing | None = None,
+        engine_options: tuple[str, ...] = (),
+        limits: QueueLimits | None = None,
+        digest: str = DIGEST,
+    ) -> None:
+        self.progress: list[str] = []
+        self.ready = threading.Event()
+        self.error: DiagnosticError | None = None
+        self.engine_options = list(engine_options)
+        metrics = Metrics()
+        self.server = Server(
+            catalogue=catalogue,
+            keys=keys,
+            command=self._command,
+            plan_digest=digest,
+            progress=self.progress.append,
+            client=EngineClient(metrics, limits),
+            metrics=metrics,
+        )
+        self._listener = listen("127.0.0.1", 0, with_keys=False)
+        self.url = url_of(self._listener)
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        if not self.ready.wait(20) and self.error is None:
+            raise TimeoutError(self.progress)
+
+    def _command(self, socket_path: Path) -> tuple[str, ...]:
+        program = ("-m", "tests.runtime.server.standin", "--digest", DIGEST)
+        return (sys.executable, *program, "--socket", str(socket_path), *self.engine_options)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        run = self.server.run(self._listener, ready=lambda _: self.ready.set(), drain_s=5)
+        try:
+            self.loop.run_until_complete(run)
+        except DiagnosticError as error:
+            self.error = error
+            self.ready.set()
+        finally:
+            self.loop.close()
+
+    def call(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run something on the server's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
+
+    def free_pages(self) -> int:
+        return self.call(self.server.client.stats()).free_pages[0]
+
+    def kill_engine(self) -> int:
+        """SIGKILL the engine; return its pid."""
+        assert self.server.supervisor is not None
+        pid = self.server.supervisor.engine_pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def drain(self, drain_s: float) -> None:
+        self.loop.call_soon_threadsafe(self.server.drain, drain_s)
+
+    def join(self, timeout_s: float = 10) -> bool:
+        """Whether the server ended in time."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def stop(self) -> None:
+        if self._thread.is_alive() and not self.loop.is_closed():
+            self.drain(0.0)
+        assert self.join()
+
+
+@contextmanager
+def running(catalogue: Catalogue, **options: Any) -> Iterator[RunningServer]:
+    server = RunningServer(catalogue, **options)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def eventually(holds: Callable[[], bool], within_s: float = 5.0) -> bool:
+    """Whether something comes true in time."""
+    until_s = time.monotonic() + within_s
+    while time.monotonic() < until_s:
+        if holds():
+            return True
+        time.sleep(0.01)
+    return holds()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def raw(url: str) -> socket.socket:
+    """A plain connection, for what no client library would send."""
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)

@@ -1,0 +1,199 @@
+"""Frames survive the trip, and nothing else does."""
+
+from __future__ import annotations
+
+import math
+import struct
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blockc_runtime import wire
+from blockc_runtime.request import EndEvent, Request, Sampling, TokenLogprob, TokensEvent
+from blockc_runtime.step import Fault, Launch, Row, RowResult, Step, StepResult
+
+ints = st.integers(-(2**63), 2**64 - 1)
+ids = st.integers(0, 2**31)
+texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+floats = st.floats(allow_nan=False)
+token_tuples = st.lists(ids, max_size=8).map(tuple)
+
+
+def many(strategy: st.SearchStrategy) -> st.SearchStrategy:
+    return st.lists(strategy, max_size=4).map(tuple)
+
+
+samplings = st.builds(Sampling, temperature=floats, top_p=floats, top_k=ids, seed=ints, logprobs=st.none() | ids)
+requests = st.builds(
+    Request, id=texts, app=ids, chain=ids, isolation_group=texts, prompt=token_tuples, emitted=ids,
+    max_tokens=ids, stop_token_ids=token_tuples, sampling=samplings,
+)  # fmt: skip
+logprobs = many(st.builds(TokenLogprob, logprob=floats, top=many(st.tuples(ids, floats))))
+token_events = st.builds(TokensEvent, request=texts, tokens=token_tuples, logprobs=logprobs)
+end_events = st.builds(
+    EndEvent, request=texts, reason=st.sampled_from(["stop", "length", "cancelled", "error"]),
+    message=texts, cached_tokens=ids,
+)  # fmt: skip
+messages = st.one_of(
+    st.builds(wire.Submit, request=requests),
+    st.builds(wire.Cancel, request=texts),
+    st.just(wire.StatsQuery()),
+    st.just(wire.Drain()),
+    st.just(wire.Shutdown()),
+    st.builds(wire.Ready, plan_digest=texts, capabilities=many(texts)),
+    st.builds(
+        wire.Tokens, step=ids,
+        load=st.builds(wire.StepLoad, rows=ids, tokens=ids, launches=ids, chains=ids),
+        started=many(texts), events=many(token_events),
+    ),
+    st.builds(wire.End, events=many(end_events)),
+    st.builds(
+        wire.Stats, unfinished=ids, steps=ids, free_pages=token_tuples, total_pages=token_tuples
+    ),
+    st.builds(wire.EngineError, code=texts, message=texts),
+)  # fmt: skip
+faults = st.builds(Fault, scope=st.sampled_from(["row", "launch", "worker"]), message=texts)
+steps = st.builds(
+    Step, id=ids, epoch=ids,
+    rows=many(
+        st.builds(
+            Row, request=texts, chain=ids, tokens=token_tuples, start=ids,
+            pages=many(many(st.none() | ids)), samples=ids, sampling=st.none() | samplings,
+            output_index=ids,
+        )
+    ),
+    launches=many(
+        st.builds(Launch, instance=ids, segment=ids, micro_batch=ids, rows=token_tuples)
+    ),
+)  # fmt: skip
+results = st.builds(
+    StepResult, step=ids,
+    rows=many(
+        st.builds(RowResult, tokens=token_tuples, logprobs=logprobs, fault=st.none() | faults)
+    ),
+)  # fmt: skip
+
+
+@given(st.lists(messages, max_size=4), st.integers(1, 50))
+def test_messages_survive_however_the_stream_is_cut(sent, piece):
+    stream = b"".join(wire.encode(message) for message in sent)
+    buffer = wire.FrameBuffer()
+    received = []
+    for start in range(0, len(stream), piece):
+        received += buffer.feed(stream[start : start + piece])
+    assert received == sent
+
+
+@given(steps)
+def test_steps_survive(step):
+    assert wire.decode_step(wire.encode_step(step)) == step
+
+
+@given(results)
+def test_step_results_survive(result):
+    assert wire.decode_step_result(wire.encode_step_result(result)) == result
+
+
+@given(st.binary(max_size=64))
+def test_random_bytes_are_a_protocol_error(data):
+    for decode in (wire.decode, wire.decode_step, wire.decode_step_result):
+        with pytest.raises(wire.ProtocolError):
+            decode(data)
+
+
+json_like = st.recursive(
+    st.none() | st.booleans() | ints | floats | texts | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(messages, st.data())
+def test_a_changed_field_is_refused_or_another_message(message, data):
+    frame = msgpack.unpackb(wire.encode(message)[4:])
+    place = data.draw(st.integers(0, len(frame) - 1))
+    frame[place] = data.draw(json_like)
+    try:
+        decoded = wire.decode(msgpack.packb(frame))
+    except wire.ProtocolError:
+        return
+    assert wire.decode(wire.encode(decoded)[4:]) == decoded
+
+
+@given(messages, st.data())
+def test_a_truncated_frame_is_refused(message, data):
+    payload = wire.encode(message)[4:]
+    with pytest.raises(wire.ProtocolError):
+        wire.decode(payload[: data.draw(st.integers(0, len(payload) - 1))])
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        [2, "drain"],
+        ["1", "drain"],
+        [True, "drain"],
+        [1, "unload"],
+        [1, b"drain"],
+        [1, ["drain"]],
+        [1, "drain", 0],
+        [1, "cancel"],
+        [1, "cancel", 7],
+        [1, "cancel", True],
+        [1, "stats", 1, 1, [1, "x"], []],
+        [1, "stats", 1, True, [], []],
+        [1, "end", [["r", "finished", "", 0]]],
+        [1],
+        [],
+        {"version": 1},
+        None,
+    ],
+)
+def test_malformed_frames_are_refused(frame):
+    with pytest.raises(wire.ProtocolError):
+        wire.decode(msgpack.packb(frame))
+
+
+def test_version_mismatch_says_both_versions():
+    with pytest.raises(wire.ProtocolError, match="version 7 of the wire, this is version 1"):
+        wire.decode(msgpack.packb([7, "drain"]))
+
+
+def test_deep_nesting_is_refused():
+    with pytest.raises(wire.ProtocolError):
+        wire.decode(b"\x91" * 100_000)
+
+
+def test_oversized_frames_are_refused_before_they_are_buffered():
+    buffer = wire.FrameBuffer()
+    with pytest.raises(wire.ProtocolError):
+        buffer.feed(struct.pack(">I", wire.MAX_FRAME_BYTES + 1))
+
+
+def test_what_cannot_be_written_is_refused(monkeypatch):
+    with pytest.raises(wire.ProtocolError):
+        wire.encode(wire.Cancel(request="\ud800"))
+    sampling = Sampling(seed=2**70)
+    with pytest.raises(wire.ProtocolError):
+        wire.encode(
+            wire.Submit(
+                request=Request(
+                    id="r", app=0, chain=0, isolation_group="", prompt=(1,), emitted=0,
+                    max_tokens=1, stop_token_ids=(), sampling=sampling,
+                )
+            )
+        )  # fmt: skip
+    monkeypatch.setattr(wire, "MAX_FRAME_BYTES", 100)
+    with pytest.raises(wire.ProtocolError, match="exceeds 100"):
+        wire.encode(wire.Cancel(request="x" * 200))
+
+
+def test_infinite_log_probabilities_survive():
+    event = TokensEvent(request="r", tokens=(1,), logprobs=(TokenLogprob(logprob=-math.inf, top=()),))
+    frame = wire.Tokens(
+        step=0, load=wire.StepLoad(rows=1, tokens=1, launches=1, chains=1), started=(),
+        events=(event,),
+    )  # fmt: skip
+    assert wire.decode(wire.encode(frame)[4:]) == frame
