@@ -37,6 +37,7 @@ def serve(
     executor: Annotated[
         str, typer.Option(hidden=True, help="`torch`, or `null` to measure everything else.")
     ] = "torch",
+    null_step: Annotated[float, typer.Option(hidden=True, min=0.0, metavar="SECONDS")] = 0.0,
 ) -> None:
     """Serve a plan over HTTP."""
     import sys
@@ -53,6 +54,7 @@ def serve(
         port=port,
         keys=keys,
         executor=executor,
+        null_step_s=null_step,
         drain_s=drain,
     )
     run(

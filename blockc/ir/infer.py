@@ -6,7 +6,7 @@ the token count with something else). Used for sizes and for checking that block
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from blockc.ir.structure import Arg, Dim, DtypeArg, Op, Param, Structure, Symbol, Value, ValueType
 
@@ -67,8 +67,8 @@ def _result(op: Op, types: Types, params: Mapping[str, ValueType]) -> ValueType 
         case "blockc.select_rows", _:
             return _shaped(x, ("R" if dim == "T" else dim for dim in x.shape))
         case "aten.matmul.default", _:
-            other = operands[1]
-            return None if other is None or len(other.shape) < 2 else _shaped(x, (*x.shape[:-1], other.shape[-1]))
+            right = operands[1]
+            return None if right is None or len(right.shape) < 2 else _shaped(x, (*x.shape[:-1], right.shape[-1]))
         case _:
             return _view(op, x)
 
@@ -185,5 +185,5 @@ def _type(arg: Arg, types: Types, params: Mapping[str, ValueType]) -> ValueType 
             return None
 
 
-def _shaped(like: ValueType, shape: object) -> ValueType:
-    return ValueType(dtype=like.dtype, shape=tuple(shape))  # type: ignore[call-overload]
+def _shaped(like: ValueType, shape: Iterable[Dim]) -> ValueType:
+    return ValueType(dtype=like.dtype, shape=tuple(shape))

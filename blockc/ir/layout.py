@@ -49,7 +49,7 @@ class ResidentTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvPages:
-    """The pages of one KV group on one device; ``layer_page_bytes`` is one layer's part of a page."""
+    """The pages of one KV group on one device."""
 
     pages: int
     page_bytes: int

@@ -1,8 +1,26 @@
-"""Placement: what runs where, with how much memory, and how good that is."""
+"""Placement: which chain runs on which device, with how many KV pages, and how good that is."""
 
 from __future__ import annotations
 
+from blockc.place.count import place_problem
 from blockc.place.place import Placement, place
-from blockc.place.problem import PlaceProblem, place_problem
+from blockc.place.problem import (
+    PlaceChain,
+    PlaceDevice,
+    PlaceExpect,
+    PlaceGroup,
+    PlaceProblem,
+    PlaceSegment,
+)
 
-__all__ = ["PlaceProblem", "Placement", "place", "place_problem"]
+__all__ = [
+    "PlaceChain",
+    "PlaceDevice",
+    "PlaceExpect",
+    "PlaceGroup",
+    "PlaceProblem",
+    "PlaceSegment",
+    "Placement",
+    "place",
+    "place_problem",
+]

@@ -1,28 +1,28 @@
-"""Placement: instances on devices with their KV pages, and how far that is from optimal.
+"""Decide where every chain runs and how many KV pages it may use.
 
-In: a ``PlaceProblem``. Out: a ``Placement``, or None with BC401, BC402 or BC502 reported. Invariant: what is resident
-on a device, counted by ``Layout``, fits its memory less its reserve, and every chain there can hold at least one
-sequence of full length.
+In: a :class:`PlaceProblem`. Out: a :class:`Placement`, or None with the reason reported. A chain runs wholly on one
+device; a segment that chains on several devices pass is resident on each of them. Invariant: pure and seeded, and
+every device's memory entry is a `Layout` that fits it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import version
 
 from blockc.diag import Diagnostics
-from blockc.ir.layout import weights_bytes
-from blockc.place.assign import SEED, Assignment, assign
-from blockc.place.infeasible import report_infeasible
-from blockc.place.problem import PlaceChain, PlaceProblem
+from blockc.place.bound import devices_bound
+from blockc.place.cpsat import Solution, fits_solver, solve, solver_version
+from blockc.place.explain import explain_infeasible, format_bytes
+from blockc.place.greedy import Assignment, greedy
+from blockc.place.pages import share_pages
+from blockc.place.problem import PlaceProblem
+from blockc.place.sizes import Sizes, sizes_of
 from blockc.plan import BaselineEntry, InstanceEntry, MemoryEntry, RouteEntry, SolverEntry
-
-_OBJECTIVE = ("devices", "even load")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """The tables of the plan that placement decides."""
+    """The tables of the plan that placement decides. Instances and memory entries are in order of device."""
 
     instances: tuple[InstanceEntry, ...]
     routes: tuple[RouteEntry, ...]
@@ -32,100 +32,137 @@ class Placement:
 
 
 def place(problem: PlaceProblem, *, diags: Diagnostics) -> Placement | None:
-    """Decide. None if an error was reported."""
-    try:
-        assignment = assign(problem)
-    except TimeoutError:
-        diags.report(
-            "BC402",
-            "no placement was found within the solver's limit",
-            at=problem.cluster_span,
-            help="add memory or devices, or remove apps, until the problem is less tight",
+    """Place all chains. None exactly if an error was reported (BC401, BC402)."""
+    sizes = sizes_of(problem)
+    solution, solver = _assign(sizes)
+    if solution.assignment is None:
+        if solution.infeasible or devices_bound(sizes) > len(problem.devices):
+            explain_infeasible(sizes, diags=diags)
+        else:
+            _report_limit(problem, diags)
+        return None
+    placement = _placement(sizes, solution, solver)
+    _report_gap(problem, placement.solver, diags)
+    _check_expectations(problem, placement.memory, diags)
+    return placement
+
+
+def _assign(sizes: Sizes) -> tuple[Solution, str]:
+    """An assignment and the name of what found it. One device leaves nothing to choose."""
+    problem = sizes.problem
+    if len(problem.devices) == 1 or not problem.chains:
+        every = tuple(0 for _ in problem.chains)
+        fits = sizes.least(range(len(every))).used_bytes <= problem.devices[0].offered_bytes
+        return Solution(
+            assignment=every if fits else None, devices_bound=1, infeasible=not fits, proven=fits
+        ), "one device"
+    bound = devices_bound(sizes)
+    found = greedy(sizes) if bound <= len(problem.devices) else None
+    if bound > len(problem.devices):
+        return Solution(assignment=None, devices_bound=bound, infeasible=True, proven=False), "sum of bytes"
+    if not fits_solver(sizes):
+        return Solution(assignment=found, devices_bound=bound, infeasible=False, proven=False), "greedy"
+    return solve(sizes, hint=found, devices_bound=bound), solver_version()
+
+
+def _placement(sizes: Sizes, solution: Solution, solver: str) -> Placement:
+    problem = sizes.problem
+    assert solution.assignment is not None
+    assignment = solution.assignment
+    instances: list[InstanceEntry] = []
+    memory: list[MemoryEntry] = []
+    for index, device in enumerate(problem.devices):
+        chains = [chain for chain, place_ in enumerate(assignment) if place_ == index]
+        pages = share_pages(sizes, chains, offered_bytes=device.offered_bytes)
+        used = sizes.layout(chains, pages, reserve_bytes=device.reserve_bytes)
+        assert used.used_bytes <= device.memory_bytes, "a placement must fit the memory that it was made for"
+        memory.append(
+            MemoryEntry(
+                device=index,
+                weights_bytes=used.weights_bytes,
+                sides_bytes=used.sides_bytes,
+                kv_bytes=used.kv_bytes,
+                workspace_bytes=used.workspace_bytes,
+                reserve_bytes=used.reserve_bytes,
+                capacity_bytes=device.memory_bytes,
+            )
         )
-        return None
-    if assignment is None:
-        report_infeasible(problem, diags=diags)
-        return None
-    used = sorted(set(assignment.device_of))
-    instances = tuple(_instance(problem, assignment, device) for device in used)
-    memory = tuple(_memory(problem, instance, device) for instance, device in zip(instances, used, strict=True))
-    _judge(problem, memory, diags=diags)
-    return Placement(
-        instances=instances,
-        routes=tuple(
-            RouteEntry(chain=chain, alternatives=((used.index(device),),))
-            for chain, device in enumerate(assignment.device_of)
-        ),
-        memory=memory,
-        baselines=BaselineEntry(pm_bytes=problem.pm_bytes, ps_bytes=problem.ps_bytes, ours_bytes=problem.ours_bytes),
-        solver=SolverEntry(
-            objective=_OBJECTIVE,
-            value=assignment.value,
-            bound=assignment.bound,
-            gap=(assignment.value - assignment.bound) / assignment.value,
-            status=assignment.status,
-            seed=SEED,
-            solver=f"ortools {version('ortools')} CP-SAT",
-        ),
-    )
-
-
-def _instance(problem: PlaceProblem, assignment: Assignment, device: int) -> InstanceEntry:
-    chains = tuple(chain for chain, own in enumerate(assignment.device_of) if own == device)
-    members = [problem.chains[chain] for chain in chains]
-    free = problem.devices[device].usable_bytes - problem.workspace_bytes - _weights(members) - _sides(members)
-    return InstanceEntry(
-        segments=tuple(sorted({segment for chain in members for segment in chain.segments})),
-        devices=(device,),
-        chains=chains,
-        max_rows=problem.max_rows,
-        kv_pages=_kv_pages(problem, members, free),
-    )
-
-
-def _kv_pages(problem: PlaceProblem, chains: list[PlaceChain], free_bytes: int) -> dict[int, int]:
-    """Room for as many sequences of full length as run at once, or equal shares of what there is."""
-    one: dict[int, int] = {}  # pages of one full sequence
-    for chain in chains:
-        for group in chain.groups:
-            pages = -(-chain.max_model_len // problem.groups[group].page_tokens)
-            one[group] = max(one.get(group, 0), pages)
-    wanted_bytes = sum(pages * problem.groups[group].page_bytes for group, pages in one.items())
-    sequences = min(problem.max_rows, free_bytes / wanted_bytes)
-    return {group: max(pages, int(sequences * pages)) for group, pages in sorted(one.items())}
-
-
-def _memory(problem: PlaceProblem, instance: InstanceEntry, device: int) -> MemoryEntry:
-    members = [problem.chains[chain] for chain in instance.chains]
-    return MemoryEntry(
-        device=device,
-        weights_bytes=_weights(members),
-        sides_bytes=_sides(members),
-        kv_bytes=sum(pages * problem.groups[group].page_bytes for group, pages in instance.kv_pages.items()),
-        workspace_bytes=problem.workspace_bytes,
-        reserve_bytes=problem.devices[device].reserve_bytes,
-        capacity_bytes=problem.devices[device].memory_bytes,
-    )
-
-
-def _weights(chains: list[PlaceChain]) -> int:
-    return weights_bytes(form for chain in chains for form in chain.weights)
-
-
-def _sides(chains: list[PlaceChain]) -> int:
-    return sum(chain.sides_bytes for chain in chains)
-
-
-def _judge(problem: PlaceProblem, memory: tuple[MemoryEntry, ...], *, diags: Diagnostics) -> None:
-    """The spec's ``expect { memory_below }``: of every device, the reserve left out."""
-    for limit, span in problem.memory_below:
-        for entry in memory:
-            used = entry.used_bytes - entry.reserve_bytes
-            if used >= limit:
-                diags.report(
-                    "BC502",
-                    f"{problem.devices[entry.device].address} takes {used:,} bytes, expected below {limit:,}",
-                    at=span,
-                    notes=(f"of these {entry.kv_bytes:,} bytes are KV pages",),
-                    help="lower `max_num_seqs` or `max_model_len`, or raise the expectation",
+        if chains:
+            segments = {segment for chain in chains for segment in problem.chains[chain].segments}
+            instances.append(
+                InstanceEntry(
+                    segments=tuple(sorted(segments)),
+                    devices=(index,),
+                    chains=tuple(chains),
+                    max_rows=problem.max_rows,
+                    kv_pages=pages,
                 )
+            )
+    return Placement(
+        instances=tuple(instances),
+        routes=_routes(instances, assignment),
+        memory=tuple(memory),
+        baselines=BaselineEntry(pm_bytes=problem.pm_bytes, ps_bytes=problem.ps_bytes, ours_bytes=problem.ours_bytes),
+        solver=_solver_entry(problem, solution, solver),
+    )
+
+
+def _routes(instances: list[InstanceEntry], assignment: Assignment) -> tuple[RouteEntry, ...]:
+    on_device = {instance.devices[0]: number for number, instance in enumerate(instances)}
+    return tuple(RouteEntry(chain=chain, alternatives=((on_device[d],),)) for chain, d in enumerate(assignment))
+
+
+def _solver_entry(problem: PlaceProblem, solution: Solution, solver: str) -> SolverEntry:
+    assert solution.assignment is not None
+    value = max(1, len(set(solution.assignment)))
+    return SolverEntry(
+        objective=("devices", "peak_load"),
+        value=float(value),
+        bound=float(min(solution.devices_bound, value)),
+        gap=(value - min(solution.devices_bound, value)) / value,
+        status="optimal" if solution.proven else "feasible",
+        seed=problem.seed,
+        solver=solver,
+    )
+
+
+def _report_gap(problem: PlaceProblem, solver: SolverEntry, diags: Diagnostics) -> None:
+    if solver.gap:
+        diags.report(
+            "BC403",
+            f"the plan uses {solver.value:.0f} devices; that it needs more than {solver.bound - 1:.0f} is all that "
+            f"is proven (a gap of {100 * solver.gap:.1f} %)",
+            at=problem.cluster_span,
+            help="a higher `policy.solver_time_limit` may find a better plan or prove this one",
+        )
+
+
+def _report_limit(problem: PlaceProblem, diags: Diagnostics) -> None:
+    diags.report(
+        "BC402",
+        f"no placement of {len(problem.chains)} models on {len(problem.devices)} devices was found in "
+        f"{float(problem.solver_time_limit_s):g} s, and none was ruled out",
+        at=problem.cluster_span,
+        help="raise `policy.solver_time_limit`, or give the devices more memory",
+    )
+
+
+def _check_expectations(problem: PlaceProblem, memory: tuple[MemoryEntry, ...], diags: Diagnostics) -> None:
+    for expect in problem.expect:
+        for entry in memory:
+            taken_bytes = entry.used_bytes - entry.reserve_bytes
+            if taken_bytes < expect.memory_below_bytes:
+                continue
+            parts = (
+                f"weights {format_bytes(entry.weights_bytes)}, fine-tunes {format_bytes(entry.sides_bytes)}, "
+                f"KV cache {format_bytes(entry.kv_bytes)}, workspace {format_bytes(entry.workspace_bytes)}"
+            )
+            diags.report(
+                "BC502",
+                f"{problem.devices[entry.device].address} takes {format_bytes(taken_bytes)}, "
+                f"expected less than {format_bytes(expect.memory_below_bytes)}",
+                at=expect.span,
+                notes=(parts,),
+                help="the KV cache takes what the device offers up to `policy.max_rows` full sequences: lower that, "
+                "`max_model_len` or the device's `memory`",
+            )

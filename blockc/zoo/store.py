@@ -130,7 +130,9 @@ class Zoo:
         """Store ``data`` and return its SHA-256 (hex)."""
         digest = hashlib.sha256(data).hexdigest()
         path = self._blobs / digest
-        if not path.exists():
+        with _io_errors(path):
+            held = path.exists() and path.read_bytes() == data
+        if not held:
             with self._writing():
                 write_atomically(path, (data,))
         return digest

@@ -14,7 +14,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -67,7 +66,7 @@ class StepScheduler(Protocol):
     def complete(self, step: Step, result: StepResult, now_s: float) -> Sequence[Event]:
         """Take a step's results in."""
 
-    def cancel(self, request: str) -> Sequence[Event]:
+    def cancel(self, request: str, /) -> Sequence[Event]:
         """Drop a request, whatever its state; nothing if it is unknown."""
 
 
@@ -256,6 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--zoo", type=Path, required=True)
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--executor", choices=("torch", "null"), default="torch")
+    parser.add_argument("--null-step-s", type=float, default=0.0, help="what a null step takes")
     options = parser.parse_args(arguments)
     # A terminal's Ctrl-C is the server's business: it drains, and we end when it says so.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -286,7 +286,7 @@ def serve(channel: Channel, build: Callable[[], tuple[Engine, Ready]]) -> int:
 
 
 def _fail(channel: Channel, code: str, message: str) -> int:
-    print(message, file=sys.stderr, flush=True)
+    """Tell the server, which prints it."""
     with contextlib.suppress(ServerGoneError, ProtocolError):
         channel.send(EngineError(code=code, message=message[:_MESSAGE_CHARS]))
     return 1
@@ -313,7 +313,7 @@ def load(options: argparse.Namespace, channel: Channel) -> tuple[Engine, Ready]:
     began_s = time.monotonic()
     plan = load_plan(options.plan)
     digest = hashlib.sha256(options.plan.read_bytes()).hexdigest()
-    executor = _executor(options.executor, plan, Zoo(options.zoo))
+    executor = _executor(options, plan)
     limits = engine_limits(plan)
     kv = KvIndex(limits)
     engine = Engine(channel=channel, scheduler=Scheduler(limits, kv), executor=executor, pages=kv)
@@ -321,12 +321,12 @@ def load(options: argparse.Namespace, channel: Channel) -> tuple[Engine, Ready]:
     return engine, Ready(plan_digest=digest, capabilities=plan.requires)
 
 
-def _executor(kind: str, plan: ExecutionPlan, zoo: Zoo) -> Executor:
+def _executor(options: argparse.Namespace, plan: ExecutionPlan) -> Executor:
     """Import what runs the steps only now: torch takes seconds, and `null` needs none of it."""
-    if kind == "null":
+    if options.executor == "null":
         from blockc_runtime.executor.null import NullExecutor
 
-        return NullExecutor(plan)
+        return NullExecutor(plan, step_s=options.null_step_s)
     from blockc_runtime.capabilities import missing
 
     if lacking := missing(plan):
@@ -335,7 +335,7 @@ def _executor(kind: str, plan: ExecutionPlan, zoo: Zoo) -> Executor:
         raise DiagnosticError(problems)
     from blockc_runtime.executor.torch_ import TorchExecutor
 
-    executor = TorchExecutor(plan, zoo, device=plan.target)
+    executor = TorchExecutor(plan, Zoo(options.zoo), device=plan.target)
     for app in plan.apps:
         if app.chain in executor.disabled:
             print(f"{app.address} cannot be served: {executor.disabled[app.chain]}", flush=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from blockc_runtime.executor.batch import TokenBatch, kv_rows, row_problem, token_batch
+from blockc_runtime.executor.draw import draw
 from blockc_runtime.executor.model import LoadedModel, LoadedSegment, Occurrence
 from blockc_runtime.executor.program import LogitRows
 from blockc_runtime.executor.sides import side_sets
@@ -156,6 +157,8 @@ class StepRun:
 
     def _states(self, batch: TokenBatch) -> Tensor:
         """Hidden states of the rows of ``batch``, wherever earlier launches left them."""
+        if not self._hidden.keys() >= set(batch.rows):
+            raise ValueError("a segment is launched before the one that leads to it")
         sources = [self._hidden[row] for row in batch.rows]
         if all(source.batch.rows == batch.rows for source in sources):
             return sources[0].states
@@ -168,29 +171,33 @@ class StepRun:
 
     def _finish(self, batch: TokenBatch, logits: Tensor, rows: LogitRows) -> None:
         """Find the rows that went wrong; draw tokens for the others."""
-        logits = logits[0]
+        logits = logits[0].float()
         assert rows.finite is not None
-        sound = torch.isfinite(logits.float().sum(-1)).tolist() if len(logits) else []
         finite = rows.finite.tolist()
-        wanted: list[tuple[int, int]] = []
+        wanted: list[int] = []
+        places: list[int] = []
         taken = 0
         for row, first, count, samples in zip(batch.rows, batch.firsts, batch.counts, batch.samples, strict=True):
-            places = range(taken, taken + samples)
+            own = range(taken, taken + samples)
             taken += samples
-            if not all(finite[first : first + count]) or not all(sound[i] for i in places):
+            if not all(finite[first : first + count]):
                 self._spoil(row)
             elif samples:
-                wanted.append((row, places.start))
+                wanted.append(row)
+                places += own
+        if len(places) < len(logits):
+            logits = logits[places]
         self._draw(wanted, logits)
 
-    def _draw(self, wanted: Sequence[tuple[int, int]], logits: Tensor) -> None:
-        """``wanted``: rows of the step with the first of their rows of ``logits [R, V]``."""
-        for row, first in wanted:
-            entry = self.step.rows[row]
-            own = logits[first : first + entry.samples]
-            if self.logits_tap is not None:
+    def _draw(self, rows: Sequence[int], logits: Tensor) -> None:
+        """``logits [R, V]``: the samples of ``rows``, one row after the other."""
+        if not rows:
+            return
+        entries = [self.step.rows[row] for row in rows]
+        if self.logits_tap is not None:
+            for row, own in zip(rows, logits.split_with_sizes([entry.samples for entry in entries]), strict=True):
                 self.logits_tap(row, own)
-            self._results[row] = RowResult(tokens=tuple(own.argmax(-1).tolist()), logprobs=())
+        self._results.update(zip(rows, draw(logits, entries), strict=True))
 
     def _spoil(self, row: int) -> None:
         """A row fault; what it wrote to its pages is erased before they pass to another request."""

@@ -1,39 +1,64 @@
 """An executor without weights, for tests and load generation: tokens are a hash of what the pages hold.
 
-It keeps a page memory of token ids. A drawn token is a hash of the chain and of *all* tokens up to there, read back
-through the row's page tables, in every KV group: a wrong, stale or foreign page gives a wrong token.
+It keeps a page memory. A slot holds a token, the KV domain it was written under, and a hash of all tokens up to there,
+made from the slot before it *as read through the row's page table*. A drawn token is a hash of the chain and of
+everything that the row sees. A wrong, stale or foreign page therefore shows: as a row fault where what is read is not
+what one request wrote, else as a wrong token.
 """
 
 from __future__ import annotations
 
+import struct
 import time
 import zlib
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from blockc.plan import ExecutionPlan
 from blockc_runtime.request import TokenLogprob
 from blockc_runtime.step import Fault, Row, RowResult, Step, StepResult
 
+_TOKEN_BYTES = 8
+_HASH_BYTES = 4
+PageTable = tuple[int | None, ...]
+
 
 def next_token(chain: int, tokens: Sequence[int], vocab_size: int) -> int:
-    """What the null model of a chain says after ``tokens``."""
-    return zlib.crc32(array("q", tokens).tobytes(), chain) % vocab_size
+    """What the null model of a chain says, greedily, after ``tokens``."""
+    return _draw(chain, _hash(0, tokens), vocab_size, b"")
+
+
+def sampled_token(chain: int, tokens: Sequence[int], vocab_size: int, *, seed: int, output_index: int) -> int:
+    """What it says at a temperature above 0 if it `is_seeded`."""
+    return _draw(chain, _hash(0, tokens), vocab_size, _salt(seed, output_index))
+
+
+class _MisreadError(Exception):
+    """The pages of a row do not hold what its request wrote."""
 
 
 class NullExecutor:
-    """Implements :class:`~blockc_runtime.step.Executor`. ``step_s``: how long every step pretends to take."""
+    """Implements :class:`~blockc_runtime.step.Executor`.
 
-    def __init__(self, plan: ExecutionPlan, *, step_s: float = 0.0) -> None:
-        self._chains = [
-            (chain.vocab_size, tuple((kv.group, plan.kv_groups[kv.group].page_tokens) for kv in chain.kv))
+    ``step_s``: how long a step pretends to take, the same for all or as a function of the step. ``is_seeded``: at a
+    temperature above 0 tokens depend on seed and output index (`sampled_token`); else all sampling is greedy.
+    """
+
+    def __init__(
+        self, plan: ExecutionPlan, *, step_s: float | Callable[[Step], float] = 0.0, is_seeded: bool = False
+    ) -> None:
+        memory = [_Memory(page_tokens=group.page_tokens, window=group.window) for group in plan.kv_groups]
+        self._memory = memory
+        self._kv = [
+            [(memory[kv.group], zlib.crc32(kv.domain.encode()).to_bytes(_HASH_BYTES, "little")) for kv in chain.kv]
             for chain in plan.chains
         ]
-        self._windows = [group.window for group in plan.kv_groups]
-        self._memory: list[dict[int, list[int | None]]] = [{} for _ in plan.kv_groups]
+        self._vocab_sizes = [chain.vocab_size for chain in plan.chains]
         self._queue: deque[Step] = deque()
         self._step_s = step_s
+        self._is_seeded = is_seeded
 
     def submit(self, step: Step) -> None:
         """Queue a step."""
@@ -42,55 +67,112 @@ class NullExecutor:
     def collect(self) -> StepResult:
         """Run the oldest queued step."""
         step = self._queue.popleft()
-        if self._step_s:
-            time.sleep(self._step_s)
-        for row in step.rows:
-            self._write(row)
-        return StepResult(step=step.id, rows=tuple(self._row(row) for row in step.rows))
+        wait_s = self._step_s(step) if callable(self._step_s) else self._step_s
+        if wait_s > 0:
+            time.sleep(wait_s)
+        return StepResult(step=step.id, rows=tuple([self._run(row) for row in step.rows]))
 
     def close(self) -> None:
-        """Forget everything."""
+        """Forget everything, as a lost worker does."""
         self._queue.clear()
         for memory in self._memory:
-            memory.clear()
+            memory.pages.clear()
 
-    def _write(self, row: Row) -> None:
-        for table, (group, page_tokens) in zip(row.pages, self._chains[row.chain][1], strict=True):
-            for offset, token in enumerate(row.tokens):
-                index, slot = divmod(row.start + offset, page_tokens)
-                page = table[index]
-                if page is not None:
-                    self._memory[group].setdefault(page, [None] * page_tokens)[slot] = token
-
-    def _row(self, row: Row) -> RowResult:
-        if row.samples == 0:
+    def _run(self, row: Row) -> RowResult:
+        try:
+            seen = set()
+            for (memory, domain), table in zip(self._kv[row.chain], row.pages, strict=True):
+                memory.write(row, table, domain)
+                seen.add(memory.read(row, table, domain))
+            if len(seen) > 1:
+                raise _MisreadError("KV groups hold different tokens")
+        except _MisreadError as error:
+            return RowResult(tokens=(), logprobs=(), fault=Fault(scope="row", message=f"{row.request}: {error}"))
+        if row.samples == 0 or row.sampling is None:
             return RowResult(tokens=(), logprobs=())
+        is_drawn = self._is_seeded and row.sampling.temperature > 0
+        salt = _salt(row.sampling.seed, row.output_index) if is_drawn else b""
+        token = _draw(row.chain, seen.pop(), self._vocab_sizes[row.chain], salt)
+        logprobs = () if row.sampling.logprobs is None else (TokenLogprob(logprob=0.0, top=()),)
+        return RowResult(tokens=(token,), logprobs=logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """Slots side by side, all zero where nothing was written."""
+
+    tokens: bytearray
+    domains: bytearray
+    hashes: list[int]
+
+
+class _Memory:
+    """The pages of one KV group."""
+
+    def __init__(self, *, page_tokens: int, window: int | None) -> None:
+        if window is not None and window < 2:
+            raise ValueError("the null model sees one token back at least")
+        self.pages: dict[int, _Page] = {}
+        self._page_tokens = page_tokens
+        self._window = window
+
+    def write(self, row: Row, table: PageTable, domain: bytes) -> None:
+        """Write a row's tokens where its table says."""
+        state = 0
+        if row.start > 0:
+            page, slot = self._slot(table, row.start - 1)
+            state = page.hashes[slot]
+        for position, token in enumerate(row.tokens, row.start):
+            page, slot = self._slot(table, position)
+            state = _hash(state, (token,))
+            page.tokens[slot * _TOKEN_BYTES : (slot + 1) * _TOKEN_BYTES] = struct.pack("q", token)
+            page.domains[slot * _HASH_BYTES : (slot + 1) * _HASH_BYTES] = domain
+            page.hashes[slot] = state
+
+    def read(self, row: Row, table: PageTable, domain: bytes) -> int:
+        """Return the hash of all tokens up to the row's last one, having looked at everything the row sees."""
         end = row.start + len(row.tokens)
-        read: list[list[int]] = []
-        for table, (group, page_tokens) in zip(row.pages, self._chains[row.chain][1], strict=True):
-            window = self._windows[group]
-            first = 0 if window is None else max(0, end - window)
-            tokens = [self._slot(group, table, position, page_tokens) for position in range(first, end)]
-            if None in tokens:
-                return _fault(f"request {row.request} reads a page that was never written")
-            read.append([token for token in tokens if token is not None])
-        longest = max(read, key=len)
-        if any(longest[len(longest) - len(tokens) :] != tokens for tokens in read):
-            return _fault(f"request {row.request} reads different tokens in different KV groups")
-        vocab_size = self._chains[row.chain][0]
-        drawn = tuple(
-            next_token(row.chain, longest[: len(longest) - after], vocab_size) for after in reversed(range(row.samples))
-        )
-        wanted = row.sampling is not None and row.sampling.logprobs is not None
-        return RowResult(
-            tokens=drawn, logprobs=tuple(TokenLogprob(logprob=0.0, top=()) for _ in drawn) if wanted else ()
-        )
+        first = 0 if self._window is None else max(0, row.start - self._window + 1)
+        first_page = first // self._page_tokens
+        pages = [self._page(page) for page in table[first_page : -(-end // self._page_tokens)]]
+        skip, stop = first - first_page * self._page_tokens, end - first_page * self._page_tokens
+        domains = b"".join([page.domains for page in pages])
+        if domains[skip * _HASH_BYTES : stop * _HASH_BYTES] != domain * (stop - skip):
+            raise _MisreadError("a page holds another KV domain, or nothing")
+        tokens = b"".join([page.tokens for page in pages])
+        last, slot = self._slot(table, end - 1)
+        state = 0
+        if first > 0:  # what came before the window is known by its hash only
+            state, skip = pages[0].hashes[skip], skip + 1
+        if zlib.crc32(tokens[skip * _TOKEN_BYTES : stop * _TOKEN_BYTES], state) != last.hashes[slot]:
+            raise _MisreadError("the pages do not follow from each other")
+        return last.hashes[slot]
 
-    def _slot(self, group: int, table: tuple[int | None, ...], position: int, page_tokens: int) -> int | None:
-        index, slot = divmod(position, page_tokens)
-        page = table[index]
-        return None if page is None else self._memory[group].get(page, [None] * page_tokens)[slot]
+    def _slot(self, table: PageTable, position: int) -> tuple[_Page, int]:
+        index, slot = divmod(position, self._page_tokens)
+        if index >= len(table):
+            raise _MisreadError(f"position {position} is beyond the page table")
+        return self._page(table[index]), slot
+
+    def _page(self, page: int | None) -> _Page:
+        if page is None:
+            raise _MisreadError("a page that the window has passed is in use")
+        held = self.pages.get(page)
+        if held is None:
+            size = self._page_tokens
+            held = _Page(bytearray(size * _TOKEN_BYTES), bytearray(size * _HASH_BYTES), [0] * size)
+            self.pages[page] = held
+        return held
 
 
-def _fault(message: str) -> RowResult:
-    return RowResult(tokens=(), logprobs=(), fault=Fault(scope="row", message=message))
+def _hash(state: int, tokens: Iterable[int]) -> int:
+    """Hash tokens onto the hash of those before them."""
+    return zlib.crc32(array("q", tokens).tobytes(), state)
+
+
+def _draw(chain: int, state: int, vocab_size: int, salt: bytes) -> int:
+    return zlib.crc32(salt, zlib.crc32(f"{chain}/{state}/".encode())) % vocab_size
+
+
+def _salt(seed: int, output_index: int) -> bytes:
+    return f"{seed}/{output_index}".encode()

@@ -19,7 +19,7 @@ from blockc_runtime.executor.launch import StepRun
 from blockc_runtime.executor.model import LoadedModel, load_model
 from blockc_runtime.step import Fault, RowResult, Step, StepResult
 
-# Called with a row's index in its step and its logits ``[samples, vocab]``.
+# Called with a row's index in its step and its logits, float32 ``[samples, vocab]``.
 LogitsTap = Callable[[int, Tensor], None]
 
 

@@ -85,7 +85,8 @@ class KvIndex:
         The reused length is the largest at which every group of the chain has the pages that a query there sees;
         the last token is always left to compute, for its logits. Groups with a window get pages for as much of
         the rest as the window holds, and the others for all of it, so that prefills never wait for each other's
-        pages. None: fewer pages are available than that and ``spare_pages`` in each group.
+        pages. None: fewer pages are available than that and ``spare_pages`` (an eighth of the group at most) in
+        some group.
         """
         if request in self._holders:
             raise ValueError(f"request {request!r} holds pages already")
@@ -98,7 +99,8 @@ class KvIndex:
         wanted = [self._wanted(table.group, reused, len(prefix.tokens)) for table in tables]
         for table, want in zip(tables, wanted, strict=True):
             idle = sum(1 for page in table.entries if page is not None and table.pages.is_idle(page))
-            if want - len(table.entries) + spare_pages > table.pages.available - idle:
+            spare = min(spare_pages, table.group.pages // 8)
+            if want - len(table.entries) + spare > table.pages.available - idle:
                 return None
         for table, want in zip(tables, wanted, strict=True):
             for page in table.entries:

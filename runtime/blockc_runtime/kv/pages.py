@@ -98,7 +98,8 @@ class Pages:
         assert len(set(self._free)) == len(self._free), "a page is free twice"
         free, idle = set(self._free), set(self._idle)
         held = {page for page, count in enumerate(holders) if count > 0}
-        assert not (free & idle or free & held or idle & held), "a page is in two states"
-        assert len(free) + len(idle) + len(held) == self.total, "a page is lost"
+        assert len(free) + len(idle) + len(held) == self.total, "a page is lost, or in two states"
+        assert free | idle | held == set(range(self.total)), "a page is lost"
         assert {page: key for key, page in self._by_key.items()} == self._key_of, "keys disagree"
-        assert idle <= self._key_of.keys() and not free & self._key_of.keys(), "state and key disagree"
+        assert idle <= self._key_of.keys(), "an idle page has no key"
+        assert not free & self._key_of.keys(), "a free page has a key"

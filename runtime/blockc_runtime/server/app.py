@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 from blockc_runtime.server import errors
 from blockc_runtime.server.auth import KeyMiddleware, KeyRing, caller_of
 from blockc_runtime.server.body import read_body
-from blockc_runtime.server.calls import CallResponse, submit
+from blockc_runtime.server.calls import Calls
 from blockc_runtime.server.catalogue import Catalogue, ServedApp
 from blockc_runtime.server.chat import ChatFormat
 from blockc_runtime.server.completions import CompletionFormat
@@ -43,6 +43,7 @@ def create_app(
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     errors.install(app)
     app.add_middleware(KeyMiddleware, keys=keys)
+    calls = Calls(engine_client, metrics)
     _add_state_routes(app, engine_client, metrics)
 
     @app.get("/v1/models")
@@ -59,40 +60,28 @@ def create_app(
         fields = parse_object(await read_body(request, max_body_bytes))
         served = _find(catalogue, request, model_name(fields))
         body = validate(CompletionBody, fields)
+        calls.check_room(served)
         generation = await completion_generation(body, served)
-        return CallResponse(
-            engine_client,
-            submit(engine_client, generation, metrics.app(served.tenant, served.app)),
-            generation,
-            CompletionFormat(generation, body),
-            stream=body.stream,
-            include_usage=body.stream_options.include_usage,
-        )
+        return calls.answer(generation, CompletionFormat(generation, body), body)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         fields = parse_object(await read_body(request, max_body_bytes))
         served = _find(catalogue, request, model_name(fields))
         body = validate(ChatBody, fields)
+        calls.check_room(served)
         generation = await chat_generation(body, served)
-        return CallResponse(
-            engine_client,
-            submit(engine_client, generation, metrics.app(served.tenant, served.app)),
-            generation,
-            ChatFormat(generation, body),
-            stream=body.stream,
-            include_usage=body.stream_options.include_usage,
-        )
+        return calls.answer(generation, ChatFormat(generation, body), body)
 
     return app
 
 
 def _add_state_routes(app: FastAPI, client: EngineClient, metrics: Metrics) -> None:
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> Response:
         return JSONResponse({"status": "alive"})
 
-    @app.get("/ready")
+    @app.api_route("/ready", methods=["GET", "HEAD"])
     async def ready() -> Response:
         state = "draining" if client.draining else client.state.value
         return JSONResponse({"status": state}, 200 if client.serving else 503)

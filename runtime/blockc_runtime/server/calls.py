@@ -7,7 +7,8 @@ ends (its client left, a stop string came, the engine failed), nothing of it goe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from blockc_runtime.request import EndEvent, FinishReason, TokenLogprob, TokensEvent
 from blockc_runtime.server import sse
+from blockc_runtime.server.catalogue import ServedApp
 from blockc_runtime.server.engine_client import (
     Arrival,
     Call,
@@ -26,8 +28,9 @@ from blockc_runtime.server.engine_client import (
 )
 from blockc_runtime.server.errors import ApiError, unavailable
 from blockc_runtime.server.generation import Generation
-from blockc_runtime.server.metrics import AppMetrics
+from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.output import Delta, Output
+from blockc_runtime.server.schemas import ChatBody, CompletionBody
 
 
 @dataclass(slots=True)
@@ -65,15 +68,47 @@ class Format(Protocol):
         """Return the body of an answer given at once."""
 
 
-def submit(client: EngineClient, generation: Generation, metrics: AppMetrics) -> Call:
-    """Give a call's requests to the engine. Raises `ApiError` if it takes on no more."""
-    try:
-        return client.submit(generation.requests, tenant=generation.app.tenant, metrics=metrics)
-    except QueueFullError:
-        raise ApiError(429, "too many requests are waiting", code="queue_full", headers={"Retry-After": "1"}) from None
-    except EngineUnavailableError:
-        reason = "the server is ending" if client.draining else "there is no engine"
-        raise unavailable(reason) from None
+class Calls:
+    """Takes calls on for one engine."""
+
+    def __init__(self, client: EngineClient, metrics: Metrics) -> None:
+        self._client = client
+        self._metrics = metrics
+
+    def check_room(self, app: ServedApp) -> None:
+        """Raise 429 or 503 before anything is tokenised for a call that would get it anyway."""
+        with self._refusals():
+            self._client.check_room(app.tenant, 1)
+
+    def answer(self, generation: Generation, answer_format: Format, body: CompletionBody | ChatBody) -> CallResponse:
+        """Submit a call and return the response that will answer it. Raises 429 or 503."""
+        app = generation.app
+        with self._refusals():
+            call = self._client.submit(
+                generation.requests,
+                tenant=app.tenant,
+                metrics=self._metrics.app(app.tenant, app.app),
+            )
+        return CallResponse(
+            self._client,
+            call,
+            generation,
+            answer_format,
+            stream=body.stream,
+            include_usage=body.stream_options.include_usage,
+        )
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except QueueFullError:
+            raise ApiError(
+                429, "too many requests are waiting", code="queue_full", headers={"Retry-After": "1"}
+            ) from None
+        except EngineUnavailableError:
+            reason = "the server is ending" if self._client.draining else "there is no engine"
+            raise unavailable(reason) from None
 
 
 class CallResponse(Response):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from blockc_runtime.server.generation import Generation
 from blockc_runtime.server.logprobs import chat_logprobs
 from blockc_runtime.server.output import Delta
 from blockc_runtime.server.schemas import ChatBody
+from blockc_runtime.server.sse import to_json
 
 
 class ChatFormat:
@@ -31,42 +31,42 @@ class ChatFormat:
         }
         self._chunk_envelope = {**self._envelope, "object": "chat.completion.chunk"}
         # Rendered once: the rest of a chunk is a few small values.
-        self._head = json.dumps(self._chunk_envelope)[:-1] + ', "choices": [{"index": '
+        self._head = to_json(self._chunk_envelope)[:-1] + ',"choices":[{"index":'
 
     def opening(self, index: int) -> bytes:
         """Return the event that names the role."""
-        delta = '{"role": "assistant", "content": ""}'
-        extra = f', "prompt_token_ids": {json.dumps(self._prompt)}' if self._with_ids else ""
-        return self._render(index, delta, "null", '"finish_reason": null' + extra)
+        delta = '{"role":"assistant","content":""}'
+        extra = f',"prompt_token_ids":{to_json(self._prompt)}' if self._with_ids else ""
+        return self._render(index, delta, "null", '"finish_reason":null' + extra)
 
     def chunk(self, index: int, delta: Delta) -> bytes:
         """Return the event of a delta."""
         extra = ""
         if self._with_ids and delta.tokens:
-            extra = f', "token_ids": {json.dumps(delta.tokens)}'
+            extra = f',"token_ids":{to_json(delta.tokens)}'
         if not (delta.text or delta.finish_reason or extra or self._with_logprobs):
             return b""
         logprobs = "null"
         if self._with_logprobs and delta.tokens:
             entries = chat_logprobs(delta.tokens, delta.logprobs, self._vocabulary)
-            logprobs = json.dumps(entries)
-        content = f'{{"content": {json.dumps(delta.text)}}}' if delta.text else "{}"
-        end = f'"finish_reason": {json.dumps(delta.finish_reason)}'
+            logprobs = to_json(entries)
+        content = f'{{"content":{to_json(delta.text)}}}' if delta.text else "{}"
+        end = f'"finish_reason":{to_json(delta.finish_reason)}'
         if delta.finish_reason:
-            end += f', "stop_reason": {json.dumps(delta.stop_reason)}'
+            end += f',"stop_reason":{to_json(delta.stop_reason)}'
         return self._render(index, content, logprobs, end + extra)
 
     def usage_chunk(self, usage: dict[str, Any]) -> bytes:
         """Return the event with the token counts."""
-        return sse.event(json.dumps({**self._chunk_envelope, "choices": [], "usage": usage}))
+        return sse.event(to_json({**self._chunk_envelope, "choices": [], "usage": usage}))
 
     def whole(self, choices: Sequence[Choice], usage: dict[str, Any]) -> bytes:
         """Return the body of an answer given at once."""
         entries = [self._choice(index, choice) for index, choice in enumerate(choices)]
-        return json.dumps({**self._envelope, "choices": entries, "usage": usage}).encode()
+        return to_json({**self._envelope, "choices": entries, "usage": usage}).encode()
 
     def _render(self, index: int, delta: str, logprobs: str, end: str) -> bytes:
-        return (f'data: {self._head}{index}, "delta": {delta}, "logprobs": {logprobs}, {end}}}]}}\n\n').encode()
+        return (f'data: {self._head}{index},"delta":{delta},"logprobs":{logprobs},{end}}}]}}\n\n').encode()
 
     def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
         entry: dict[str, Any] = {

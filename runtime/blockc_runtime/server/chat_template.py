@@ -48,7 +48,7 @@ class ChatTemplate:
         """Return the prompt's text. ``variables`` win over special tokens, never over messages."""
         try:
             return self._template.render(
-                **{
+                {
                     **self._special_tokens,
                     **variables,
                     "messages": [self._plain(message) for message in messages],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from blockc_runtime.server.generation import Generation
 from blockc_runtime.server.logprobs import completion_logprobs
 from blockc_runtime.server.output import Delta
 from blockc_runtime.server.schemas import CompletionBody
+from blockc_runtime.server.sse import to_json
 
 
 class CompletionFormat:
@@ -31,7 +31,7 @@ class CompletionFormat:
             "model": generation.app.model,
         }
         # Rendered once: the rest of a chunk is a few small values.
-        self._head = json.dumps(self._envelope)[:-1] + ', "choices": [{"index": '
+        self._head = to_json(self._envelope)[:-1] + ',"choices":[{"index":'
 
     def opening(self, index: int) -> bytes:
         """Return nothing: completions have no role."""
@@ -41,26 +41,26 @@ class CompletionFormat:
         """Return the event of a delta."""
         extra = ""
         if self._with_ids and delta.tokens:
-            extra = f', "token_ids": {json.dumps(delta.tokens)}'
+            extra = f',"token_ids":{to_json(delta.tokens)}'
         if not (delta.text or delta.finish_reason or extra or self._with_logprobs):
             return b""
         logprobs = "null"
         if self._with_logprobs and delta.tokens:
-            logprobs = json.dumps(self._logprobs(index, delta.tokens, delta))
+            logprobs = to_json(self._logprobs(index, delta.tokens, delta))
         return (
-            f'data: {self._head}{index}, "text": {json.dumps(delta.text)}, "logprobs": {logprobs}, '
-            f'"finish_reason": {json.dumps(delta.finish_reason)}, '
-            f'"stop_reason": {json.dumps(delta.stop_reason)}{extra}}}]}}\n\n'
+            f'data: {self._head}{index},"text":{to_json(delta.text)},"logprobs":{logprobs},'
+            f'"finish_reason":{to_json(delta.finish_reason)},'
+            f'"stop_reason":{to_json(delta.stop_reason)}{extra}}}]}}\n\n'
         ).encode()
 
     def usage_chunk(self, usage: dict[str, Any]) -> bytes:
         """Return the event with the token counts."""
-        return sse.event(json.dumps({**self._envelope, "choices": [], "usage": usage}))
+        return sse.event(to_json({**self._envelope, "choices": [], "usage": usage}))
 
     def whole(self, choices: Sequence[Choice], usage: dict[str, Any]) -> bytes:
         """Return the body of an answer given at once."""
         entries = [self._choice(index, choice) for index, choice in enumerate(choices)]
-        return json.dumps({**self._envelope, "choices": entries, "usage": usage}).encode()
+        return to_json({**self._envelope, "choices": entries, "usage": usage}).encode()
 
     def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
         entry: dict[str, Any] = {

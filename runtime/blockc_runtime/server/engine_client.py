@@ -131,15 +131,18 @@ class EngineClient:
         """Whether new requests would be worked on now."""
         return self.state is EngineState.READY and not self.draining
 
-    def submit(self, requests: Sequence[Request], *, tenant: str, metrics: AppMetrics) -> Call:
-        """Take on the requests of one call, all or none."""
+    def check_room(self, tenant: str, count: int) -> None:
+        """Raise `QueueFullError` or `EngineUnavailableError` if so many cannot be taken on."""
         if self.draining or self.state is EngineState.FAILED:
             raise EngineUnavailableError
-        total = len(self._tracked) + len(requests)
-        of_tenant = self._unfinished_of[tenant] + len(requests)
+        total, of_tenant = len(self._tracked) + count, self._unfinished_of[tenant] + count
         limits = self._limits
         if total > limits.unfinished or of_tenant > limits.unfinished_per_tenant:
             raise QueueFullError
+
+    def submit(self, requests: Sequence[Request], *, tenant: str, metrics: AppMetrics) -> Call:
+        """Take on the requests of one call, all or none. Raises as `check_room` does."""
+        self.check_room(tenant, len(requests))
         call = Call([request.id for request in requests])
         now_s = time.monotonic()
         for request in requests:

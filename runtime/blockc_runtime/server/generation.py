@@ -136,7 +136,8 @@ def _sampling(body: CompletionBody | ChatBody, app: ServedApp, logprobs: int | N
         temperature=defaults.temperature if body.temperature is None else float(body.temperature),
         top_p=defaults.top_p if body.top_p is None else float(body.top_p),
         top_k=max(0, top_k),  # vLLM's -1 is 0 here: no filter
-        seed=secrets.randbits(63) if body.seed is None else body.seed,
+        # Seeds are 64 bits to the engine; a negative one is as good as any.
+        seed=secrets.randbits(64) if body.seed is None else body.seed % 2**64,
         logprobs=logprobs,
     )
 
@@ -150,10 +151,10 @@ def _max_tokens(app: ServedApp, prompt: tuple[int, ...], asked: int | None, defa
     """Return how many tokens may follow ``prompt``. Raises 400 for what cannot fit."""
     if not prompt:
         raise invalid("the prompt has no tokens", param="prompt")
-    _check_tokens(prompt, app, "prompt")
     room = app.max_model_len - len(prompt)
     if room < 1:
         raise _too_long(app, f"the prompt has {len(prompt)}")
+    _check_tokens(prompt, app, "prompt")
     if asked is not None and asked > room:
         raise _too_long(app, f"the prompt has {len(prompt)} and {asked} more were asked for")
     return min(room, asked or default or app.defaults.max_new_tokens or room)

@@ -30,8 +30,13 @@ def completion_logprobs(
     return {
         "tokens": texts,
         "token_logprobs": [_finite(entry.logprob) for entry in logprobs],
+        # The chosen token is always among them, likely or not.
         "top_logprobs": [
-            {vocabulary.token_text(token): _finite(value) for token, value in entry.top} for entry in logprobs
+            {
+                text: _finite(entry.logprob),
+                **{vocabulary.token_text(token): _finite(value) for token, value in entry.top},
+            }
+            for text, entry in zip(texts, logprobs, strict=True)
         ],
         "text_offset": offsets,
     }

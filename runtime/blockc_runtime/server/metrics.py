@@ -84,9 +84,7 @@ class Metrics:
 
     def text(self, tenant: str | None) -> bytes:
         """Return the exposition; ``tenant`` None: everything."""
-        if tenant is None:
-            return generate_latest(self._registry)
-        return generate_latest(_TenantView(self._registry, tenant))
+        return generate_latest(_View(self._registry, tenant))
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"blockc:{name}", text, _LABELS, registry=self._registry)
@@ -101,18 +99,22 @@ class Metrics:
         return Histogram(f"blockc:{name}", text, buckets=_COUNTS, registry=self._registry)
 
 
-class _TenantView(CollectorRegistry):
-    """A registry as one tenant may see it."""
+class _View(CollectorRegistry):
+    """A registry as one tenant may see it, or all of it; without the times of creation."""
 
-    def __init__(self, registry: CollectorRegistry, tenant: str) -> None:
+    def __init__(self, registry: CollectorRegistry, tenant: str | None) -> None:
         super().__init__()
         self._whole = registry
         self._tenant = tenant
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the families that hold samples of the tenant."""
+        """Yield the families that hold samples to be seen."""
         for metric in self._whole.collect():
-            samples = [s for s in metric.samples if s.labels.get("tenant") == self._tenant]
+            samples = [
+                sample
+                for sample in metric.samples
+                if self._tenant in (None, sample.labels.get("tenant")) and not sample.name.endswith("_created")
+            ]
             if samples:
                 view = Metric(metric.name, metric.documentation, metric.type)
                 view.samples = samples

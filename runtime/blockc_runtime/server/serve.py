@@ -35,7 +35,10 @@ _FLUSH_S = 1  # for answers that are complete, and clients that do not read them
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeOptions:
-    """``drain_s``: how long requests may go on after SIGTERM. ``port`` 0: any free one."""
+    """``drain_s``: how long requests may go on after SIGTERM. ``port`` 0: any free one.
+
+    ``executor`` ``null`` computes nothing, and takes ``null_step_s`` for every step of it.
+    """
 
     plan: Path
     zoo: Path
@@ -43,6 +46,7 @@ class ServeOptions:
     port: int = 8000
     keys: Path | None = None
     executor: str = "torch"
+    null_step_s: float = 0.0
     drain_s: float = 30.0
 
 
@@ -58,7 +62,7 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Call
     if keys is None:
         progress("no --keys: every app is open to everybody on this machine")
     digest = hashlib.sha256(options.plan.read_bytes()).hexdigest()
-    command = engine_command(options.plan, options.zoo, options.executor)
+    command = engine_command(options.plan, options.zoo, options.executor, null_step_s=options.null_step_s)
     server = Server(catalogue=catalogue, keys=keys, command=command, plan_digest=digest, progress=progress)
     asyncio.run(server.run(listener, ready=ready, drain_s=options.drain_s))
 

@@ -6,8 +6,12 @@ it, and ``[DONE]`` as the last one of every stream.
 
 from __future__ import annotations
 
+import json
+from typing import Final
+
 from starlette.types import Message
 
+to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 DONE = b"data: [DONE]\n\n"
 
 START: Message = {

@@ -38,12 +38,15 @@ _END_S = 2.0
 _LINE_BYTES = 4096
 
 
-def engine_command(plan: Path, zoo: Path, executor: str) -> EngineCommand:
+def engine_command(plan: Path, zoo: Path, executor: str, *, null_step_s: float = 0.0) -> EngineCommand:
     """Return the command of the engine proper, for a socket."""
 
     def command(socket: Path) -> Sequence[str]:
-        options = ("--plan", plan, "--zoo", zoo, "--socket", socket, "--executor", executor)
-        return (sys.executable, "-m", "blockc_runtime.engine", *map(str, options))
+        options: tuple[object, ...] = ("--plan", plan, "--zoo", zoo, "--socket", socket, "--executor", executor)
+        if executor == "null":
+            options = (*options, "--null-step-s", null_step_s)
+        # -P: nothing that lies in the directory we happen to run in is imported.
+        return (sys.executable, "-P", "-m", "blockc_runtime.engine", *map(str, options))
 
     return command
 
@@ -209,6 +212,8 @@ class _Life:
     def exit_text(self) -> str:
         """Say how the process ended, in a few words."""
         code = self._process.returncode
+        if self.error is not None:
+            return f"{self.error.code}: {self.error.message}"
         if code is None:
             return "its connection was lost"
         return f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -237,7 +242,6 @@ class _Life:
                 self.on_lost()
             case EngineError():
                 self.error = message
-                self._progress(f"engine: {message.code}: {message.message}")
             case _:
                 self._client.receive(message)
 
@@ -255,11 +259,10 @@ class _Life:
         rest = b""
         while data := await self._process.stdout.read(_LINE_BYTES):
             *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                self._progress(line.decode("utf-8", "replace"))
             if len(rest) > _LINE_BYTES:
-                self._progress(rest.decode("utf-8", "replace"))
-                rest = b""
+                lines, rest = [*lines, rest], b""
+            for line in lines:
+                self._progress("engine: " + line.decode("utf-8", "replace"))
 
 
 class _Connection(asyncio.Protocol):

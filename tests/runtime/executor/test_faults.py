@@ -72,6 +72,18 @@ def test_a_nan_is_its_rows_own_fault(driver: Driver, samples: int) -> None:
     assert second == alone[0]
 
 
+def test_a_head_that_is_not_finite_faults_its_rows(tmp_path: Path) -> None:
+    model = make_llama()
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    builder = PlanBuilder(new_zoo(tmp_path / "zoo"))
+    builder.add(llama_spec(model))
+    driver = Driver(builder.build(), builder.zoo)
+    fault = driver.step([driver.row(driver.start(0, [1]), 1, samples=1)])[0].fault
+    assert fault is not None
+    assert fault.scope == "row"
+
+
 def test_pages_of_a_poisoned_row_do_not_poison_whoever_gets_them(driver: Driver) -> None:
     poisoned = driver.row(driver.start(0, [50, 50, 50]), 3, samples=1)
     assert driver.step([poisoned])[0].fault is not None

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from blockc_runtime.request import Sampling
 from tests.runtime.executor.driver import Driver, Sequence_, new_zoo
 from tests.runtime.executor.models import gpt2_spec, llama_spec, make_gpt2, make_llama
 from tests.runtime.executor.plans import ModelSpec, PlanBuilder
@@ -170,3 +171,25 @@ def test_base_weights_are_read_once_however_many_chains(tmp_path: Path) -> None:
         driver.advance([(driver.start(chain, [1]), 1) for chain in chains])
         counts.append(driver.executor.counts.base_reads)
     assert counts[0] == counts[1]
+
+
+def test_logprobs(tmp_path: Path) -> None:
+    driver = driver_for(tmp_path, llama_spec(make_llama()))
+    asked = driver.row(driver.start(0, [3, 4]), 2, samples=1, sampling=Sampling(logprobs=3))
+    plain = driver.row(driver.start(0, [3, 4]), 2, samples=1)
+    first, second = driver.step([asked, plain])
+    assert second.logprobs == ()
+    assert first.tokens == second.tokens
+    wanted = driver.tapped[0].log_softmax(-1)[0].topk(3)
+    assert [token for token, _ in first.logprobs[0].top] == wanted.indices.tolist()
+    assert first.logprobs[0].logprob == pytest.approx(wanted.values[0].item())
+
+
+def test_a_seeded_draw_is_the_same_alone_and_in_company(tmp_path: Path) -> None:
+    driver = driver_for(tmp_path, llama_spec(make_llama()))
+    warm = Sampling(temperature=1.5, seed=7)
+    alone = driver.step([driver.row(driver.start(0, [3, 4]), 2, samples=2, sampling=warm)])
+    company = driver.row(driver.start(0, [9]), 1, samples=1, sampling=Sampling(temperature=0.7, top_k=5))
+    together = driver.step([company, driver.row(driver.start(0, [3, 4]), 2, samples=2, sampling=warm)])
+    assert together[1] == alone[0]
+    assert len(alone[0].tokens) == 2

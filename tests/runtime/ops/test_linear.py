@@ -77,7 +77,7 @@ def test_rows_get_their_own_sides(rows: list[tuple[int, int, int]], base: int, f
     got = form(x, DenseWeights(matrices, [None] * 3), sides)  # type: ignore[operator]
     wanted = expected(x, matrices, sides, slots)
     for one, wanted_one in zip(got, wanted, strict=True):
-        torch.testing.assert_close(one[0], other, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one[0], wanted_one, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [DenseWeights, JoinedWeights])

@@ -1,72 +1,126 @@
-"""Random arrivals, cancellations, faults and tiny pools, by seed: the invariants of the scheduler hold throughout."""
+"""The invariants of scheduler, KV index and null executor under a seeded adversary (see `adversary.py`)."""
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
-from .harness import Run, alone, limits, request
+from .adversary import Adversary
+from .harness import PAGE, Run, limits, request
 
-
-def _play(seed: int) -> Run:
-    rng = random.Random(seed)
-    run = Run(
-        limits(
-            pages=rng.choice([(16, 16), (17, 40), (40, 40)]),
-            max_rows=rng.choice([1, 3, 8]),
-            max_batched_tokens=rng.choice([3, 16, 64]),
-            windows=rng.choice([(None, None), (6, None)]),
-        )
-    )
-    stems = [[rng.randrange(100) for _ in range(rng.randint(1, 20))] for _ in range(3)]
-    requests = []
-    for number in range(rng.randint(5, 25)):
-        prompt = [*rng.choice(stems), *(rng.randrange(100) for _ in range(rng.randint(0, 12)))]
-        requests.append(
-            request(
-                f"r{number}", prompt, chain=rng.randrange(4), app=rng.randrange(6),
-                max_tokens=rng.randint(1, 30), group=rng.choice(["a", "b"]),
-            )
-        )  # fmt: skip
-    waiting = list(requests)
-    rate = rng.choice([0.0, 0.0, 0.15])
-    for _ in range(rng.randint(10, 60)):
-        if waiting and rng.random() < 0.5:
-            run.admit(waiting.pop(0))
-        if rng.random() < 0.1 and run.tokens:
-            run.take(run.scheduler.cancel(rng.choice(list(run.tokens))))
-        run.step(rng, rate)
-    for own in waiting:
-        run.admit(own)
-    run.drain()
-    for own in requests:
-        _judge(run, own)
-    assert run.kv.free_pages() == run.kv.total_pages(), "pages are lost after the last request"
-    return run
-
-
-def _judge(run: Run, own) -> None:
-    end = run.ends[own.id]
-    expected = alone(own)
-    got = run.tokens[own.id]
-    if end.reason in ("length", "stop"):
-        assert got == expected
-    else:
-        assert got == expected[: len(got)], "tokens of an unfinished request are a beginning of its answer"
-    if end.reason == "error":
-        assert "injected" in end.message
+SEEDS = 300
 
 
 @pytest.mark.parametrize("block", range(10))
 def test_invariants_hold_for_every_seed(block):
-    for seed in range(block * 25, block * 25 + 25):
-        _play(seed)
+    for seed in range(block, SEEDS, 10):
+        try:
+            Adversary(seed).play()
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+
+
+def test_without_faults_every_request_that_fits_succeeds():
+    for seed in range(1000, 1060):
+        run = Adversary(seed, is_kind=True).play()
+        assert all(end.reason in ("stop", "length") or "KV pages" in end.message for end in run.ends.values()), seed
 
 
 def test_the_same_seed_gives_the_same_log():
-    for seed in range(20):
-        assert _play(seed).log == _play(seed).log
+    for seed in range(25):
+        assert Adversary(seed).play().log == Adversary(seed).play().log
+
+
+def test_the_adversary_reaches_what_it_is_meant_to_reach():
+    runs = [Adversary(seed).play() for seed in range(60)]
+    assert sum(run.scheduler.gauges().preemptions for run in runs) > 20
+    ends = [end for run in runs for end in run.ends.values()]
+    assert {end.reason for end in ends} == {"stop", "length", "cancelled", "error"}
+    assert sum(end.cached_tokens > 0 for end in ends) > 20
+
+
+class Cracked(Adversary):
+    """A world with one defect; the checks must see it."""
+
+    def __init__(self, seed, break_):
+        super().__init__(seed, is_kind=True)
+        break_(self.run)
+
+
+def _same_domain_for_all(run):
+    find = run.kv._found
+    run.kv._found = lambda index, domain, prefix, reused: find(index, "low" if index == 0 else domain, prefix, reused)
+    reusable = run.kv._hit_below
+    run.kv._hit_below = lambda index, domain, prefix, length: reusable(
+        index, "low" if index == 0 else domain, prefix, length
+    )
+
+
+def _no_isolation(run):
+    import blockc_runtime.scheduler.scheduler as module
+
+    original = module.Prefix
+    admit = run.scheduler.admit
+
+    def admit_in_one_group(own, now_s=0.0):
+        module.Prefix = lambda _, tokens: original("all", tokens)
+        try:
+            return admit(own, now_s)
+        finally:
+            module.Prefix = original
+
+    run.scheduler.admit = admit_in_one_group
+
+
+def _publishes_too_much(run):
+    commit = run.kv.commit
+
+    def commit_more(name, tokens):
+        holder = run.kv._holders[name]
+        entries = min(len(table.entries) * table.group.page_tokens for table in holder.tables)
+        commit(name, min(entries, len(holder.prefix.tokens)))
+
+    run.kv.commit = commit_more
+
+
+def _frees_in_flight(run):
+    cancel = run.scheduler.cancel
+
+    def cancel_at_once(name, now_s=0.0):
+        item = run.scheduler._live.get(name)
+        events = cancel(name, now_s)
+        if item is not None and item.step is not None and events:
+            run.kv.release(name)
+            run.kv._holders[name] = type(run.kv._holders.get(name, None)) if False else _Nothing()
+        return events
+
+    run.scheduler.cancel = cancel_at_once
+
+
+class _Nothing:
+    tables = ()
+
+
+@pytest.mark.parametrize("break_", [_same_domain_for_all, _no_isolation, _publishes_too_much])
+def test_a_broken_index_is_noticed(break_):
+    noticed = 0
+    for seed in range(40):
+        try:
+            Cracked(seed, break_).play()
+        except (AssertionError, ValueError):
+            noticed += 1
+    assert noticed > 0
+
+
+def test_pages_freed_under_a_step_in_flight_are_noticed():
+    noticed = 0
+    for seed in range(60):
+        world = Cracked(seed, _frees_in_flight)
+        world.cancel_rate = 0.5
+        try:
+            world.play()
+        except AssertionError:
+            noticed += 1
+    assert noticed > 0
 
 
 def test_cancelled_in_flight_pages_are_kept_until_the_step_is_done():
@@ -76,7 +130,10 @@ def test_cancelled_in_flight_pages_are_kept_until_the_step_is_done():
     before = run.kv.free_pages()
     run.take(run.scheduler.cancel("r"))
     assert run.kv.free_pages() == before, "the step in flight may still write there"
+    assert run.scheduler.running == 0
     run.executor.submit(step)
     run.take(run.scheduler.complete(step, run.executor.collect(), 1.0))
     assert run.kv.free_pages() == run.kv.total_pages()
     assert run.ends["r"].reason == "cancelled"
+    assert run.kv.usage()[0].idle == 0, "nothing of it was committed"
+    assert PAGE * run.kv.total_pages()[0] >= 30

@@ -120,7 +120,7 @@ def test_backlogged_tenants_are_served_by_weight(weights):
     served = dict.fromkeys(range(len(weights)), 0.0)
     for number in range(len(weights) * 300):
         run.admit(request(f"r{number}", [number % 97, number % 89, number], app=number % len(weights), max_tokens=5))
-    while all(any(item.tenant == tenant for item in run.scheduler._requests.values()) for tenant in served):
+    while all(any(item.tenant == tenant for item in run.scheduler._live.values()) for tenant in served):
         for row in run.step().rows:
             tenant = int(row.request[1:]) % len(weights)
             served[tenant] += len(row.tokens)

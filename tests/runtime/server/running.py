@@ -23,7 +23,6 @@ from blockc_runtime.server.serve import Server, listen, url_of
 
 _T = TypeVar("_T")
 DIGEST = "d" * 64
-ROOT = Path(__file__).parents[3]
 
 
 class RunningServer:

@@ -99,8 +99,7 @@ def test_the_prefix_cache_is_counted(world_files):
         url = command.url()
         body = {"model": "acme/chat", "prompt": PROMPT * 20, "max_tokens": 1}
         cached = [
-            httpx.post(f"{url}/v1/completions", json=body).json()["usage"]["prompt_tokens_details"]
-            for _ in range(2)
+            httpx.post(f"{url}/v1/completions", json=body).json()["usage"]["prompt_tokens_details"] for _ in range(2)
         ]
         assert cached[0] == {"cached_tokens": 0}
         assert cached[1]["cached_tokens"] >= 64
@@ -172,6 +171,15 @@ def test_what_is_wrong_is_a_diagnostic(world_files, options, code):
         assert out == ""
         assert code in errors
         assert "Traceback" not in errors
+
+
+def test_a_plan_that_asks_for_more_than_there_is(tmp_path: Path):
+    plan, _ = world.build(tmp_path, requires=("op:blockc.telepathy",))
+    with serving(plan, "--executor", "torch") as command:
+        _, errors = command.process.communicate(timeout=60)
+        assert command.process.returncode == 1
+        assert "BC905" in errors
+        assert "op:blockc.telepathy" in errors
 
 
 def test_a_taken_port_is_a_diagnostic(world_files):

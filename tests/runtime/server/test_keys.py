@@ -78,7 +78,8 @@ def test_no_route_without_a_key(guarded, method, path):
 
 def test_state_is_open(guarded):
     for path in ("/health", "/ready"):
-        assert call(guarded, "GET", path, None).status_code == 200
+        for method in ("GET", "HEAD"):
+            assert call(guarded, method, path, None).status_code == 200
 
 
 def test_two_authorization_headers_are_none(guarded):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from blockc.ir.parse import parse_structure
+from blockc.ir.structure import format_structure, structure_digest
 from blockc.plan import (
     AppEntry,
     BaselineEntry,
@@ -22,6 +24,7 @@ from blockc.plan import (
     InstanceEntry,
     KvGroupEntry,
     KvLayerEntry,
+    MemoryEntry,
     PathEntry,
     RouteEntry,
     SegmentEntry,
@@ -52,6 +55,7 @@ input x: F32[1,T,8]
 return %f
 """
 MAX_MODEL_LEN = 2048
+KV_PAGES = 16384
 APPS = (("acme", "chat"), ("acme", "code"), ("birch", "chat"))
 
 
@@ -116,18 +120,19 @@ def assets(**generation: object) -> dict[str, bytes]:
     }
 
 
-def build(root: Path, files: Mapping[str, bytes] | None = None) -> tuple[Path, Path]:
+def build(root: Path, files: Mapping[str, bytes] | None = None, *, requires: tuple[str, ...] = ()) -> tuple[Path, Path]:
     """Write a plan and a zoo; return their paths."""
     zoo = Zoo(root / "zoo", create=True)
     digests = {name: zoo.put_blob(data) for name, data in (files or assets()).items()}
     path = root / "plan.json"
-    write_plan(plan(digests), path)
+    write_plan(plan(digests).model_copy(update={"requires": requires}), path)
     return path, zoo.root
 
 
 def plan(digests: Mapping[str, str]) -> ExecutionPlan:
     """One chain an app, all with the same assets."""
-    structure = hashlib.sha256(STRUCTURE.encode()).hexdigest()
+    parsed = parse_structure(STRUCTURE)
+    structure = structure_digest(parsed)
     digest = hashlib.sha256(b"").hexdigest()
     block = BlockEntry(structure=structure, tensors={}, binds={}, prelude=None, contexts=())
     apps = tuple(
@@ -148,20 +153,33 @@ def plan(digests: Mapping[str, str]) -> ExecutionPlan:
     )  # fmt: skip
     every = tuple(range(len(APPS)))
     layer = KvLayerEntry(kv_heads=1, head_dim=8, window=None, dtype="F32")
+    group = KvGroupEntry(
+        first_layer=0,
+        layers=1,
+        kv_heads=1,
+        head_dim=8,
+        window=None,
+        dtype="F32",
+        page_tokens=16,
+    )
+    memory = MemoryEntry(
+        device=0,
+        weights_bytes=0,
+        sides_bytes=0,
+        kv_bytes=KV_PAGES * group.page_bytes,
+        workspace_bytes=0,
+        reserve_bytes=0,
+        capacity_bytes=1 << 30,
+    )
     return ExecutionPlan(
-        compiler="test", spec_digest=digest, target="cpu", requires=(), structures={structure: STRUCTURE},
+        compiler="test", spec_digest=digest, target="cpu", requires=(), structures={structure: format_structure(parsed)},
         blocks={digest: block},
         paths={digest: PathEntry(blocks=(digest,), kv_layers=(layer,), dtype="F32")},
         chains=chains,
         segments=(
             SegmentEntry(path=digest, first=0, count=1, first_kv_layer=0, chains=every, cut="end"),
         ),
-        kv_groups=(
-            KvGroupEntry(
-                first_layer=0, layers=1, kv_heads=1, head_dim=8, window=None, dtype="F32",
-                page_tokens=16,
-            ),
-        ),
+        kv_groups=(group,),
         nodes=("local",),
         devices=(
             DeviceEntry(
@@ -171,12 +189,12 @@ def plan(digests: Mapping[str, str]) -> ExecutionPlan:
         links=(),
         instances=(
             InstanceEntry(
-                segments=(0,), devices=(0,), chains=every, max_rows=64, kv_pages={0: 16384}
+                segments=(0,), devices=(0,), chains=every, max_rows=64, kv_pages={0: KV_PAGES}
             ),
         ),
         edges=(),
         routes=tuple(RouteEntry(chain=index, alternatives=((0,),)) for index in every),
-        apps=apps, models={}, memory=(), baselines=BaselineEntry(pm_bytes=0, ps_bytes=0, ours_bytes=0),
+        apps=apps, models={}, memory=(memory,), baselines=BaselineEntry(pm_bytes=0, ps_bytes=0, ours_bytes=0),
         solver=SolverEntry(
             objective=("bytes",), value=0.0, bound=0.0, gap=0.0, status="optimal", seed=0,
             solver="test",

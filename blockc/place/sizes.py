@@ -1,0 +1,143 @@
+"""The problem as sums: what a set of chains takes on one device.
+
+In: a problem. Out: :class:`Sizes`, with tensors merged into bundles that the same chains use, so that a bundle is
+resident exactly if one of its chains is. Invariant: ``least`` of a set is the `Layout` with the fewest pages that let
+one sequence of full length run at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from blockc.ir.layout import KvPages, Layout, ResidentTensor, gather_bytes
+from blockc.place.problem import PlaceGroup, PlaceProblem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """Tensors that the same chains use."""
+
+    chains: frozenset[int]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Bytes by chain; ``pages[c]``: KV group -> pages of one full-length sequence of chain c."""
+
+    problem: PlaceProblem
+    bundles: tuple[Bundle, ...]
+    bundles_of: tuple[tuple[int, ...], ...]
+    activation_bytes: tuple[int, ...]
+    pages: tuple[dict[int, int], ...]
+
+    def weights_bytes(self, chains: Iterable[int]) -> int:
+        """Bytes of the tensors that these chains use, each once."""
+        used = {bundle for chain in chains for bundle in self.bundles_of[chain]}
+        return sum(self.bundles[index].nbytes for index in used)
+
+    def least_pages(self, chains: Iterable[int]) -> dict[int, int]:
+        """For each KV group of these chains the pages of the longest single sequence."""
+        least: dict[int, int] = {}
+        for chain in chains:
+            for group, pages in self.pages[chain].items():
+                least[group] = max(least.get(group, 0), pages)
+        return dict(sorted(least.items()))
+
+    def layout(self, chains: Sequence[int], pages: dict[int, int], *, reserve_bytes: int) -> Layout:
+        """Bytes of a device that holds these chains with these pages."""
+        groups = self.problem.groups
+        pools = [kv_pages(groups[group], count) for group, count in pages.items()]
+        return Layout(
+            weights_bytes=self.weights_bytes(chains),
+            sides_bytes=sum(self.problem.chains[chain].side_bytes for chain in chains),
+            kv_bytes=sum(pool.pages * pool.page_bytes for pool in pools),
+            workspace_bytes=max((self.activation_bytes[chain] for chain in chains), default=0) + gather_bytes(pools),
+            reserve_bytes=reserve_bytes,
+        )
+
+    def least(self, chains: Sequence[int]) -> Layout:
+        """The smallest layout in which each of these chains can be served, without a reserve."""
+        return self.layout(chains, self.least_pages(chains), reserve_bytes=0)
+
+
+class Load:
+    """The least layout of a growing set of chains, kept up to date in time proportional to the chain that is added."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self._sizes = sizes
+        self._bundles: set[int] = set()
+        self._pages: dict[int, int] = {}
+        self._kv_bytes = 0
+        self._fixed_bytes = 0  # weights and sides
+        self._activation_bytes = 0
+        self._gather_bytes = 0
+
+    @property
+    def used_bytes(self) -> int:
+        """Equals ``Sizes.least`` of the chains."""
+        return self._fixed_bytes + self._kv_bytes + self._activation_bytes + self._gather_bytes
+
+    def used_with(self, chain: int) -> int:
+        """What ``used_bytes`` would be with one more chain."""
+        return sum(self._parts_with(chain))
+
+    def add(self, chain: int) -> None:
+        """Take a chain in."""
+        sizes = self._sizes
+        parts = self._parts_with(chain)
+        self._fixed_bytes, self._kv_bytes, self._activation_bytes, self._gather_bytes = parts
+        self._bundles.update(sizes.bundles_of[chain])
+        for group, pages in sizes.pages[chain].items():
+            self._pages[group] = max(self._pages.get(group, 0), pages)
+
+    def _parts_with(self, chain: int) -> tuple[int, int, int, int]:
+        sizes = self._sizes
+        fixed = self._fixed_bytes + sizes.problem.chains[chain].side_bytes
+        fixed += sum(sizes.bundles[index].nbytes for index in sizes.bundles_of[chain] if index not in self._bundles)
+        kv, gather = self._kv_bytes, self._gather_bytes
+        for group, pages in sizes.pages[chain].items():
+            pool = kv_pages(sizes.problem.groups[group], pages)
+            kv += max(0, pages - self._pages.get(group, 0)) * pool.page_bytes
+            gather = max(gather, pages * pool.layer_page_bytes)
+        return fixed, kv, max(self._activation_bytes, sizes.activation_bytes[chain]), gather
+
+
+def kv_pages(group: PlaceGroup, pages: int) -> KvPages:
+    """A group's pages as the layout counts them."""
+    return KvPages(pages=pages, page_bytes=group.page_bytes, layers=group.layers)
+
+
+def sizes_of(problem: PlaceProblem, *, max_model_len: int | None = None) -> Sizes:
+    """Reduce a problem. ``max_model_len`` caps that of every chain."""
+    users: dict[ResidentTensor, set[int]] = {}
+    for index, chain in enumerate(problem.chains):
+        for segment in chain.segments:
+            for tensor in problem.segments[segment].tensors:
+                users.setdefault(tensor, set()).add(index)
+    totals: dict[tuple[int, ...], int] = {}
+    for tensor, chains in users.items():
+        key = tuple(sorted(chains))
+        totals[key] = totals.get(key, 0) + tensor.nbytes
+    bundles = tuple(Bundle(chains=frozenset(key), nbytes=totals[key]) for key in sorted(totals))
+    return Sizes(
+        problem=problem,
+        bundles=bundles,
+        bundles_of=tuple(
+            tuple(number for number, bundle in enumerate(bundles) if index in bundle.chains)
+            for index in range(len(problem.chains))
+        ),
+        activation_bytes=tuple(
+            max((problem.segments[segment].activation_bytes for segment in chain.segments), default=0)
+            for chain in problem.chains
+        ),
+        pages=tuple(
+            {
+                group: -(-min(chain.max_model_len, max_model_len or chain.max_model_len) // page.page_tokens)
+                for group in chain.groups
+                for page in (problem.groups[group],)
+            }
+            for chain in problem.chains
+        ),
+    )

@@ -1,0 +1,123 @@
+"""Contradictions in what a plan says of chains: their segments, KV groups, apps and models.
+
+In: a plan whose blocks and paths hold together. Out: contradictions in words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+from blockc.ir.structure import Structure
+from blockc.ir.tensor import DTYPE_BYTES
+from blockc.plan.model import ChainEntry, ExecutionPlan
+
+
+def chain_problems(plan: ExecutionPlan, structures: Mapping[str, Structure]) -> Iterator[str]:
+    """All of them. Indices into the plan's tables are checked before they are used."""
+    yield from _segments(plan, structures)
+    yield from _groups(plan)
+    for index, chain in enumerate(plan.chains):
+        if chain.path not in plan.paths:
+            yield f"chain {index} follows a path that is not there"
+            continue
+        if chain.vocab_size < 1 or chain.max_model_len < 1:
+            yield f"chain {index} takes no tokens"
+        if (chain.sides is None) != (chain.side_rank == 0) or chain.side_rank < 0:
+            yield f"chain {index} has sides of rank {chain.side_rank}"
+        yield from _segments_of(plan, index, chain)
+        yield from _groups_of(plan, index, chain)
+    yield from _apps(plan)
+    yield from _models(plan)
+
+
+def _segments(plan: ExecutionPlan, structures: Mapping[str, Structure]) -> Iterator[str]:
+    for index, segment in enumerate(plan.segments):
+        path = plan.paths.get(segment.path)
+        end = segment.first + segment.count
+        if path is None or segment.first < 0 or segment.count < 1 or end > len(path.blocks):
+            yield f"segment {index} is no part of a path"
+            continue
+        before = sum(structures[plan.blocks[b].structure].attention_count for b in path.blocks[: segment.first])
+        if segment.first_kv_layer != before:
+            yield f"segment {index} begins at KV layer {before}, not {segment.first_kv_layer}"
+        passing = tuple(chain for chain, entry in enumerate(plan.chains) if index in entry.segments)
+        if segment.chains != passing:
+            yield f"segment {index} lists other chains than those that pass it"
+
+
+def _groups(plan: ExecutionPlan) -> Iterator[str]:
+    for index, group in enumerate(plan.kv_groups):
+        sizes = (group.layers, group.kv_heads, group.head_dim, group.page_tokens)
+        if min(sizes) < 1 or group.first_layer < 0 or (group.window is not None and group.window < 1):
+            yield f"KV group {index} has no size"
+        if group.dtype not in DTYPE_BYTES:
+            yield f"KV group {index} has an unknown dtype"
+
+
+def _segments_of(plan: ExecutionPlan, index: int, chain: ChainEntry) -> Iterator[str]:
+    """They partition the chain's path, in order."""
+    blocks = plan.paths[chain.path].blocks
+    place = 0
+    for number in chain.segments:
+        if not 0 <= number < len(plan.segments):
+            yield f"chain {index} passes a segment that is not there"
+            return
+        segment = plan.segments[number]
+        other = plan.paths[segment.path].blocks
+        end = segment.first + segment.count
+        if segment.first != place or blocks[place:end] != other[segment.first : end]:
+            yield f"segment {number} is not what chain {index} passes at block {place}"
+            return
+        place = end
+    if place != len(blocks) or list(chain.segments) != sorted(chain.segments):
+        yield f"the segments of chain {index} are not its path"
+
+
+def _groups_of(plan: ExecutionPlan, index: int, chain: ChainEntry) -> Iterator[str]:
+    """They cover the chain's layers, in order."""
+    layers = plan.paths[chain.path].kv_layers
+    place = 0
+    for entry in chain.kv:
+        if not 0 <= entry.group < len(plan.kv_groups):
+            yield f"chain {index} uses a KV group that is not there"
+            return
+        group = plan.kv_groups[entry.group]
+        own = layers[place : place + group.layers]
+        shape = (group.kv_heads, group.head_dim, group.window, group.dtype)
+        alike = all((kv.kv_heads, kv.head_dim, kv.window, kv.dtype) == shape for kv in own)
+        if group.first_layer != place or len(own) != group.layers or not alike:
+            yield f"KV group {entry.group} does not fit chain {index} at layer {place}"
+            return
+        place += group.layers
+    if place != len(layers):
+        yield f"the KV groups of chain {index} do not cover its layers"
+    if len({plan.kv_groups[entry.group].page_tokens for entry in chain.kv}) > 1:
+        yield f"the KV groups of chain {index} differ in the size of their pages"
+
+
+def _apps(plan: ExecutionPlan) -> Iterator[str]:
+    weights: dict[str, float] = {}
+    for app in plan.apps:
+        if not 0 <= app.chain < len(plan.chains):
+            yield f"app {app.address} names a chain that is not there"
+        if not (math.isfinite(app.weight) and app.weight > 0):
+            yield f"app {app.address} has no weight"
+        if weights.setdefault(app.tenant, app.weight) != app.weight:
+            yield f"apps of tenant {app.tenant} differ in weight"
+    if len({app.address for app in plan.apps}) != len(plan.apps):
+        yield "two apps have one address"
+
+
+def _models(plan: ExecutionPlan) -> Iterator[str]:
+    for name, model in plan.models.items():
+        if model.chain is not None and not 0 <= model.chain < len(plan.chains):
+            yield f"model {name} names a chain that is not there"
+        seen = {name}
+        parent = model.parent
+        while parent is not None:
+            if parent not in plan.models or parent in seen:
+                yield f"model {name} has no base"
+                return
+            seen.add(parent)
+            parent = plan.models[parent].parent

@@ -1,0 +1,122 @@
+"""Contradictions in what a plan says of devices: instances, routes, pages and memory.
+
+In: a plan whose chains hold together. Out: contradictions in words.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+from blockc.plan.model import ExecutionPlan, RouteEntry
+
+
+def placement_problems(plan: ExecutionPlan) -> Iterator[str]:
+    """All of them. Indices into the plan's tables are checked before they are used."""
+    batching, solver = plan.batching, plan.solver
+    if batching.max_rows < 1 or batching.max_batched_tokens < batching.max_rows:
+        yield "a step cannot hold one token of each row"
+    if not all(math.isfinite(number) for number in (solver.value, solver.bound, solver.gap)) or solver.gap < 0:
+        yield "the solver's figures are not numbers"
+    yield from _devices(plan)
+    yield from _instances(plan)
+    yield from _routes(plan)
+    yield from _memory(plan)
+
+
+def _devices(plan: ExecutionPlan) -> Iterator[str]:
+    for device in plan.devices:
+        if device.node not in plan.nodes:
+            yield f"device {device.address} is on a node that is not there"
+        if not 0 <= device.reserve_bytes <= device.memory_bytes:
+            yield f"device {device.address} reserves more than it has"
+    if len({device.address for device in plan.devices}) != len(plan.devices):
+        yield "two devices have one address"
+    for link in plan.links:
+        if not _all_in((link.source, link.target), plan.devices):
+            yield "a link joins a device that is not there"
+
+
+def _instances(plan: ExecutionPlan) -> Iterator[str]:
+    for index, instance in enumerate(plan.instances):
+        name = f"instance {index}"
+        if not instance.devices or not _all_in(instance.devices, plan.devices):
+            yield f"{name} is on a device that is not there"
+            return
+        if not _all_in(instance.segments, plan.segments) or not _all_in(instance.chains, plan.chains):
+            yield f"{name} runs something that is not there"
+            return
+        if not _all_in(tuple(instance.kv_pages), plan.kv_groups) or min(instance.kv_pages.values(), default=1) < 1:
+            yield f"{name} has pages of a KV group that is not there, or none"
+            return
+        if not 1 <= instance.max_rows <= plan.batching.max_rows:
+            yield f"{name} runs {instance.max_rows} rows of {plan.batching.max_rows}"
+        for number in instance.chains:
+            chain = plan.chains[number]
+            for entry in chain.kv:
+                pages = instance.kv_pages.get(entry.group, 0)
+                if pages * plan.kv_groups[entry.group].page_tokens < chain.max_model_len:
+                    yield f"{name} has {pages} pages of KV group {entry.group}, too few for chain {number}"
+    for edge in plan.edges:
+        if not _all_in((edge.source, edge.target), plan.instances):
+            yield "an edge joins an instance that is not there"
+
+
+def _routes(plan: ExecutionPlan) -> Iterator[str]:
+    if [route.chain for route in plan.routes] != list(range(len(plan.chains))):
+        yield "not every chain has exactly one route"
+        return
+    for route in plan.routes:
+        if not route.alternatives:
+            yield f"chain {route.chain} has no route"
+        for alternative in route.alternatives:
+            yield from _alternative(plan, route, alternative)
+
+
+def _alternative(plan: ExecutionPlan, route: RouteEntry, alternative: tuple[int, ...]) -> Iterator[str]:
+    """Its instances run the chain, all its segments, in order; between any two there is an edge."""
+    name = f"the route of chain {route.chain}"
+    if not alternative or not _all_in(alternative, plan.instances):
+        yield f"{name} names an instance that is not there"
+        return
+    if any(route.chain not in plan.instances[item].chains for item in alternative):
+        yield f"{name} names an instance that does not run it"
+    own = plan.chains[route.chain].segments
+    passed = [number for item in alternative for number in sorted(plan.instances[item].segments) if number in own]
+    if passed != list(own):
+        yield f"{name} misses segments or meets them in another order"
+    edges = {(edge.source, edge.target) for edge in plan.edges}
+    if any(hop not in edges for hop in itertools.pairwise(alternative)):
+        yield f"{name} takes an edge that is not there"
+
+
+def _memory(plan: ExecutionPlan) -> Iterator[str]:
+    if len({entry.device for entry in plan.memory}) != len(plan.memory):
+        yield "the memory of a device is listed twice"
+    listed = {entry.device for entry in plan.memory}
+    if any(device not in listed for instance in plan.instances for device in instance.devices):
+        yield "the memory of a device in use is not listed"
+    for entry in plan.memory:
+        if not _all_in((entry.device,), plan.devices):
+            yield "memory is listed of a device that is not there"
+            return
+        device = plan.devices[entry.device]
+        if (entry.capacity_bytes, entry.reserve_bytes) != (device.memory_bytes, device.reserve_bytes):
+            yield f"device {device.address} and its memory entry differ"
+        parts = (entry.weights_bytes, entry.sides_bytes, entry.kv_bytes, entry.workspace_bytes)
+        if min(parts) < 0 or entry.used_bytes > entry.capacity_bytes:
+            yield f"device {device.address} is filled beyond its memory"
+        # An instance on several devices splits its pages; only whole ones can be compared.
+        own = [instance for instance in plan.instances if entry.device in instance.devices]
+        if all(len(instance.devices) == 1 for instance in own):
+            kv_bytes = sum(
+                pages * plan.kv_groups[group].page_bytes for item in own for group, pages in item.kv_pages.items()
+            )
+            if kv_bytes != entry.kv_bytes:
+                yield f"device {device.address} counts {entry.kv_bytes} KV bytes, its instances have {kv_bytes}"
+
+
+def _all_in(indices: tuple[int, ...], table: tuple[object, ...]) -> bool:
+    """Each is an index into the table, and none stands twice."""
+    return all(0 <= index < len(table) for index in indices) and len(set(indices)) == len(indices)

@@ -1,0 +1,129 @@
+"""Filling a step: who gets a row, and who gives pages back for it.
+
+In: the requests with pages in the order of their turn, those that wait, and the limits of a step. Out: the picks of a
+step. Decode rows come first, then prefill chunks in what is left of the token budget (a long prompt goes on step by
+step); where a running prefill and a waiting request compete, whoever has the turn goes first.
+
+Pages. A waiting request starts only when its whole context fits, with a page to spare for each running one, so only
+decode rows (and chunks in windowed groups) ask for more later. A decode row that gets none takes them from the last
+in turn (the youngest of the most served tenant) that uses the same groups; that may be itself. Whoever starts was next
+in turn and nobody overtakes it for the groups it needs: running requests end, so it gets its pages at last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from blockc_runtime.kv.index import KvIndex
+from blockc_runtime.limits import EngineLimits
+from blockc_runtime.scheduler.fair_queue import FairQueue
+from blockc_runtime.scheduler.live_request import LiveRequest
+
+
+class StepDraft:
+    """A step being put together. ``running`` is sorted by turn; those preempted leave it."""
+
+    def __init__(
+        self,
+        *,
+        limits: EngineLimits,
+        kv: KvIndex,
+        running: list[LiveRequest],
+        preempt: Callable[[LiveRequest], None],
+    ) -> None:
+        self.picks: list[tuple[LiveRequest, int]] = []
+        self._limits = limits
+        self._kv = kv
+        self._running = running
+        self._preempt = preempt
+        self._tokens_left = limits.max_batched_tokens
+        self._rows_left = limits.max_rows
+
+    def pick_decodes(self) -> None:
+        """One token of everyone who decodes, in turn."""
+        for item in tuple(self._running):
+            if not self._has_room():
+                return
+            # One preempted for another's sake is behind it in turn, so it has no row yet.
+            if item.step is None and item.remaining == 1 and item.state == "running" and self._make_room(item):
+                self._pick(item, 1)
+
+    def pick_prefills(self, queue: FairQueue, *, max_running: int, start: Callable[[LiveRequest, int], None]) -> None:
+        """Chunks of running prefills and of requests that start now, in turn."""
+        prefills = iter([item for item in self._running if item.step is None and item.remaining > 1])
+        prefill = next(prefills, None)
+        places = max_running - len(self._running)
+        blocked: set[int] = set()
+        while self._has_room():
+            head = queue.head(blocked) if places > 0 else None
+            if prefill is not None and (head is None or queue.turn(prefill) <= queue.turn(head)):
+                self._extend(prefill)
+                prefill = next(prefills, None)
+            elif head is None:
+                return
+            elif (reused := self._open(head)) is None:
+                blocked.update(self._groups(head))
+            else:
+                start(head, reused)
+                places -= 1
+                self._running.append(head)
+                self._extend(head)
+
+    def unblock(self) -> None:
+        """Every running request lacks pages and no step in flight will free any: let the first in turn have them.
+
+        Only chunks in windowed groups come here; a request alone always fits (`KvIndex.shortage`).
+        """
+        first = self._running[0]
+        while not self._kv.reserve(first.id, first.computed + 1):
+            victim = self._last_using(self._kv.lacking(first.id, first.computed + 1))
+            assert victim is not first, "a request alone lacks pages"
+            self._give_up(victim)
+        self._extend(first)
+
+    def _has_room(self) -> bool:
+        return self._tokens_left > 0 and self._rows_left > 0
+
+    def _pick(self, item: LiveRequest, count: int) -> None:
+        self.picks.append((item, count))
+        self._tokens_left -= count
+        self._rows_left -= 1
+
+    def _make_room(self, item: LiveRequest) -> bool:
+        """Get the pages for one more token; False if ``item`` has to wait, or was preempted itself."""
+        needed = item.computed + 1
+        while not self._kv.reserve(item.id, needed):
+            victim = self._last_using(self._kv.lacking(item.id, needed))
+            if victim.step is not None:
+                return False  # it is in flight and gives its pages back next time
+            self._give_up(victim)
+            if victim is item:
+                return False
+        return True
+
+    def _extend(self, item: LiveRequest) -> None:
+        """As long a chunk as budget and pages allow. Pages: only windowed groups can lack them here."""
+        count = min(self._tokens_left, item.remaining)
+        if not self._kv.reserve(item.id, item.computed + count):
+            count = self._kv.room(item.id) - item.computed
+            if count <= 0:
+                return
+            self._kv.reserve(item.id, item.computed + count)
+        self._pick(item, count)
+
+    def _open(self, item: LiveRequest) -> int | None:
+        """Get pages for a request's whole context; the tokens found, or None if it does not fit."""
+        # A page of growth for each neighbour: without, what is let in is soon thrown out again for one of them.
+        groups = set(self._groups(item))
+        spare = sum(1 for other in self._running if not groups.isdisjoint(self._groups(other)))
+        return self._kv.acquire(item.id, chain=item.request.chain, prefix=item.prefix, spare_pages=spare)
+
+    def _last_using(self, groups: frozenset[int]) -> LiveRequest:
+        return next(item for item in reversed(self._running) if not groups.isdisjoint(self._groups(item)))
+
+    def _give_up(self, victim: LiveRequest) -> None:
+        self._running.remove(victim)
+        self._preempt(victim)
+
+    def _groups(self, item: LiveRequest) -> tuple[int, ...]:
+        return self._limits.chains[item.request.chain].groups

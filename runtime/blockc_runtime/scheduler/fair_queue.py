@@ -1,0 +1,110 @@
+"""Whose turn it is: waiting requests, and what each tenant has been served.
+
+In: requests and charges. Out: the next request to start. This is VTC (arXiv 2401.00588, algorithm 2): the tenant with
+the smallest virtual counter goes first, a counter grows by what its tenant is served divided by the tenant's weight,
+and a tenant that had nothing waiting is lifted to the smallest counter of those who have, so that idling earns no
+credit. First come, first served within a tenant.
+
+Requests that use other KV groups wait in other *lanes*: who lacks pages of one model must not hold up another's.
+Prompts are charged in full even where the cache has them: an order that depended on the cache would tell what is
+in it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection
+
+from blockc_runtime.limits import EngineLimits
+from blockc_runtime.scheduler.live_request import LiveRequest
+
+# The paper's costs (section 5.1): an output token takes a step of its own.
+PROMPT_COST = 1.0
+OUTPUT_COST = 2.0
+
+Turn = tuple[float, int, int]
+_Lane = list[tuple[int, LiveRequest]]  # a heap by arrival; those that no longer wait are skipped when met
+
+
+class FairQueue:
+    """Waiting requests by tenant and lane. ``counters[t]``: virtual service of tenant t."""
+
+    def __init__(self, limits: EngineLimits) -> None:
+        if any(weight <= 0 for weight in limits.weights):
+            raise ValueError(f"weights must be positive: {limits.weights}")
+        self.counters = [0.0] * len(limits.weights)
+        self._weights = limits.weights
+        self._lane_of = tuple(chain.groups for chain in limits.chains)
+        self._lanes: dict[int, dict[tuple[int, ...], _Lane]] = {}  # of tenants with something waiting
+        self._waiting = [0] * len(limits.weights)
+        self._last_served: int | None = None
+
+    def __len__(self) -> int:
+        return sum(self._waiting)
+
+    def waiting(self, tenant: int) -> int:
+        """Requests of a tenant that wait."""
+        return self._waiting[tenant]
+
+    def turn(self, item: LiveRequest) -> Turn:
+        """Sort key: the least served tenant first, its oldest request first."""
+        return (self.counters[item.tenant], item.tenant, item.arrival)
+
+    def enter(self, item: LiveRequest) -> None:
+        """A new request starts to wait."""
+        if self._waiting[item.tenant] == 0:
+            self._lift(item.tenant)
+        self.put_back(item)
+
+    def put_back(self, item: LiveRequest) -> None:
+        """A request waits again, in front of its tenant's younger ones; its tenant is not lifted for that."""
+        lanes = self._lanes.setdefault(item.tenant, {})
+        heapq.heappush(lanes.setdefault(self._lane_of[item.request.chain], []), (item.arrival, item))
+        self._waiting[item.tenant] += 1
+
+    def leave(self, item: LiveRequest) -> None:
+        """A request waits no longer: it runs, or has ended (its state says so already)."""
+        lane = self._lanes[item.tenant][self._lane_of[item.request.chain]]
+        if lane[0][1] is item:  # always so for one that runs, which may come back; one that ended may stay
+            heapq.heappop(lane)
+        self._waiting[item.tenant] -= 1
+        if self._waiting[item.tenant] == 0:
+            del self._lanes[item.tenant]
+            self._last_served = item.tenant
+
+    def head(self, blocked: Collection[int]) -> LiveRequest | None:
+        """Return the request whose turn it is among those that need no page of a ``blocked`` KV group."""
+        best: LiveRequest | None = None
+        least = float("inf")
+        for tenant, lanes in self._lanes.items():
+            counter = self.counters[tenant]
+            if counter < least or (best is not None and counter == least and tenant < best.tenant):
+                candidate = _oldest(lanes, blocked)
+                if candidate is not None:
+                    best, least = candidate, counter
+        return best
+
+    def charge(self, tenant: int, *, prompt_tokens: int = 0, output_tokens: int = 0) -> None:
+        """Add what a tenant was served to its counter."""
+        cost = PROMPT_COST * prompt_tokens + OUTPUT_COST * output_tokens
+        self.counters[tenant] += cost / self._weights[tenant]
+
+    def _lift(self, tenant: int) -> None:
+        others = self._lanes.keys()
+        if others:
+            level = min(map(self.counters.__getitem__, others))
+        elif self._last_served is not None:
+            level = self.counters[self._last_served]
+        else:
+            return
+        self.counters[tenant] = max(self.counters[tenant], level)
+
+
+def _oldest(lanes: dict[tuple[int, ...], _Lane], blocked: Collection[int]) -> LiveRequest | None:
+    best: LiveRequest | None = None
+    for groups, lane in lanes.items():
+        while lane and lane[0][1].state != "waiting":
+            heapq.heappop(lane)
+        if lane and (best is None or lane[0][0] < best.arrival) and not any(group in blocked for group in groups):
+            best = lane[0][1]
+    return best

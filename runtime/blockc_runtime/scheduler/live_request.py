@@ -1,0 +1,63 @@
+"""A request on its way through the engine: the one mutable record of the scheduler.
+
+Invariant: ``tokens`` (prompt and output) only grows; KV of its first ``computed`` tokens is committed. Decode is not
+a state: a request whose only token without KV is its last one decodes, whatever brought it there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from blockc_runtime.kv.prefix import Prefix
+from blockc_runtime.request import Request
+from blockc_runtime.step import Row
+
+State = Literal["waiting", "running", "ended"]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class LiveRequest:
+    """``arrival`` numbers requests in the order of admission; ``limit_tokens`` is the length at which it must end."""
+
+    request: Request
+    tenant: int
+    arrival: int
+    limit_tokens: int
+    tokens: list[int]
+    prefix: Prefix
+    state: State = "waiting"
+    computed: int = 0
+    cached: int | None = None  # prompt tokens found when it first ran
+    step: int | None = None  # the step in flight that has a row of it
+    losses: int = 0  # workers lost under it
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self.request.id
+
+    @property
+    def remaining(self) -> int:
+        """Tokens without KV, at least 1."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def output_index(self) -> int:
+        """Index of the next token among all outputs, those of an earlier engine included."""
+        return self.request.emitted + len(self.tokens) - len(self.request.prompt)
+
+    def row(self, count: int, pages: tuple[tuple[int | None, ...], ...]) -> Row:
+        """The next ``count`` tokens as a row; it samples if they reach the end."""
+        end = self.computed + count
+        samples = end == len(self.tokens)
+        return Row(
+            request=self.request.id,
+            chain=self.request.chain,
+            tokens=tuple(self.tokens[self.computed : end]),
+            start=self.computed,
+            pages=pages,
+            samples=1 if samples else 0,
+            sampling=self.request.sampling if samples else None,
+            output_index=self.output_index,
+        )

@@ -1,0 +1,302 @@
+"""`Scheduler`: keeps the requests, issues steps, takes results in.
+
+In: requests, cancellations, results, and the time as an argument. Out: steps, and the events of each request: tokens
+in order, then exactly one end. Invariant: a request is in one state (`live_request.State`); it holds pages exactly
+while it runs, or, if it ended under a step in flight, until that step completes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from blockc_runtime.kv.index import KvIndex
+from blockc_runtime.kv.pages import PageUsage
+from blockc_runtime.kv.prefix import Prefix
+from blockc_runtime.limits import EngineLimits
+from blockc_runtime.request import EndEvent, Event, FinishReason, Request, TokensEvent
+from blockc_runtime.scheduler.draft import StepDraft
+from blockc_runtime.scheduler.fair_queue import FairQueue
+from blockc_runtime.scheduler.launches import LaunchPlan
+from blockc_runtime.scheduler.live_request import LiveRequest
+from blockc_runtime.step import Fault, Row, RowResult, Step, StepResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gauges:
+    """State for metrics. ``preemptions`` and ``steps`` only grow; ``pages`` by KV group."""
+
+    running: int
+    waiting: int
+    steps_in_flight: int
+    steps: int
+    preemptions: int
+    pages: tuple[PageUsage, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class _InFlight:
+    """A step that was issued. ``is_void``: a worker was lost since, what it computed is gone."""
+
+    items: tuple[LiveRequest, ...]
+    is_void: bool = False
+
+
+class Scheduler:
+    """See the package's text.
+
+    ``max_waiting`` bounds the queue of each tenant, not of all together: nobody's backlog gets others refused.
+    ``max_running`` bounds the requests that hold pages; more than the plan's rows a step are of use with steps in
+    flight. A request that was in ``worker_tries`` steps under which the worker was lost ends with an error; before
+    that it is computed again.
+    """
+
+    def __init__(
+        self,
+        limits: EngineLimits,
+        kv: KvIndex,
+        *,
+        epoch: int = 0,
+        max_waiting: int = 1024,
+        max_running: int | None = None,
+        worker_tries: int = 3,
+    ) -> None:
+        self._limits = limits
+        self._kv = kv
+        self._epoch = epoch
+        self._max_waiting = max_waiting
+        self._max_running = limits.max_rows if max_running is None else max_running
+        self._worker_tries = worker_tries
+        self._queue = FairQueue(limits)
+        self._launch_plan = LaunchPlan(limits)
+        self._live: dict[str, LiveRequest] = {}  # not ended, or ended under a step in flight
+        self._running: dict[str, LiveRequest] = {}
+        self._in_flight: dict[int, _InFlight] = {}
+        self._arrivals = 0
+        self._steps = 0
+        self._preemptions = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request has not ended, or any step is in flight."""
+        return bool(self._running or self._in_flight or len(self._queue))
+
+    @property
+    def running(self) -> int:
+        """Requests that hold pages and have not ended."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait to start or to start again."""
+        return len(self._queue)
+
+    @property
+    def service(self) -> tuple[float, ...]:
+        """Virtual counter of each tenant (see `fair_queue`)."""
+        return tuple(self._queue.counters)
+
+    def gauges(self) -> Gauges:
+        """Return the state for metrics."""
+        return Gauges(
+            running=self.running,
+            waiting=self.waiting,
+            steps_in_flight=len(self._in_flight),
+            steps=self._steps,
+            preemptions=self._preemptions,
+            pages=self._kv.usage(),
+        )
+
+    def admit(self, request: Request, now_s: float = 0.0) -> tuple[Event, ...]:
+        """Queue a request; its end, if it can never run. Raises ValueError if the id is in use."""
+        del now_s  # deadlines will want it
+        if request.id in self._live:
+            raise ValueError(f"request {request.id!r} is here already")
+        problem = self._problem(request)
+        if problem is not None:
+            return (_end(request.id, "error", problem),)
+        if request.emitted >= request.max_tokens:
+            return (_end(request.id, "length"),)
+        tokens = list(request.prompt)
+        item = LiveRequest(
+            request=request,
+            tenant=self._limits.tenants[request.app],
+            arrival=self._arrivals,
+            limit_tokens=self._longest(request),
+            tokens=tokens,
+            prefix=Prefix(request.isolation_group, tokens),
+        )
+        self._arrivals += 1
+        self._live[request.id] = item
+        self._queue.enter(item)
+        return ()
+
+    def schedule(self, now_s: float) -> Step | None:
+        """Choose the rows of the next step among requests that no step in flight has; None if nothing can run."""
+        del now_s
+        running = sorted(self._running.values(), key=self._queue.turn)
+        draft = StepDraft(limits=self._limits, kv=self._kv, running=running, preempt=self._preempt)
+        draft.pick_decodes()
+        draft.pick_prefills(self._queue, max_running=self._max_running, start=self._start)
+        if not draft.picks and running and not self._in_flight:
+            draft.unblock()
+        return self._issue(draft.picks) if draft.picks else None
+
+    def complete(self, step: Step, result: StepResult, now_s: float) -> tuple[Event, ...]:
+        """Take a step's results in. Those of requests that ended meanwhile, and of unknown steps, are dropped."""
+        del now_s
+        flight = self._in_flight.pop(step.id, None)
+        if flight is None:
+            return ()
+        fault = _worker_fault(step, result)
+        for item in flight.items:
+            item.step = None
+            if item.state == "ended":
+                self._forget(item)
+            elif flight.is_void:
+                self._return(item)
+        if flight.is_void:
+            return ()
+        if fault is not None:
+            return self._lose_worker(flight, fault)
+        events: list[Event] = []
+        for item, row, outcome in zip(flight.items, step.rows, result.rows, strict=True):
+            if item.state == "running":
+                self._settle(item, row, outcome, events)
+        return tuple(events)
+
+    def cancel(self, request_id: str, now_s: float = 0.0) -> tuple[Event, ...]:
+        """End a request, whatever it is doing; nothing if it is unknown or has ended."""
+        del now_s
+        item = self._live.get(request_id)
+        if item is None or item.state == "ended":
+            return ()
+        return (self._finish(item, "cancelled"),)
+
+    def _problem(self, request: Request) -> str | None:
+        """Say why a request cannot be taken, in words that tell nothing of other tenants."""
+        if not (0 <= request.app < len(self._limits.tenants) and 0 <= request.chain < len(self._limits.chains)):
+            return "the plan in force does not have this model"
+        if not request.prompt:
+            return "the prompt is empty"
+        most = self._limits.chains[request.chain].max_model_len - 1
+        if len(request.prompt) > most:
+            return f"the prompt has {len(request.prompt)} tokens; with room for an answer {most} fit"
+        shortage = self._kv.shortage(request.chain, self._longest(request) - 1)  # the last token needs no KV
+        if shortage is not None:
+            return f"prompt and answer are too long for the KV cache: {shortage}"
+        if self._queue.waiting(self._limits.tenants[request.app]) >= self._max_waiting:
+            return f"{self._max_waiting} requests are waiting already"
+        return None
+
+    def _longest(self, request: Request) -> int:
+        """Prompt and all tokens that may still come."""
+        wanted = len(request.prompt) + max(1, request.max_tokens - request.emitted)
+        return min(wanted, self._limits.chains[request.chain].max_model_len)
+
+    def _start(self, item: LiveRequest, reused: int) -> None:
+        """A waiting request runs from here on, from its first token without KV."""
+        item.state = "running"
+        item.computed = reused
+        self._running[item.id] = item
+        self._queue.leave(item)
+        if item.cached is None:  # charged once: preemption is not its tenant's doing
+            item.cached = min(reused, len(item.request.prompt))
+            self._queue.charge(item.tenant, prompt_tokens=len(item.request.prompt))
+
+    def _preempt(self, item: LiveRequest) -> None:
+        self._preemptions += 1
+        self._return(item)
+
+    def _return(self, item: LiveRequest) -> None:
+        """A running request gives its pages back and waits again, prompt and outputs kept."""
+        self._kv.release(item.id)
+        del self._running[item.id]
+        item.state = "waiting"
+        item.computed = 0
+        self._queue.put_back(item)
+
+    def _issue(self, picks: list[tuple[LiveRequest, int]]) -> Step:
+        """Make a step of the picks, rows of one chain side by side."""
+        rank = self._launch_plan.rank
+        picks.sort(key=lambda pick: rank(pick[0].request.chain))
+        rows = tuple([item.row(count, self._kv.tables(item.id, item.computed + count)) for item, count in picks])
+        self._steps += 1
+        for item, _ in picks:
+            item.step = self._steps
+        self._in_flight[self._steps] = _InFlight(items=tuple([item for item, _ in picks]))
+        return Step(
+            id=self._steps,
+            epoch=self._epoch,
+            rows=rows,
+            launches=self._launch_plan.launches(tuple([row.chain for row in rows])),
+        )
+
+    def _settle(self, item: LiveRequest, row: Row, outcome: RowResult, events: list[Event]) -> None:
+        """Commit what a row computed, append what it drew, and see whether that ends the request."""
+        if outcome.fault is not None:
+            events.append(self._finish(item, "error", outcome.fault.message))
+            return
+        if len(outcome.tokens) != row.samples:
+            message = f"the executor drew {len(outcome.tokens)} tokens where {row.samples} were due"
+            events.append(self._finish(item, "error", message))
+            return
+        item.computed = row.start + len(row.tokens)
+        self._kv.commit(item.id, item.computed)
+        if not outcome.tokens:
+            return
+        item.tokens.extend(outcome.tokens)
+        self._queue.charge(item.tenant, output_tokens=len(outcome.tokens))
+        events.append(TokensEvent(request=item.id, tokens=outcome.tokens, logprobs=outcome.logprobs))
+        if outcome.tokens[-1] in item.request.stop_token_ids:
+            events.append(self._finish(item, "stop"))
+        elif len(item.tokens) >= item.limit_tokens:
+            events.append(self._finish(item, "length"))
+
+    def _lose_worker(self, flight: _InFlight, fault: Fault) -> tuple[Event, ...]:
+        """All KV is gone. Who runs is computed again; who was in the lost step too often ends with an error.
+
+        Only rows of the lost step count as tries, so that a request which kills workers takes few others with it.
+        """
+        self._kv.forget()
+        for other in self._in_flight.values():
+            other.is_void = True
+        events: list[Event] = []
+        for item in flight.items:
+            if item.state == "ended":
+                continue
+            item.losses += 1
+            if item.losses >= self._worker_tries:
+                events.append(self._finish(item, "error", fault.message))
+        for item in tuple(self._running.values()):
+            if item.step is None:
+                self._return(item)
+        return tuple(events)
+
+    def _finish(self, item: LiveRequest, reason: FinishReason, message: str = "") -> EndEvent:
+        """End a request. Under a step in flight its pages stay its own: that step may still write to them."""
+        was = item.state
+        item.state = "ended"
+        if was == "waiting":
+            self._queue.leave(item)
+            del self._live[item.id]
+        else:
+            del self._running[item.id]
+            if item.step is None:
+                self._forget(item)
+        return _end(item.id, reason, message, cached_tokens=item.cached or 0)
+
+    def _forget(self, item: LiveRequest) -> None:
+        self._kv.release(item.id)
+        del self._live[item.id]
+
+
+def _worker_fault(step: Step, result: StepResult) -> Fault | None:
+    """Return the fault that spoils everything, if there is one. Results of another shape count as one."""
+    if result.step != step.id or len(result.rows) != len(step.rows):
+        return Fault(scope="worker", message="the executor answered another step than it was given")
+    faults = (outcome.fault for outcome in result.rows if outcome.fault is not None)
+    return next((fault for fault in faults if fault.scope == "worker"), None)
+
+
+def _end(request: str, reason: FinishReason, message: str = "", *, cached_tokens: int = 0) -> EndEvent:
+    return EndEvent(request=request, reason=reason, message=message, cached_tokens=cached_tokens)

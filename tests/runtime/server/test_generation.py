@@ -1,0 +1,124 @@
+"""Defaults come from the model's generation config; requests override them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockc.plan import load_plan
+from blockc.zoo import Zoo
+from blockc_runtime.request import Request
+from blockc_runtime.server.auth import Caller
+from blockc_runtime.server.catalogue import Catalogue, ServedApp, load_catalogue
+from blockc_runtime.server.generation import chat_generation, completion_generation
+from blockc_runtime.server.schemas import ChatBody, CompletionBody, validate
+from tests.runtime.server import world
+
+EVERYBODY = Caller(tenant=None)
+
+
+def load(root: Path, files: dict[str, bytes]) -> tuple[Catalogue, list[str]]:
+    plan, zoo = world.build(root, files)
+    lines: list[str] = []
+    return load_catalogue(load_plan(plan), Zoo(zoo), lines.append), lines
+
+
+def app_with(root: Path, **generation: object) -> ServedApp:
+    catalogue, _ = load(root, world.assets(**generation))
+    app = catalogue.find("acme/chat", EVERYBODY)
+    assert app is not None
+    return app
+
+
+def completion(app: ServedApp, **fields: Any) -> Request:
+    body = validate(CompletionBody, {"model": app.model, "prompt": [5, 6], **fields})
+    return asyncio.run(completion_generation(body, app)).requests[0]
+
+
+def chat(app: ServedApp, **fields: Any) -> Request:
+    messages = [{"role": "user", "content": "hi"}]
+    body = validate(ChatBody, {"model": app.model, "messages": messages, **fields})
+    return asyncio.run(chat_generation(body, app)).requests[0]
+
+
+def test_without_a_generation_config_openais_defaults_hold(tmp_path: Path):
+    app = app_with(tmp_path)
+    request = completion(app)
+    sampling = request.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (1.0, 1.0, 0)
+    assert (request.max_tokens, request.stop_token_ids, sampling.logprobs) == (16, (1,), None)
+    assert chat(app).max_tokens > 1900
+
+
+def test_the_generation_config_gives_defaults(tmp_path: Path):
+    app = app_with(tmp_path, temperature=0.6, top_p=0.9, top_k=20, max_new_tokens=99, do_sample=False)
+    for request in (completion(app), chat(app)):
+        sampling = request.sampling
+        assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.6, 0.9, 20)
+    assert chat(app).max_tokens == 99
+    assert completion(app).max_tokens == 16
+    asked = completion(app, temperature=0, top_p=1, top_k=-1, max_tokens=200)
+    assert (asked.sampling.temperature, asked.sampling.top_p, asked.sampling.top_k) == (0, 1, 0)
+    assert asked.max_tokens == 200
+
+
+@pytest.mark.parametrize("eos", [2, [2, 3, 10**6, -1, "x"]])
+def test_stop_tokens_are_the_chains_and_the_configs(tmp_path: Path, eos: object):
+    app = app_with(tmp_path, eos_token_id=eos)
+    expected = (1, 2) if eos == 2 else (1, 2, 3)
+    assert completion(app).stop_token_ids == expected
+    assert completion(app, stop_token_ids=[7]).stop_token_ids == (*expected, 7)
+    assert completion(app, ignore_eos=True, stop_token_ids=[7]).stop_token_ids == (7,)
+
+
+def test_what_a_generation_config_asks_for_in_vain_is_said(tmp_path: Path):
+    _, lines = load(tmp_path, world.assets(repetition_penalty=1.1, min_p=0.0))
+    assert len(lines) == len(world.APPS)
+    assert all("BC804" in line and "repetition_penalty" in line for line in lines)
+
+
+@pytest.mark.parametrize("config", [b"", b"[]", b'{"temperature": true, "top_k": "x"}'])
+def test_a_generation_config_without_sense_is_none(tmp_path: Path, config: bytes):
+    files = {**world.assets(), "generation_config.json": config}
+    catalogue, _ = load(tmp_path, files)
+    app = catalogue.find("acme/chat", EVERYBODY)
+    assert app is not None
+    assert (app.defaults.temperature, app.defaults.top_k) == (1.0, 0)
+
+
+def test_equal_assets_are_loaded_once(tmp_path: Path):
+    catalogue, _ = load(tmp_path, world.assets())
+    assert len({id(app.text) for app in catalogue.visible(EVERYBODY)}) == 1
+
+
+def test_a_seed_is_kept_and_a_missing_one_drawn(tmp_path: Path):
+    app = app_with(tmp_path)
+    assert completion(app, seed=7).sampling.seed == 7
+    assert completion(app, seed=-1).sampling.seed == 2**64 - 1
+    assert completion(app).sampling.seed != completion(app).sampling.seed
+
+
+def test_logprobs(tmp_path: Path):
+    app = app_with(tmp_path)
+    assert completion(app, logprobs=0).sampling.logprobs == 0
+    assert chat(app, logprobs=True, top_logprobs=5).sampling.logprobs == 5
+    assert chat(app, logprobs=True).sampling.logprobs == 0
+    assert chat(app, logprobs=False).sampling.logprobs is None
+
+
+def test_a_model_without_a_template_has_no_chat(tmp_path: Path):
+    files = {k: v for k, v in world.assets().items() if k != "chat_template.jinja"}
+    catalogue, _ = load(tmp_path, files)
+    app = catalogue.find("acme/chat", EVERYBODY)
+    assert app is not None
+    with pytest.raises(Exception, match="no chat template"):
+        chat(app)
+
+
+def test_long_texts_are_tokenised_beside_the_loop(tmp_path: Path):
+    app = app_with(tmp_path)
+    text = "the fox " * 700
+    assert completion(app, prompt=text, max_tokens=1).prompt == tuple(world.tokenizer().encode(text).ids)
