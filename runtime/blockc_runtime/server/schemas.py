@@ -17,6 +17,7 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_PROMPTS = 64
+MAX_MESSAGES = 4096  # they are rendered on the event loop
 _MAX_FIELDS = 100
 
 # Fields of OpenAI's and vLLM's APIs that this server does not act on, with the values that ask for
@@ -146,7 +147,7 @@ class ChatMessage(_Body):
 class ChatBody(_Generation):
     """``/v1/chat/completions``."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
@@ -184,7 +185,7 @@ def validate(kind: type[_BodyT], body: dict[str, Any]) -> _BodyT:
     """Check a whole body. Raises a 400 that names the first field that is wrong."""
     fields = _without_neutral(body, _NEUTRAL, "")
     messages = fields.get("messages")
-    if isinstance(messages, list):
+    if isinstance(messages, list) and len(messages) <= MAX_MESSAGES:
         fields["messages"] = [
             _without_neutral(message, _NEUTRAL_IN_MESSAGES, f"messages.{index}.")
             if isinstance(message, dict)

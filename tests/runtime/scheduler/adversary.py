@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from itertools import groupby
 
 from blockc_runtime.request import Sampling
 from blockc_runtime.step import Fault, Row, RowResult, Step, StepResult
@@ -156,9 +157,7 @@ class Adversary:
         assert 0 < len(step.rows) <= own.max_rows
         assert sum(len(row.tokens) for row in step.rows) <= own.max_batched_tokens
         chains = [row.chain for row in step.rows]
-        assert len({chain for chain, other in zip(chains, chains[1:], strict=False) if chain != other}) <= len(
-            set(chains)
-        )
+        assert len(list(groupby(chains))) == len(set(chains)), "rows of a chain stand together"
         segments = sorted({segment for chain in chains for segment in own.chains[chain].segments})
         assert [launch.segment for launch in step.launches] == segments
         for launch in step.launches:
@@ -168,6 +167,9 @@ class Adversary:
         assert len(set(flying)) == len(flying), "a request is in flight twice"
         for row in step.rows:
             self._look_at_pages(row)
+        new = [row for row in step.rows if row.request not in self.started]
+        self.started.update(row.request for row in new)
+        for row in new:
             self._look_at_turn(row)
         self._look_at_writes(step)
 
@@ -180,7 +182,7 @@ class Adversary:
             assert len(table) == -(-end // self.run.own.groups[group].page_tokens), "a table covers the row exactly"
             for page in table:
                 if page is not None and (group, page) not in written:
-                    assert self.owners[group, page] == (domain, isolation), "a page is read under another key"
+                    assert self.owners.get((group, page)) == (domain, isolation), "a page is read under another key"
             for page in written:
                 if page[0] == group:
                     self.owners[page] = (domain, isolation)
@@ -200,9 +202,6 @@ class Adversary:
 
     def _look_at_turn(self, row: Row) -> None:
         """Within a tenant, nobody is overtaken by a younger request that needs the same pages."""
-        if row.request in self.started:
-            return
-        self.started.add(row.request)
         own = self.by_id[row.request]
         tenants, chains = self.run.own.tenants, self.run.own.chains
         for older in self.admitted[: self.admitted.index(own.id)]:

@@ -90,7 +90,7 @@ def _frees_in_flight(run):
         events = cancel(name, now_s)
         if item is not None and item.step is not None and events:
             run.kv.release(name)
-            run.kv._holders[name] = type(run.kv._holders.get(name, None)) if False else _Nothing()
+            run.kv._holders[name] = _Nothing()
         return events
 
     run.scheduler.cancel = cancel_at_once

@@ -172,7 +172,8 @@ def plan(digests: Mapping[str, str]) -> ExecutionPlan:
         capacity_bytes=1 << 30,
     )
     return ExecutionPlan(
-        compiler="test", spec_digest=digest, target="cpu", requires=(), structures={structure: format_structure(parsed)},
+        compiler="test", spec_digest=digest, target="cpu", requires=(),
+        structures={structure: format_structure(parsed)},
         blocks={digest: block},
         paths={digest: PathEntry(blocks=(digest,), kv_layers=(layer,), dtype="F32")},
         chains=chains,

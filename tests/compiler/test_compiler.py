@@ -1,0 +1,144 @@
+"""What a compilation promises: the same bytes anywhere, each tensor stored once, all problems of a stage together."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from blockc.diag import DiagnosticError
+from blockc.plan import dump_plan, load_plan
+from tests.support.adapters import save_lora
+from tests.support.deployments import deployment
+from tests.support.serving import compiled, zoo_bytes
+from tests.support.tiny_models import save_model
+
+SPEC = """
+blockc { edition = 1 }
+base b : hf("./base") { dtype = fp32  max_model_len = 128 }
+finetune tuned : b { weights = "./adapter" }
+finetune top : b { weights = "./top" }
+cluster box { node local { device d0 : cpu { memory = 256MiB } device d1 : cpu { memory = 256MiB } } }
+tenant acme { app one { model = tuned } app two { model = b } app three { model = top } }
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    base = save_model("llama", root / "base")
+    save_lora(base, root / "adapter")
+    _changed(base, root / "top", "layers.3.")
+    (root / "fleet.blk").write_text(SPEC)
+    return root
+
+
+def _changed(base: Path, target: Path, only: str) -> Path:
+    shutil.copytree(base, target)
+    tensors = load_file(base / "model.safetensors")
+    for name in tensors:
+        if only in name and tensors[name].ndim == 2:  # random norms are all ones, and equal tensors are one
+            tensors[name] = tensors[name] * 1.25
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def _compile(spec: Path, output: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "blockc", "compile", str(spec), "-o", str(output)],
+        capture_output=True, text=True, check=False, env=os.environ | environ,
+    )  # fmt: skip
+
+
+def test_the_same_spec_gives_the_same_bytes_in_any_folder_and_under_any_hash_seed(models, tmp_path):
+    moved = shutil.copytree(models, tmp_path / "elsewhere" / "deep")
+    first, second = tmp_path / "1" / "plan.json", tmp_path / "2" / "plan.json"
+    for spec, output, seed in ((models / "fleet.blk", first, "0"), (moved / "fleet.blk", second, "4242")):
+        result = _compile(spec, output, PYTHONHASHSEED=seed)
+        assert result.returncode == 0, result.stderr
+    assert first.read_bytes() == second.read_bytes()
+    assert str(tmp_path).encode() not in first.read_bytes()
+    assert dump_plan(load_plan(first)) == first.read_bytes()
+
+
+def test_sixteen_adapters_take_a_base_and_sixteen_adapters(tmp_path):
+    base = save_model("llama", tmp_path / "base")
+    adapters = {f"a{index}": ("base", save_lora(base, tmp_path / f"a{index}", seed=index, r=32)) for index in range(16)}
+    result = compiled(deployment(base, adapters), tmp_path / "zoo")
+    files = [base / "model.safetensors", *(path / "adapter_model.safetensors" for _, path in adapters.values())]
+    given = sum(file.stat().st_size for file in files)
+    tensors = zoo_bytes(result.zoo) - _blob_bytes(result.zoo)
+    assert abs(tensors - given) <= 0.01 * given
+
+
+def _blob_bytes(zoo) -> int:
+    return sum(path.stat().st_size for path in zoo.root.rglob("*") if path.is_file() and path.suffix != ".safetensors")
+
+
+def test_a_checkpoint_with_a_changed_top_layer_stores_that_layer(models, tmp_path):
+    base = models / "base"
+    alone = compiled(deployment(base), tmp_path / "alone")
+    both = compiled(deployment(base, {"top": ("base", models / "top")}), tmp_path / "both")
+    tensors = load_file(base / "model.safetensors")
+    layer = sum(tensor.nbytes for name, tensor in tensors.items() if "layers.3." in name and tensor.ndim == 2)
+    assert both.plan.baselines.ours_bytes - alone.plan.baselines.ours_bytes == layer
+
+
+def test_problems_of_several_models_are_reported_together(models, tmp_path):
+    broken = {}
+    for name in ("one", "two"):
+        directory = shutil.copytree(models / "adapter", tmp_path / name)
+        tensors = load_file(directory / "adapter_model.safetensors")
+        tensors[f"stray.{name}"] = torch.ones(1)
+        save_file(tensors, directory / "adapter_model.safetensors")
+        broken[name] = ("base", directory)
+    with pytest.raises(DiagnosticError) as caught:
+        compiled(deployment(models / "base", broken), tmp_path / "zoo")
+    messages = [item.message for item in caught.value.diagnostics]
+    assert len(messages) == 2
+    assert "./one" in messages[0]
+    assert "./two" in messages[1]
+
+
+def test_a_full_fine_tune_that_shares_nothing_warns(models, tmp_path):
+    other = _changed(models / "base", tmp_path / "other", "")
+    result = compiled(deployment(models / "base", {"other": ("base", other)}), tmp_path / "zoo")
+    assert [item.code.id for item in result.diags] == ["BC301"]
+
+
+def test_what_does_not_fit_says_so_with_the_smallest_help(models, tmp_path):
+    spec = tmp_path / "fleet.blk"
+    spec.write_text(SPEC.replace('"./', f'"{models}/').replace("256MiB", "1MiB"))
+    result = _compile(spec, tmp_path / "plan.json")
+    assert result.returncode == 3
+    assert "BC401" in result.stderr
+    assert "MiB" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code"),
+    [
+        ("model = tuned", "model = tunned", "BC101"),
+        ("memory = 256MiB", "memory = 256M", "BC105"),
+        ("memory = 256MiB", "memory = 5s", "BC104"),
+        ("./adapter", "./absent", "BC201"),
+        ("max_model_len = 128", "max_model_len = 100000", "BC109"),
+        ("tenant acme {", "tennant acme {", "BC103"),
+    ],
+)
+def test_bad_input_is_an_error_with_a_place(old, new, code, models, tmp_path):
+    spec = tmp_path / "fleet.blk"
+    spec.write_text(SPEC.replace(old, new, 1).replace('"./', f'"{models}/'))
+    result = _compile(spec, tmp_path / "plan.json")
+    assert result.returncode == 1
+    assert code in result.stderr
+    assert f"{spec}:" in result.stderr
+    assert "Traceback" not in result.stderr
