@@ -12,12 +12,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    "compile_spec": "blockc.compiler",
+    "compile_deployment": "blockc.compiler",
+    "load": "blockc.spec",
     "ExecutionPlan": "blockc.plan",
     "Zoo": "blockc.zoo",
 }
 
-__all__ = ["ExecutionPlan", "Zoo", "__version__", "compile_spec"]  # noqa: F822 - resolved by __getattr__
+__all__ = ["ExecutionPlan", "Zoo", "__version__", "compile_deployment", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -68,9 +68,7 @@ def _bar(memory: MemoryEntry, ascii_only: bool) -> str:
         memory.kv_bytes,
         memory.workspace_bytes + memory.reserve_bytes,
     )
-    bar = "".join(
-        mark * round(_BAR * size / memory.capacity_bytes) for mark, size in zip(marks, sizes, strict=False)
-    )
+    bar = "".join(mark * round(_BAR * size / memory.capacity_bytes) for mark, size in zip(marks, sizes, strict=False))
     return "[" + (bar + marks[3] * _BAR)[:_BAR] + "]"
 
 
@@ -98,10 +96,7 @@ def _apps(plan: ExecutionPlan) -> Iterator[str]:
         chain = plan.chains[app.chain]
         sides = f", adapters of rank {chain.side_rank}" if chain.side_rank else ""
         passed = " > ".join(map(str, chain.segments))
-        yield (
-            f"  {printable(app.address):<{width}}  {_lineage(plan, app.model)}: "
-            f"segments {passed}{sides}"
-        )
+        yield (f"  {printable(app.address):<{width}}  {_lineage(plan, app.model)}: segments {passed}{sides}")
 
 
 def _lineage(plan: ExecutionPlan, model: str) -> str:

@@ -259,8 +259,8 @@ def _lift_reshape(node: Node) -> None:
 
 
 def _explicit_slice(node: Node) -> None:
-    given: tuple[Any, ...] = node.args
-    source, dim, start, end, step = (*given, *(0, 0, 2**63 - 1, 1)[len(given) - 1 :])
+    given: list[Any] = list(node.args)
+    source, dim, start, end, step = given + [None, 0, 0, 2**63 - 1, 1][len(given) :]
     assert isinstance(source, fx.Node)
     shape = source.meta["val"].shape
     position = _dim(dim, len(shape))

@@ -63,7 +63,7 @@ CONTRADICTIONS: list[tuple[str, Any]] = [
     ("path that is not there", lambda p: p["chains"][0].update(path="f" * 64)),
     ("takes no tokens", lambda p: p["chains"][0].update(max_model_len=0)),
     ("sides of rank", lambda p: p["chains"][0].update(side_rank=4)),
-    ("segment that is not there", lambda p: p["chains"][0].update(segments=[0, 1, 9])),
+    ("segment that is not there", lambda p: p["chains"][0].update(segments=[0, 1, 3, 9])),
     ("lists other chains|are not its path", lambda p: p["chains"][0].update(segments=[0, 1])),
     ("KV group that is not there", lambda p: p["chains"][0]["kv"][0].update(group=7)),
     ("does not fit", lambda p: p["chains"][0]["kv"].reverse()),

@@ -32,5 +32,3 @@ def zoo_bytes(zoo: Zoo) -> int:
 def with_chains(plan: ExecutionPlan, chains: Sequence[object]) -> ExecutionPlan:
     """The plan with other chains: for negative controls."""
     return plan.model_copy(update={"chains": tuple(chains)})
-
-
