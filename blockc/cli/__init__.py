@@ -27,6 +27,14 @@ COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code. ``argv`` None: the arguments of the process."""
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:  # before the command ran, or after it ended
+        print("interrupted", file=sys.stderr)
+        return int(ExitCode.INTERRUPTED)
+
+
+def _run(arguments: list[str]) -> int:
     import typer
 
     from blockc.cli.report import guarded
@@ -54,5 +62,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     for name in COMMANDS:
         importlib.import_module(name).register(app)
-    arguments = list(sys.argv[1:] if argv is None else argv)
     return guarded(app, arguments or ["--help"])

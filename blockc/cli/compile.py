@@ -38,6 +38,7 @@ def compile_(
     from blockc.plan import write_plan
 
     with reporting("compile", as_json=as_json):
+        _check_output(output, Path(spec))
         compiled, found, sources = compile_file(
             Path(spec), zoo_of(zoo, output), variables_of(var), on_stage=stage_lines()
         )
@@ -50,6 +51,23 @@ def compile_(
         show(found, sources)
         print(_sentence(compiled, output))
     raise typer.Exit(int(exit_code(found)))
+
+
+def _check_output(output: Path, spec: Path) -> None:
+    """Refuse what cannot become a plan before anything is done, and never write over a spec."""
+    from blockc.diag import DiagnosticError, Diagnostics
+
+    diags = Diagnostics()
+    if output.is_dir():
+        diags.report(
+            "BC003", f"cannot write {output}: it is a folder", help=f"name a file in it: `-o {output / 'plan.json'}`"
+        )
+    elif output.suffix == ".blk" or (output.exists() and spec.exists() and output.samefile(spec)):
+        diags.report(
+            "BC003", f"cannot write {output}: it is a spec, not a plan", help="name another file: `-o plan.json`"
+        )
+    if diags.has_errors:
+        raise DiagnosticError(diags)
 
 
 def compile_file(
@@ -66,12 +84,15 @@ def compile_file(
     from blockc.diag.suppress import suppress
     from blockc.spec import load
     from blockc.spec.lint import tidy
+    from blockc.spec.weights import check_weights
     from blockc.zoo import Zoo
 
     result = load(spec, variables=variables, environ=os.environ)
     deployment = result.require()
     diags = Diagnostics()
     try:
+        check_weights(deployment, diags)  # what `blockc check` says, before torch is imported
+        diags.raise_if_errors()
         compiled = compile_deployment(deployment, zoo=Zoo(zoo_root, create=True), diags=diags, on_stage=on_stage)
     except DiagnosticError as error:
         raise DiagnosticError(tidy(Diagnostics(items=[*result.diagnostics, *error.diagnostics]))) from None

@@ -121,6 +121,8 @@ def guarded(app: typer.Typer, arguments: list[str]) -> int:
         command = get_command(app)
         status = command.main(arguments, prog_name="blockc", standalone_mode=False)
         sys.stdout.flush()
+        if status == ExitCode.INTERRUPTED:  # typer's answer to Ctrl-C
+            print("interrupted", file=sys.stderr)
         return int(status) if isinstance(status, int) else int(ExitCode.FINE)
     except DiagnosticError as error:
         show(error.diagnostics)

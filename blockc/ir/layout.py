@@ -101,6 +101,16 @@ def gather_bytes(kv: Iterable[KvPages]) -> int:
     return max((pool.pages * pool.layer_page_bytes for pool in kv), default=0)
 
 
+def format_bytes(nbytes: int) -> str:
+    """Such as ``21.3 GiB``: binary units, as specs write them."""
+    value, unit = float(nbytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{nbytes} B" if unit == "B" else f"{value:.{0 if value >= 100 else 1}f} {unit}"
+
+
 def block_tensors(structure: Structure, tensors: Mapping[str, TensorRef]) -> frozenset[ResidentTensor]:
     """What a block keeps resident. A tied embedding is there twice: as a table and as a linear's matrix."""
     found: set[ResidentTensor] = set()

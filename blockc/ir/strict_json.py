@@ -33,7 +33,7 @@ def parse_strict_json(data: bytes) -> Any:
         raise StrictJsonError("brackets are nested too deeply") from error
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise StrictJsonError(f"{error.msg} at {where}") from error
+        raise StrictJsonError(f"{error.msg.removesuffix(' at')} at {where}") from error
     except ValueError as error:  # an integer of thousands of digits
         raise StrictJsonError("a number has too many digits") from error
 

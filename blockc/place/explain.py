@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from blockc.diag import Diagnostics, Label
+from blockc.ir.layout import format_bytes
 from blockc.place.bound import devices_bound
 from blockc.place.greedy import greedy
 from blockc.place.sizes import Sizes, sizes_of
@@ -17,16 +18,6 @@ _MIB = 1 << 20
 _GIB = 1 << 30
 _SHOWN = 4
 _SHORTEST_TOKENS = 16
-
-
-def format_bytes(nbytes: int) -> str:
-    """Such as ``21.3 GiB``: three digits, binary units."""
-    value, unit = float(nbytes), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1000:
-            break
-        value, unit = value / 1024, larger
-    return f"{nbytes} B" if unit == "B" else f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +67,7 @@ def _report(sizes: Sizes, chains: list[int], message: str, diags: Diagnostics) -
     notes = [", ".join(f"{name} {format_bytes(nbytes)}" for name, nbytes in parts.items() if nbytes)]
     notes += [text for _, text in _weights_by_owner(sizes, chains)]
     help_ = "\n".join(
-        f"{'smallest relaxation' if place == 0 else 'or'}: {item.text}"
+        f"{'smallest relaxation' if place == 0 else 'next'}: {item.text}"
         for place, item in enumerate(_relaxations(sizes, chains))
     )
     device = problem.devices[0]

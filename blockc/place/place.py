@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blockc.diag import Diagnostics
+from blockc.ir.layout import format_bytes
 from blockc.place.bound import devices_bound
 from blockc.place.cpsat import Solution, fits_solver, solve, solver_version
-from blockc.place.explain import explain_infeasible, format_bytes
+from blockc.place.explain import explain_infeasible
 from blockc.place.greedy import Assignment, greedy
 from blockc.place.pages import share_pages
 from blockc.place.problem import PlaceProblem

@@ -21,6 +21,7 @@ from blockc.plan.verify import plan_problem
 
 _MAX_BYTES = 256 << 20
 _RECOMPILE = "compile the spec again; a plan is written by the compiler only"
+_MAKES_ONE = "`blockc compile SPEC -o plan.json` writes a plan"
 
 
 def dump_plan(plan: ExecutionPlan) -> bytes:
@@ -54,7 +55,9 @@ def load_plan(path: Path) -> ExecutionPlan:
             _refuse("BC901", f"{path} is larger than any plan", _RECOMPILE)
         data = path.read_bytes()
     except OSError as error:
-        _refuse("BC003", f"cannot read {path}: {error.strerror}", "`blockc compile SPEC -o plan.json` writes a plan")
+        _refuse("BC003", f"cannot read {path}: {error.strerror}", _MAKES_ONE)
+    if path.suffix == ".blk":
+        _refuse("BC901", f"{path} is a spec, not a plan", f"`blockc compile {path} -o plan.json` makes one of it")
     content = _content(path, data)
     try:
         plan = ExecutionPlan.model_validate(content)

@@ -101,6 +101,8 @@ def _apps(plan: ExecutionPlan) -> Iterator[str]:
     for app in plan.apps:
         if not 0 <= app.chain < len(plan.chains):
             yield f"app {app.address} names a chain that is not there"
+        elif app.model in plan.models and plan.models[app.model].chain != app.chain:
+            yield f"app {app.address} and its model {app.model} name different chains"
         if not (math.isfinite(app.weight) and app.weight > 0):
             yield f"app {app.address} has no weight"
         if weights.setdefault(app.tenant, app.weight) != app.weight:

@@ -1,30 +1,52 @@
 """A plan as text: devices, what is shared by whom, paths of apps, KV, memory against not sharing.
 
-In: a plan. Out: lines of at most ``width`` characters. Pure; ``ascii_only`` for terminals that know nothing else.
+In: a plan. Out: lines of at most ``width`` characters (40 at least). Invariant: pure; nothing that a terminal obeys
+leaves it; with ``ascii_only`` nothing but ASCII does.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from blockc.plan import ExecutionPlan, MemoryEntry
 from blockc.render.units import format_bytes, printable
 
 _BAR = 32
+_NARROWEST = 40
+_SHOWN_NAMES = 4
+# A row of cells, one an app, is read at a glance up to here.
+_MAX_CELLS = 40
 
 
 def render_plan(plan: ExecutionPlan, *, width: int = 100, ascii_only: bool = False) -> str:
     """All sections."""
     sections = (
         _heading(plan),
-        _devices(plan, ascii_only),
+        _devices(plan, ascii_only, min(_BAR, width // 3)),
         _segments(plan, ascii_only),
         _apps(plan),
         _kv(plan),
-        _bytes(plan, ascii_only),
+        _weights(plan, ascii_only, min(_BAR, width // 3)),
     )
-    lines = [line for section in sections for line in (*section, "")]
-    return "\n".join(line if len(line) <= width else line[: width - 3] + "..." for line in lines[:-1]) + "\n"
+    lines = [part for section in sections for line in (*section, "") for part in _fit(line, max(width, _NARROWEST))]
+    text = "\n".join(lines[:-1]) + "\n"
+    return text.encode("ascii", "backslashreplace").decode() if ascii_only else text
+
+
+def _fit(line: str, width: int) -> list[str]:
+    """A line that is too long goes on below, further in."""
+    if len(line) <= width:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()))
+    return textwrap.wrap(
+        line.strip(),
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent + "    ",
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
 
 
 def _heading(plan: ExecutionPlan) -> Iterator[str]:
@@ -38,12 +60,17 @@ def _heading(plan: ExecutionPlan) -> Iterator[str]:
     yield f"placement: {solver.value:.0f} of {_count(len(plan.devices), 'device')}, {gap} ({solver.solver})"
 
 
-def _devices(plan: ExecutionPlan, ascii_only: bool) -> Iterator[str]:
-    yield "DEVICES"
+def _devices(plan: ExecutionPlan, ascii_only: bool, bar_width: int) -> Iterator[str]:
+    marks = _marks(ascii_only)
+    legend = zip(marks, ("weights", "KV pages", "activations and reserve", "free"), strict=True)
+    yield f"DEVICES  ({', '.join(f'{mark} {name}' for mark, name in legend)})"
+    used = {device for instance in plan.instances for device in instance.devices}
     for memory in plan.memory:
+        if memory.device not in used:
+            continue
         device = plan.devices[memory.device]
         yield (
-            f"  {printable(device.address)} ({device.kind})  {_bar(memory, ascii_only)}  "
+            f"  {printable(device.address)} ({device.kind})  {_bar(memory, ascii_only, bar_width)}  "
             f"{format_bytes(memory.used_bytes)} of {format_bytes(memory.capacity_bytes)}"
         )
         parts = [
@@ -54,22 +81,26 @@ def _devices(plan: ExecutionPlan, ascii_only: bool) -> Iterator[str]:
             ("reserve", memory.reserve_bytes),
         ]
         yield "    " + ", ".join(f"{name} {format_bytes(size)}" for name, size in parts)
-    used = {memory.device for memory in plan.memory}
     for index, device in enumerate(plan.devices):
         if index not in used:
             yield f"  {printable(device.address)} ({device.kind})  unused"
 
 
-def _bar(memory: MemoryEntry, ascii_only: bool) -> str:
+def _bar(memory: MemoryEntry, ascii_only: bool, width: int) -> str:
     """Weights and adapters, then KV, then the rest of what is used, then free."""
-    marks = "#=-." if ascii_only else "█▓▒░"
+    marks = _marks(ascii_only)
     sizes = (
         memory.weights_bytes + memory.sides_bytes,
         memory.kv_bytes,
         memory.workspace_bytes + memory.reserve_bytes,
     )
-    bar = "".join(mark * round(_BAR * size / memory.capacity_bytes) for mark, size in zip(marks, sizes, strict=False))
-    return "[" + (bar + marks[3] * _BAR)[:_BAR] + "]"
+    scale = width / max(1, memory.capacity_bytes)
+    bar = "".join(mark * round(size * scale) for mark, size in zip(marks, sizes, strict=False))
+    return "[" + (bar + marks[3] * width)[:width] + "]"
+
+
+def _marks(ascii_only: bool) -> str:
+    return "#=-." if ascii_only else "█▓▒░"
 
 
 def _segments(plan: ExecutionPlan, ascii_only: bool) -> Iterator[str]:
@@ -81,10 +112,11 @@ def _segments(plan: ExecutionPlan, ascii_only: bool) -> Iterator[str]:
         blocks = plan.paths[segment.path].blocks[segment.first : segment.first + segment.count]
         tensors = {tensor for block in blocks for tensor in plan.blocks[block].tensors.values()}
         cells = "".join(mark if app.chain in passing else blank for app in plan.apps)
+        cells = f"{cells}  " if len(cells) <= _MAX_CELLS else ""
         last = segment.first + segment.count - 1
         place = f"block {segment.first}" if segment.count == 1 else f"blocks {segment.first}-{last}"
         yield (
-            f"  {index:>3}  {place:<13} {format_bytes(sum(t.nbytes for t in tensors)):>9}  {cells}  "
+            f"  {index:>3}  {place:<13} {format_bytes(sum(t.nbytes for t in tensors)):>9}  {cells}"
             f"{_names([app.address for app in members], len(plan.apps))}"
         )
 
@@ -96,13 +128,13 @@ def _apps(plan: ExecutionPlan) -> Iterator[str]:
         chain = plan.chains[app.chain]
         sides = f", adapters of rank {chain.side_rank}" if chain.side_rank else ""
         passed = " > ".join(map(str, chain.segments))
-        yield (f"  {printable(app.address):<{width}}  {_lineage(plan, app.model)}: segments {passed}{sides}")
+        yield f"  {printable(app.address):<{width}}  {_lineage(plan, app.model)}: segments {passed}{sides}"
 
 
 def _lineage(plan: ExecutionPlan, model: str) -> str:
     names = [model]
-    while (parent := plan.models[names[-1]].parent) is not None:
-        names.append(parent)
+    while (entry := plan.models.get(names[-1])) is not None and entry.parent is not None:
+        names.append(entry.parent)
     return " : ".join(map(printable, names))
 
 
@@ -118,7 +150,7 @@ def _kv(plan: ExecutionPlan) -> Iterator[str]:
             f"{format_bytes(pages * group.page_bytes)}"
         )
         for names in _sharing(plan, index):
-            yield f"    shared by {', '.join(names)}"
+            yield f"    shared by {_names(names)}"
 
 
 def _sharing(plan: ExecutionPlan, group: int) -> list[list[str]]:
@@ -127,11 +159,11 @@ def _sharing(plan: ExecutionPlan, group: int) -> list[list[str]]:
     for app in plan.apps:
         for entry in plan.chains[app.chain].kv:
             if entry.group == group:
-                readers.setdefault((entry.domain, app.isolation_group), []).append(printable(app.address))
+                readers.setdefault((entry.domain, app.isolation_group), []).append(app.address)
     return [names for names in readers.values() if len(names) > 1]
 
 
-def _bytes(plan: ExecutionPlan, ascii_only: bool) -> Iterator[str]:
+def _weights(plan: ExecutionPlan, ascii_only: bool, bar_width: int) -> Iterator[str]:
     yield "WEIGHTS"
     baselines = plan.baselines
     mark = "#" if ascii_only else "█"
@@ -140,15 +172,19 @@ def _bytes(plan: ExecutionPlan, ascii_only: bool) -> Iterator[str]:
         ("LoRA on shared bases (PS)", baselines.ps_bytes),
         ("blocks (this plan)", baselines.ours_bytes),
     ]
+    scale = bar_width / max(1, baselines.pm_bytes)
     for name, size in rows:
-        yield f"  {name:<26} {format_bytes(size):>9}  {mark * max(1, round(_BAR * size / baselines.pm_bytes))}"
+        yield f"  {name:<26} {format_bytes(size):>9}  {mark * max(1, round(size * scale))}"
 
 
-def _names(names: Sequence[str], total: int) -> str:
-    if len(names) == total and total > 1:
+def _names(names: Sequence[str], total: int | None = None) -> str:
+    """``total``: how many there are of them; all of them need no naming."""
+    if total is not None and len(names) == total > 1:
         return "all apps"
-    shown = ", ".join(printable(name) for name in names[:4])
-    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
+    if not names:
+        return "no app"
+    shown = ", ".join(printable(name) for name in names[:_SHOWN_NAMES])
+    return shown if len(names) <= _SHOWN_NAMES else f"{shown} and {len(names) - _SHOWN_NAMES} more"
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,17 +1,10 @@
-"""Numbers as people read them."""
+"""Numbers and names as people read them."""
 
 from __future__ import annotations
 
-_BINARY = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+from blockc.ir.layout import format_bytes
 
-
-def format_bytes(size_bytes: int) -> str:
-    """Three significant digits at most: ``16.8 MiB``."""
-    for unit, name in _BINARY:
-        if size_bytes >= unit:
-            value = size_bytes / unit
-            return f"{value:.0f} {name}" if value >= 100 else f"{value:.1f} {name}"
-    return f"{size_bytes} B"
+__all__ = ["format_bytes", "printable"]
 
 
 def printable(text: str) -> str:

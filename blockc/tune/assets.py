@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,17 @@ _NAMES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+
+
+def check_assets(directory: Path, seen: set[str], *, written: str, diags: Diagnostics, at: Span) -> None:
+    """Report files that no server could load (BC203). ``seen``: digests of those that are known to be fine."""
+    for name in _NAMES:
+        path = directory / name
+        if path.suffix == ".json" and path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest not in seen and read_json(path, written=written, diags=diags, at=at) is not None:
+                seen.add(digest)
 
 
 def store_assets(directories: tuple[Path, ...], zoo: Zoo) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from blockc.diag import Diagnostics, Span
 from blockc.spec.deployment import Base, Deployment, FineTune
+from blockc.tune.assets import check_assets
 from blockc.tune.checkpoint import read_json
 from blockc.tune.source import locate, written_as
 
@@ -48,6 +49,9 @@ def read_models(deployment: Deployment, *, diags: Diagnostics) -> dict[str, Mode
         files = _read(fine_tune, parent.base, (name, *parent.lineage), diags=diags)
         if files is not None:
             models[name] = files
+    intact: set[str] = set()
+    for files in models.values():
+        check_assets(files.directory, intact, written=files.written, diags=diags, at=files.span)
     return models
 
 

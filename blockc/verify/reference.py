@@ -26,6 +26,13 @@ class Reference:
         return output.float()
 
 
+def check_files(plan: ExecutionPlan, root: Path) -> None:
+    """See that the files of every app's model are there. Raises :class:`DiagnosticError` (BC201)."""
+    for name in sorted({step for app in plan.apps for step in _lineage(plan.models, app.model)}):
+        if not plan.models[name].hub:
+            _directory(plan.models[name], root)
+
+
 @contextmanager
 def reference(plan: ExecutionPlan, name: str, root: Path, dtype: torch.dtype) -> Iterator[Reference]:
     """Load the model ``name`` of the plan; ``root`` is the directory that its paths are relative to.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from blockc.diag import DiagnosticError, Diagnostics
+from blockc.diag import CODES, DiagnosticError, Diagnostics
 from blockc.plan import ExecutionPlan
 from blockc.zoo import Zoo
 
@@ -46,6 +46,7 @@ def serve_greedily(plan: ExecutionPlan, zoo: Zoo, questions: Sequence[Question])
     executor = TorchExecutor(
         plan, zoo, device=plan.target, logits_tap=lambda row, logits: taps.append((row, logits.float().cpu()))
     )
+    _refuse_disabled(plan, executor.disabled)
     tokens: dict[str, list[int]] = {str(index): [] for index in range(len(questions))}
     logits: dict[str, list[torch.Tensor]] = {str(index): [] for index in range(len(questions))}
     waiting = list(enumerate(questions))
@@ -86,6 +87,20 @@ def serve_greedily(plan: ExecutionPlan, zoo: Zoo, questions: Sequence[Question])
 def _arrived(now_s: float) -> int:
     """Requests that have arrived: a few a step, so that prefill and decode meet in every batch."""
     return 3 * (int(now_s) + 1)
+
+
+def _refuse_disabled(plan: ExecutionPlan, disabled: Mapping[int, str]) -> None:
+    """A server goes on without fine-tunes that cannot be loaded; a verification does not."""
+    diags = Diagnostics()
+    for app in plan.apps:
+        if app.chain in disabled:
+            code, _, reason = disabled[app.chain].partition(": ")
+            diags.report(
+                code if code in CODES else "BC905",
+                f"{app.address} cannot be served: {reason if code in CODES else disabled[app.chain]}",
+                help="delete the file that it names, if it names one, and compile again",
+            )
+    diags.raise_if_errors()
 
 
 def _refuse(problems: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from blockc.ir import DTYPE_NAME
 from blockc.plan import ExecutionPlan
-from blockc.verify.reference import Reference, reference
+from blockc.verify.reference import Reference, check_files, reference
 from blockc.verify.served import Answer, Question, serve_greedily
 from blockc.zoo import Zoo
 
@@ -64,6 +64,7 @@ def verify(
     on_app: Callable[[AppReport], None] = lambda report: None,
 ) -> tuple[AppReport, ...]:
     """Verify every app. ``max_error`` None: 1e-3 in float32, four times the reference's own rounding otherwise."""
+    check_files(plan, root)  # serving takes minutes
     questions = _questions(plan, prompts=prompts, output_tokens=output_tokens, seed=seed)
     answers = serve_greedily(plan, zoo, questions)
     reports: list[AppReport] = []

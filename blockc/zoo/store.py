@@ -82,7 +82,11 @@ class Zoo:
                     directory.mkdir(parents=True, exist_ok=True)
                     sync_directory(directory.parent)
         elif not (self._packs.is_dir() and self._blobs.is_dir()):
-            _fail("BC904", f"there is no zoo at {root}", help="compile the spec, which makes one")
+            _fail(
+                "BC904",
+                f"there is no zoo at {root}",
+                help="name it with `--zoo DIR`, or compile the spec, which makes one",
+            )
         self._refresh()
 
     # Tensors

@@ -276,7 +276,8 @@ def serve(channel: Channel, build: Callable[[], tuple[Engine, Ready]]) -> int:
     except ServerGoneError:
         return 0
     except DiagnosticError as error:
-        return _fail(channel, next(iter(error.diagnostics)).code.id, str(error))
+        message = "; ".join(item.message for item in error.diagnostics)
+        return _fail(channel, next(iter(error.diagnostics)).code.id, message)
     except WorkerFailedError as error:
         return _fail(channel, "BC999", f"the executor failed: {error}")
     except Exception as error:

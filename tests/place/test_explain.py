@@ -101,7 +101,7 @@ def test_the_smallest_relaxation_comes_first() -> None:
     assert help_ is not None
     first, second = help_.splitlines()
     assert first == "smallest relaxation: `memory = 25MiB` (is 24.0 MiB)"
-    assert second.startswith("or: `max_model_len = ")
+    assert second.startswith("next: `max_model_len = ")
 
 
 def test_a_long_context_is_blamed() -> None:

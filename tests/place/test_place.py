@@ -225,7 +225,7 @@ def test_expectations() -> None:
     assert item.code.id == "BC502"
     assert item.primary is not None
     assert item.primary.span == span(3)
-    assert "expected less than 1.00 KiB" in item.message
+    assert "expected less than 1.0 KiB" in item.message
 
 
 def test_a_thousand_adapters() -> None:

@@ -280,5 +280,10 @@ def _segment(path: str, first: int, count: int, layer: int, chains: tuple[int, .
 def wider(plan: ExecutionPlan, count: int) -> ExecutionPlan:
     """The same plan with ``count`` apps on its base."""
     app = plan.apps[0]
-    apps = tuple(app.model_copy(update={"app": f"app{i:04}", "tenant": f"tenant{i % 7}"}) for i in range(count))
+    apps = tuple(
+        app.model_copy(
+            update={"app": f"app{i:04}", "tenant": f"tenant{i % 7}", "isolation_group": digest(f"tenant{i % 7}")}
+        )
+        for i in range(count)
+    )
     return plan.model_copy(update={"apps": apps})

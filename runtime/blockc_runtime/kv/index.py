@@ -54,6 +54,7 @@ class _Holder:
     prefix: Prefix
     tables: tuple[_Table, ...]
     committed: int
+    is_lost: bool = False  # the memory behind its tables was lost: nothing of it may be found
 
 
 class KvIndex:
@@ -162,6 +163,8 @@ class KvIndex:
     def publish(self, request: str) -> None:
         """Let others of the isolation group find the full pages of committed tokens. Idempotent."""
         holder = self._holders[request]
+        if holder.is_lost:
+            return
         for table in holder.tables:
             size = table.group.page_tokens
             full = holder.committed // size
@@ -194,9 +197,11 @@ class KvIndex:
                     table.pages.drop(page)
 
     def forget(self) -> None:
-        """Drop the cache: the memory behind the pages was lost. Tables stay until released."""
+        """Drop the cache: the memory behind the pages was lost. Tables stay until released, and publish nothing."""
         for pages in self._pages:
             pages.forget()
+        for holder in self._holders.values():
+            holder.is_lost = True
 
     def usage(self) -> tuple[PageUsage, ...]:
         """Count the pages of each group by state."""

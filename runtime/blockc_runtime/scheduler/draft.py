@@ -56,7 +56,7 @@ class StepDraft:
         blocked: set[int] = set()
         while self._has_room():
             head = queue.head(blocked) if places > 0 else None
-            if prefill is not None and (head is None or queue.turn(prefill) <= queue.turn(head)):
+            if prefill is not None and (head is None or queue.goes_on(prefill, before=head)):
                 self._extend(prefill)
                 prefill = next(prefills, None)
             elif head is None:

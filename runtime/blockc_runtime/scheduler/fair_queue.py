@@ -50,6 +50,16 @@ class FairQueue:
         """Sort key: the least served tenant first, its oldest request first."""
         return (self.counters[item.tenant], item.tenant, item.arrival)
 
+    def goes_on(self, prefill: LiveRequest, *, before: LiveRequest) -> bool:
+        """Whether a prefill that has been charged goes on before a request that waits to start.
+
+        Between level tenants the waiting one goes first: a newcomer is lifted to the level of a tenant that has paid
+        for all of a long prompt at once, and would have to wait for the whole of it.
+        """
+        if prefill.tenant == before.tenant:
+            return prefill.arrival < before.arrival
+        return self.counters[prefill.tenant] < self.counters[before.tenant]
+
     def enter(self, item: LiveRequest) -> None:
         """A new request starts to wait."""
         if self._waiting[item.tenant] == 0:

@@ -29,6 +29,7 @@ from blockc_runtime.server.schemas import (
 )
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
+_STATS_PATIENCE_S = 0.5
 
 
 def create_app(
@@ -88,7 +89,11 @@ def _add_state_routes(app: FastAPI, client: EngineClient, metrics: Metrics) -> N
 
     @app.get("/metrics")
     async def prometheus(request: Request) -> Response:
-        text = metrics.text(caller_of(request.scope).tenant)
+        tenant = caller_of(request.scope).tenant
+        stats = await client.stats_within(_STATS_PATIENCE_S) if tenant is None else None
+        if stats is not None:
+            metrics.observe_pages(stats.free_pages, stats.total_pages)
+        text = metrics.text(tenant)
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
 

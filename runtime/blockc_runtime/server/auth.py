@@ -27,6 +27,7 @@ OPERATOR = "*"
 _CALLER = "blockc.caller"
 _HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _KEY_CHARS = 8
+_FORM = 'write {"tenant": ["sk-...", "sha256:<hex>"]}; the tenant "*" is the operator'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,7 @@ def load_keys(path: Path, tenants: Collection[str]) -> KeyRing:
                 help=f"the plan's tenants are {', '.join(sorted(tenants)[:20])}",
             )
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-            problems.report("BC104", f"the keys of `{tenant[:80]}` are not a list of strings")
+            problems.report("BC104", f"the keys of `{tenant[:80]}` are not a list of strings", help=_FORM)
             continue
         for number, key in enumerate(keys, 1):
             digest = _digest(key)
@@ -89,9 +90,14 @@ def load_keys(path: Path, tenants: Collection[str]) -> KeyRing:
                     "BC109",
                     f"key {number} of `{tenant[:80]}` is neither `sha256:` with 64 hexadecimal "
                     f"digits nor a text of {_KEY_CHARS} characters and more without blanks",
+                    help=_FORM,
                 )
             elif tenant_of.setdefault(digest, tenant) != tenant:
-                problems.report("BC106", f"key {number} of `{tenant[:80]}` is also `{tenant_of[digest]}`'s")
+                problems.report(
+                    "BC106",
+                    f"key {number} of `{tenant[:80]}` is also `{tenant_of[digest]}`'s",
+                    help="give each a key of its own",
+                )
     problems.raise_if_errors()
     return KeyRing(tenant_of)
 
@@ -101,14 +107,15 @@ def _read(path: Path, problems: Diagnostics) -> Mapping[str, Any]:
         text = path.read_text(encoding="utf-8")
         value = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except OSError as error:
-        problems.report("BC003", f"the keys file {path} cannot be read: {error.strerror}")
+        problems.report("BC003", f"the keys file {path} cannot be read: {error.strerror}", help=_FORM)
     except ValueError as error:  # its text is left out: it may quote a key
         kind = "TOML" if path.suffix == ".toml" else "JSON"
-        problems.report("BC001", f"the keys file {path} is not {kind} ({type(error).__name__})")
+        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        problems.report("BC001", f"the keys file {path} is not {kind} ({where})", help=_FORM)
     else:
         if isinstance(value, dict) and value:
             return value
-        problems.report("BC104", f"the keys file {path} does not map tenants to lists of keys")
+        problems.report("BC104", f"the keys file {path} does not map tenants to lists of keys", help=_FORM)
     problems.raise_if_errors()
     return {}
 

@@ -86,7 +86,8 @@ def load_catalogue(plan: ExecutionPlan, zoo: Zoo, progress: Callable[[str], None
         chain = plan.chains[entry.chain]
         assets = tuple((name, chain.assets[name]) for name in TEXT_ASSETS if name in chain.assets)
         if assets not in texts:
-            texts[assets] = load_chain_text({name: zoo.blob(digest) for name, digest in assets})
+            contents = {name: zoo.blob(digest) for name, digest in assets}
+            texts[assets] = load_chain_text(contents, of=f"the model `{entry.model}` of {entry.address}")
         apps.append(_served_app(index, entry, chain, zoo, texts[assets], progress))
     return Catalogue(tuple(apps))
 

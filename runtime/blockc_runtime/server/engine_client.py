@@ -176,6 +176,13 @@ class EngineClient:
         self._send(StatsQuery())
         return await waiter
 
+    async def stats_within(self, patience_s: float) -> Stats | None:
+        """Ask, but do not wait long: None if there is no engine, or it is in the middle of a long step."""
+        asking = asyncio.create_task(self.stats())  # goes on by itself: answers come in the order of questions
+        await asyncio.wait({asking}, timeout=patience_s)
+        answered = asking.done() and not asking.cancelled() and asking.exception() is None
+        return asking.result() if answered else None
+
     async def idle(self) -> None:
         """Wait until nothing is unfinished."""
         await self._idle.wait()

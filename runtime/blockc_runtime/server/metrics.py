@@ -6,7 +6,7 @@ only, for load figures of all tenants together would tell of the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
@@ -67,6 +67,8 @@ class Metrics:
         self.engine_restarts = Counter(
             "blockc:engine_restarts", "Times the engine was started again", registry=self._registry
         )
+        self._pages = self._page_gauge("kv_pages", "KV pages of a group")
+        self._free_pages = self._page_gauge("kv_pages_free", "KV pages that no running request holds")
         self.engine_up = Gauge("blockc:engine_up", "1 while an engine is serving", registry=self._registry)
 
     def app(self, tenant: str, app: str) -> AppMetrics:
@@ -82,12 +84,21 @@ class Metrics:
         self._launches.observe(load.launches)
         self._chains.observe(load.chains)
 
+    def observe_pages(self, free: Sequence[int], total: Sequence[int]) -> None:
+        """Take in the pages of each KV group."""
+        for group, (free_pages, total_pages) in enumerate(zip(free, total, strict=True)):
+            self._pages.labels(str(group)).set(total_pages)
+            self._free_pages.labels(str(group)).set(free_pages)
+
     def text(self, tenant: str | None) -> bytes:
         """Return the exposition; ``tenant`` None: everything."""
         return generate_latest(_View(self._registry, tenant))
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"blockc:{name}", text, _LABELS, registry=self._registry)
+
+    def _page_gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"blockc:{name}", text, ("group",), registry=self._registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"blockc:{name}", text, (*_LABELS, *labels), registry=self._registry)

@@ -82,7 +82,10 @@ def listen(host: str, port: int, *, with_keys: bool) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        _refuse(f"cannot listen on {host}, port {port}: {error.strerror}")
+        _refuse(
+            f"cannot listen on {host}, port {port}: {error.strerror}",
+            help="name another with --host and --port; `--port 0` takes any that is free",
+        )
     return listener
 
 

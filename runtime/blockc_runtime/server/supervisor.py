@@ -36,6 +36,11 @@ _BACKOFF_S = (0.0, 0.1, 0.5, 2.0)
 _STABLE_S = 10.0
 _END_S = 2.0
 _LINE_BYTES = 4096
+_HELP = {
+    "BC903": "delete the file that it names and compile again: the zoo stores again what it lacks",
+    "BC904": "compile the spec again: the zoo stores again what it lacks",
+    "BC905": "serve the plan with the version of blockc that compiled it",
+}
 
 
 def engine_command(plan: Path, zoo: Path, executor: str, *, null_step_s: float = 0.0) -> EngineCommand:
@@ -296,5 +301,6 @@ class _Connection(asyncio.Protocol):
 
 def _diagnostics(error: EngineError) -> Diagnostics:
     problems = Diagnostics()
-    problems.report(error.code if error.code in CODES else "BC999", error.message)
+    code = error.code if error.code in CODES else "BC999"
+    problems.report(code, error.message, help=_HELP.get(code))
     return problems

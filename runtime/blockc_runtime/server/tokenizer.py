@@ -35,6 +35,10 @@ _NAMED_SPECIAL = (
 )
 
 
+class _UnusableError(Exception):
+    """An asset that cannot be understood, in one sentence."""
+
+
 class ChainText:
     """Turns text into tokens and back. Shared by all apps whose assets are equal."""
 
@@ -51,10 +55,19 @@ class ChainText:
         return ids
 
 
-def load_chain_text(assets: Mapping[str, bytes]) -> ChainText:
-    """Build a `ChainText`. Raises `DiagnosticError` (BC903) for assets it cannot understand."""
+def load_chain_text(assets: Mapping[str, bytes], *, of: str = "a chain") -> ChainText:
+    """Build a `ChainText`. Raises `DiagnosticError` (BC903) for assets it cannot understand; ``of`` says whose."""
+    try:
+        return _load(assets)
+    except _UnusableError as error:
+        problems = Diagnostics()
+        problems.report("BC903", f"{of}: {error}", help="correct the model's files and compile again")
+        raise DiagnosticError(problems) from None
+
+
+def _load(assets: Mapping[str, bytes]) -> ChainText:
     if TOKENIZER not in assets:
-        _refuse(f"a chain has no {TOKENIZER}")
+        _refuse(f"there is no {TOKENIZER}")
     try:
         tokenizer = Tokenizer.from_str(assets[TOKENIZER].decode())
     except Exception as error:  # tokenizers raises bare Exception
@@ -142,6 +155,4 @@ def _chat_template(
 
 
 def _refuse(message: str) -> NoReturn:
-    problems = Diagnostics()
-    problems.report("BC903", message, help="correct the model's files and compile again")
-    raise DiagnosticError(problems)
+    raise _UnusableError(message)

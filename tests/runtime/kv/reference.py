@@ -61,6 +61,7 @@ class SlowRequest:
     isolation: str
     tokens: list[int]
     committed: int = 0
+    is_lost: bool = False
 
 
 class SlowKv:
@@ -117,7 +118,8 @@ class SlowKv:
             for number in range(tokens // group.page_tokens):
                 page = table[number]
                 key = self.key(request, domain, group, number)
-                if page is not None and key not in group.keys and group.key_of(page) is None:
+                is_new = key not in group.keys and group.key_of(page) is None
+                if page is not None and is_new and not request.is_lost:
                     group.keys[key] = page
         for index, _, table in self.of(name):
             group = self.groups[index]
@@ -147,3 +149,5 @@ class SlowKv:
             group.keys.clear()
             group.free += len(group.idle)
             group.idle.clear()
+        for request in self.requests.values():
+            request.is_lost = True

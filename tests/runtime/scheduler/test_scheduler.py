@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from blockc_runtime.step import Fault, RowResult, StepResult
+
 from .harness import PAGE, Run, alone, limits, request
 
 
@@ -47,6 +49,8 @@ def test_rows_of_a_chain_stand_together():
         (request("r", []), "empty"),
         (request("r", range(64)), "63 fit"),
         (request("r", range(40), max_tokens=30), "KV pages"),
+        (request("r", [1], app=6), "does not have this model"),
+        (request("r", [1], chain=-1), "does not have this model"),
     ],
 )
 def test_what_can_never_run_is_refused(own, words):
@@ -58,12 +62,14 @@ def test_what_can_never_run_is_refused(own, words):
 
 
 def test_a_full_queue_refuses():
-    from blockc_runtime.kv.index import KvIndex
-    from blockc_runtime.scheduler import Scheduler
-
-    own = limits()
-    scheduler = Scheduler(own, KvIndex(own), max_waiting=2)
-    assert [len(scheduler.admit(request(f"r{number}", [1]))) for number in range(3)] == [0, 0, 1]
+    run = Run(limits(), {"max_waiting": 2})
+    for number in range(3):
+        run.admit(request(f"r{number}", [1], app=0))
+    run.admit(request("of another tenant", [1], app=1))
+    assert list(run.ends) == ["r2"]
+    assert "2 requests are waiting already" in run.ends["r2"].message
+    run.drain()
+    assert run.ends["r0"].reason == "length"
 
 
 def test_the_context_ends_an_answer():
@@ -114,18 +120,142 @@ def test_reuse_within_a_group_always_and_across_groups_or_domains_never():
         assert run.tokens[name] == alone(request(name, prompt, chain=chain, max_tokens=2))
 
 
-@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 2.0, 4.0)])
-def test_backlogged_tenants_are_served_by_weight(weights):
-    run = Run(limits(pages=(200, 200), weights=weights, max_rows=4, max_batched_tokens=16))
-    served = dict.fromkeys(range(len(weights)), 0.0)
-    for number in range(len(weights) * 300):
-        run.admit(request(f"r{number}", [number % 97, number % 89, number], app=number % len(weights), max_tokens=5))
-    while all(any(item.tenant == tenant for item in run.scheduler._live.values()) for tenant in served):
-        for row in run.step().rows:
-            tenant = int(row.request[1:]) % len(weights)
-            served[tenant] += len(row.tokens)
-    shares = [count / weights[tenant] for tenant, count in served.items()]
-    assert min(shares) / max(shares) >= 0.95
+def test_an_id_in_use_is_refused_until_its_last_step_is_done():
+    run = Run(limits())
+    run.admit(request("r", [1, 2]))
+    with pytest.raises(ValueError, match="here already"):
+        run.scheduler.admit(request("r", [3]))
+    step = run.scheduler.schedule(0.0)
+    run.scheduler.cancel("r")
+    with pytest.raises(ValueError, match="here already"):
+        run.scheduler.admit(request("r", [3]))
+    run.executor.submit(step)
+    assert run.scheduler.complete(step, run.executor.collect(), 0.0) == ()
+    assert run.scheduler.admit(request("r", [3])) == ()
+
+
+def test_cancel_at_every_stage_ends_once():
+    run = Run(limits(max_rows=1))
+    for name in ("running", "waiting"):
+        run.admit(request(name, [1, 2, 3], max_tokens=4))
+    run.step()
+    for name in ("waiting", "running", "running", "unknown"):
+        run.take(run.scheduler.cancel(name))
+    assert [end.reason for end in run.ends.values()] == ["cancelled", "cancelled"]
+    assert not run.scheduler.has_work
+    assert run.held_pages() == 0
+
+
+def test_steps_in_flight_have_different_requests():
+    run = Run(limits(max_rows=2), {"max_running": 4})
+    for number in range(4):
+        run.admit(request(f"r{number}", [number + 1]))
+    first, second = run.scheduler.schedule(0.0), run.scheduler.schedule(0.0)
+    assert [row.request for row in first.rows] + [row.request for row in second.rows] == ["r0", "r1", "r2", "r3"]
+    assert run.scheduler.schedule(0.0) is None
+    assert run.scheduler.gauges().steps_in_flight == 2
+
+
+def _preempting():
+    """Two requests whose contexts do not fit together; the second is of the tenant that was served more."""
+    run = Run(limits(pages=(8, 8), weights=(1.0, 1.0)))
+    run.admit(request("keeps", [1, 2, 3], app=0, max_tokens=20))
+    run.admit(request("gives", range(9), app=1, max_tokens=20))
+    while not run.scheduler.gauges().preemptions:
+        run.step()
+    return run
+
+
+def test_the_youngest_of_the_most_served_tenant_gives_its_pages():
+    run = _preempting()
+    assert [row.request for row in run.step().rows] == ["keeps"]
+    run.drain()
+    assert list(run.ends) == ["keeps", "gives"]
+    assert run.tokens["gives"] == alone(request("gives", range(9), max_tokens=20))
+
+
+def test_preemption_changes_neither_indices_nor_charges():
+    run = _preempting()
+    spent = run.scheduler.service[1]
+    given = len(run.tokens["gives"])
+    while True:
+        step = run.step()
+        row = next((row for row in step.rows if row.request == "gives"), None)
+        if row is not None and row.samples:
+            break
+    assert row.output_index == given
+    assert run.scheduler.service[1] == spent + 2.0, "one token, and no prompt a second time"
+
+
+def _fault(scope):
+    return RowResult(tokens=(), logprobs=(), fault=Fault(scope=scope, message=f"a {scope} fault"))
+
+
+@pytest.mark.parametrize("scope", ["row", "launch"])
+def test_a_fault_of_rows_ends_their_requests_only(scope):
+    run = Run(limits())
+    for number in range(3):
+        run.admit(request(f"r{number}", [number, 1, 2]))
+    step = run.scheduler.schedule(0.0)
+    run.executor.submit(step)
+    rows = run.executor.collect().rows
+    run.take(run.scheduler.complete(step, StepResult(step=step.id, rows=(rows[0], _fault(scope), rows[2])), 0.0))
+    assert {name: end.message for name, end in run.ends.items()} == {"r1": f"a {scope} fault"}
+    run.drain()
+    assert run.tokens["r0"] == alone(request("r0", [0, 1, 2]))
+
+
+def test_a_lost_worker_costs_nothing_but_time_up_to_a_limit():
+    run = Run(limits(), {"worker_tries": 3})
+    prompt = range(9)
+    run.admit(request("r", prompt))
+    run.step()
+    for tries in (1, 2, 3):
+        step = run.scheduler.schedule(0.0)
+        assert step.rows[0].start == 0 if tries > 1 else step.rows[0].start == 9, "nothing cached survives a worker"
+        run.take(run.scheduler.complete(step, StepResult(step=step.id, rows=(_fault("worker"),)), 0.0))
+        assert len(run.ends) == (tries == 3)
+        assert run.held_pages() == 0
+    assert run.ends["r"].message == "a worker fault"
+    assert run.tokens["r"] == alone(request("r", prompt))[:1]
+
+
+def test_an_answer_to_another_step_counts_as_a_lost_worker():
+    run = Run(limits())
+    run.admit(request("r", [1, 2, 3]))
+    step = run.scheduler.schedule(0.0)
+    assert run.scheduler.complete(step, StepResult(step=step.id, rows=()), 0.0) == ()
+    assert run.scheduler.waiting == 1
+    run.drain()
+    assert run.tokens["r"] == alone(request("r", [1, 2, 3]))
+
+
+def test_too_few_tokens_from_the_executor_are_an_error_of_the_row():
+    run = Run(limits())
+    run.admit(request("r", [1, 2, 3]))
+    step = run.scheduler.schedule(0.0)
+    empty = StepResult(step=step.id, rows=(RowResult(tokens=(), logprobs=()),))
+    run.take(run.scheduler.complete(step, empty, 0.0))
+    assert run.ends["r"].reason == "error"
+    assert "drew 0 tokens" in run.ends["r"].message
+
+
+def test_pages_of_one_model_do_not_hold_up_another():
+    run = Run(limits(pages=(12, 12)))
+    run.admit(request("large", range(30), chain=0, max_tokens=10))
+    run.step()
+    run.admit(request("too large for now", range(100, 130), chain=0, max_tokens=10))
+    run.admit(request("of another model", range(5), chain=4))
+    assert {row.request for row in run.step().rows} == {"large", "of another model"}
+    run.drain()
+
+
+def test_steady_decoding_repeats_its_launches():
+    run = Run(limits())
+    for number in range(3):
+        run.admit(request(f"r{number}", [number], max_tokens=6))
+    run.step()
+    assert run.step().launches is run.step().launches
 
 
 def test_pure():

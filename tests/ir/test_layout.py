@@ -1,0 +1,134 @@
+"""Sizes: against hand-counted bytes, and never smaller than what torch makes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blockc.ir import TensorRef, parse_structure
+from blockc.ir.infer import value_types
+from blockc.ir.layout import (
+    KvPages,
+    ResidentTensor,
+    activation_bytes,
+    block_tensors,
+    chain_sides_bytes,
+    layout,
+    padded_rank,
+)
+from tests.runtime.executor import structures as made
+
+STRUCTURES = {
+    "prelude": made.llama_prelude(32, "BF16"),
+    "embed": made.llama_embed(512, 192, "BF16"),
+    "attention": made.llama_attention(192, 6, 3, 32, 1e-5, "BF16"),
+    "mlp": made.llama_mlp(192, 512, 1e-5, "BF16"),
+    "head": made.llama_head(512, 192, 1e-5, "BF16"),
+    "gpt2": made.gpt2_layer(192, 6, 1e-5, "F32"),
+    "gpt2 head": made.gpt2_head(512, 192, 1e-5, "F32"),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_all_types_follow(name: str) -> None:
+    structure = parse_structure(STRUCTURES[name])
+    types = value_types(structure)
+    assert None not in types.values()
+    expected = {"prelude": "BF16[1,T,64]", "head": "BF16[1,R,512]", "gpt2": "F32[1,T,192]", "gpt2 head": "F32[1,R,512]"}
+    assert str(types[structure.returns[0]]) == expected.get(name, "BF16[1,T,192]")
+
+
+@pytest.mark.parametrize(
+    ("op", "type_"),
+    [
+        ("aten.reshape.default(%x, [1, -1, 4, 16])", None),  # mixes a size with the token count
+        ("aten.reshape.default(%x, [1, T, -1, 16])", "F32[1,T,4,16]"),
+        ("aten.expand.default(%x, [3, -1, -1])", "F32[3,T,64]"),
+        ("aten.slice.Tensor(%x, -1, 0, 8)", "F32[1,T,8]"),
+        ("aten.slice.Tensor(%x, 2, -8, 9223372036854775807)", "F32[1,T,8]"),
+        ("aten.slice.Tensor(%x, 1, 0, 4)", None),
+        ("aten.slice.Tensor(%x, 9, 0, 4)", None),
+        ("aten.transpose.int(%x, 7, 2)", None),
+        ("aten.unsqueeze.default(%x, -1)", "F32[1,T,64,1]"),
+        ("aten.cat.default([%x, %x, %y], 2)", "F32[1,T,136]"),
+        ("aten.cat.default([%x, %x], 1)", None),
+        ("aten.mul.Tensor(%x, %z)", "F32[1,T,64]"),
+        ("aten.mul.Tensor(%x, %y)", None),
+        ("aten.mul.Tensor(%z, %x)", "F32[1,T,64]"),
+        ("aten.add.Tensor(%x, 1)", "F32[1,T,64]"),
+        ("aten.matmul.default(%x, %w)", "F32[1,T,5]"),
+        ("aten.to.dtype(%x, #BF16)", "BF16[1,T,64]"),
+    ],
+)
+def test_types_of_ops(op: str, type_: str | None) -> None:
+    text = (
+        "structure v1\ninput x: F32[1,T,64]\ninput y: F32[1,T,8]\ninput z: BF16[1]\ninput w: F32[64,5]\n"
+        f"%0 = {op}\nreturn %0\n"
+    )
+    found = value_types(parse_structure(text))["0"]
+    assert (None if found is None else str(found)) == type_
+
+
+def ref(name: str, shape: tuple[int, ...], dtype: str = "BF16") -> TensorRef:
+    return TensorRef(digest=name, dtype=dtype, shape=shape)
+
+
+def test_a_tied_embedding_is_resident_twice() -> None:
+    embed, head = parse_structure(STRUCTURES["embed"]), parse_structure(STRUCTURES["head"])
+    table = ref("table", (512, 192))
+    tensors = block_tensors(embed, {"embed_tokens.weight": table})
+    tensors |= block_tensors(head, {"lm_head": table, "norm": ref("norm", (192,))})
+    assert sorted(tensor.form for tensor in tensors if tensor.ref == table) == ["linear", "plain"]
+    total = layout(tensors=[*tensors, *tensors], sides_bytes=0, kv=(), activation_bytes=0, reserve_bytes=0)
+    assert total.weights_bytes == 2 * 512 * 192 * 2 + 512
+
+
+def test_matrices_are_padded_to_tiles() -> None:
+    assert ResidentTensor(ref=ref("w", (100, 192)), form="linear").nbytes == 128 * 192 * 2
+    assert ResidentTensor(ref=ref("w", (100, 192)), form="plain").nbytes == 38_400
+
+
+@given(st.integers(0, 4096))
+def test_ranks_are_padded_as_banks_are(rank: int) -> None:
+    padded = padded_rank(rank)
+    assert padded >= rank
+    assert padded == 0 if rank == 0 else padded < max(9, 2 * rank)
+
+
+def test_sides() -> None:
+    assert chain_sides_bytes([(192, 192), (192, 512)], rank=9, dtype="BF16") == 16 * 2 * (384 + 704)
+    assert chain_sides_bytes([], rank=0, dtype="BF16") == 0
+
+
+def test_layout_adds_up() -> None:
+    pools = [KvPages(pages=10, page_bytes=4096, layers=4), KvPages(pages=3, page_bytes=1000, layers=3)]
+    whole = layout(tensors=(), sides_bytes=5, kv=pools, activation_bytes=7, reserve_bytes=11)
+    assert whole.kv_bytes == 43_960
+    assert whole.workspace_bytes == 7 + 10 * 1024, "one layer of the largest group is copied at a time"
+    assert whole.used_bytes == 43_960 + 10_247 + 5 + 11
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_activations_grow_with_tokens(name: str) -> None:
+    structure = parse_structure(STRUCTURES[name])
+    few, many = (activation_bytes(structure, tokens=tokens, rows=8) for tokens in (64, 2048))
+    assert 0 < few < many
+
+
+def test_activations_by_hand() -> None:
+    """The MLP at its peak: input, normed input, gate and up; later gate's activation beside up."""
+    structure = parse_structure(made.llama_mlp(192, 512, 1e-5, "BF16"))
+    tokens = 1000
+    peak = tokens * 2 * (192 + 3 * 512)  # x, silu(gate), up, gate still held by its launch
+    found = activation_bytes(structure, tokens=tokens, rows=1)
+    assert peak <= found <= 2 * peak + 10_000
+
+
+def test_logits_count_in_float32() -> None:
+    structure = parse_structure(made.llama_head(512, 192, 1e-5, "BF16"))
+    one, two = (activation_bytes(structure, tokens=1, rows=rows) for rows in (64, 128))
+    assert two - one >= 3 * 64 * 512 * 4
+    assert math.isclose(two / one, 2, rel_tol=0.1)
