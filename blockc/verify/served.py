@@ -31,13 +31,12 @@ class Answer:
 
 def serve_greedily(plan: ExecutionPlan, zoo: Zoo, questions: Sequence[Question]) -> list[Answer]:
     """All questions at once, batched as a server would batch them. Raises :class:`DiagnosticError`."""
-    from blockc_runtime.kv.index import KvIndex
-    from blockc_runtime.scheduler import Scheduler
-
     from blockc_runtime.capabilities import missing
     from blockc_runtime.executor.torch_ import TorchExecutor
+    from blockc_runtime.kv.index import KvIndex
     from blockc_runtime.limits import engine_limits
     from blockc_runtime.request import EndEvent, Request, Sampling, TokensEvent
+    from blockc_runtime.scheduler import Scheduler
 
     _refuse(missing(plan))
     limits = engine_limits(plan)

@@ -85,7 +85,7 @@ class Zoo:
             _fail(
                 "BC904",
                 f"there is no zoo at {root}",
-                help="name it with `--zoo DIR`, or compile the spec, which makes one",
+                help="name it with `--zoo DIR`, or compile the spec",
             )
         self._refresh()
 

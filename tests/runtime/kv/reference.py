@@ -62,6 +62,7 @@ class SlowRequest:
     tokens: list[int]
     committed: int = 0
     is_lost: bool = False
+    offered: dict[int, int] = field(default_factory=dict)  # group -> pages that were full once, each offered then
 
 
 class SlowKv:
@@ -115,12 +116,14 @@ class SlowKv:
         request.committed = tokens
         for index, domain, table in self.of(name):
             group = self.groups[index]
-            for number in range(tokens // group.page_tokens):
+            full = tokens // group.page_tokens
+            for number in range(request.offered.get(index, 0), full):
                 page = table[number]
                 key = self.key(request, domain, group, number)
                 is_new = key not in group.keys and group.key_of(page) is None
                 if page is not None and is_new and not request.is_lost:
                     group.keys[key] = page
+            request.offered[index] = full
         for index, _, table in self.of(name):
             group = self.groups[index]
             for number in range(group.first_visible_page(tokens)):

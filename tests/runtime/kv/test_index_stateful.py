@@ -74,6 +74,8 @@ class KvMachine(RuleBasedStateMachine):
             for _ in range(entries - reused // group.page_tokens):
                 group.take()
         request.committed = reused
+        for index, group in enumerate(self.slow.groups):
+            request.offered[index] = reused // group.page_tokens
         self._learn(name, request)
         self._check_content(name)
 

@@ -220,6 +220,23 @@ def test_a_lost_worker_costs_nothing_but_time_up_to_a_limit():
     assert run.tokens["r"] == alone(request("r", prompt))[:1]
 
 
+def test_what_a_step_in_flight_brings_after_the_worker_was_lost_does_not_count():
+    run = Run(limits(max_rows=1), {"max_running": 2})
+    for name in ("a", "b"):
+        run.admit(request(name, range(9)))
+    lost, late = run.scheduler.schedule(0.0), run.scheduler.schedule(0.0)
+    for step in (lost, late):
+        run.executor.submit(step)
+    run.executor.collect()
+    brought = run.executor.collect()
+    assert run.scheduler.complete(lost, StepResult(step=lost.id, rows=(_fault("worker"),)), 0.0) == ()
+    assert (run.scheduler.running, run.scheduler.waiting) == (1, 1), "one is in flight still"
+    assert run.scheduler.complete(late, brought, 0.0) == (), "good, but of the worker that was lost"
+    assert (run.scheduler.running, run.scheduler.waiting) == (0, 2)
+    run.executor.close()
+    assert run.scheduler.schedule(0.0).rows[0].start == 0
+
+
 def test_an_answer_to_another_step_counts_as_a_lost_worker():
     run = Run(limits())
     run.admit(request("r", [1, 2, 3]))
