@@ -65,7 +65,9 @@ def _report(sizes: Sizes, chains: list[int], message: str, diags: Diagnostics) -
         "workspace": least.workspace_bytes,
     }
     notes = [", ".join(f"{name} {format_bytes(nbytes)}" for name, nbytes in parts.items() if nbytes)]
-    notes += [text for _, text in _weights_by_owner(sizes, chains)]
+    notes += _weights_by_owner(sizes, chains)
+    if 2 * least.workspace_bytes > least.used_bytes:
+        notes.append("the workspace grows with `max_batched_tokens` and `max_num_seqs` of the policy's `batching`")
     help_ = "\n".join(
         f"{'smallest relaxation' if place == 0 else 'next'}: {item.text}"
         for place, item in enumerate(_relaxations(sizes, chains))
@@ -89,12 +91,13 @@ def _offer(sizes: Sizes) -> str:
     return f"{format_bytes(memory)} - {format_bytes(reserve)} reserve" if reserve else format_bytes(memory)
 
 
-def _weights_by_owner(sizes: Sizes, chains: list[int]) -> list[tuple[int, str]]:
-    """The biggest sets of tensors, each with the models that use it."""
+def _weights_by_owner(sizes: Sizes, chains: list[int]) -> list[str]:
+    """The biggest sets of tensors that these chains use, each with all models that use it."""
     chosen = set(chains)
     totals: dict[tuple[int, ...], int] = {}
     for bundle in sizes.bundles:
-        if owners := tuple(sorted(bundle.chains & chosen)):
+        if bundle.chains & chosen:
+            owners = tuple(sorted(bundle.chains))
             totals[owners] = totals.get(owners, 0) + bundle.nbytes
     ranked = sorted(totals.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN]
     found = []
@@ -103,7 +106,7 @@ def _weights_by_owner(sizes: Sizes, chains: list[int]) -> list[tuple[int, str]]:
         shown = ", ".join(f"`{label}`" for label in labels[:_SHOWN])
         more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
         who = f"only {shown} uses" if len(labels) == 1 else f"{len(labels)} models share: {shown}{more}"
-        found.append((nbytes, f"{format_bytes(nbytes)} of weights {who}"))
+        found.append(f"{format_bytes(nbytes)} of weights {who}")
     return found
 
 

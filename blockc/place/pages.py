@@ -6,30 +6,26 @@ length of every chain, never more than ``max_rows`` of them, and with that the d
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
-from blockc.place.sizes import Sizes, kv_pages
+from blockc.place.sizes import Sizes
 
 
 def share_pages(sizes: Sizes, chains: Sequence[int], *, offered_bytes: int) -> dict[int, int]:
-    """``max_rows`` full sequences if there is room; else what is left in proportion to what each group lacks.
+    """``max_rows`` full sequences if there is room; else all groups as far on the way there as there is.
 
     Groups of one chain lack the same number of pages, so they get the same: a sequence needs pages in all of them.
+    The chains' least layout must fit.
     """
-    problem = sizes.problem
     least = sizes.least_pages(chains)
-    wanted = {group: pages * problem.max_rows for group, pages in least.items()}
-    # A page also costs one layer's part of the copy that attention makes of what it reads.
-    costs = {
-        group: problem.groups[group].page_bytes + kv_pages(problem.groups[group], 1).layer_page_bytes for group in least
-    }
-    base_bytes = sizes.layout(chains, {}, reserve_bytes=0).used_bytes
-    left_bytes = offered_bytes - base_bytes - sum(least[group] * costs[group] for group in least)
-    lacking = {group: (wanted[group] - least[group]) * costs[group] for group in least}
-    total = sum(lacking.values())
-    if total <= left_bytes:
-        return wanted
-    if left_bytes <= 0:
-        return least
-    pages = {group: least[group] + left_bytes * lacking[group] // (total * costs[group]) for group in least}
-    return {group: min(count, wanted[group]) for group, count in pages.items()}
+    lacking = {group: pages * (sizes.problem.max_rows - 1) for group, pages in least.items()}
+    steps = max(lacking.values(), default=0)
+
+    def pages(step: int) -> dict[int, int]:
+        return {group: least[group] + lacking[group] * step // max(1, steps) for group in least}
+
+    def used_bytes(step: int) -> int:
+        return sizes.layout(chains, pages(step), reserve_bytes=0).used_bytes
+
+    return pages(bisect_right(range(steps + 1), offered_bytes, key=used_bytes, lo=1) - 1)

@@ -134,7 +134,7 @@ def _report_gap(problem: PlaceProblem, solver: SolverEntry, diags: Diagnostics) 
             f"the plan uses {solver.value:.0f} devices; that it needs more than {solver.bound - 1:.0f} is all that "
             f"is proven (a gap of {100 * solver.gap:.1f} %)",
             at=problem.cluster_span,
-            help="a higher `policy.solver_time_limit` may find a better plan or prove this one",
+            help="a higher `time_limit` of the policy's `solver` may find a better plan or prove this one",
         )
 
 
@@ -144,7 +144,7 @@ def _report_limit(problem: PlaceProblem, diags: Diagnostics) -> None:
         f"no placement of {len(problem.chains)} models on {len(problem.devices)} devices was found in "
         f"{float(problem.solver_time_limit_s):g} s, and none was ruled out",
         at=problem.cluster_span,
-        help="raise `policy.solver_time_limit`, or give the devices more memory",
+        help="raise `time_limit` of the policy's `solver`, or give the devices more memory",
     )
 
 
@@ -164,6 +164,6 @@ def _check_expectations(problem: PlaceProblem, memory: tuple[MemoryEntry, ...], 
                 f"expected less than {format_bytes(expect.memory_below_bytes)}",
                 at=expect.span,
                 notes=(parts,),
-                help="the KV cache takes what the device offers up to `policy.max_rows` full sequences: lower that, "
+                help="the KV cache takes what the device offers up to `max_num_seqs` full sequences: lower that, "
                 "`max_model_len` or the device's `memory`",
             )

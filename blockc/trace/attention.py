@@ -55,6 +55,8 @@ def _attention(
     strange = [name for name in strange if name != "is_causal"]
     if strange or attention_mask is not None:
         raise UntraceableError(f"attention with {', '.join(strange) or 'a mask of its own'}")
+    if sliding_window is not None and sliding_window < 1:
+        raise UntraceableError(f"a window of {sliding_window} tokens")
     scale = float(query.shape[-1]) ** -0.5 if scaling is None else float(scaling)
     return torch.ops.blockc.attention(query, key, value, scale, sliding_window, softcap), None
 

@@ -18,5 +18,5 @@ def config_of(values: Mapping[str, Any]) -> Any:
     try:
         return CONFIG_MAPPING[model_type].from_dict(dict(values))
     except Exception as error:
-        text = str(error).strip().splitlines() or [type(error).__name__]
-        raise UntraceableError(f"its config.json is not valid: {text[0][:200]}") from error
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise UntraceableError(f"its config.json is not valid: {text[:300]}") from error

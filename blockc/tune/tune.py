@@ -113,7 +113,7 @@ def _chain(
     return Chain(
         path=path,
         sides=sides,
-        assets=store_assets(directories, zoo),
+        assets=store_assets(directories, zoo, diags=diags, at=files.span),
         stop_token_ids=stop_token_ids(directories, config, diags=diags, at=files.span),
     )
 

@@ -132,3 +132,12 @@ def test_logits_count_in_float32() -> None:
     one, two = (activation_bytes(structure, tokens=1, rows=rows) for rows in (64, 128))
     assert two - one >= 3 * 64 * 512 * 4
     assert math.isclose(two / one, 2, rel_tol=0.1)
+
+
+@pytest.mark.parametrize("rank", [1, 7, 8, 9, 16, 33, 64, 100])
+def test_the_runtime_pads_ranks_alike(rank: int) -> None:
+    from blockc.plan import LowRankEntry
+    from blockc_runtime.executor.sides import signature
+
+    term = LowRankEntry(a=ref("a", (rank, 4)), b=ref("b", (4, rank)), scale="0x1p+0")
+    assert signature({(0, "q"): (term,)})[0] == padded_rank(rank)

@@ -213,8 +213,22 @@ def test_pages_fill_what_is_left_evenly() -> None:
     pages = placement.instances[0].kv_pages
     assert pages[0] == pages[1]
     assert 10 <= pages[0] < 40
-    free = placement.memory[0].capacity_bytes - placement.memory[0].used_bytes
-    assert free < 2 * 512 * 4 + 512 * 40
+    more = {group: count + 1 for group, count in pages.items()}
+    assert sizes_of(unequal).layout([0], more, reserve_bytes=0).used_bytes > unequal.devices[0].offered_bytes
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_page_is_left_out(seed: int) -> None:
+    """A device that does not hold all pages that could be used has no room for one more of each."""
+    given = random_problem(seed)
+    placement, _ = placed(given)
+    for instance in placement.instances if placement is not None else ():
+        sizes = sizes_of(given)
+        least = sizes.least_pages(instance.chains)
+        if any(instance.kv_pages[group] < least[group] * given.max_rows for group in least):
+            more = {group: count + 1 for group, count in instance.kv_pages.items()}
+            used = sizes.layout(instance.chains, more, reserve_bytes=0).used_bytes
+            assert used > given.devices[instance.devices[0]].offered_bytes
 
 
 def test_expectations() -> None:

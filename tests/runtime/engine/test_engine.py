@@ -249,7 +249,7 @@ def test_an_error_while_loading_is_told_with_its_code():
         raise DiagnosticError(problems)
 
     assert serve(Channel(ours), build) == 1
-    assert Peer(theirs).next() == EngineError(code="BC905", message="BC905: this runtime lacks cuda")
+    assert Peer(theirs).next() == EngineError(code="BC905", message="this runtime lacks cuda")
 
 
 def test_idle_it_sleeps(running: Running):

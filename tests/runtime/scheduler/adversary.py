@@ -31,10 +31,10 @@ class Adversary:
         max_rows = rng.choice([1, 3, 8])
         self.run = Run(
             limits(
-                pages=rng.choice([(16, 16), (17, 40), (40, 17), (60, 60)]),
+                pages=rng.choice([(16, 16), (17, 40), (40, 17), (60, 60), (40, 5), (20, 8)]),
                 max_rows=max_rows,
                 max_batched_tokens=rng.choice([1, 3, 16, 64]),
-                windows=rng.choice([(None, None), (6, None), (9, 13), (None, 2)]),
+                windows=rng.choice([(None, None), (6, None), (9, 13), (None, 2), (None, 9)]),
                 weights=rng.choice([(1.0,), (1.0, 1.0, 2.0), (0.5, 3.0)]),
             ),
             {"max_running": max_rows * self.depth, "worker_tries": rng.choice([1, 3, 100])},

@@ -267,6 +267,24 @@ def test_pages_of_one_model_do_not_hold_up_another():
     run.drain()
 
 
+def test_within_a_tenant_models_take_turns_by_arrival():
+    run = Run(limits(max_rows=1))
+    chains = [4, 0, 4, 0, 0, 4]
+    for number, chain in enumerate(chains):
+        run.admit(request(f"r{number}", [number], chain=chain, max_tokens=2))
+    run.drain()
+    assert list(run.ends) == [f"r{number}" for number in range(len(chains))]
+
+
+def test_a_chunk_is_as_long_as_the_pages_of_a_window_allow():
+    run = Run(limits(pages=(40, 5), windows=(None, 6), max_batched_tokens=64))
+    own = request("r", range(40), max_tokens=4)
+    run.admit(own)
+    assert [len(row.tokens) for row in run.step().rows] == [20]
+    run.drain()
+    assert run.tokens["r"] == alone(own)
+
+
 def test_steady_decoding_repeats_its_launches():
     run = Run(limits())
     for number in range(3):

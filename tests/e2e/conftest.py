@@ -1,0 +1,57 @@
+"""The sample fleet, compiled once and served once for all tests that leave the server as they found it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from blockc.cli import main
+from blockc.samples import root
+from tests.e2e.fleet import Command, serving
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    errors: str
+
+
+@pytest.fixture
+def blockc(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """The command line in this process: torch is imported once. No traceback, whatever happens."""
+
+    def run(*arguments: object) -> Ended:
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, errors = capfd.readouterr()
+        assert "Traceback" not in errors + out
+        assert "BC999" not in errors + out
+        return Ended(code, out, errors)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled fleet; its zoo is beside it."""
+    path = tmp_path_factory.mktemp("fleet") / "plan.json"
+    assert main(["compile", str(root() / "fleet.blk"), "-o", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    with serving(plan, tmp_path_factory.mktemp("server")) as command:
+        yield command.ready()
+        assert "Traceback" not in command.log
+
+
+@pytest.fixture
+def http(server: Command) -> Iterator[httpx.Client]:
+    with server.http() as client:
+        yield client

@@ -1,0 +1,103 @@
+"""An engine that is killed, and the end: streams go on with the same text, new requests are answered."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from blockc.samples.manners import PROMPTS
+from tests.e2e.fleet import MODEL_OF, Command, answer, chat, delta, events, eventually, is_alive, metric, serving
+
+STORY = "Tell me a story about a bear."
+
+
+@pytest.fixture(scope="module")
+def fragile(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    with serving(plan, tmp_path_factory.mktemp("fragile")) as command:
+        yield command.ready()
+        assert "Traceback" not in command.log
+
+
+def test_an_engine_killed_in_the_middle_of_answers(fragile: Command):
+    with fragile.http() as http:
+        whole = {app: answer(http, app, STORY) for app in MODEL_OF}
+        some_came = threading.Event()
+
+        def streamed(app: str) -> str:
+            text = ""
+            with http.stream("POST", "/v1/chat/completions", json=chat(app, STORY, stream=True)) as reply:
+                for number, chunk in enumerate(events(reply.iter_lines())):
+                    assert "error" not in chunk
+                    text += delta(chunk)
+                    if number == 4:
+                        some_came.set()
+            return text
+
+        with ThreadPoolExecutor(len(MODEL_OF)) as pool:
+            streams = {app: pool.submit(streamed, app) for app in MODEL_OF}
+            assert some_came.wait(30)
+            fragile.kill_engine()
+            assert {app: stream.result() for app, stream in streams.items()} == whole
+        assert metric(http, "engine_restarts_total") == 1
+
+
+def test_an_engine_killed_while_it_reads_prompts(fragile: Command):
+    """Long prompts, all different, so that nothing of them is cached: the first step takes a while."""
+    questions = [" ".join((*PROMPTS[at:], *PROMPTS[:at])) for at in range(0, 24, 2)]
+    with fragile.http() as http:
+        restarts = metric(http, "engine_restarts_total")
+        assert eventually(lambda: metric(http, "engine_up") == 1, 30)
+        drawn = metric(http, "generation_tokens_total")
+        with ThreadPoolExecutor(len(questions)) as pool:
+            texts = [pool.submit(answer, http, "harbour/crew", question, max_tokens=8) for question in questions]
+            assert eventually(
+                lambda: metric(http, "num_requests_running") + metric(http, "num_requests_waiting") >= 6, 30
+            )
+            early = metric(http, "generation_tokens_total") - drawn < 8 * len(questions)
+            fragile.kill_engine()
+            interrupted = [text.result() for text in texts]
+        assert early
+        assert metric(http, "engine_restarts_total") == restarts + 1
+        assert interrupted == [answer(http, "harbour/crew", question, max_tokens=8) for question in questions]
+
+
+def test_an_engine_killed_while_it_is_idle(fragile: Command):
+    with fragile.http() as http:
+        before = answer(http, "berlin/chat", PROMPTS[0])
+        assert eventually(lambda: metric(http, "num_requests_running") == 0, 5)
+        fragile.kill_engine()
+        assert answer(http, "berlin/chat", PROMPTS[0]) == before
+        assert http.get("/ready").status_code == 200
+    assert "starting another one" in fragile.log
+
+
+def test_sigterm_lets_a_stream_end_and_takes_no_more(plan: Path, tmp_path: Path):
+    with serving(plan, tmp_path) as command, command.ready().http() as http:
+        engine = command.children()
+        whole = answer(http, "library/reading", STORY)
+        body = chat("library/reading", STORY, stream=True)
+        with http.stream("POST", "/v1/chat/completions", json=body) as reply:
+            chunks = events(reply.iter_lines())
+            text = delta(next(chunks))
+            os.kill(command.process.pid, signal.SIGTERM)
+            assert eventually(lambda: "ending: no new requests" in command.log, 10)
+            try:
+                refused = http.post("/v1/chat/completions", json=chat("public/ask", STORY))
+                assert refused.status_code == 503
+                assert "the server is ending" in refused.text
+                assert http.get("/ready").json() == {"status": "draining"}
+            except httpx.TransportError:  # the story was over already, and with it the server
+                pass
+            rest = list(chunks)
+        assert text + "".join(map(delta, rest)) == whole
+        assert [chunk["choices"][0]["finish_reason"] for chunk in rest][-1] == "stop"
+        assert command.wait(30) == 0
+        assert not any(map(is_alive, engine))
+        assert "Traceback" not in command.log
