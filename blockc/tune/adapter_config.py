@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +26,9 @@ _APPLIED = {
     "peft_type", "r", "lora_alpha", "target_modules", "exclude_modules", "use_rslora", "layers_to_transform",
     "layers_pattern", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights",
 }  # fmt: skip
-_NEUTRAL: tuple[Any, ...] = (None, False, [], {}, "", "none")
-# These initialisations subtract the initial adapter from the base: the base on disk is then not the base in use.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "orthogonal_base")
+# These initialisations leave the base as it is. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA, and those of tomorrow)
+# subtract the initial adapter from it: the base on disk is then not the base in use.
+_KEEPS_BASE = ("gaussian", "eva", "orthogonal", "mica")
 _CONVERT_HELP = "convert it with PEFT's `path_initial_model_for_weight_conversion` when saving, or merge it"
 
 
@@ -62,8 +63,8 @@ class LoraSettings:
             return False
         if not _listed_or_matched(self.target_modules, module):
             return False
-        if self.layers_to_transform is None or isinstance(self.target_modules, str):
-            return True
+        if self.layers_to_transform is None or isinstance(self.target_modules, str) or module in self.target_modules:
+            return True  # PEFT asks for the layer only where a name is a part of the path
         patterns = self.layers_pattern or (r"[^.]*",)
         for pattern in patterns:
             if match := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
@@ -116,14 +117,25 @@ def _refusals(config: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
         if field in _WITHOUT_EFFECT:
             continue
         if field == "init_lora_weights":
-            if isinstance(value, str) and value.lower().startswith(_CHANGES_BASE):
-                found.append((field, value, "this initialisation changes the base model's weights"))
+            if value is not None and not isinstance(value, bool) and value not in _KEEPS_BASE:
+                found.append((field, value, "this initialisation changes the base model's weights, or is unknown"))
         elif field == "bias":
-            if value not in _NEUTRAL:
+            if value not in (None, "none"):
                 found.append((field, value, "trained biases are not supported yet"))
-        elif field not in _APPLIED and value not in _NEUTRAL:
+        elif field not in _APPLIED and not _is_neutral(field, value):
             found.append((field, value, "it changes the result and is not understood"))
+    if isinstance(config.get("target_modules"), str):  # PEFT refuses both; neither is read beside a pattern
+        why = "it has no meaning where `target_modules` is a pattern"
+        fields = [field for field in ("layers_to_transform", "layers_pattern") if config.get(field) is not None]
+        found += [(field, config[field], why) for field in fields]
+    elif config.get("layers_pattern") and config.get("layers_to_transform") is None:
+        found.append(("layers_pattern", config["layers_pattern"], "it has no meaning without `layers_to_transform`"))
     return found
+
+
+def _is_neutral(field: str, value: Any) -> bool:
+    """Whether a field is switched off. An empty mapping is not: as a variant's settings it means all defaults."""
+    return value is None or value is False or value == [] or (field == "trainable_token_indices" and value == {})
 
 
 def _malformed(config: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -194,7 +206,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _short(value: Any) -> str:

@@ -5,7 +5,6 @@ Pickled weights are refused (BC206): reading them runs code. Nothing is loaded u
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from blockc.diag import Diagnostics, Span
+from blockc.ir.strict_json import StrictJsonError, parse_strict_json
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -35,12 +35,16 @@ class Checkpoint:
 def open_checkpoint(
     root: Path, *, stem: str, index: str | None, written: str, diags: Diagnostics, at: Span
 ) -> Checkpoint | None:
-    """Open ``<stem>.safetensors`` or the shards that ``index`` lists. Problems go to ``diags``; then None."""
+    """Open ``<stem>.safetensors``, else the shards that ``index`` lists. Problems go to ``diags``; then None.
+
+    Where both exist, transformers reads the single file.
+    """
     single = root / f"{stem}.safetensors"
-    if index is not None and (root / index).is_file():
-        files = _sharded(root, root / index, written=written, diags=diags, at=at)
-    elif single.is_file():
+    files: list[Path] | None
+    if single.is_file():
         files = [single]
+    elif index is not None and (root / index).is_file():
+        files = _sharded(root, root / index, written=written, diags=diags, at=at)
     else:
         _report_absent(root, stem, written=written, diags=diags, at=at)
         return None
@@ -75,14 +79,14 @@ def open_checkpoint(
 def read_json(path: Path, *, written: str, diags: Diagnostics, at: Span) -> dict[str, Any] | None:
     """A JSON object from a file that belongs to a model; problems go to ``diags``."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_strict_json(path.read_bytes())
     except FileNotFoundError:
         diags.report(
             "BC201", f"no {path.name} in {written}", at=at, label="looked here",
             help="the path is relative to the file of the spec; point it at a directory in Hugging Face layout",
         )  # fmt: skip
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, StrictJsonError) as error:
         diags.report(
             "BC203", f"{path.name} in {written} cannot be read", at=at, notes=(str(error).splitlines()[0][:200],),
             help="it must be a JSON object in UTF-8",

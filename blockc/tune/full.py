@@ -42,6 +42,12 @@ def bind_checkpoint(
     try:
         prelude = binder.prelude()
         blocks = tuple(binder.block(block, prelude) for block in traced.blocks)
+    except _NotFiniteError as error:
+        diags.report(
+            "BC203", f"`{error}` of {written} holds values that are not finite as {DTYPE_NAME[traced.dtype]}", at=at,
+            help="the checkpoint was damaged, its training diverged, or its values need a wider dtype",
+        )  # fmt: skip
+        return None
     except (SafetensorError, OSError) as error:
         diags.report(
             "BC203", f"a weight file of {written} cannot be read", at=at,
@@ -72,6 +78,10 @@ def bind_checkpoint(
 def _effective_window(window: int | None, max_model_len: int) -> int | None:
     """A window that no sequence can outgrow is full attention."""
     return None if window is None or window >= max_model_len else window
+
+
+class _NotFiniteError(Exception):
+    """A tensor, by name, whose every use would make logits that are no numbers."""
 
 
 class _Binder:
@@ -130,6 +140,8 @@ class _Binder:
     def _read(self, source: Source) -> tuple[TensorRef, memoryview]:
         tensor = self.checkpoint.read(self.names[source.name])
         tensor = tensor.to(getattr(torch, DTYPE_NAME[self.traced.dtype]))
+        if not bool(torch.isfinite(tensor).all()):
+            raise _NotFiniteError(self.names[source.name])
         return tensor_ref(tensor.t() if source.transform == "transpose" else tensor)
 
 

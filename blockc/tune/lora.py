@@ -6,7 +6,6 @@ have its tensors (BC211), and all shapes must fit (BC202). Nothing is applied in
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])(?:
 # PEFT saves embedding and head along when the adapter targets one of them (`save_embedding_layers`).
 _COPY = re.compile(r"base_model\.model\.(?P<module>.+?)(?:\.base_layer)?\.weight")
 _SHOWN = 5
+_LARGEST = float(torch.finfo(torch.float32).max)  # scales are applied in float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +145,8 @@ def _match(
         match = _TENSOR.fullmatch(name)
         if match is None or match["module"] not in targets or not settings.targets(match["module"]):
             homeless.append(name)
+        elif match["part"] in found.get(match["module"], {}):
+            homeless.append(name)  # the same matrix under a second spelling: only one of them would count
         else:
             found.setdefault(match["module"], {})[match["part"]] = name
     if homeless:
@@ -192,7 +194,7 @@ def _check_shapes(
         for part, name in parts.items():
             if checkpoint.shapes[name] != expected[part]:
                 misfits.append(f"{name} is {list(checkpoint.shapes[name])}, its place takes {list(expected[part])}")
-        if not math.isfinite(settings.scale_of(module)):
+        if not abs(settings.scale_of(module)) <= _LARGEST:
             misfits.append(f"the scale of {module} is not finite")
     if misfits:
         diags.report(
@@ -211,6 +213,8 @@ def _why(name: str, targets: Mapping[str, _Target], settings: LoraSettings) -> s
     if match["module"] not in targets:
         near = [module for module in targets if module.endswith(match["module"].rsplit(".", 1)[-1])]
         return f"the base has no linear `{match['module']}`" + (f"; it has `{near[0]}`" if near else "")
+    if settings.targets(match["module"]):
+        return f"`{match['module']}` has this matrix under another name too"
     return f"the adapter's configuration does not target `{match['module']}`: {settings.target_modules}"
 
 

@@ -16,6 +16,9 @@ from blockc.tune.source import locate, written_as
 # Refused by name: attention or positions of these cannot be represented exactly (`docs/decisions`).
 _SUPPORTED = ("llama", "qwen2", "mistral", "gpt2")
 
+# Entries of `auto_map` that replace the model itself; a tokenizer's code is no concern of the weights.
+_OWN_CODE = {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFiles:
@@ -79,6 +82,13 @@ def _read(item: Base | FineTune, base: Base, lineage: tuple[str, ...], *, diags:
     )
     if config is None:
         return None
+    if isinstance(item, Base) and (directory / "adapter_config.json").is_file():
+        # transformers would load the model that the adapter names, and the adapter on top of it.
+        diags.report(
+            "BC208", f"{written} is declared as a base and holds an adapter", at=at,
+            help="declare the adapter as a `finetune` of its base, or move adapter_config.json away",
+        )  # fmt: skip
+        return None
     kind: Literal["base", "full", "lora"] = "base" if isinstance(item, Base) else "lora" if adapter else "full"
     if isinstance(item, FineTune) and item.kind not in (None, kind):
         diags.report(
@@ -108,6 +118,14 @@ def _supported(config: Mapping[str, Any], *, written: str, diags: Diagnostics, a
             notes=(f"quant_method = {str(config['quantization_config'].get('quant_method'))[:40]}",)
             if isinstance(config["quantization_config"], dict) else (),
             help="use the unquantised checkpoint",
+        )  # fmt: skip
+        return False
+    code = config.get("auto_map")
+    if isinstance(code, dict) and (needs := sorted(_OWN_CODE & code.keys())):
+        diags.report(
+            "BC205", f"{written} brings code of its own ({needs[0]})", at=at,
+            notes=("what that code computes is not what the architecture it derives from computes",),
+            help="if the model is a plain one of its type, remove `auto_map` from its config.json",
         )  # fmt: skip
         return False
     model_type = config.get("model_type")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from blockc.graph import Block, Chain
-from blockc.ir import Op, Param, Side, Structure, Value, json_digest, side_digest
+from blockc.ir import Bound, Op, Param, Side, Structure, Value, json_digest, side_digest
 from blockc.ir.structure import Arg, format_arg
 
 
@@ -37,14 +37,20 @@ def _cone(block: Block, attention: Op, sides: Mapping[str, Side]) -> object:
     """All that the key and value operands are computed from inside their block."""
     ops = _ancestors(block.structure, attention.args[1:3])
     params = sorted({arg.name for op in ops for arg in _leaves(op.args) if isinstance(arg, Param)})
+    bound = sorted({arg.name for op in ops for arg in _leaves(op.args) if isinstance(arg, Bound)})
     sites = {str(op.args[3]) for op in ops if op.target == "blockc.linear"}
     return [
         [f"%{op.result} = {op.target}({', '.join(map(format_arg, op.args))})" for op in ops],
         [format_arg(arg) for arg in attention.args[1:3]],
         [[name, block.tensors[name].digest] for name in params],
+        [[name, _scalar(block.binds[name])] for name in bound],
         [block.prelude, list(block.contexts)],
         _side_digests({name: side for name, side in sides.items() if name in sites}),
     ]
+
+
+def _scalar(value: float | int | None) -> str | int | None:
+    return value.hex() if isinstance(value, float) else value
 
 
 def _ancestors(structure: Structure, wanted: tuple[Arg, ...]) -> list[Op]:

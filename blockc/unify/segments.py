@@ -1,7 +1,9 @@
 """Segments: maximal runs of consecutive occurrences that the same paths pass.
 
-Occurrences of two paths are one if the block, its position in the path and its first KV slot are equal. Fine-tunes
-that only add sides share their base's path and never cut a segment.
+Occurrences of two paths are one if the block, its position in the path, its first KV slot and the layout of the
+path's cache are equal: a launch writes to one page pool a layer. Paths with other layouts (another depth, window or
+cache dtype) still share the weights of equal blocks. Fine-tunes that only add sides share their base's path and never
+cut a segment.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from dataclasses import dataclass
 import networkx as nx
 
 from blockc.graph import ModelPath
+from blockc.ir import json_digest
 
-_Key = tuple[int, str, int]
+_Key = tuple[int, str, int, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,12 @@ def find_segments(paths: Mapping[str, ModelPath]) -> tuple[Segment, ...]:
 
 
 def _keys(path: ModelPath) -> list[_Key]:
-    return [(occurrence, block.digest, path.first_kv_layer[occurrence]) for occurrence, block in enumerate(path.blocks)]
+    shapes = [[kv.kv_heads, kv.head_dim, kv.window, kv.dtype] for kv in path.kv_layers]
+    layout = json_digest("kv layout v1", shapes)
+    return [
+        (occurrence, block.digest, path.first_kv_layer[occurrence], layout)
+        for occurrence, block in enumerate(path.blocks)
+    ]
 
 
 def _runs(sets: Sequence[tuple[str, ...]]) -> list[tuple[int, int]]:

@@ -7,6 +7,7 @@ each request alone through transformers and PEFT.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def _compare(
     margins: list[tuple[bool, float]] = []
     for question, answer in own:
         theirs = _expected(question, answer, oracle)
-        max_error = max(max_error, float((answer.logits.float() - theirs).abs().max()))
+        max_error = max(max_error, _distance(answer.logits.float(), theirs))
         for row, token in zip(theirs, answer.tokens, strict=True):
             best, second = row.topk(2).values.tolist()
             margins.append((int(row.argmax()) == token, best - second))
@@ -139,6 +140,12 @@ def _bound(
             difference = _expected(question, answer, oracle) - _expected(question, answer, exact)
             rounding = max(rounding, float(difference.abs().max()))
     return _BOUND_ROUNDING * rounding
+
+
+def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest difference. Logits that are no numbers are infinitely far off: `max` would pass over a NaN."""
+    worst = float((ours - theirs).abs().max())
+    return worst if math.isfinite(worst) else math.inf
 
 
 def failed(reports: Sequence[AppReport]) -> Mapping[str, AppReport]:

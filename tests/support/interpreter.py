@@ -85,6 +85,8 @@ class _Runner:
                 x, weight, eps = args
                 wide = x.float()
                 return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+            case "aten.gelu.default":
+                return F.gelu(args[0], approximate=args[1])
             case "blockc.select_rows":
                 return args[0]
             case "blockc.attention":

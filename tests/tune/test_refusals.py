@@ -62,6 +62,10 @@ def test_the_untouched_adapter_is_accepted(base, adapter, tmp_path):
         ("layer_replication", [[0, 2]]),
         ("init_lora_weights", "pissa_niter_4"),
         ("a_field_of_tomorrow", 3),
+        ("kasa_config", {}),  # PEFT reads an empty mapping as: on, with all defaults
+        ("init_lora_weights", "one_of_tomorrow"),
+        ("lora_alpha", 10**400),
+        ("alpha_pattern", {"q_proj": 10**400}),
         ("r", 0),
         ("r", "8"),
         ("lora_alpha", None),
@@ -76,6 +80,24 @@ def test_a_field_that_is_not_understood(field, value, base, copy, tmp_path):
     found = _diagnose(base, copy, tmp_path)
     assert set(found) == {"BC207"}
     assert field in found["BC207"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("layers_to_transform", [0]), ("layers_pattern", "layers")])
+def test_layers_beside_a_pattern_of_modules(field, value, base, copy, tmp_path):
+    _configure(copy, target_modules=r".*\.(q|v)_proj", **{field: value})
+    assert field in _diagnose(base, copy, tmp_path)["BC207"]
+
+
+def test_a_scale_beyond_float32(base, copy, tmp_path):
+    _configure(copy, lora_alpha=1e300)
+    assert "not finite" in _diagnose(base, copy, tmp_path)["BC202"]
+
+
+def test_one_matrix_under_two_names(base, copy, tmp_path):
+    name = sorted(load_file(copy / "adapter_model.safetensors"))[0]
+    again = name.replace(".weight", ".default.weight")
+    _rewrite(copy, lambda tensors: tensors.update({again: tensors[name] + 1}))
+    assert "another name" in _diagnose(base, copy, tmp_path)["BC204"]
 
 
 def test_another_kind_of_adapter(base, copy, tmp_path):

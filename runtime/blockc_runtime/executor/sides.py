@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from blockc.diag import DiagnosticError, Diagnostics
+from blockc.ir.layout import padded_rank
 from blockc.plan import LowRankEntry, SideManifest
 from blockc_runtime.executor.batch import TokenBatch
 from blockc_runtime.executor.program import LinearGroup
@@ -33,9 +34,6 @@ ChainSides = Mapping[tuple[int, str], tuple[LowRankEntry, ...]]
 
 # Padded rank, and the places in order.
 Signature = tuple[int, tuple[tuple[int, str], ...]]
-
-# Ranks are padded to a power of two from here on: every bank costs launches, and a rank below this saves nothing.
-_SMALLEST_RANK = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +78,7 @@ def read_manifest(data: bytes) -> ChainSides:
 def signature(sides: ChainSides) -> Signature:
     """What fine-tunes of one bank have in common: padded rank, and where they act."""
     rank = max(_rank(terms) for terms in sides.values())
-    return max(_SMALLEST_RANK, 1 << (rank - 1).bit_length()), tuple(sorted(sides))
+    return padded_rank(rank), tuple(sorted(sides))
 
 
 def read_side(terms: Sequence[LowRankEntry], store: WeightStore, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

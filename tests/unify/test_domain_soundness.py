@@ -1,0 +1,115 @@
+"""Equal KV domains mean equal keys and values: what is proven is compared with what is computed, pair by pair."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from blockc.ir import Bound, Op, Structure, Value, ValueType
+from blockc.unify import kv_domains
+from tests.support import interpreter
+from tests.support.adapters import save_lora
+from tests.support.chains import chains_of
+from tests.support.deployments import deployment
+from tests.support.tiny_models import save_model
+
+MODULES = {
+    "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj"],
+    "gpt2": ["c_attn", "c_fc", "c_proj"],
+}
+CONFIGURATIONS = {
+    "llama": [{"rms_norm_eps": 1e-2}, {"hidden_act": "relu"}, {"rope_parameters": {"rope_type": "default",
+                                                                                   "rope_theta": 99.0}}],
+    "gpt2": [{"layer_norm_epsilon": 1e-2}, {"activation_function": "relu"}, {"scale_attn_weights": False}],
+}  # fmt: skip
+
+
+def _keys_and_values(chain, zoo, monkeypatch):
+    seen = []
+    attention = interpreter._Runner.attention
+
+    def record(self, q, k, v, *rest):
+        seen.append((k, v))
+        return attention(self, q, k, v, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(interpreter._Runner, "attention", record)
+        interpreter.logits(chain, zoo, list(range(3, 27)))
+    return seen
+
+
+def _checkpoint(base, target, rng, architecture):
+    """A copy of the base with a tensor changed, or with another configuration."""
+    shutil.copytree(base, target)
+    if rng.random() < 0.4:
+        config = json.loads((target / "config.json").read_text()) | rng.choice(CONFIGURATIONS[architecture])
+        (target / "config.json").write_text(json.dumps(config))
+        return
+    tensors = load_file(target / "model.safetensors")
+    name = rng.choice(sorted(tensors))
+    tensors[name] = tensors[name] + 0.05
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("architecture", MODULES)
+def test_equal_domains_mean_equal_keys_and_values(architecture, tmp_path, monkeypatch):
+    rng = random.Random(architecture)
+    base = save_model(architecture, tmp_path / "base")
+    models = {}
+    for index in range(10):
+        name = f"m{index}"
+        if rng.random() < 0.5:
+            parent = rng.choice(["base", *models])
+            targets = rng.sample(MODULES[architecture], rng.randint(1, 2))
+            save_lora(base, tmp_path / name, seed=index, target_modules=targets, r=2,
+                      layers_to_transform=rng.sample(range(4), 2), fan_in_fan_out=architecture == "gpt2")  # fmt: skip
+        else:
+            parent = "base"
+            _checkpoint(base, tmp_path / name, rng, architecture)
+        models[name] = (parent, tmp_path / name)
+    chains, zoo, diags = chains_of(deployment(base, models), tmp_path / "zoo")
+    assert not list(diags)
+    domains = {name: kv_domains(chain) for name, chain in chains.items()}
+    computed = {name: _keys_and_values(chain, zoo, monkeypatch) for name, chain in chains.items()}
+    shared = 0
+    for one, other in combinations(sorted(chains), 2):
+        for layer in range(4):
+            if domains[one][layer] == domains[other][layer]:
+                shared += 1
+                for mine, theirs in zip(computed[one][layer], computed[other][layer], strict=True):
+                    assert torch.equal(mine, theirs), (one, other, layer)
+    assert shared > 10, "nothing is shared, so nothing is shown"
+
+
+def test_a_scalar_on_the_way_to_a_key_counts(tmp_path):
+    """Two attention ops in one block: the window of the first shows in the keys of the second."""
+    base = save_model("llama", tmp_path / "base")
+    chains, _, _ = chains_of(deployment(base), tmp_path / "zoo")
+    path = chains["base"].path
+    kind = ValueType(dtype="F32", shape=(1, 2, "T", 16))
+    binds = tuple(f"{name}{index}" for index in range(2) for name in ("scale", "window", "softcap"))
+    first, second = (tuple(Bound(name) for name in binds[at : at + 3]) for at in (0, 3))
+    structure = Structure(
+        inputs=(("x", kind),), contexts=(), binds=binds, params=(), returns=("2",),
+        ops=(
+            Op(result="0", target="blockc.attention", args=(Value("x"), Value("x"), Value("x"), *first)),
+            Op(result="1", target="aten.transpose.int", args=(Value("0"), 1, 2)),
+            Op(result="2", target="blockc.attention", args=(Value("1"), Value("1"), Value("1"), *second)),
+        ),
+    )  # fmt: skip
+
+    def domains(window):
+        scalars = {name: window if name == "window0" else 1.0 if "scale" in name else None for name in binds}
+        block = replace(path.blocks[0], structure=structure, binds=scalars, tensors={}, prelude=None, contexts=())
+        twice = replace(path, blocks=(block,), kv_layers=path.kv_layers[:2])
+        return kv_domains(replace(chains["base"], path=twice, sides=()))
+
+    assert domains(8)[0] == domains(None)[0]
+    assert domains(8)[1] != domains(None)[1]
