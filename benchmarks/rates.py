@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import statistics
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 
@@ -28,6 +32,19 @@ def measure_rates(repeats: int = 5) -> Rates:
         read_bytes_per_s=data.nbytes / statistics.median(reads),
         gemm_flops_per_s=2 * 2048**3 / statistics.median(products),
     )
+
+
+def origin() -> dict[str, object]:
+    """Where figures come from: command, commit, machine, versions."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
+        "commit": commit.stdout.strip() or None,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _seconds(run: object) -> float:

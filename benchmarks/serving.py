@@ -27,7 +27,7 @@ import httpx
 import torch
 
 from benchmarks.fleet import SHAPES, Shape, make_fleet
-from benchmarks.rates import Rates, measure_rates
+from benchmarks.rates import Rates, measure_rates, origin
 
 PROMPT_TOKENS = 128
 OUTPUT_TOKENS = 64
@@ -83,8 +83,7 @@ def run(work: Path, name: str, batches: list[int], repeats: int) -> dict[str, An
         "shape": name,
         "prompt_tokens": PROMPT_TOKENS,
         "output_tokens": OUTPUT_TOKENS,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        **origin(),
         "read_gb_s": round(rates.read_bytes_per_s / 1e9, 1),
         "gemm_gflop_s": round(rates.gemm_flops_per_s / 1e9),
         "rows": rows,
