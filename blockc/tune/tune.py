@@ -6,11 +6,13 @@ or the model is refused; a chain equals its model run alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from blockc.diag import Diagnostics
 from blockc.graph import Chain, ModelPath
 from blockc.ir import DTYPE_CODE, Side
+from blockc.spec.deployment import HubSource
 from blockc.trace import TracedModel
 from blockc.tune.adapter_config import read_lora_settings
 from blockc.tune.assets import stop_token_ids, store_assets
@@ -19,6 +21,8 @@ from blockc.tune.full import bind_checkpoint
 from blockc.tune.lora import read_lora, stack_sides
 from blockc.tune.models import ModelFiles
 from blockc.zoo import Zoo
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def tune(
@@ -95,7 +99,26 @@ def _lora_chain(
     diags.items += own.items
     if sides is None:
         return None
+    assert settings is not None, "sides follow from settings"
+    _compare_names(files, settings.base_name, diags=diags)
     return _chain(parent.path, stack_sides(parent.sides, sides), files, models, zoo=zoo, diags=diags)
+
+
+def _compare_names(files: ModelFiles, named: str | None, *, diags: Diagnostics) -> None:
+    """Warn where an adapter and the spec name two different hub repositories; its shapes have been found to fit.
+
+    Adapters carry no fingerprint of their base, and a path on the disk of whoever trained one says nothing.
+    """
+    source = files.base.source
+    if not isinstance(source, HubSource) or named is None or not _REPOSITORY.fullmatch(named) or named == source.repo:
+        return
+    diags.report(
+        "BC210",
+        f"{files.written} was made for {named}, here it is put on {source.repo}",
+        at=files.span,
+        notes=("its shapes fit, which is all that can be compared",),
+        help="make sure that both are the same model",
+    )
 
 
 def _chain(
