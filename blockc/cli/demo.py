@@ -6,13 +6,8 @@ at once through the OpenAI-style API, shows the answers and what it took, and en
 
 from __future__ import annotations
 
-import json
 import sys
-import tempfile
-import textwrap
-import urllib.request
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +63,8 @@ class _Answer:
 
 @contextmanager
 def _folder(keep: Path | None) -> Iterator[Path]:
+    import tempfile
+
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         yield keep
@@ -111,12 +108,17 @@ def _models(url: str) -> list[str]:
 
 def _ask_all(url: str) -> list[_Answer]:
     """Every app and question in a request of its own, all in flight together."""
+    from concurrent.futures import ThreadPoolExecutor
+
     pairs = [(app, question) for question in _QUESTIONS for app in _models(url)]
     with ThreadPoolExecutor(len(pairs)) as pool:
         return list(pool.map(lambda pair: _ask(url, *pair), pairs))
 
 
 def _ask(url: str, app: str, question: str) -> _Answer:
+    import json
+    import urllib.request
+
     body = {
         "model": app,
         "messages": [{"role": "user", "content": question}],
@@ -137,6 +139,8 @@ def _ask(url: str, app: str, question: str) -> _Answer:
 
 
 def _show(answers: Sequence[_Answer]) -> None:
+    import textwrap
+
     width = max(len(answer.app) for answer in answers)
     for question in _QUESTIONS:
         print(f"\n  {question}")
@@ -164,6 +168,8 @@ def _took(url: str, answers: Sequence[_Answer]) -> None:
 
 
 def _metrics(url: str) -> dict[str, float]:
+    import urllib.request
+
     with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:  # noqa: S310 - loopback
         lines = response.read().decode().splitlines()
     found: dict[str, float] = {}
@@ -196,6 +202,9 @@ def _judge(answers: Sequence[_Answer]) -> None:
 
 
 def _get(url: str) -> Any:
+    import json
+    import urllib.request
+
     with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310 - loopback
         return json.load(response)
 
