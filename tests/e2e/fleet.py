@@ -83,8 +83,11 @@ class Command:
         return [int(pid) for thread in threads for pid in (thread / "children").read_text().split()]
 
     def kill_engine(self) -> None:
+        self.signal_engine(signal.SIGKILL)
+
+    def signal_engine(self, number: signal.Signals) -> None:
         (engine,) = self.children()
-        os.kill(engine, signal.SIGKILL)
+        os.kill(engine, number)
 
     def wait(self, within_s: float = 60) -> int:
         return self.process.wait(within_s)
