@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from blockc.diag import Diagnostics, Span
 from blockc.graph import Block, KvLayerShape, ModelPath
-from blockc.ir import DTYPE_CODE, DTYPE_NAME, TensorRef, structure_digest, tensor_digest
+from blockc.ir import DTYPE_CODE, DTYPE_NAME, TensorRef, tensor_digest
 from blockc.trace import Source, TracedBlock, TracedModel
 from blockc.tune.checkpoint import Checkpoint
 from blockc.zoo import Zoo
@@ -229,10 +229,3 @@ def _report_unused(
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def same_structures(path: ModelPath, traced: TracedModel) -> bool:
-    """Whether a traced model has the structures of a path, occurrence by occurrence."""
-    return [block.structure_digest for block in path.blocks] == [
-        structure_digest(block.structure) for block in traced.blocks
-    ]

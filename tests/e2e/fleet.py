@@ -9,8 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -142,23 +141,6 @@ def metric(http: httpx.Client, name: str) -> float:
     text = http.get("/metrics").text
     found = re.findall(rf"^blockc:{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
     return sum(map(float, found))
-
-
-def eventually(holds: Callable[[], bool], within_s: float) -> bool:
-    until_s = time.monotonic() + within_s
-    while time.monotonic() < until_s:
-        if holds():
-            return True
-        time.sleep(0.02)
-    return holds()
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def flipped(path: Path, *, at: int) -> None:

@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from blockc.samples.manners import PROMPTS
-from tests.e2e.fleet import MODEL_OF, Command, answer, chat, delta, events, eventually, is_alive, metric, serving
+from tests.e2e.fleet import MODEL_OF, Command, answer, chat, delta, events, metric, serving
+from tests.support.processes import eventually, is_alive
 
 STORY = "Tell me a story about a bear."
 

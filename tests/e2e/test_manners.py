@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 
 from blockc.samples.manners import PLAIN, PROMPTS, manner
-from tests.e2e.fleet import MODEL_OF, Command, chat, delta, events, eventually, metric
+from tests.e2e.fleet import MODEL_OF, Command, chat, delta, events, metric
+from tests.support.processes import eventually
 
 
 def test_no_foreign_manner_in_many_interleaved_answers(server: Command, http: httpx.Client):

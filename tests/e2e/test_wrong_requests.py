@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.fleet import KEYS, TENANTS, Command, answer, chat, delta, events, eventually, metric
+from tests.e2e.fleet import KEYS, TENANTS, Command, answer, chat, delta, events, metric
+from tests.support.processes import eventually
 
 COMPLETION: dict[str, Any] = {"model": "public/ask", "prompt": [5, 6], "max_tokens": 4}
 PATHS = ("/v1/completions", "/v1/chat/completions")

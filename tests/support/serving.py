@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +26,3 @@ def compiled(plan: Deployment, root: Path) -> Compiled:
 
 def zoo_bytes(zoo: Zoo) -> int:
     return sum(path.stat().st_size for path in zoo.root.rglob("*") if path.is_file())
-
-
-def with_chains(plan: ExecutionPlan, chains: Sequence[object]) -> ExecutionPlan:
-    """The plan with other chains: for negative controls."""
-    return plan.model_copy(update={"chains": tuple(chains)})

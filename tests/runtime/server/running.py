@@ -8,8 +8,7 @@ import signal
 import socket
 import sys
 import threading
-import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -110,24 +109,6 @@ def running(catalogue: Catalogue, **options: Any) -> Iterator[RunningServer]:
         yield server
     finally:
         server.stop()
-
-
-def eventually(holds: Callable[[], bool], within_s: float = 5.0) -> bool:
-    """Whether something comes true in time."""
-    until_s = time.monotonic() + within_s
-    while time.monotonic() < until_s:
-        if holds():
-            return True
-        time.sleep(0.01)
-    return holds()
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def raw(url: str) -> socket.socket:

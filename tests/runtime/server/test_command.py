@@ -18,7 +18,7 @@ import pytest
 
 from blockc_runtime.executor.null import next_token
 from tests.runtime.server import world
-from tests.runtime.server.running import eventually, is_alive
+from tests.support.processes import eventually, is_alive
 
 PROMPT = [10, 11, 12, 13]
 

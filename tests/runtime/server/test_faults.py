@@ -13,15 +13,9 @@ import pytest
 from blockc_runtime.server.catalogue import Catalogue
 from blockc_runtime.server.engine_client import EngineState, QueueLimits
 from tests.runtime.server import world
-from tests.runtime.server.running import (
-    DIGEST,
-    RunningServer,
-    eventually,
-    is_alive,
-    raw,
-    running,
-)
+from tests.runtime.server.running import DIGEST, RunningServer, raw, running
 from tests.runtime.server.standin import PAGES, token_at
+from tests.support.processes import eventually, is_alive
 
 PROMPT = [10, 11, 12, 13]
 SLOW = ("--step-s", "0.01")
