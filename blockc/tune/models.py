@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from blockc.architectures import why_not
 from blockc.diag import Diagnostics, Span
 from blockc.spec.deployment import Base, Deployment, FineTune
+from blockc.trace import TOKENS, Head
 from blockc.tune.assets import check_assets
-from blockc.trace.architectures import why_not
 from blockc.tune.checkpoint import read_json
+from blockc.tune.head import read_head
 from blockc.tune.source import locate, written_as
 
 # Entries of `auto_map` that replace the model itself; a tokenizer's code is no concern of the weights.
@@ -33,6 +35,7 @@ class ModelFiles:
     lineage: tuple[str, ...]
     base: Base
     span: Span
+    head: Head = TOKENS
 
 
 def read_models(deployment: Deployment, *, diags: Diagnostics) -> dict[str, ModelFiles]:
@@ -94,7 +97,12 @@ def _read(item: Base | FineTune, base: Base, lineage: tuple[str, ...], *, diags:
             help=f"write `kind = {kind}`, or leave the attribute out",
         )  # fmt: skip
         return None
-    if kind != "lora" and not _supported(config, written=written, diags=diags, at=at):
+    head: Head | None = TOKENS
+    if kind != "lora":
+        if not _supported(config, written=written, diags=diags, at=at):
+            return None
+        head = read_head(directory, config, written=written, diags=diags, at=at)
+    if head is None:
         return None
     return ModelFiles(
         name=item.name,
@@ -105,6 +113,7 @@ def _read(item: Base | FineTune, base: Base, lineage: tuple[str, ...], *, diags:
         lineage=lineage,
         base=base,
         span=at,
+        head=head,
     )
 
 
