@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from blockc.trace.attention import UntraceableError
 from blockc.trace.config import config_of
+from blockc.trace.loading import Loading, loading_of
 from blockc.trace.model import KvLayer, Source, TracedBlock, TracedModel
 from blockc.trace.trace import trace
 
-__all__ = ["KvLayer", "Source", "TracedBlock", "TracedModel", "UntraceableError", "config_of", "trace"]
+__all__ = [
+    "KvLayer",
+    "Loading",
+    "Source",
+    "TracedBlock",
+    "TracedModel",
+    "UntraceableError",
+    "config_of",
+    "loading_of",
+    "trace",
+]

@@ -17,6 +17,7 @@ from blockc.trace.capture import Capture, build_meta_model, capture, computed_bu
 from blockc.trace.cut import Cuts, cut
 from blockc.trace.emit import emit_block, kv_layers
 from blockc.trace.independence import check_token_independence
+from blockc.trace.loading import loading_of
 from blockc.trace.model import KvLayer, Source, TracedBlock, TracedModel
 from blockc.trace.normalize import normalize
 
@@ -28,8 +29,7 @@ def trace(config: Any, *, dtype: str, every_layer: bool = False) -> TracedModel:
     Raises :class:`UntraceableError` with the reason.
     """
     model = build_meta_model(config, getattr(torch, dtype))
-    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    parameters = {name: tuple(tensor.shape) for name, tensor in model.named_parameters(remove_duplicate=False)}
+    loading = loading_of(model)
     captured = capture(model, every_layer=every_layer)
     normalize(captured.graph)
     check_token_independence(captured.graph)
@@ -41,19 +41,14 @@ def trace(config: Any, *, dtype: str, every_layer: bool = False) -> TracedModel:
         raise UntraceableError("attention that does not pass transformers' attention interface")
     _check_chain(blocks)
     buffers = frozenset(source.name for source in (prelude.sources if prelude else {}).values())
-    # Patterns that transformers itself ignores in every checkpoint, and buffers that it recomputes.
-    ignored = sorted(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
     return TracedModel(
         architecture=type(model).__name__,
         dtype=DTYPE_CODE[dtype],
         prelude=prelude,
         blocks=blocks,
         kv_layers=layers,
-        parameters=parameters,
+        loading=loading,
         buffers=computed_buffers(captured.model, buffers),
-        tied=tied,
-        ignored=(*ignored, r"\.rotary_emb\.inv_freq$"),
-        prefix=str(getattr(model, "base_model_prefix", "")),
         vocab_size=int(config.vocab_size),
         max_positions=getattr(config, "max_position_embeddings", None),
     )

@@ -5,6 +5,7 @@ Pickled weights are refused (BC206): reading them runs code. Nothing is loaded u
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +15,20 @@ from safetensors import SafetensorError, safe_open
 
 from blockc.diag import Diagnostics, Span
 from blockc.ir.strict_json import StrictJsonError, parse_strict_json
+from blockc.zoo.header import LENGTH_BYTES, HeaderError, header_bytes, parse_header
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_LARGEST_HEADER_READ = 10_000_000  # bytes: what is larger is not looked through for the guilty tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """``files`` maps tensor names to the safetensors file that holds each; ``shapes`` to their shapes."""
+    """``files`` maps tensor names to the safetensors file that holds each; ``dtypes`` are spelled as in its header."""
 
     root: Path
     files: Mapping[str, Path]
     shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
 
     def read(self, name: str) -> Any:
         """The tensor (torch, CPU). Raises :class:`OSError` or SafetensorError if the file changed under us."""
@@ -40,18 +44,20 @@ def open_checkpoint(
     Where both exist, transformers reads the single file.
     """
     single = root / f"{stem}.safetensors"
-    files: list[Path] | None
+    listed: Mapping[str, Path] | None = {}
     if single.is_file():
         files = [single]
     elif index is not None and (root / index).is_file():
-        files = _sharded(root, root / index, written=written, diags=diags, at=at)
+        listed = _listed(root, root / index, written=written, diags=diags, at=at)
+        if listed is None:
+            return None
+        files = sorted(set(listed.values()))
     else:
         _report_absent(root, stem, written=written, diags=diags, at=at)
         return None
-    if files is None:
-        return None
     found: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, str] = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as handle:
@@ -63,17 +69,40 @@ def open_checkpoint(
                         )  # fmt: skip
                         return None
                     found[name] = file
-                    shapes[name] = tuple(handle.get_slice(name).get_shape())
+                    tensor = handle.get_slice(name)
+                    shapes[name], dtypes[name] = tuple(tensor.get_shape()), tensor.get_dtype()
         except (SafetensorError, OSError) as error:
             diags.report(
                 "BC203",
                 f"{file.name} of {written} is damaged",
                 at=at,
-                notes=(str(error).splitlines()[0][:200],),
+                notes=(_damage(file, error),),
                 help="copy the file again, or export the checkpoint again",
             )
             return None
-    return Checkpoint(root=root, files=found, shapes=shapes)
+    if strays := sorted(name for name, file in listed.items() if found.get(name) != file):
+        diags.report(
+            "BC203", f"{index} of {written} does not belong to its files", at=at,
+            notes=(f"`{strays[0][:200]}` is not in {listed[strays[0]].name}, which should hold it",),
+            help="index and files come from different exports: copy the checkpoint again",
+        )  # fmt: skip
+        return None
+    return Checkpoint(root=root, files=found, shapes=shapes, dtypes=dtypes)
+
+
+def _damage(file: Path, error: Exception) -> str:
+    """What is wrong with a file that safetensors refuses, with the tensor where one is to blame."""
+    try:
+        with file.open("rb") as opened:
+            file_bytes = os.fstat(opened.fileno()).st_size
+            size = header_bytes(opened.read(LENGTH_BYTES), file_bytes)
+            if size <= _LARGEST_HEADER_READ:
+                parse_header(opened.read(size), file_bytes=file_bytes)
+    except HeaderError as found:
+        return f"{found.tensor[:200]}: {found}" if found.tensor else str(found)
+    except OSError:
+        pass
+    return str(error).splitlines()[0][:200]
 
 
 def read_json(path: Path, *, written: str, diags: Diagnostics, at: Span) -> dict[str, Any] | None:
@@ -98,7 +127,8 @@ def read_json(path: Path, *, written: str, diags: Diagnostics, at: Span) -> dict
     return value
 
 
-def _sharded(root: Path, index: Path, *, written: str, diags: Diagnostics, at: Span) -> list[Path] | None:
+def _listed(root: Path, index: Path, *, written: str, diags: Diagnostics, at: Span) -> dict[str, Path] | None:
+    """Tensor -> the shard that holds it, as the index says."""
     listing = read_json(index, written=written, diags=diags, at=at)
     if listing is None:
         return None
@@ -121,7 +151,7 @@ def _sharded(root: Path, index: Path, *, written: str, diags: Diagnostics, at: S
             notes=(f"first: {absent[0]}",), help="download the checkpoint again",
         )  # fmt: skip
         return None
-    return [root / name for name in names]
+    return {tensor: root / name for tensor, name in weight_map.items()}
 
 
 def _report_absent(root: Path, stem: str, *, written: str, diags: Diagnostics, at: Span) -> None:
