@@ -43,6 +43,6 @@ def loading_of(model: nn.Module) -> Loading:
         tied=dict(getattr(model, "all_tied_weights_keys", None) or {}),
         ignored=tuple(sorted(ignored)),
         prefix=str(getattr(model, "base_model_prefix", "")),
-        transforms=tuple(get_model_conversion_mapping(model)),  # type: ignore[arg-type]
+        transforms=tuple(get_model_conversion_mapping(model)),
         config=model.config,
     )

@@ -17,7 +17,7 @@ from blockc.diag import Diagnostics, Span
 from blockc.ir.strict_json import StrictJsonError, parse_strict_json
 from blockc.zoo.header import LENGTH_BYTES, HeaderError, header_bytes, parse_header
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _LARGEST_HEADER_READ = 10_000_000  # bytes: what is larger is not looked through for the guilty tensor
 
 
@@ -44,13 +44,14 @@ def open_checkpoint(
     Where both exist, transformers reads the single file.
     """
     single = root / f"{stem}.safetensors"
-    listed: Mapping[str, Path] | None = {}
+    listed: Mapping[str, Path] = {}
     if single.is_file():
         files = [single]
     elif index is not None and (root / index).is_file():
-        listed = _listed(root, root / index, written=written, diags=diags, at=at)
-        if listed is None:
+        in_index = _listed(root, root / index, written=written, diags=diags, at=at)
+        if in_index is None:
             return None
+        listed = in_index
         files = sorted(set(listed.values()))
     else:
         _report_absent(root, stem, written=written, diags=diags, at=at)
@@ -154,21 +155,21 @@ def _listed(root: Path, index: Path, *, written: str, diags: Diagnostics, at: Sp
     return {tensor: root / name for tensor, name in weight_map.items()}
 
 
+def report_pickles(names: list[str], *, written: str, diags: Diagnostics, at: Span | None) -> None:
+    """Refuse a model that has no other weights than these files."""
+    diags.report(
+        "BC206", f"{written} has only pickled weights ({min(names)})", at=at,
+        notes=("reading a pickle runs whatever code it holds",),
+        help="convert them to safetensors with the library that wrote them",
+    )  # fmt: skip
+
+
 def _report_absent(root: Path, stem: str, *, written: str, diags: Diagnostics, at: Span) -> None:
-    pickled = sorted(path.name for path in root.glob("*") if path.suffix in _PICKLES) if root.is_dir() else []
+    pickled = [path.name for path in root.glob("*") if path.suffix in PICKLES] if root.is_dir() else []
     if pickled:
-        diags.report(
-            "BC206",
-            f"{written} has only pickled weights ({pickled[0]})",
-            at=at,
-            notes=("reading a pickle runs whatever code it holds",),
-            help="convert them to safetensors with the library that wrote them",
-        )
+        report_pickles(pickled, written=written, diags=diags, at=at)
         return
     diags.report(
-        "BC201",
-        f"no {stem}.safetensors in {written}",
-        at=at,
-        label="looked here",
+        "BC201", f"no {stem}.safetensors in {written}", at=at, label="looked here",
         help="the path is relative to the file of the spec; point it at a directory in Hugging Face layout",
-    )
+    )  # fmt: skip

@@ -67,8 +67,8 @@ class Recipe:
         assert converter is not None, "asked for only where there is one"
         for pattern, names in self.inputs.items():
             for name in names:
-                converter.add_tensor(self.key, name, pattern, partial(read, name))  # type: ignore[arg-type]
-        made = converter.convert(self.key, model=_Shapes(loading), config=loading.config)  # type: ignore[arg-type]
+                converter.add_tensor(self.key, name, pattern, partial(read, name))
+        made = converter.convert(self.key, model=_Shapes(loading), config=loading.config)
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
 

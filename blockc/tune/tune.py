@@ -7,7 +7,8 @@ or the model is refused; a chain equals its model run alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from blockc.diag import Diagnostics
 from blockc.graph import Chain, ModelPath
@@ -17,10 +18,13 @@ from blockc.trace import TracedModel
 from blockc.tune.adapter_config import read_lora_settings
 from blockc.tune.assets import stop_token_ids, store_assets
 from blockc.tune.checkpoint import open_checkpoint
-from blockc.tune.full import bind_checkpoint
+from blockc.tune.full import OnBytes, bind_checkpoint
 from blockc.tune.lora import read_lora, stack_sides
 from blockc.tune.models import ModelFiles
 from blockc.zoo import Zoo
+
+# A model's name, bytes of its weights that are hashed and in the zoo, bytes of its weights in all.
+OnModelBytes = Callable[[str, int, int], None]
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -31,15 +35,17 @@ def tune(
     *,
     zoo: Zoo,
     diags: Diagnostics,
+    on_bytes: OnModelBytes = lambda name, done, total: None,
 ) -> dict[str, Chain]:
     """Chains by model name. ``models`` lists parents before children; ``traced`` has every full model."""
     chains: dict[str, Chain] = {}
     for name, files in models.items():
         parent = chains.get(files.lineage[1]) if len(files.lineage) > 1 else None
+        progress = partial(on_bytes, name)
         if files.kind == "lora":
-            chain = _lora_chain(files, parent, models, zoo=zoo, diags=diags) if parent is not None else None
+            chain = _lora_chain(files, parent, models, zoo=zoo, diags=diags, on_bytes=progress) if parent else None
         else:
-            chain = _full_chain(files, traced.get(name), models, zoo=zoo, diags=diags)
+            chain = _full_chain(files, traced.get(name), models, zoo=zoo, diags=diags, on_bytes=progress)
         if chain is not None:
             chains[name] = chain
     return chains
@@ -52,6 +58,7 @@ def _full_chain(
     *,
     zoo: Zoo,
     diags: Diagnostics,
+    on_bytes: OnBytes,
 ) -> Chain | None:
     if traced is None:
         return None
@@ -75,6 +82,7 @@ def _full_chain(
             written=files.written,
             diags=own,
             at=files.span,
+            on_bytes=on_bytes,
         )
         if checkpoint is not None
         else None
@@ -84,7 +92,13 @@ def _full_chain(
 
 
 def _lora_chain(
-    files: ModelFiles, parent: Chain, models: Mapping[str, ModelFiles], *, zoo: Zoo, diags: Diagnostics
+    files: ModelFiles,
+    parent: Chain,
+    models: Mapping[str, ModelFiles],
+    *,
+    zoo: Zoo,
+    diags: Diagnostics,
+    on_bytes: OnBytes,
 ) -> Chain | None:
     own = Diagnostics()
     settings = read_lora_settings(files.config, written=files.written, diags=own, at=files.span)
@@ -100,6 +114,8 @@ def _lora_chain(
     if sides is None:
         return None
     assert settings is not None, "sides follow from settings"
+    own_bytes = sum(term.a.nbytes + term.b.nbytes for side in sides for term in side.terms)
+    on_bytes(own_bytes, own_bytes)
     _compare_names(files, settings.base_name, diags=diags)
     return _chain(parent.path, stack_sides(parent.sides, sides), files, models, zoo=zoo, diags=diags)
 
