@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from blockc.cli.options import ProgressMode
 
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 _BETWEEN_EVENTS_S = 0.1
 
 
-class Listener(Protocol):
-    """What a compilation tells: a stage has ended, bytes of a model's weights are done."""
+class Listener:
+    """What a compilation tells, and silence: others say it."""
 
-    def on_stage(self, name: str, seconds: float) -> None: ...
+    def on_stage(self, name: str, seconds: float) -> None:
+        """A stage has ended."""
 
-    def on_bytes(self, model: str, done: int, total: int) -> None: ...
+    def on_bytes(self, model: str, done: int, total: int) -> None:
+        """Of a model's weights so many bytes are hashed and in the zoo."""
 
 
 @contextmanager
@@ -36,7 +38,7 @@ def listening(mode: ProgressMode) -> Iterator[Listener]:
     """The listener of a mode, for the time of a compilation."""
     if mode in (ProgressMode.JSON, ProgressMode.NONE):
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when the hub's client is imported
-        yield _Events() if mode is ProgressMode.JSON else _Silence()
+        yield _Events() if mode is ProgressMode.JSON else Listener()
     elif mode is ProgressMode.BAR or sys.stderr.isatty():
         with _bars() as bars:
             yield _Bars(bars)
@@ -49,20 +51,12 @@ def stage_lines() -> Callable[[str, float], None]:
     return _Lines().on_stage
 
 
-class _Silence:
-    def on_stage(self, name: str, seconds: float) -> None:
-        pass
-
-    def on_bytes(self, model: str, done: int, total: int) -> None:
-        pass
-
-
-class _Lines(_Silence):
+class _Lines(Listener):
     def on_stage(self, name: str, seconds: float) -> None:
         print(f"{name:>8} {seconds:7.2f} s", file=sys.stderr, flush=True)
 
 
-class _Events:
+class _Events(Listener):
     def __init__(self) -> None:
         self._last_s: dict[str, float] = {}
 

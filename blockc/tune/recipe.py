@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +27,7 @@ from transformers.core_model_loading import (
 from blockc.trace import Loading
 
 _LONGEST_NAME = 500  # longer ones are no names of a model's, and transformers' patterns would be slow on them
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +99,7 @@ def recipes_for(shapes: Mapping[str, tuple[int, ...]], loading: Loading) -> Reci
     misfits: list[str] = []
     absent: list[str] = []
     for recipe in groups:
-        what = _written(recipe)
+        what = _written(recipe, shapes)
         try:
             made = recipe.makes(shapes.__getitem__, loading)
         except RecipeError as error:
@@ -171,11 +173,17 @@ def _lacking(recipe: Recipe, loading: Loading) -> list[str]:
     return lacking
 
 
-def _written(recipe: Recipe) -> str:
-    names = recipe.names
+def _written(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """How a recipe is named: its inputs; of a long list those whose shape is not that of the others."""
     if recipe.converter is None:
-        return names[0]
-    return f"{recipe.key} from {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        return recipe.names[0]
+    odd: list[str] = []
+    for names in recipe.inputs.values():
+        usual = Counter(shapes[name] for name in names).most_common(1)[0][0]
+        odd += [name for name in names if shapes[name] != usual]
+    few = recipe.names if len(recipe.names) <= _SHOWN else tuple(odd[:_SHOWN]) or recipe.names[:1]
+    more = f" and {len(recipe.names) - len(few)} more" if len(few) < len(recipe.names) else ""
+    return f"{recipe.key} from {' and '.join(few)}{more}"
 
 
 class _Shapes:
