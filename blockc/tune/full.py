@@ -8,7 +8,7 @@ in memory at a time, however large the checkpoint is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -228,14 +228,20 @@ def _match(
             "BC202", f"{len(recipes.misfits)} tensors of {written} do not fit its configuration", at=at,
             notes=(_listed(recipes.misfits),), help="the weights and config.json belong to different models",
         )  # fmt: skip
-    coded = sorted({name for _, own in found.values() for name in own.names if checkpoint.dtypes[name] not in _FLOATS})
+    report_coded(
+        checkpoint, (name for _, own in found.values() for name in own.names), written=written, diags=diags, at=at
+    )
+    return None if diags.has_errors else found
+
+
+def report_coded(checkpoint: Checkpoint, names: Iterable[str], *, written: str, diags: Diagnostics, at: Span) -> None:
+    """Refuse tensors that hold codes of a quantisation in place of numbers (BC209)."""
+    coded = sorted({f"{name} is {checkpoint.dtypes[name]}" for name in names if checkpoint.dtypes[name] not in _FLOATS})
     if coded:
         diags.report(
             "BC209", f"{len(coded)} tensors of {written} are no floating-point numbers", at=at,
-            notes=(_listed([f"{name} is {checkpoint.dtypes[name]}" for name in coded]),),
-            help="use the unquantised checkpoint",
+            notes=(_listed(coded),), help="use the unquantised checkpoint",
         )  # fmt: skip
-    return None if diags.has_errors else found
 
 
 def _partners(parameter: str, traced: TracedModel) -> list[str]:

@@ -26,7 +26,9 @@ from blockc.zoo import Zoo
 # A model's name, bytes of its weights that are hashed and in the zoo, bytes of its weights in all.
 OnModelBytes = Callable[[str, int, int], None]
 
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
+_QUANTISED = re.compile(r"(?i)(?<![a-z0-9])([2-8]-?bits?|bnb|gptq|awq|nf4|int[48]|fp8|gguf|w4a16)(?![a-z0-9])")
 
 
 def tune(
@@ -121,20 +123,37 @@ def _lora_chain(
 
 
 def _compare_names(files: ModelFiles, named: str | None, *, diags: Diagnostics) -> None:
-    """Warn where an adapter and the spec name two different hub repositories; its shapes have been found to fit.
+    """Warn where an adapter names another base than the spec, or a quantised copy. Its shapes have been found to fit.
 
-    Adapters carry no fingerprint of their base, and a path on the disk of whoever trained one says nothing.
+    Adapters carry no fingerprint of their base. Of a path on the disk of whoever trained one only the last part says
+    anything, and no more of it is repeated.
     """
-    source = files.base.source
-    if not isinstance(source, HubSource) or named is None or not _REPOSITORY.fullmatch(named) or named == source.repo:
+    if not named:
+        return
+    source, told = files.base.source, _told(named)
+    if _QUANTISED.search(told):
+        diags.report(
+            "BC210", f"{files.written} was trained on a quantised copy of its base, {told}", at=files.span,
+            notes=("here it is put on the full weights, which differ from that copy's by rounding",),
+            help="nothing, if its answers are good: this is the usual way to serve such an adapter",
+        )  # fmt: skip
+        return
+    if not isinstance(source, HubSource) or told.lower() in (source.repo.lower(), source.repo.split("/")[-1].lower()):
         return
     diags.report(
         "BC210",
-        f"{files.written} was made for {named}, here it is put on {source.repo}",
+        f"{files.written} was made for {told}, here it is put on {source.repo}",
         at=files.span,
         notes=("its shapes fit, which is all that can be compared",),
         help="make sure that both are the same model",
     )
+
+
+def _told(named: str) -> str:
+    """A repository as it is, also where it was read from the hub's cache; of any other path the last part."""
+    if cached := _CACHED.search(named):
+        return f"{cached[1]}/{cached[2]}"
+    return named if _REPOSITORY.fullmatch(named) else re.split(r"[/\\]", named.rstrip("/\\"))[-1][:80]
 
 
 def _chain(
