@@ -111,7 +111,9 @@ def recipes_for(shapes: Mapping[str, tuple[int, ...]], loading: Loading) -> Reci
                 if name in loading.shapes and shape != loading.shapes[name]
             ]
             strange += [] if made.keys() <= loading.shapes.keys() else recipe.names
-        lacking = _lacking(recipe, loading) if problems else []
+        lacking, beyond = _unnumbered(recipe, loading)
+        lacking += _unmatched(recipe) if problems else []
+        strange += beyond
         absent += lacking
         misfits += [] if lacking else problems
         found |= dict.fromkeys(made, recipe)
@@ -154,23 +156,35 @@ def _collect(names: Iterable[str], loading: Loading) -> tuple[list[Recipe], list
     return recipes, strange
 
 
-def _lacking(recipe: Recipe, loading: Loading) -> list[str]:
-    """Inputs whose absence explains why a conversion does not fit, such as one expert of a list."""
-    if recipe.converter is None:
-        return []
-    lacking = [
-        f"{recipe.key} (from {pattern})" for pattern in recipe.converter.source_patterns if pattern not in recipe.inputs
-    ]
-    merged = any(isinstance(op, MergeModulelist) and op.dim == 0 for op in recipe.converter.operations)
-    for names in recipe.inputs.values() if merged else ():
+def _unnumbered(recipe: Recipe, loading: Loading) -> tuple[list[str], list[str]]:
+    """Names that a numbered list of inputs lacks, and names in it that are not of its numbers.
+
+    Such a list (one tensor per expert) is fused in the order of its numbers, so one number for another would pass.
+    """
+    lacking: list[str] = []
+    beyond: list[str] = []
+    merged = recipe.converter is not None and any(
+        isinstance(op, MergeModulelist) and op.dim == 0 for op in recipe.converter.operations
+    )
+    for names in recipe.inputs.values():
         parts = [name.split(".") for name in names]
         places = [place for place, column in enumerate(zip(*parts, strict=False)) if len(set(column)) > 1]
         if len(places) != 1 or not all(own[places[0]].isdigit() for own in parts):
             continue
-        place, (count, *_) = places[0], loading.shapes.get(recipe.key, (0,))
-        own = {int(part[place]) for part in parts}
-        lacking += [".".join([*parts[0][:place], str(i), *parts[0][place + 1 :]]) for i in range(count) if i not in own]
-    return lacking
+        [place], count = places, len(names)
+        if merged:
+            count = loading.shapes.get(recipe.key, (count,))[0]
+        numbers = [str(number) for number in range(count)]
+        given = {own[place] for own in parts}
+        lacking += [".".join([*parts[0][:place], i, *parts[0][place + 1 :]]) for i in numbers if i not in given]
+        beyond += [name for name, own in zip(names, parts, strict=True) if own[place] not in numbers]
+    return lacking, beyond
+
+
+def _unmatched(recipe: Recipe) -> list[str]:
+    """What a conversion that does not fit has no inputs for."""
+    patterns = recipe.converter.source_patterns if recipe.converter is not None else ()
+    return [f"{recipe.key} (from {pattern})" for pattern in patterns if pattern not in recipe.inputs]
 
 
 def _written(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -96,6 +96,25 @@ def test_each_renamed_expert_is_named(mixtral):
             assert recipes.absent == (name,)
 
 
+def test_each_expert_of_another_number_is_named(mixtral):
+    """They would be fused in order: one expert would answer for another."""
+    shapes, loading = mixtral
+    for name in shapes:
+        if ".experts.3." in name:
+            other = name.replace(".experts.3.", ".experts.7.")
+            recipes = recipes_for({key.replace(name, other): shape for key, shape in shapes.items()}, loading)
+            assert recipes.strange == (other,)
+            assert recipes.absent == (name,)
+
+
+def test_a_projection_that_no_expert_has(mixtral):
+    shapes, loading = mixtral
+    recipes = recipes_for(
+        {n: shape for n, shape in shapes.items() if "0.block_sparse_moe.experts" not in n or "w3" not in n}, loading
+    )
+    assert recipes.absent == ("model.layers.0.mlp.experts.gate_up_proj (from .experts.*.w3.weight)",)
+
+
 def test_each_misshapen_tensor_is_named(mixtral):
     shapes, loading = mixtral
     for name in shapes:
