@@ -40,8 +40,11 @@ def listening(mode: ProgressMode) -> Iterator[Listener]:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when the hub's client is imported
         yield _Events() if mode is ProgressMode.JSON else Listener()
     elif mode is ProgressMode.BAR or sys.stderr.isatty():
-        with _bars() as bars:
-            yield _Bars(bars)
+        bars = _Bars(_bars())
+        try:
+            yield bars
+        finally:
+            bars.hide()
     else:
         yield _Lines()
 
@@ -74,19 +77,31 @@ class _Events(Listener):
 
 
 class _Bars(_Lines):
+    """Bars while weights are read; at other times the hub's client may draw its own."""
+
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
+        self._shown = False
 
     def on_stage(self, name: str, seconds: float) -> None:
-        self._bars.console.print(f"{name:>8} {seconds:7.2f} s", highlight=False, markup=False)
+        self.hide()
+        super().on_stage(name, seconds)
 
     def on_bytes(self, model: str, done: int, total: int) -> None:
+        if not self._shown:
+            self._bars.start()
+            self._shown = True
         if model not in self._tasks:
             self._tasks[model] = self._bars.add_task(model, total=total)
         self._bars.update(self._tasks[model], completed=done)
         if done >= total:
             self._bars.remove_task(self._tasks.pop(model))
+
+    def hide(self) -> None:
+        if self._shown:
+            self._bars.stop()
+            self._shown = False
 
 
 def _bars() -> Progress:

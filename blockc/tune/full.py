@@ -28,7 +28,8 @@ OnBytes = Callable[[int, int], None]
 
 _SHOWN = 5
 _FINITE_AT_ONCE = 1 << 22  # elements: the test takes several copies of what it is given
-_FLOATS = {"F64", "F32", "F16", "BF16"}
+# As headers spell them. Anything else holds codes, which mean nothing without what decodes them.
+FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 def bind_checkpoint(
@@ -236,7 +237,7 @@ def _match(
 
 def report_coded(checkpoint: Checkpoint, names: Iterable[str], *, written: str, diags: Diagnostics, at: Span) -> None:
     """Refuse tensors that hold codes of a quantisation in place of numbers (BC209)."""
-    coded = sorted({f"{name} is {checkpoint.dtypes[name]}" for name in names if checkpoint.dtypes[name] not in _FLOATS})
+    coded = sorted({f"{name} is {checkpoint.dtypes[name]}" for name in names if checkpoint.dtypes[name] not in FLOATS})
     if coded:
         diags.report(
             "BC209", f"{len(coded)} tensors of {written} are no floating-point numbers", at=at,

@@ -19,7 +19,7 @@ from blockc.graph import ModelPath
 from blockc.ir import DTYPE_NAME, LowRank, Side, Site, TensorRef
 from blockc.tune.adapter_config import LoraSettings
 from blockc.tune.checkpoint import Checkpoint
-from blockc.tune.full import is_finite, report_coded, tensor_ref
+from blockc.tune.full import FLOATS, is_finite, report_coded, tensor_ref
 from blockc.zoo import Zoo
 
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight")
@@ -121,6 +121,7 @@ def _copies(path: ModelPath, checkpoint: Checkpoint, dtype: Any) -> frozenset[st
         weight = weights.get(match["module"]) if match else None
         if (
             weight is not None
+            and checkpoint.dtypes[name] in FLOATS
             and checkpoint.shapes[name] == weight.shape
             and tensor_ref(_read(checkpoint, name, dtype))[0] == weight
         ):
