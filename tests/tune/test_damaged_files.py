@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from blockc.trace import trace
+from blockc.tune.full import is_finite
 from tests.support.binding import bound
 from tests.support.chains import chains_of
 from tests.support.deployments import deployment
@@ -91,6 +92,19 @@ def test_values_that_are_no_numbers(value, traced, model, tmp_path):
     tensors[_NAME].view(-1)[-1] = value
     save_file(tensors, model / "model.safetensors")
     assert _NAME in _reported(traced, model, tmp_path)["BC203"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 3, 70, 1000])
+def test_one_such_value_is_found_wherever_it_is(count, dtype):
+    values = torch.randn(count).to(dtype)
+    assert is_finite(values)
+    assert is_finite(values[:0])
+    for place in range(count):
+        for value in (float("nan"), float("inf"), -float("inf")):
+            bad = values.clone()
+            bad[place] = value
+            assert not is_finite(bad)
 
 
 def test_numbers_that_are_none_in_a_narrower_dtype(model, tmp_path):
