@@ -17,7 +17,7 @@ from blockc.lower import isolation_group, lower
 from blockc.place import place, place_problem
 from blockc.plan import ExecutionPlan, verify_plan
 from blockc.spec.deployment import Deployment
-from blockc.tune import ModelFiles, read_models, trace_models, tune
+from blockc.tune import ModelFiles, OnModelBytes, read_models, trace_models, tune
 from blockc.unify import unify
 from blockc.zoo import Zoo
 
@@ -34,7 +34,12 @@ class Compiled:
 
 
 def compile_deployment(
-    deployment: Deployment, *, zoo: Zoo, diags: Diagnostics, on_stage: OnStage = lambda name, seconds: None
+    deployment: Deployment,
+    *,
+    zoo: Zoo,
+    diags: Diagnostics,
+    on_stage: OnStage = lambda name, seconds: None,
+    on_bytes: OnModelBytes = lambda name, done, total: None,
 ) -> Compiled:
     """Run all stages. Raises :class:`blockc.diag.DiagnosticError` at the end of a stage that found errors."""
     clock = _Clock(diags, on_stage)
@@ -43,7 +48,7 @@ def compile_deployment(
     with clock.stage("trace"):
         traced = trace_models(files, diags=diags)
     with clock.stage("tune"):
-        chains = tune(files, traced, zoo=zoo, diags=diags)
+        chains = tune(files, traced, zoo=zoo, diags=diags, on_bytes=on_bytes)
     with clock.stage("unify"):
         wanted = {app.model for app in deployment.apps}
         graph = unify({name: chain for name, chain in chains.items() if name in wanted}, together=_together(deployment))

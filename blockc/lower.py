@@ -33,6 +33,7 @@ from blockc.plan import (
 )
 from blockc.spec.deployment import App, Base, Deployment, FineTune, HubSource, LocalSource, Tenant
 from blockc.tune import ModelFiles
+from blockc.tune.source import commit_of
 from blockc.unify import UnifiedGraph
 from blockc.zoo import Zoo
 
@@ -89,7 +90,7 @@ def lower(
         edges=(),
         routes=placement.routes,
         apps=tuple(_app(app, tenant, graph) for tenant in deployment.tenants.values() for app in tenant.apps),
-        models={name: _model(item, files[name].kind, graph) for name, item in _items(deployment)},
+        models={name: _model(item, files[name], graph) for name, item in _items(deployment)},
         memory=placement.memory,
         baselines=placement.baselines,
         solver=placement.solver,
@@ -197,13 +198,13 @@ def _items(deployment: Deployment) -> list[tuple[str, Base | FineTune]]:
     return sorted(items.items())
 
 
-def _model(item: Base | FineTune, kind: Literal["base", "full", "lora"], graph: UnifiedGraph) -> ModelEntry:
+def _model(item: Base | FineTune, files: ModelFiles, graph: UnifiedGraph) -> ModelEntry:
     source = item.source
     return ModelEntry(
-        kind=kind,
+        kind=files.kind,
         source=source.written if isinstance(source, LocalSource) else source.repo,
         hub=isinstance(source, HubSource),
-        revision=source.revision if isinstance(source, HubSource) else None,
+        revision=commit_of(source, files.directory),
         parent=item.parent if isinstance(item, FineTune) else None,
         chain=graph.chain_of.get(item.name),
     )

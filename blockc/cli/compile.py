@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blockc.cli.options import JsonOption, SpecArgument, VarOption, ZooOption, variables_of, zoo_of
+from blockc.cli.options import (
+    JsonOption,
+    ProgressMode,
+    ProgressOption,
+    SpecArgument,
+    VarOption,
+    ZooOption,
+    variables_of,
+    zoo_of,
+)
 
 if TYPE_CHECKING:
     from blockc.compiler import Compiled
@@ -29,18 +38,19 @@ def compile_(
     ),
     zoo: ZooOption = None,
     var: VarOption = None,
+    progress: ProgressOption = ProgressMode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
     """Compile a spec: trace, share, place, and write the plan."""
-    from blockc.cli.progress import stage_lines
+    from blockc.cli.progress import listening
     from blockc.cli.report import exit_code, print_document, reporting, show
     from blockc.diag.json import diagnostics_document
     from blockc.plan import write_plan
 
-    with reporting("compile", as_json=as_json):
+    with reporting("compile", as_json=as_json), listening(progress) as heard:
         _check_output(output, Path(spec))
         compiled, found, sources = compile_file(
-            Path(spec), zoo_of(zoo, output), variables_of(var), on_stage=stage_lines()
+            Path(spec), zoo_of(zoo, output), variables_of(var), on_stage=heard.on_stage, on_bytes=heard.on_bytes
         )
         write_plan(compiled.plan, output)
     if as_json:
@@ -71,7 +81,12 @@ def _check_output(output: Path, spec: Path) -> None:
 
 
 def compile_file(
-    spec: Path, zoo_root: Path, variables: dict[str, str], *, on_stage: Any = lambda name, seconds: None
+    spec: Path,
+    zoo_root: Path,
+    variables: dict[str, str],
+    *,
+    on_stage: Any = lambda name, seconds: None,
+    on_bytes: Any = lambda model, done, total: None,
 ) -> tuple[Compiled, Any, Any]:
     """Load and compile; returns the result, the warnings, and the texts they point into.
 
@@ -93,7 +108,9 @@ def compile_file(
     try:
         check_weights(deployment, diags)  # what `blockc check` says, before torch is imported
         diags.raise_if_errors()
-        compiled = compile_deployment(deployment, zoo=Zoo(zoo_root, create=True), diags=diags, on_stage=on_stage)
+        compiled = compile_deployment(
+            deployment, zoo=Zoo(zoo_root, create=True), diags=diags, on_stage=on_stage, on_bytes=on_bytes
+        )
     except DiagnosticError as error:
         raise DiagnosticError(tidy(Diagnostics(items=[*result.diagnostics, *error.diagnostics]))) from None
     remaining = suppress(diags, result.suppressions)

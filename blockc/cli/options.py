@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,20 @@ VarOption = Annotated[
     typer.Option("--var", metavar="NAME=VALUE", help="Set a variable of the spec; may be repeated."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")]
+
+
+class ProgressMode(StrEnum):
+    """How a command says on stderr how far it is. ``auto``: bars on a terminal, else a line for each stage."""
+
+    AUTO = "auto"
+    BAR = "bar"
+    JSON = "json"
+    NONE = "none"
+
+
+ProgressOption = Annotated[
+    ProgressMode, typer.Option("--progress", help="On stderr: bars, one JSON object a line, or nothing.")
+]
 
 
 def variables_of(given: list[str] | None) -> dict[str, str]:

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from blockc.tune.models import ModelFiles, read_models
 from blockc.tune.traced import trace_models
-from blockc.tune.tune import tune
+from blockc.tune.tune import OnModelBytes, tune
 
-__all__ = ["ModelFiles", "read_models", "trace_models", "tune"]
+__all__ = ["ModelFiles", "OnModelBytes", "read_models", "trace_models", "tune"]

@@ -85,7 +85,11 @@ def test_a_text_does_not_change_with_its_neighbours(tmp_path):
     ("architectures", "modules", "says"),
     [
         (["BertForMaskedLM"], None, "BertForMaskedLM"),
-        (["BertModel"], [{"type": "models.Transformer"}, {"type": "models.Pooling"}, {"type": "models.Dense"}], "Dense"),
+        (
+            ["BertModel"],
+            [{"type": "models.Transformer"}, {"type": "models.Pooling"}, {"type": "models.Dense"}],
+            "Dense",
+        ),
         (["BertModel"], [{"type": "models.Transformer"}], "pooling"),
     ],
 )
@@ -96,7 +100,7 @@ def test_heads_that_are_not_understood_are_refused(architectures, modules, says,
     config = json.loads((root / "config.json").read_text()) | {"architectures": architectures}
     (root / "config.json").write_text(json.dumps(config))
     if modules is not None:
-        (root / "modules.json").write_text(json.dumps(modules))
+        (root / "modules.json").write_text(json.dumps([{"type": f"models.{kind}"} for kind in modules]))
     chains, _, diags = chains_of(deployment(root, max_model_len=None), tmp_path / "zoo")
     assert not chains
     assert [item.code.id for item in diags] == ["BC205"]
