@@ -5,12 +5,15 @@ from __future__ import annotations
 from blockc.trace.attention import UntraceableError
 from blockc.trace.config import config_of
 from blockc.trace.loading import Loading, loading_of
-from blockc.trace.model import KvLayer, Source, TracedBlock, TracedModel
+from blockc.trace.model import TOKENS, Head, KvLayer, Pooling, Source, TracedBlock, TracedModel
 from blockc.trace.trace import trace
 
 __all__ = [
+    "TOKENS",
+    "Head",
     "KvLayer",
     "Loading",
+    "Pooling",
     "Source",
     "TracedBlock",
     "TracedModel",

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from blockc.diag import Diagnostics, Span
 from blockc.graph import Block, KvLayerShape, ModelPath
 from blockc.ir import DTYPE_CODE, DTYPE_NAME, TensorRef, tensor_digest
+from blockc.ir.tensor import DTYPE_BYTES
 from blockc.trace import Source, TracedBlock, TracedModel
 from blockc.tune.checkpoint import Checkpoint
 from blockc.tune.recipe import Recipe, recipes_for
@@ -25,6 +26,8 @@ from blockc.zoo import TensorBytes, Zoo
 
 # Bytes of weights done and in all. A tensor counts half when it is hashed and half when the zoo holds it.
 OnBytes = Callable[[int, int], None]
+# The parameter that makes a tensor, what is done to it, and its dtype.
+_Key = tuple[str, str, str]
 
 _SHOWN = 5
 # As headers spell them. Anything else holds codes, which mean nothing without what decodes them.
@@ -113,11 +116,13 @@ class _Binder:
         self.zoo = zoo
         self.max_model_len = max_model_len
         self.on_bytes = on_bytes
-        self.dtype: torch.dtype = getattr(torch, DTYPE_NAME[traced.dtype])
-        self.known: dict[tuple[str, str], TensorRef] = {}
-        wanted = {self._key(source) for block in traced.blocks for source in block.sources.values()}
-        elements = sum(math.prod(traced.loading.shapes[name]) for name, _ in wanted)
-        self.total_bytes = elements * self.dtype.itemsize
+        self.known: dict[_Key, TensorRef] = {}
+        wanted = {
+            self._key(source, dict(block.structure.params)[param].dtype)
+            for block in traced.blocks
+            for param, source in block.sources.items()
+        }
+        self.total_bytes = sum(map(self._nbytes, wanted))
         self.halves = 0  # bytes, each counted when hashed and when stored
 
     def prelude(self) -> Block | None:
@@ -135,9 +140,9 @@ class _Binder:
         tensors: dict[str, TensorRef] = {}
         fresh: list[tuple[TensorRef, TensorBytes]] = []
         for param, source in block.sources.items():
-            key = self._key(source)
+            key = self._key(source, dict(block.structure.params)[param].dtype)
             if key not in self.known:
-                ref, _ = tensor_ref(self._make(key, self._checked))
+                ref, _ = tensor_ref(self._make(key, checked=True))
                 self.known[key] = ref
                 # The bytes are made again where the zoo lacks them: a block need not fit into memory.
                 fresh.append((ref, partial(self._bytes, key)))
@@ -158,24 +163,29 @@ class _Binder:
             contexts=block.contexts,
         )
 
-    def _key(self, source: Source) -> tuple[str, str]:
+    def _key(self, source: Source, dtype: str) -> _Key:
         """What a tensor is made from; tied parameters have one."""
-        return self.maker_of[source.name], source.transform
+        return self.maker_of.get(source.name, source.name), source.transform, dtype
 
-    def _make(self, key: tuple[str, str], read: Callable[[str], Any]) -> Any:
-        name, transform = key
+    def _nbytes(self, key: _Key) -> int:
+        name, _, dtype = key
+        buffer = self.traced.buffers.get(name)
+        return buffer.nbytes if buffer is not None else math.prod(self.traced.loading.shapes[name]) * DTYPE_BYTES[dtype]
+
+    def _make(self, key: _Key, *, checked: bool) -> Any:
+        name, transform, dtype = key
+        if name in self.traced.buffers:
+            return self.traced.buffers[name]
+        read = partial(self._read, dtype=getattr(torch, DTYPE_NAME[dtype]), checked=checked)
         tensor = self.recipes[name].make(name, read, self.traced.loading)
-        return tensor.t() if transform == "transpose" else tensor
+        return tensor.transpose(-1, -2) if transform == "transpose" else tensor
 
-    def _bytes(self, key: tuple[str, str]) -> memoryview:
-        return tensor_ref(self._make(key, self._read))[1]
+    def _bytes(self, key: _Key) -> memoryview:
+        return tensor_ref(self._make(key, checked=False))[1]
 
-    def _read(self, name: str) -> Any:
-        return self.checkpoint.read(name).to(self.dtype)
-
-    def _checked(self, name: str) -> Any:
-        tensor = self._read(name)
-        if not is_finite(tensor):
+    def _read(self, name: str, *, dtype: torch.dtype, checked: bool) -> Any:
+        tensor = self.checkpoint.read(name).to(dtype)
+        if checked and not is_finite(tensor):
             raise _NotFiniteError(name)
         return tensor
 
@@ -208,7 +218,8 @@ def _match(
     recipes = recipes_for(checkpoint.shapes, traced.loading)
     found: dict[str, tuple[str, Recipe]] = {}
     missing = list(recipes.absent)
-    for parameter in sorted({source.name for block in traced.blocks for source in block.sources.values()}):
+    needed = {source.name for block in traced.blocks for source in block.sources.values()}
+    for parameter in sorted(needed - traced.buffers.keys()):
         maker = next((name for name in _partners(parameter, traced) if name in recipes.of), None)
         if maker is None:
             missing.append(parameter)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from blockc.architectures import why_not
 from blockc.diag import Diagnostics, Span
 from blockc.spec.deployment import Base, Deployment, FineTune
+from blockc.trace import TOKENS, Head
 from blockc.tune.assets import check_assets
 from blockc.tune.checkpoint import read_json
+from blockc.tune.head import read_head
 from blockc.tune.source import locate, written_as
-
-# Refused by name: attention or positions of these cannot be represented exactly (`docs/decisions`).
-_SUPPORTED = ("llama", "qwen2", "mistral", "gpt2")
 
 # Entries of `auto_map` that replace the model itself; a tokenizer's code is no concern of the weights.
 _OWN_CODE = {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
@@ -35,6 +35,7 @@ class ModelFiles:
     lineage: tuple[str, ...]
     base: Base
     span: Span
+    head: Head = TOKENS
 
 
 def read_models(deployment: Deployment, *, diags: Diagnostics) -> dict[str, ModelFiles]:
@@ -96,7 +97,12 @@ def _read(item: Base | FineTune, base: Base, lineage: tuple[str, ...], *, diags:
             help=f"write `kind = {kind}`, or leave the attribute out",
         )  # fmt: skip
         return None
-    if kind != "lora" and not _supported(config, written=written, diags=diags, at=at):
+    head: Head | None = TOKENS
+    if kind != "lora":
+        if not _supported(config, written=written, diags=diags, at=at):
+            return None
+        head = read_head(directory, config, written=written, diags=diags, at=at)
+    if head is None:
         return None
     return ModelFiles(
         name=item.name,
@@ -107,6 +113,7 @@ def _read(item: Base | FineTune, base: Base, lineage: tuple[str, ...], *, diags:
         lineage=lineage,
         base=base,
         span=at,
+        head=head,
     )
 
 
@@ -129,10 +136,10 @@ def _supported(config: Mapping[str, Any], *, written: str, diags: Diagnostics, a
         )  # fmt: skip
         return False
     model_type = config.get("model_type")
-    if model_type not in _SUPPORTED:
+    if (reason := why_not(model_type)) is not None:
         diags.report(
-            "BC205", f"{written} is a model of the type {str(model_type)[:40]!r}, which is not supported", at=at,
-            help=f"supported: {', '.join(_SUPPORTED)}",
+            "BC205", f"{written} is a model of the type {str(model_type)[:40]!r}, {reason}", at=at,
+            help="`blockc rule BC205` lists what is supported",
         )  # fmt: skip
         return False
     return True

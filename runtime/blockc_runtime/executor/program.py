@@ -19,30 +19,33 @@ from blockc.ir import Arg, Bound, DtypeArg, Op, Param, Structure, Symbol, Value
 from blockc_runtime.executor.rotary import fuse_rotary
 from blockc_runtime.ops.aten import aten_function
 from blockc_runtime.ops.dtypes import torch_dtype
+from blockc_runtime.ops.encode import torch_
 from blockc_runtime.ops.table import OpTable
 
 
 @dataclass(slots=True)
 class LogitRows:
-    """The rows that ``select_rows`` keeps, and what it saw of all of them.
+    """Where rows begin and end, which tokens ``select_rows`` keeps, and what it saw of all of them.
 
-    ``index`` ``[R]`` into the token axis, None for all tokens in order; ``finite`` ``[T]`` is set by the op.
+    ``spans``: first token and count of each row; ``index`` ``[R]`` into the token axis, None for all tokens in order;
+    ``finite`` ``[T]`` is set by ``select_rows`` and ``pool``.
     """
 
+    spans: tuple[tuple[int, int], ...]
     index: Tensor | None
     finite: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearGroup:
-    """Linears that read one value: for each its weight's and bias' parameter names and its site.
+    """Linears that read one value: for each its weight's and bias' parameter names and its site, if it has one.
 
     ``after_selection``: the value holds the selected rows, not all tokens.
     """
 
     weights: tuple[str, ...]
     biases: tuple[str | None, ...]
-    sites: tuple[str, ...]
+    sites: tuple[str | None, ...]
     after_selection: bool
 
 
@@ -60,7 +63,7 @@ class Program:
     tensors: tuple[str, ...]
     linears: tuple[LinearGroup, ...]
     windows: tuple[int | Bound | None, ...]
-    selects_rows: bool
+    yields_rows: bool
 
 
 def build_program(structure: Structure, ops: OpTable) -> Program:
@@ -114,7 +117,7 @@ class _Builder:
             tensors=tensors,
             linears=tuple(_group_entry(ops, selected) for ops in self.groups),
             windows=tuple(_window(op) for op in self.attentions),
-            selects_rows=any(op.target == "blockc.select_rows" for op in structure.ops),
+            yields_rows=any(op.target in ("blockc.select_rows", "blockc.pool") for op in structure.ops),
         )
 
     def _placeholders(self, name: str, count: int) -> list[fx.Node]:
@@ -128,15 +131,24 @@ class _Builder:
         args = tuple(self._argument(arg) for arg in op.args)
         match op.target:
             case "blockc.attention":
-                q, k, v, scale, window, softcap = args
                 layer, batch = self.caches[op.result]
-                node = call(self.ops.attention, (q, k, v, layer, batch, scale, window, softcap))
+                node = call(self.ops.attention, (*args[:3], layer, batch, *args[3:]))
             case "blockc.embedding":
                 node = call(self.ops.embedding, args[:2])
+            case "blockc.expert_linear":
+                node = call(self.ops.expert_linear, args)
+            case "blockc.topk_values":
+                node = call(topk_values, args)
+            case "blockc.topk_indices":
+                node = call(topk_indices, args)
             case "blockc.rms_norm":
                 node = call(self.ops.rms_norm, args)
             case "blockc.select_rows":
                 node = call(select_rows, (args[0], self.logit_rows))
+            case "blockc.encode":
+                node = call(encode, (*args[:3], self.logit_rows, *args[3:]))
+            case "blockc.pool":
+                node = call(pool, (args[0], self.logit_rows, args[1]))
             case _:
                 node = call(aten_function(op.target), args)
         self.values[op.result] = node
@@ -170,6 +182,27 @@ class _Builder:
                 return arg
 
 
+def topk_values(x: Tensor, k: int) -> Tensor:
+    """The k largest along the last axis, largest first."""
+    return torch.topk(x, k).values
+
+
+def topk_indices(x: Tensor, k: int) -> Tensor:
+    """Where the k largest along the last axis stand."""
+    return torch.topk(x, k).indices
+
+
+def encode(q: Tensor, k: Tensor, v: Tensor, rows: LogitRows, *form: Any) -> Tensor:
+    """Attention within each row, in both directions."""
+    return torch_.encode(q, k, v, rows.spans, *form)
+
+
+def pool(x: Tensor, rows: LogitRows, mode: str) -> Tensor:
+    """One vector for each row; notes which of the T tokens are finite."""
+    rows.finite = torch.isfinite(x[0].sum(-1))
+    return torch_.pool(x, rows.spans, mode)
+
+
 def select_rows(x: Tensor, rows: LogitRows) -> Tensor:
     """``x [1,T,F] -> [1,R,F]``; notes which of the T tokens are finite before the others are dropped."""
     rows.finite = torch.isfinite(x[0].sum(-1))
@@ -186,20 +219,22 @@ def _linear_groups(structure: Structure) -> list[tuple[Op, ...]]:
 
 
 def _after_selection(structure: Structure) -> set[Arg]:
-    """The values that depend on ``select_rows``."""
+    """The values that hold rows in place of tokens."""
     values: set[Arg] = set()
     for op in structure.ops:
-        if op.target == "blockc.select_rows" or not values.isdisjoint(op.args):
+        if op.target in ("blockc.select_rows", "blockc.pool") or not values.isdisjoint(op.args):
             values.add(Value(op.result))
     return values
 
 
 def _group_entry(ops: tuple[Op, ...], selected: set[Arg]) -> LinearGroup:
-    weights, biases, sites = [], [], []
+    weights: list[str] = []
+    biases: list[str | None] = []
+    sites: list[str | None] = []
     for op in ops:
         _, weight, bias, site = op.args
-        if not isinstance(weight, Param) or not isinstance(site, str):
-            raise AttributeError("a linear's weight is a parameter and its site a name")
+        if not isinstance(weight, Param) or not (site is None or isinstance(site, str)):
+            raise AttributeError("a linear's weight is a parameter and its site a name or none")
         if bias is not None and not isinstance(bias, Param):
             raise AttributeError("a linear's bias is a parameter or none")
         weights.append(weight.name)
