@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 
 from blockc.diag import Diagnostics, Span
 from blockc.graph import Block, KvLayerShape, ModelPath
-from blockc.ir import DTYPE_BYTES, DTYPE_CODE, DTYPE_NAME, TensorRef, tensor_digest
+from blockc.ir import DTYPE_CODE, DTYPE_NAME, TensorRef, tensor_digest
+from blockc.ir.tensor import DTYPE_BYTES
 from blockc.trace import Source, TracedBlock, TracedModel
 from blockc.tune.checkpoint import Checkpoint
 from blockc.tune.recipe import Recipe, recipes_for
@@ -25,6 +26,8 @@ from blockc.zoo import TensorBytes, Zoo
 
 # Bytes of weights done and in all. A tensor counts half when it is hashed and half when the zoo holds it.
 OnBytes = Callable[[int, int], None]
+# The parameter that makes a tensor, what is done to it, and its dtype.
+_Key = tuple[str, str, str]
 
 _SHOWN = 5
 # As headers spell them. Anything else holds codes, which mean nothing without what decodes them.
@@ -93,10 +96,6 @@ class _NotFiniteError(Exception):
     """A tensor, by name, whose every use would make logits that are no numbers."""
 
 
-# What a tensor is made from, what is done to it, and its dtype; tied parameters have one.
-_Key = tuple[str, str, str]
-
-
 class _Binder:
     """Reads, converts, casts, transposes, hashes and stores the tensors of one checkpoint, each once."""
 
@@ -119,12 +118,11 @@ class _Binder:
         self.on_bytes = on_bytes
         self.known: dict[_Key, TensorRef] = {}
         wanted = {
-            self._key(source, type_.dtype)
+            self._key(source, dict(block.structure.params)[param].dtype)
             for block in traced.blocks
-            for source, (_, type_) in zip(block.sources.values(), block.structure.params, strict=True)
-            if source.name in self.maker_of
+            for param, source in block.sources.items()
         }
-        self.total_bytes = sum(math.prod(traced.loading.shapes[name]) * DTYPE_BYTES[dtype] for name, _, dtype in wanted)
+        self.total_bytes = sum(map(self._nbytes, wanted))
         self.halves = 0  # bytes, each counted when hashed and when stored
 
     def prelude(self) -> Block | None:
@@ -141,15 +139,10 @@ class _Binder:
         """One block, with its tensors in the zoo as one pack."""
         tensors: dict[str, TensorRef] = {}
         fresh: list[tuple[TensorRef, TensorBytes]] = []
-        types = dict(block.structure.params)
         for param, source in block.sources.items():
-            if source.name in self.traced.buffers:
-                tensors[param], data = tensor_ref(self.traced.buffers[source.name])
-                self.zoo.put_tensors([(tensors[param], data)])
-                continue
-            key = self._key(source, types[param].dtype)
+            key = self._key(source, dict(block.structure.params)[param].dtype)
             if key not in self.known:
-                ref, _ = tensor_ref(self._make(key, self._checked))
+                ref, _ = tensor_ref(self._make(key, checked=True))
                 self.known[key] = ref
                 # The bytes are made again where the zoo lacks them: a block need not fit into memory.
                 fresh.append((ref, partial(self._bytes, key)))
@@ -171,22 +164,28 @@ class _Binder:
         )
 
     def _key(self, source: Source, dtype: str) -> _Key:
-        return self.maker_of[source.name], source.transform, dtype
+        """What a tensor is made from; tied parameters have one."""
+        return self.maker_of.get(source.name, source.name), source.transform, dtype
 
-    def _make(self, key: _Key, read: Callable[[str, str], Any]) -> Any:
+    def _nbytes(self, key: _Key) -> int:
+        name, _, dtype = key
+        buffer = self.traced.buffers.get(name)
+        return buffer.nbytes if buffer is not None else math.prod(self.traced.loading.shapes[name]) * DTYPE_BYTES[dtype]
+
+    def _make(self, key: _Key, *, checked: bool) -> Any:
         name, transform, dtype = key
-        tensor = self.recipes[name].make(name, partial(read, dtype), self.traced.loading)
+        if name in self.traced.buffers:
+            return self.traced.buffers[name]
+        read = partial(self._read, dtype=getattr(torch, DTYPE_NAME[dtype]), checked=checked)
+        tensor = self.recipes[name].make(name, read, self.traced.loading)
         return tensor.transpose(-1, -2) if transform == "transpose" else tensor
 
     def _bytes(self, key: _Key) -> memoryview:
-        return tensor_ref(self._make(key, self._read))[1]
+        return tensor_ref(self._make(key, checked=False))[1]
 
-    def _read(self, dtype: str, name: str) -> Any:
-        return self.checkpoint.read(name).to(getattr(torch, DTYPE_NAME[dtype]))
-
-    def _checked(self, dtype: str, name: str) -> Any:
-        tensor = self._read(dtype, name)
-        if not is_finite(tensor):
+    def _read(self, name: str, *, dtype: torch.dtype, checked: bool) -> Any:
+        tensor = self.checkpoint.read(name).to(dtype)
+        if checked and not is_finite(tensor):
             raise _NotFiniteError(name)
         return tensor
 
@@ -219,8 +218,8 @@ def _match(
     recipes = recipes_for(checkpoint.shapes, traced.loading)
     found: dict[str, tuple[str, Recipe]] = {}
     missing = list(recipes.absent)
-    needed = {source.name for block in traced.blocks for source in block.sources.values()} - traced.buffers.keys()
-    for parameter in sorted(needed):
+    needed = {source.name for block in traced.blocks for source in block.sources.values()}
+    for parameter in sorted(needed - traced.buffers.keys()):
         maker = next((name for name in _partners(parameter, traced) if name in recipes.of), None)
         if maker is None:
             missing.append(parameter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from dataclasses import replace
 
 import huggingface_hub
 import pytest
@@ -12,7 +13,10 @@ from huggingface_hub import constants
 from blockc.diag import Diagnostics
 from blockc.spec.deployment import HubSource
 from blockc.tune.source import commit_of, download
+from tests.support.deployments import deployment
 from tests.support.hub import COMMIT, Hub, serving
+from tests.support.serving import compiled
+from tests.support.tiny_models import save_model
 
 _FILES = {
     "config.json": json.dumps({"model_type": "llama"}).encode(),
@@ -143,3 +147,13 @@ def test_a_repository_with_pickles_only(hub):
 @pytest.mark.parametrize("repo", ["../../etc", "a/b/c", "acme/base?x=1"])
 def test_a_name_that_no_repository_has(repo, hub):
     assert _get(repo=repo)[1][0][0] == "BC201"
+
+
+def test_a_plan_records_the_commit_that_a_revision_stood_for(hub, tmp_path):
+    base = save_model("llama", tmp_path / "base")
+    hub.files = {path.name: path.read_bytes() for path in base.iterdir()}
+    plan = deployment(base)
+    on_the_hub = replace(plan.bases["base"], source=HubSource(repo="acme/base", revision="v1"))
+    result = compiled(replace(plan, bases={"base": on_the_hub}), tmp_path / "zoo")
+    entry = result.plan.models["base"]
+    assert (entry.hub, entry.source, entry.revision) == (True, "acme/base", COMMIT)
