@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blockc.ir.canonical import canonical_json, json_digest
+from blockc.ir.canonical import canonical_json, json_digest, text_digest
 from blockc.ir.identity import block_parts, differing_parts
 from blockc.ir.parse import StructureError, parse_structure, verify_structure
 from blockc.ir.side import LowRank, Side, Site, effective_sides, side_digest
@@ -51,5 +51,6 @@ __all__ = [
     "side_digest",
     "structure_digest",
     "tensor_digest",
+    "text_digest",
     "verify_structure",
 ]

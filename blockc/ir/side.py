@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from blockc.ir.canonical import json_digest
+from blockc.ir.canonical import text_digest
 from blockc.ir.tensor import DTYPE_BYTES, TensorRef, tensor_digest
 
 
@@ -57,14 +57,8 @@ class Side:
 
 def side_digest(side: Side) -> str:
     """Digest of a side's content and place."""
-    return json_digest(
-        "side v1",
-        [
-            side.site.occurrence,
-            side.site.name,
-            [[term.a.digest, term.b.digest, term.scale.hex()] for term in side.terms],
-        ],
-    )
+    terms = [f"{term.a.digest} {term.b.digest} {term.scale.hex()}" for term in side.terms]
+    return text_digest("side v1", (*terms, str(side.site.occurrence), side.site.name))
 
 
 def effective_sides(sides: Iterable[Side]) -> tuple[Side, ...]:

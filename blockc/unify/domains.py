@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from blockc.graph import Block, Chain
-from blockc.ir import Bound, Op, Param, Structure, Value, json_digest
+from blockc.ir import Bound, Op, Param, Structure, Value, json_digest, text_digest
 from blockc.ir.structure import Arg, format_arg
 
 _ATTENTION = "blockc.attention"
@@ -48,17 +48,19 @@ class DomainFinder:
         sides: dict[int, list[tuple[str, str]]] = {}
         for side, digest in zip(chain.sides, chain.side_digests, strict=True):
             sides.setdefault(side.site.occurrence, []).append((side.site.name, digest))
-        before = json_digest("kv prefix v1", [path.dtype])
+        before = text_digest("kv start v1", [path.dtype])
         found: list[str] = []
         for occurrence, block in enumerate(path.blocks):
             own = sorted(sides.get(occurrence, ()))
             cones = self._of(block, path.prelude)
             caches = [layer.dtype for layer in path.kv_layers[len(found) :][: len(cones.keys_values)]]
-            for cache, (content, elsewhere) in zip(caches, cones.keys_values, strict=True):
+            # Of several attention ops in one block the later ones read what the earlier ones cached.
+            above = [before, *caches]
+            for content, elsewhere in cones.keys_values:
                 counting = [digest for site, digest in own if site not in elsewhere]
-                # Of several attention ops in one block the later ones read what the earlier ones cached.
-                found.append(json_digest("kv domain v1", [before, caches, cache, content, counting]))
-            before = json_digest("kv prefix v1", [before, caches, cones.whole, [digest for _, digest in own]])
+                found.append(text_digest("kv domain v1", [*above, content, *counting]))
+            before = text_digest("kv prefix v1", [*above, cones.whole, *[digest for _, digest in own]])
+        assert len(found) == len(path.kv_layers), "every attention op has a cache of its own"
         return tuple(found)
 
     def _of(self, block: Block, prelude: Block | None) -> _BlockCones:
