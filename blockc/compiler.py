@@ -48,6 +48,7 @@ def compile_deployment(
         wanted = {app.model for app in deployment.apps}
         graph = unify({name: chain for name, chain in chains.items() if name in wanted}, together=_together(deployment))
         report_sharing(files, chains, diags=diags)
+        report_effects(files, chains, diags=diags)
     with clock.stage("place"):
         placement = place(place_problem(deployment, graph), diags=diags)
     with clock.stage("lower"):
@@ -70,6 +71,19 @@ def report_sharing(files: Mapping[str, ModelFiles], chains: Mapping[str, Chain],
                 f"`{name}` shares 0 of {len(own)} blocks with `{model.lineage[1]}`",
                 at=model.span,
                 help="adapters, or training only the top layers, would share; after full training no tensor is equal",
+            )
+
+
+def report_effects(files: Mapping[str, ModelFiles], chains: Mapping[str, Chain], *, diags: Diagnostics) -> None:
+    """Warn of adapters whose every term is zero (BC302)."""
+    for name, model in files.items():
+        if model.kind == "lora" and name in chains and chains[name].sides == chains[model.lineage[1]].sides:
+            diags.report(
+                "BC302",
+                f"`{name}` changes nothing: it is served as `{model.lineage[1]}`",
+                at=model.span,
+                notes=("each of its terms has a scale of 0 or a matrix of zeros, as a LoRA has before its training",),
+                help="name the adapter that was trained, or leave this one out",
             )
 
 

@@ -152,7 +152,9 @@ def _block(
     )
 
 
-def lora(name: str, *, layers: Sequence[int], targets: Sequence[str] = tuple(LINEARS), rank: int = 16) -> tuple[Side, ...]:
+def lora(
+    name: str, *, layers: Sequence[int], targets: Sequence[str] = tuple(LINEARS), rank: int = 16
+) -> tuple[Side, ...]:
     """A LoRA with matrices of its own at some linears of some layers."""
     sides = [
         Side(
@@ -186,9 +188,7 @@ def lora_fleet(
 ) -> dict[str, Chain]:
     """Apps with LoRAs on all seven linears of their layers from ``first_layer(app)`` on, the bases taking turns."""
     return {
-        f"app{app}": chain(
-            base_path(app % bases, layers), lora(f"lora{app}", layers=range(first_layer(app), layers))
-        )
+        f"app{app}": chain(base_path(app % bases, layers), lora(f"lora{app}", layers=range(first_layer(app), layers)))
         for app in range(apps)
     }
 
