@@ -46,7 +46,7 @@ def compile_deployment(
         chains = tune(files, traced, zoo=zoo, diags=diags)
     with clock.stage("unify"):
         wanted = {app.model for app in deployment.apps}
-        graph = unify({name: chain for name, chain in chains.items() if name in wanted}, together=_together(deployment))
+        graph = unify({name: chain for name, chain in chains.items() if name in wanted}, together=together(deployment))
         report_sharing(files, chains, diags=diags)
         report_effects(files, chains, diags=diags)
     with clock.stage("place"):
@@ -87,7 +87,7 @@ def report_effects(files: Mapping[str, ModelFiles], chains: Mapping[str, Chain],
             )
 
 
-def _together(deployment: Deployment) -> list[frozenset[str]]:
+def together(deployment: Deployment) -> list[frozenset[str]]:
     """Models whose apps share an isolation group, group by group."""
     members: dict[str, set[str]] = {}
     for tenant in deployment.tenants.values():

@@ -50,7 +50,9 @@ def why(
         index = find_app(loaded, app)
         entry = loaded.apps[index]
         occurrence = find_occurrence(loaded, entry, block)
-        sides = _sides(loaded.chains[entry.chain], zoo_of(zoo, plan), given=zoo is not None)
+        chain = loaded.chains[entry.chain]
+        assumed = "weights:assumed" in loaded.requires  # nothing of such a plan is in a zoo
+        sides = None if assumed else _sides(chain, zoo_of(zoo, plan), given=zoo is not None)
         found = explain_why(loaded, index, occurrence, sides=sides)
     if as_json:
         print_document("explain why", ok=True, **asdict(found))

@@ -38,7 +38,8 @@ class PairKv:
     """Leading layers whose K and V are proven equal for equal tokens.
 
     ``allowed``: one isolation group, so that pages may be shared. ``saved_bytes_per_token``: stored once instead of
-    twice. ``skips_prefill``: equal at every layer, so that whatever one has computed the other need not.
+    twice. ``skips_prefill``: equal at every layer, so that whatever one has computed the other need not. ``apart``: why
+    their caches cannot share pages whatever is in them; ``layers`` is 0 then.
     """
 
     layers: int

@@ -46,7 +46,7 @@ def _sharing(why: Why) -> Iterator[str]:
         yield "PRIVATE  no other app has this block"
     for other in why.elsewhere:
         yield from _apart(other)
-    if why.sibling is not None:
+    if why.sibling is not None and (why.sibling.derives or why.sibling.differences):
         yield from _nearest(why.sibling)
 
 
@@ -63,7 +63,7 @@ def _nearest(sibling: Sibling) -> Iterator[str]:
     amount = (
         f"{len(tensors)} of {_count(sibling.of_tensors, 'tensor')}, {format_bytes(sum(t.nbytes for t in tensors))}"
         if tensors
-        else "not its tensors"
+        else "not its tensors, which are stored once"
     )
     yield f"  nearest: {where}; what differs: {amount}"
     for item in sibling.differences:
@@ -139,7 +139,7 @@ def _pair_head(pair: Pair) -> Iterator[str]:
 def _pair_weights(pair: Pair) -> Iterator[str]:
     weights = pair.weights
     yield (
-        f"WEIGHTS  {weights.blocks} of {weights.of[0]} and {weights.of[1]} blocks are the same; "
+        f"WEIGHTS  {weights.blocks} of {weights.of[0]} and {weights.of[1]} blocks are the same, place by place; "
         f"{format_bytes(weights.shared_bytes)} stored once, {format_bytes(weights.own_bytes[0])} and "
         f"{format_bytes(weights.own_bytes[1])} of their own, adapters aside"
     )
@@ -155,11 +155,14 @@ def _pair_weights(pair: Pair) -> Iterator[str]:
 
 def _pair_kv(pair: Pair) -> Iterator[str]:
     kv = pair.kv
+    if kv.apart:
+        yield f"KV  no page can be shared because {kv.apart}"
+        return
     if not kv.layers:
         yield f"KV  no layer of {kv.of} is proven equal"
         return
-    at_least = "" if kv.exact else "at least "
-    yield f"KV  the first {at_least}{kv.layers} of {kv.of} layers are proven equal"
+    first = f"the first {kv.layers}" if kv.exact else f"at least the first {kv.layers}"
+    yield f"KV  {f'all {kv.of}' if kv.layers == kv.of else f'{first} of {kv.of}'} layers are proven equal"
     if not kv.allowed:
         yield "  never shared: the apps are in different isolation groups"
         return

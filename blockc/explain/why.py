@@ -28,7 +28,7 @@ class Bound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sibling:
-    """The nearest other block: of the model that this one derives from, else at the same place, else anywhere.
+    """The nearest block of the model that this one derives from, else of any other.
 
     ``derives``: the app's model derives from ``model``. No ``differences``: it is the same block.
     """
@@ -156,26 +156,35 @@ def _elsewhere(
 
 
 def _sibling(plan: ExecutionPlan, own: str, occurrence: int, lineage: tuple[str, ...]) -> Sibling | None:
-    """A parent's block at the same place if there is one, else the least different of all others of its structure."""
-    path = plan.paths[own]
+    """From the nearest model that this one derives from and that is in the plan, else from all others."""
     for parent in lineage:
         model = plan.models.get(parent)
         if model is not None and model.chain is not None:
-            name = plan.chains[model.chain].path
-            if occurrence < len(plan.paths[name].blocks):
-                return _compared(plan, (own, occurrence), (name, occurrence), parent, derives=True)
-    ranked = []
-    mine = plan.blocks[path.blocks[occurrence]]
-    for name, other in plan.paths.items():
-        for place, block in enumerate(other.blocks if name != own else ()):
-            theirs = plan.blocks[block]
-            if theirs.structure == mine.structure:
-                equal = sum(t.nbytes for n, t in mine.tensors.items() if theirs.tensors[n].digest == t.digest)
-                ranked.append((-equal, place != occurrence, name, place))
+            path = plan.chains[model.chain].path
+            place = min(_ranked(plan, own, occurrence, path))[-1]
+            return _compared(plan, (own, occurrence), (path, place), parent, derives=True)
+    ranked = [
+        (*rank[:-1], path, rank[-1])
+        for path in plan.paths
+        if path != own
+        for rank in _ranked(plan, own, occurrence, path)
+    ]
     if not ranked:
         return None
-    _, _, name, place = min(ranked)
-    return _compared(plan, (own, occurrence), (name, place), _model_of(plan, name), derives=False)
+    *_, path, place = min(ranked)
+    return _compared(plan, (own, occurrence), (path, place), _model_of(plan, path), derives=False)
+
+
+def _ranked(plan: ExecutionPlan, own: str, occurrence: int, other: str) -> list[tuple[bool, bool, bool, int, int]]:
+    """The blocks of a path, nearest lowest: the same block, one of its structure, at its place, most bytes equal."""
+    mine = plan.blocks[plan.paths[own].blocks[occurrence]]
+    found = []
+    for place, block in enumerate(plan.paths[other].blocks):
+        theirs = plan.blocks[block]
+        equal = sum(t.nbytes for n, t in mine.tensors.items() if n in theirs.tensors and theirs.tensors[n] == t)
+        same = block == plan.paths[own].blocks[occurrence]
+        found.append((not same, theirs.structure != mine.structure, place != occurrence, -equal, place))
+    return found
 
 
 def _compared(

@@ -36,6 +36,11 @@ class TracedBlock:
     contexts: tuple[int, ...]
     sites: Mapping[str, str]
 
+    @property
+    def layer_prefix(self) -> str:
+        """What the model's parameter names have in front of the block's, such as ``model.layers.3.``."""
+        return next((source.name.removesuffix(name) for name, source in self.sources.items()), "")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvLayer:

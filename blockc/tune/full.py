@@ -72,14 +72,8 @@ def bind_checkpoint(
         dtype=traced.dtype,
         vocab_size=traced.vocab_size,
         max_model_len=max_model_len,
-        prefixes=tuple(_prefix(block) for block in traced.blocks),
+        prefixes=tuple(block.layer_prefix for block in traced.blocks),
     )
-
-
-def _prefix(block: TracedBlock) -> str:
-    """What the model's parameter names have in front of the block's, such as ``model.layers.3.``."""
-    name, source = next(iter(block.sources.items()), ("", None))
-    return "" if source is None else source.name.removesuffix(name)
 
 
 def _effective_window(window: int | None, max_model_len: int) -> int | None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+from blockc.compiler import together
+from blockc.diag import Diagnostics
 from blockc.graph import Block, Chain, KvLayerShape, ModelPath
 from blockc.ir import LowRank, Side, Site, Structure, TensorRef, parse_structure
-from blockc.spec.deployment import Deployment
+from blockc.lower import lower
+from blockc.place import place, place_problem
+from blockc.plan import ExecutionPlan, verify_plan
+from blockc.unify import unify
 from tests.support.deployments import deployment
 
 HIDDEN, KV, INNER, VOCAB, HEAD_DIM = 4096, 1024, 14336, 128256, 128
@@ -184,28 +191,65 @@ def base_path(base: int, layers: int) -> ModelPath:
 
 
 def lora_fleet(
-    *, apps: int, bases: int = 10, layers: int = 32, first_layer: Callable[[int], int] = lambda app: 0
+    *,
+    apps: int,
+    bases: int = 10,
+    layers: int = 32,
+    first_layer: Callable[[int], int] = lambda app: 0,
+    targets: Sequence[str] = tuple(LINEARS),
 ) -> dict[str, Chain]:
-    """Apps with LoRAs on all seven linears of their layers from ``first_layer(app)`` on, the bases taking turns."""
+    """Apps with LoRAs on some linears of their layers from ``first_layer(app)`` on, the bases taking turns."""
     return {
-        f"app{app}": chain(base_path(app % bases, layers), lora(f"lora{app}", layers=range(first_layer(app), layers)))
+        f"app{app}": chain(
+            base_path(app % bases, layers), lora(f"lora{app}", layers=range(first_layer(app), layers), targets=targets)
+        )
         for app in range(apps)
     }
 
 
-def fleet_deployment(fleet: dict[str, Chain], *, bases: int = 10) -> Deployment:
-    """A spec for a fleet: one tenant, an app for each chain."""
-    one = deployment(Path("base"), {name: ("base0", Path(name)) for name in fleet}, memory_bytes=1 << 40)
-    base = one.bases["base"]
-    fine_tunes = {
-        name: replace(fine_tune, parent=f"base{index % bases}")
-        for index, (name, fine_tune) in enumerate((name, one.fine_tunes[name]) for name in fleet)
-    }
-    tenants = {
-        name: replace(tenant, apps=tuple(app for app in tenant.apps if app.model != "base"))
-        for name, tenant in one.tenants.items()
-    }
-    names = [f"base{index}" for index in range(bases)]
-    return replace(
-        one, bases={name: replace(base, name=name) for name in names}, fine_tunes=fine_tunes, tenants=tenants
+class BlobsOnly:
+    """Stands in for a zoo where only manifests are stored: keeps them in memory."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+
+    def put_blob(self, data: bytes) -> str:
+        name = hashlib.sha256(data).hexdigest()
+        self.blobs[name] = data
+        return name
+
+
+def plan_of(
+    models: Mapping[str, Chain],
+    *,
+    parents: Mapping[str, str | None],
+    apps: Mapping[str, Mapping[str, str]],
+    zoo: BlobsOnly | None = None,
+) -> ExecutionPlan:
+    """Unify, place and lower chains as the compiler does. ``parents``: None for a base; ``apps`` by tenant."""
+    bases = [name for name, parent in parents.items() if parent is None]
+    spec = deployment(
+        Path("base"),
+        {name: (parent, Path(name)) for name, parent in parents.items() if parent is not None},
+        apps=apps,
+        memory_bytes=1 << 42,
     )
+    spec = replace(spec, bases={name: replace(spec.bases["base"], name=name) for name in bases})
+    graph = unify({app.model: models[app.model] for app in spec.apps}, together=together(spec))
+    diags = Diagnostics()
+    placement = place(place_problem(spec, graph), diags=diags)
+    assert placement is not None, list(diags)
+    kinds = {name: "base" if name in bases else "lora" if models[name].sides else "full" for name in parents}
+    files: Any = {name: SimpleNamespace(kind=kind) for name, kind in kinds.items()}
+    store: Any = zoo or BlobsOnly()
+    plan = lower(spec, files, graph, placement, zoo=store)
+    verify_plan(plan)
+    return plan
+
+
+def fleet_plan(fleet: Mapping[str, Chain], *, bases: int = 10) -> ExecutionPlan:
+    """A plan of a `lora_fleet`: one tenant, an app for each chain."""
+    parents = {f"base{index}": None for index in range(bases)} | {
+        name: f"base{index % bases}" for index, name in enumerate(fleet)
+    }
+    return plan_of(fleet, parents=parents, apps={"acme": {name: name for name in fleet}})
