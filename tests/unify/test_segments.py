@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from blockc.graph import Block, KvLayerShape, ModelPath
 from blockc.ir import parse_structure
 from blockc.plan.laminar import crosses, find_crossing
+from blockc.plan.verify import plan_problem
 from blockc.unify import find_segments, segments
-from tests.support.synthetic import base_path, path, tensor
+from tests.support.synthetic import base_path, chain, path, plan_of, tensor
 
 PLAIN = parse_structure("structure v1\ninput x: F32[1,T,4]\nparam w: F32[4]\n%0 = aten.mul.Tensor(%x, @w)\nreturn %0\n")
 CACHED = parse_structure(
@@ -177,3 +178,21 @@ def test_sharing_is_not_laminar_where_two_models_agree_with_a_third_in_different
     crossing = find_crossing([segment.paths for segment in found])
     assert crossing is not None
     assert find_crossing([segment.paths for segment in find_segments(_paths("aABb", "aAAb"))]) is None
+
+
+def test_a_plan_says_whether_sharing_is_laminar_and_cannot_say_otherwise():
+    changed = {"one": (1, 2), "two": (1,), "three": (2,)}  # which layers are tuned; those of "one" are the others' too
+
+    def owner(model):
+        tuned = tuple(f"model.layers.{layer}." for layer in changed[model])
+        return lambda name: "tuned" if name.startswith(tuned) else "base0"
+
+    models = {model: chain(path(owner(model), layers=3)) for model in changed}
+    plan = plan_of(models, parents=dict.fromkeys(changed), apps={"acme": {model: model for model in changed}})
+    assert plan.crossing is not None
+    assert crosses(*(plan.segments[index].chains for index in plan.crossing))
+    assert "laminar" in (plan_problem(plan.model_copy(update={"crossing": None})) or "")
+    two = {model: models[model] for model in ("one", "two")}
+    tree = plan_of(two, parents=dict.fromkeys(two), apps={"acme": {model: model for model in two}})
+    assert tree.crossing is None
+    assert "said to cross" in (plan_problem(tree.model_copy(update={"crossing": (0, 1)})) or "")
