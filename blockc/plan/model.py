@@ -101,6 +101,9 @@ class CutEntry(_Entry):
     chains: tuple[int, ...]
     differs: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return f"{self.kind} ({', '.join(self.differs)})" if self.differs else self.kind
+
 
 class SegmentEntry(_Entry):
     """A maximal run of occurrences that the same chains pass: launched at once for the rows of all of them."""

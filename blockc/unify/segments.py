@@ -33,6 +33,9 @@ class Cut:
     witnesses: tuple[str, ...]
     differs: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return f"{self.kind} ({', '.join(self.differs)})" if self.differs else self.kind
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
