@@ -15,6 +15,7 @@ from math import prod
 from blockc.explain.difference import apart_because
 from blockc.explain.names import structure_of
 from blockc.ir import Param, Structure
+from blockc.ir.infer import value_types
 from blockc.ir.tensor import DTYPE_BYTES, TensorRef
 from blockc.plan import AppEntry, ChainEntry, ExecutionPlan, PathEntry
 
@@ -25,12 +26,13 @@ class Boundary:
 
     Pages of equal layers save memory alone; a second app skips the blocks below ``block`` only if the hidden states
     there are kept too. ``keep``: bytes per token of those. ``recompute``: floating-point operations per token of the
-    linears below, which is what keeping saves; adapters and attention, which grows with the context, come on top.
+    linears below, which is what keeping saves; adapters and attention, which grows with the context, come on top. None:
+    not known.
     """
 
     block: int
     keep_bytes_per_token: int
-    recompute_flops_per_token: int
+    recompute_flops_per_token: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,22 +144,31 @@ def _boundary(plan: ExecutionPlan, path: PathEntry, layers: int) -> Boundary:
         seen += structures[path.blocks[place]].attention_count
         place += 1
     (_, hidden), *_ = structures[path.blocks[place]].inputs
+    flops = [linear_flops(structures[block]) for block in path.blocks[:place]]
+    known = [count for count in flops if count is not None]
     return Boundary(
         block=place,
         keep_bytes_per_token=prod(size for size in hidden.shape if isinstance(size, int)) * DTYPE_BYTES[hidden.dtype],
-        recompute_flops_per_token=sum(linear_flops(structures[block]) for block in path.blocks[:place]),
+        recompute_flops_per_token=sum(known) if len(known) == len(flops) else None,
     )
 
 
-def linear_flops(structure: Structure) -> int:
-    """Floating-point operations per token of a block's linears: two per weight."""
-    shapes = {name: kind.shape for name, kind in structure.params}
-    weights = [op.args[1] for op in structure.ops if op.target == "blockc.linear"]
-    return sum(
-        2 * prod(size for size in shapes[weight.name] if isinstance(size, int))
-        for weight in weights
-        if isinstance(weight, Param)
-    )
+def linear_flops(structure: Structure) -> int | None:
+    """Floating-point operations per token of a block's linears: two per weight, of the chosen experts only.
+
+    None: how many experts a token chooses does not follow from the structure.
+    """
+    weights = {name: [size for size in kind.shape if isinstance(size, int)] for name, kind in structure.params}
+    total = 0
+    for op in structure.ops:
+        if op.target == "blockc.linear" and isinstance(op.args[1], Param):
+            total += 2 * prod(weights[op.args[1].name])
+        elif op.target == "blockc.expert_linear" and isinstance(op.args[1], Param):
+            result = value_types(structure)[op.result]  # [T, choices, out]
+            if result is None or not isinstance(result.shape[-2], int):
+                return None
+            total += 2 * result.shape[-2] * prod(weights[op.args[1].name][-2:])
+    return total
 
 
 def _tensors(plan: ExecutionPlan, path: PathEntry) -> set[TensorRef]:

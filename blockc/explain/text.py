@@ -175,7 +175,8 @@ def _pair_kv(pair: Pair) -> Iterator[str]:
             f"{kv.boundary.block}:"
         )
         yield f"    keep       {kv.boundary.keep_bytes_per_token} bytes a token"
-        yield f"    recompute  {kv.boundary.recompute_flops_per_token:,} operations a token"
+        flops = kv.boundary.recompute_flops_per_token
+        yield f"    recompute  {'an unknown number of' if flops is None else f'{flops:,}'} operations a token"
         yield "  the runtime reads shared pages only where all layers are equal"
 
 

@@ -39,7 +39,10 @@ class TracedBlock:
     @property
     def layer_prefix(self) -> str:
         """What the model's parameter names have in front of the block's, such as ``model.layers.3.``."""
-        return next((source.name.removesuffix(name) for name, source in self.sources.items()), "")
+        for name, source in self.sources.items():
+            if source.name.endswith(name):
+                return source.name.removesuffix(name)
+        return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,8 @@ from blockc.ir import Bound, Op, Param, Structure, Value, json_digest, text_dige
 from blockc.ir.structure import Arg, format_arg
 
 _ATTENTION = "blockc.attention"
+# What follows these depends on later tokens: no prefix of it can be reused, and no such model has a cache.
+_WHOLE_TEXT = frozenset({"blockc.encode", "blockc.pool"})
 
 
 def kv_domains(chain: Chain) -> tuple[str, ...]:
@@ -29,10 +31,12 @@ class _BlockCones:
     """What of a block counts, its fine-tune aside.
 
     ``whole``: for all that comes after. ``keys_values``: for each attention op, the digest of all that its K and V
-    need, and the sites in that block which they do not pass through.
+    need, and the sites in that block which they do not pass through. ``sees_all``: a token's result may depend on
+    later tokens.
     """
 
     whole: str
+    sees_all: bool
     keys_values: tuple[tuple[str, frozenset[str]], ...]
 
 
@@ -50,9 +54,11 @@ class DomainFinder:
             sides.setdefault(side.site.occurrence, []).append((side.site.name, digest))
         before = text_digest("kv start v1", [path.dtype])
         found: list[str] = []
+        sees_all = False
         for occurrence, block in enumerate(path.blocks):
             own = sorted(sides.get(occurrence, ()))
             cones = self._of(block, path.prelude)
+            sees_all |= cones.sees_all
             caches = [layer.dtype for layer in path.kv_layers[len(found) :][: len(cones.keys_values)]]
             # Of several attention ops in one block the later ones read what the earlier ones cached.
             above = [before, *caches]
@@ -61,6 +67,7 @@ class DomainFinder:
                 found.append(text_digest("kv domain v1", [*above, content, *counting]))
             before = text_digest("kv prefix v1", [*above, cones.whole, *[digest for _, digest in own]])
         assert len(found) == len(path.kv_layers), "every attention op has a cache of its own"
+        assert not (found and sees_all), "a model with a cache sees no later tokens"
         return tuple(found)
 
     def _of(self, block: Block, prelude: Block | None) -> _BlockCones:
@@ -82,7 +89,11 @@ def _block_cones(block: Block, prelude: Block | None) -> _BlockCones:
             outside = [other for other in structure.ops if other not in inside]
             content = json_digest("kv cone v1", _cone(block, inside, wanted, context))
             found.append((content, _sites(outside) - _sites(inside)))
-    return _BlockCones(whole=json_digest("kv block v1", [parts, sorted(context.items())]), keys_values=tuple(found))
+    return _BlockCones(
+        whole=json_digest("kv block v1", [parts, sorted(context.items())]),
+        sees_all=any(op.target in _WHOLE_TEXT for op in structure.ops),
+        keys_values=tuple(found),
+    )
 
 
 def _contexts(block: Block, prelude: Block | None) -> dict[str, str]:

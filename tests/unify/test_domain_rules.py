@@ -161,3 +161,19 @@ def test_a_block_that_occurs_twice_has_domains_of_its_own_each_time() -> None:
     assert len(set(domains)) == LAYERS
     graph = unify({"one": BASE, "twice": chain(again)}, together=[frozenset({"one", "twice"})])
     assert [(group.first, group.count) for group in graph.groups] == [(0, 1), (1, 3)]
+
+
+def test_no_page_of_a_model_that_sees_later_tokens_is_ever_shared() -> None:
+    """Attention in both directions has no cache; a layer with one above it would read from a future."""
+    ops = list(ATTENTION.ops)
+    place = next(index for index, op in enumerate(ops) if op.target == "blockc.attention")
+    ops[place] = replace(ops[place], target="blockc.encode")
+    encoder = replace(BASE.path.blocks[1], structure=replace(ATTENTION, ops=tuple(ops)))
+    blocks = tuple(encoder if block.structure is ATTENTION else block for block in BASE.path.blocks)
+    whole = replace(BASE.path, blocks=blocks, kv_layers=(), first_kv_layer=(0,) * len(blocks))
+    assert kv_domains(chain(whole)) == ()
+    mixed = replace(
+        BASE.path, blocks=(BASE.path.blocks[0], encoder, *BASE.path.blocks[2:]), kv_layers=BASE.path.kv_layers[1:]
+    )
+    with pytest.raises(AssertionError, match="later tokens"):
+        kv_domains(chain(mixed))

@@ -133,7 +133,7 @@ def _no_structure(monkeypatch):
     def cones(block, prelude):
         tensors = domains.json_digest("tensors", [tensor.digest for tensor in block.tensors.values()])
         attentions = sum(op.target == "blockc.attention" for op in block.structure.ops)
-        return domains._BlockCones(whole=tensors, keys_values=((tensors, frozenset()),) * attentions)
+        return domains._BlockCones(whole=tensors, sees_all=False, keys_values=((tensors, frozenset()),) * attentions)
 
     monkeypatch.setattr(domains, "_block_cones", cones)
 
