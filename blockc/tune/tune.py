@@ -12,7 +12,7 @@ from functools import partial
 
 from blockc.diag import Diagnostics
 from blockc.graph import Chain, ModelPath
-from blockc.ir import DTYPE_CODE, Side
+from blockc.ir import DTYPE_CODE, Side, effective_sides
 from blockc.spec.deployment import HubSource
 from blockc.trace import TracedModel
 from blockc.tune.adapter_config import read_lora_settings
@@ -119,7 +119,7 @@ def _lora_chain(
     own_bytes = sum(term.a.nbytes + term.b.nbytes for side in sides for term in side.terms)
     on_bytes(own_bytes, own_bytes)
     _compare_names(files, settings.base_name, diags=diags)
-    return _chain(parent.path, stack_sides(parent.sides, sides), files, models, zoo=zoo, diags=diags)
+    return _chain(parent.path, effective_sides(stack_sides(parent.sides, sides)), files, models, zoo=zoo, diags=diags)
 
 
 def _compare_names(files: ModelFiles, named: str | None, *, diags: Diagnostics) -> None:
