@@ -151,7 +151,7 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     measured = measure(plan_file, root / "zoo")
     return {
         **{name: getattr(options, name) for name in ("shape", "dtype", "adapters", "rows", "tokens")},
-        **origin(),
+        **origin("benchmarks.memory"),
         **report(load_plan(plan_file), measured),
     }
 

@@ -85,7 +85,7 @@ def steps(plan, tokens, rows, context):  # type: ignore[no-untyped-def]
         )
         return Step(id=0, epoch=0, rows=made, launches=launches)
 
-    for less in range(3):
+    for less in range(6):
         yield step([tokens // rows - less] * rows, page_tokens)
     for _ in range(2):
         for count in range(rows, 0, -1):
