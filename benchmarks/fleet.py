@@ -32,8 +32,22 @@ SHAPES = {
 }
 
 
-def make_fleet(root: Path, shape: Shape, *, adapters: int, rank: int = 16, memory: str = "12GiB") -> Path:
-    """Write a base, its adapters and ``fleet.blk`` under ``root``; returns the spec. Does nothing if it is there."""
+def make_fleet(
+    root: Path,
+    shape: Shape,
+    *,
+    adapters: int,
+    rank: int = 16,
+    memory: str = "12GiB",
+    dtype: str = "bf16",
+    tied: bool = False,
+    tuned_layers: int = 0,
+    batching: str = "",
+) -> Path:
+    """Write a base, its adapters and ``fleet.blk`` under ``root``; returns the spec. Does nothing if it is there.
+
+    ``tuned_layers``: how many upper layers a full fine-tune ``f0`` changes; 0: there is none.
+    """
     spec = root / "fleet.blk"
     if spec.is_file():
         return spec
@@ -49,13 +63,20 @@ def make_fleet(root: Path, shape: Shape, *, adapters: int, rank: int = 16, memor
         intermediate_size=shape.intermediate,
         vocab_size=shape.vocab,
         max_position_embeddings=2048,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         bos_token_id=1,
         eos_token_id=2,
     )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(root / "base")
     write_tokenizer(root / "base", shape.vocab)
+    if tuned_layers:
+        with torch.no_grad():
+            for layer in model.model.layers[-tuned_layers:]:
+                for parameter in layer.parameters():
+                    parameter.mul_(1.01)
+        model.save_pretrained(root / "f0")
+        write_tokenizer(root / "f0", shape.vocab)
     tuned = get_peft_model(
         model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LINEARS, task_type="CAUSAL_LM")
     ).to(torch.bfloat16)
@@ -65,7 +86,7 @@ def make_fleet(root: Path, shape: Shape, *, adapters: int, rank: int = 16, memor
                 if "lora_" in name:
                     parameter.normal_(0, 0.02)
         tuned.save_pretrained(root / f"a{index}")
-    spec.write_text(_spec(adapters, memory))
+    spec.write_text(_spec(adapters, memory, dtype, batching, full=bool(tuned_layers)))
     return spec
 
 
@@ -78,10 +99,10 @@ def write_tokenizer(root: Path, vocab: int) -> None:
     tokenizer.save(str(root / "tokenizer.json"))
 
 
-def _spec(adapters: int, memory: str) -> str:
+def _spec(adapters: int, memory: str, dtype: str, batching: str, *, full: bool) -> str:
     lines = [
         "blockc { edition = 1 }",
-        'base b : hf("./base") { dtype = bf16  max_model_len = 512 }',
+        f'base b : hf("./base") {{ dtype = {dtype}  max_model_len = 512 }}',
         f"cluster box {{ node local {{ device d0 : cpu {{ memory = {memory} }} }} }}",
         "tenant t {",
         "  app base { model = b }",
@@ -89,4 +110,9 @@ def _spec(adapters: int, memory: str) -> str:
     for index in range(adapters):
         lines.insert(2, f'finetune a{index} : b {{ weights = "./a{index}" }}')
         lines.append(f"  app a{index} {{ model = a{index} }}")
+    if full:
+        lines.insert(2, 'finetune f0 : b { weights = "./f0" }')
+        lines.append("  app f0 { model = f0 }")
+    if batching:
+        lines.insert(1, f"policy {{ batching {{ {batching} }} }}")
     return "\n".join([*lines, "}", ""])

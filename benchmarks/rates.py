@@ -34,11 +34,11 @@ def measure_rates(repeats: int = 5) -> Rates:
     )
 
 
-def origin() -> dict[str, object]:
+def origin(module: str = "benchmarks") -> dict[str, object]:
     """Where figures come from: command, commit, machine, versions."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
-        "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python -m", module, *sys.argv[1:]]),
         "commit": commit.stdout.strip() or None,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),

@@ -22,10 +22,17 @@ ALIGNMENT_BYTES: Final = 512
 TILE: Final = 64
 # Ranks are padded to a power of two from here on, so that fine-tunes of similar rank are stacked in one bank.
 SMALLEST_RANK: Final = 8
-# What a step allocates beside its activations: side products, masks, index tensors, allocator rounding.
-_WORKSPACE_SLACK_PERCENT: Final = 25
-# Logits in float32, as they are, sorted, and as probabilities.
+# Logits of all rows in float32: as they are, and twice more while log probabilities are made of them.
 _LOGIT_COPIES: Final = 3
+# Sampling takes so many logits at once, each as float32 and three times in 8 bytes (`runtime/.../sampling.py`).
+_DRAWN_AT_ONCE: Final = 1 << 19
+_DRAW_BYTES: Final = 4 + 3 * 8
+# Scores of attention that a softcap keeps from the fused kernel: capped, and before and after in float32.
+_SCORE_COPIES: Final = 3
+# oneDNN compiles a kernel for each shape of weights and each count of rows (560 KiB each, measured for float32 with
+# AVX2), and keeps 1,024 of them unless told otherwise: more than half a GiB that no plan knew of.
+KERNEL_BYTES: Final = 576 << 10
+KERNELS_PER_SHAPE: Final = 12
 
 Form = Literal["plain", "linear"]
 
@@ -84,21 +91,28 @@ def layout(
     kv: Iterable[KvPages],
     activation_bytes: int,
     reserve_bytes: int,
+    spare_bytes: int = 0,
 ) -> Layout:
-    """The bytes of one device that holds all this. ``activation_bytes``: of its hungriest segment."""
+    """The bytes of one device that holds all this. ``activation_bytes``: of its hungriest segment.
+
+    ``spare_bytes``: as in :func:`gather_bytes`.
+    """
     pools = tuple(kv)
     return Layout(
         weights_bytes=sum(tensor.nbytes for tensor in set(tensors)),
         sides_bytes=sides_bytes,
         kv_bytes=sum(pool.pages * pool.page_bytes for pool in pools),
-        workspace_bytes=activation_bytes + gather_bytes(pools),
+        workspace_bytes=activation_bytes + gather_bytes(pools, spare_bytes=spare_bytes),
         reserve_bytes=reserve_bytes,
     )
 
 
-def gather_bytes(kv: Iterable[KvPages]) -> int:
-    """Attention copies the pages that a step reads side by side, one layer at a time: at worst all of them."""
-    return max((pool.pages * pool.layer_page_bytes for pool in kv), default=0)
+def gather_bytes(kv: Iterable[KvPages], *, spare_bytes: int = 0) -> int:
+    """Attention copies the pages that a step reads side by side, one layer at a time: at worst all of them.
+
+    ``spare_bytes``: what the hungriest blocks take more than those with attention. While pages are copied it is free.
+    """
+    return max(0, max((pool.pages * pool.layer_page_bytes for pool in kv), default=0) - spare_bytes)
 
 
 def format_bytes(nbytes: int) -> str:
@@ -135,29 +149,59 @@ def chain_sides_bytes(sites: Iterable[tuple[int, int]], *, rank: int, dtype: str
     return sum(_aligned(padded_rank(rank) * (inputs + outputs) * DTYPE_BYTES[dtype]) for inputs, outputs in sites)
 
 
-def activation_bytes(structure: Structure, *, tokens: int, rows: int) -> int:
-    """The most that is alive at once while one block runs on ``tokens`` tokens, ``rows`` of them with logits.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StepSize:
+    """The largest step."""
 
-    Views share their operand's bytes; linears that read one value run together; inputs and contexts stay alive.
+    tokens: int
+    rows: int
+    context: int
+    kv_groups: int
+    softcap: bool
+
+
+def activation_bytes(
+    structure: Structure, *, tokens: int, rows: int, context: int = 0, kv_groups: int = 1, softcap: bool = False
+) -> int:
+    """The most that is alive at once while one block runs, with what the step keeps beside it.
+
+    The step has ``tokens``, ``rows`` of them with logits, and sequences of up to ``context`` tokens in ``kv_groups``.
+    ``softcap``: whether the block binds one, for its attention is then not fused. Views share their operand's bytes;
+    linears that read one value run together, and what they yield is one piece; inputs and contexts stay alive.
     """
+    step = _StepSize(tokens=tokens, rows=rows, context=context, kv_groups=kv_groups, softcap=softcap)
     types = value_types(structure)
-    roots = _roots(structure)
-    last_use = _last_uses(structure, roots)
-    sizes: dict[str, int] = {}
+    launches = _launches(structure)
+    roots = _roots(structure, launches)
+    last_use = _last_uses(structure, launches, roots)
+    sizes: dict[str, int] = dict.fromkeys(roots.values(), 0)
+    products = {op.result for op in structure.ops if _is_linear(op)}
     for name, root in roots.items():
-        if name == root:
-            sizes[name] = _nbytes(types[name], tokens, rows)
+        if name == root or name in products:
+            sizes[root] += _nbytes(types[name], step)
     alive = {name for name, _ in structure.inputs + structure.contexts}
     peak = current = sum(sizes[name] for name in alive)
-    for step, ops in enumerate(_launches(structure)):
+    for number, ops in enumerate(launches):
         made = {op.result for op in ops if roots[op.result] == op.result} - alive
         current += sum(sizes[name] for name in made)
         alive |= made
-        peak = max(peak, current + _transient(ops[0], types, tokens, rows))
-        gone = {name for name in alive if last_use.get(name, -1) == step}
+        peak = max(peak, current + _transient(ops, types, step))
+        gone = {name for name in alive if last_use.get(name, -1) == number}
         current -= sum(sizes[name] for name in gone)
         alive -= gone
-    return peak + peak * _WORKSPACE_SLACK_PERCENT // 100 + _sampling_bytes(structure, types, tokens, rows)
+    return peak + _kept_bytes(structure, step) + _sampling_bytes(structure, types, step)
+
+
+def kernel_count(structures: Iterable[Structure]) -> int:
+    """How many compiled multiplications a CPU keeps: some counts of rows for each shape of joined matrices."""
+    shapes = set()
+    for structure in structures:
+        params = dict(structure.params)
+        for ops in _launches(structure):
+            weights = [params[op.args[1].name] for op in ops if _is_linear(op) and isinstance(op.args[1], Param)]
+            if weights:
+                shapes.add((weights[0].dtype, sum(int(w.shape[0]) for w in weights), weights[0].shape[1:]))
+    return KERNELS_PER_SHAPE * len(shapes)
 
 
 def _launches(structure: Structure) -> list[list[Op]]:
@@ -165,13 +209,17 @@ def _launches(structure: Structure) -> list[list[Op]]:
     launches: list[list[Op]] = []
     joined: dict[Arg, list[Op]] = {}
     for op in structure.ops:
-        if op.target == "blockc.linear" and op.args[0] in joined:
+        if _is_linear(op) and op.args[0] in joined:
             joined[op.args[0]].append(op)
             continue
         launches.append([op])
-        if op.target == "blockc.linear":
+        if _is_linear(op):
             joined[op.args[0]] = launches[-1]
     return launches
+
+
+def _is_linear(op: Op) -> bool:
+    return op.target == "blockc.linear"
 
 
 _VIEWS = frozenset(
@@ -185,20 +233,21 @@ _VIEWS = frozenset(
 )
 
 
-def _roots(structure: Structure) -> dict[str, str]:
-    """For each value the one whose bytes it looks at: itself, unless it is a view."""
+def _roots(structure: Structure, launches: Sequence[Sequence[Op]]) -> dict[str, str]:
+    """For each value the one whose bytes it looks at: itself, unless it is a view or part of a joined product."""
     roots = {name: name for name, _ in structure.inputs + structure.contexts}
+    roots |= {op.result: ops[0].result for ops in launches for op in ops if _is_linear(op)}
     for op in structure.ops:
         source = op.args[0]
         is_view = op.target in _VIEWS and isinstance(source, Value)
-        roots[op.result] = roots[source.name] if is_view and isinstance(source, Value) else op.result
+        roots.setdefault(op.result, roots[source.name] if is_view and isinstance(source, Value) else op.result)
     return roots
 
 
-def _last_uses(structure: Structure, roots: Mapping[str, str]) -> dict[str, int]:
+def _last_uses(structure: Structure, launches: Sequence[Sequence[Op]], roots: Mapping[str, str]) -> dict[str, int]:
     """The launch after which a value's bytes are free. Inputs, contexts and what is returned are never freed."""
     last: dict[str, int] = {}
-    for step, ops in enumerate(_launches(structure)):
+    for step, ops in enumerate(launches):
         for op in ops:
             last[roots[op.result]] = max(last.get(roots[op.result], 0), step)
             for arg in op.args:
@@ -208,27 +257,49 @@ def _last_uses(structure: Structure, roots: Mapping[str, str]) -> dict[str, int]
     return {name: step for name, step in last.items() if name not in kept}
 
 
-def _transient(op: Op, types: Types, tokens: int, rows: int) -> int:
-    """What an op allocates for itself: norms work on a float32 copy and its square."""
-    if op.target != "blockc.rms_norm":
+def _transient(ops: Sequence[Op], types: Types, step: _StepSize) -> int:
+    """What ops allocate for themselves and free again.
+
+    Norms: a float32 copy and its square. Linears: what a side adds to the widest of them. Attention with a softcap:
+    the scores of all heads.
+    """
+    results = [types[op.result] for op in ops]
+    if _is_linear(ops[0]):
+        return max(_nbytes(result, step) for result in results)
+    if results[0] is None:
         return 0
-    result = types[op.result]
-    return 0 if result is None else 2 * _nbytes(ValueType(dtype="F32", shape=result.shape), tokens, rows)
+    if ops[0].target == "blockc.rms_norm":
+        return 2 * _nbytes(ValueType(dtype="F32", shape=results[0].shape), step)
+    if ops[0].target == "blockc.attention" and step.softcap:
+        shape = (results[0].shape[-2], step.tokens, step.context)
+        return _SCORE_COPIES * _nbytes(ValueType(dtype="F32", shape=shape), step)
+    return 0
 
 
-def _sampling_bytes(structure: Structure, types: Types, tokens: int, rows: int) -> int:
+def _kept_bytes(structure: Structure, step: _StepSize) -> int:
+    """What a step keeps until it ends: the hidden states that its segment was given, masks of cached contexts."""
+    states = [type_ for name, type_ in structure.inputs if name not in ("tokens", "positions")]
+    if not states:
+        return 0
+    # A mask per KV group, and while it is made a flag for each of its values.
+    mask = step.tokens * step.context * (DTYPE_BYTES[states[0].dtype] + 1)
+    return sum(_nbytes(type_, step) for type_ in states) + step.kv_groups * mask
+
+
+def _sampling_bytes(structure: Structure, types: Types, step: _StepSize) -> int:
     """Logits as sampling works on them, if the structure ends in logits."""
     if not any(op.target == "blockc.select_rows" for op in structure.ops):
         return 0
     logits = [types[name] for name in structure.returns]
-    wide = [ValueType(dtype="F32", shape=item.shape) for item in logits if item is not None]
-    return _LOGIT_COPIES * sum(_nbytes(item, tokens, rows) for item in wide)
+    wide = sum(_nbytes(ValueType(dtype="F32", shape=item.shape), step) for item in logits if item is not None)
+    drawn = min(wide // DTYPE_BYTES["F32"], _DRAWN_AT_ONCE) * _DRAW_BYTES
+    return wide + max((_LOGIT_COPIES - 1) * wide, drawn)
 
 
-def _nbytes(type_: ValueType | None, tokens: int, rows: int) -> int:
+def _nbytes(type_: ValueType | None, step: _StepSize) -> int:
     if type_ is None:
         return 0
-    symbols = {"T": tokens, "R": rows}
+    symbols = {"T": step.tokens, "R": step.rows}
     return _aligned(
         math.prod(symbols[dim] if isinstance(dim, str) else dim for dim in type_.shape) * DTYPE_BYTES[type_.dtype]
     )

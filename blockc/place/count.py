@@ -6,12 +6,13 @@ bytes of the baselines are those of the tensors themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
+from functools import cache, partial
 
 from blockc.graph import Block, Chain, ModelPath
-from blockc.ir import TensorRef
-from blockc.ir.layout import activation_bytes, block_tensors, chain_sides_bytes
+from blockc.ir import Bound, TensorRef
+from blockc.ir.layout import KERNEL_BYTES, activation_bytes, block_tensors, chain_sides_bytes, kernel_count
 from blockc.ir.tensor import DTYPE_BYTES
 from blockc.place.problem import (
     PlaceChain,
@@ -22,12 +23,14 @@ from blockc.place.problem import (
     PlaceSegment,
 )
 from blockc.spec.deployment import Base, Deployment, FineTune
-from blockc.unify import UnifiedGraph
+from blockc.unify import Segment, UnifiedGraph
 
 
 def place_problem(deployment: Deployment, graph: UnifiedGraph) -> PlaceProblem:
     """Count the bytes."""
     page_tokens = deployment.policy.kv_page_tokens
+    activation = _activations(deployment, graph)
+    kernel_bytes = _kernel_bytes(deployment, graph)
     return PlaceProblem(
         devices=tuple(
             PlaceDevice(
@@ -39,7 +42,16 @@ def place_problem(deployment: Deployment, graph: UnifiedGraph) -> PlaceProblem:
             )
             for device in deployment.cluster.devices
         ),
-        segments=_segments(deployment, graph),
+        segments=tuple(
+            PlaceSegment(
+                tensors=frozenset(
+                    tensor for block in blocks for tensor in block_tensors(block.structure, block.tensors)
+                ),
+                activation_bytes=kernel_bytes + max(activation(path, block) for block in blocks),
+            )
+            for path, blocks in map(partial(_segment_blocks, graph), graph.segments)
+        ),
+        spare_bytes=min((_spare_bytes(path, activation) for path in graph.paths.values()), default=0),
         groups=tuple(
             PlaceGroup(
                 page_bytes=2
@@ -68,27 +80,57 @@ def place_problem(deployment: Deployment, graph: UnifiedGraph) -> PlaceProblem:
     )
 
 
-def _segments(deployment: Deployment, graph: UnifiedGraph) -> tuple[PlaceSegment, ...]:
+def _segment_blocks(graph: UnifiedGraph, segment: Segment) -> tuple[ModelPath, list[Block]]:
+    """A segment's path, and its blocks with their prelude."""
+    path = graph.paths[segment.paths[0]]
+    return path, [*path.blocks[segment.first : segment.first + segment.count], *_prelude(path)]
+
+
+_Activations = Callable[[ModelPath, Block], int]
+
+
+def _activations(deployment: Deployment, graph: UnifiedGraph) -> _Activations:
+    """Bytes of a block's activations in the largest step."""
     policy = deployment.policy
-    # A structure is one text for all alike layers: count each once.
     structures = {block.structure_digest: block.structure for block in graph.blocks.values()}
-    activations = {
-        digest: activation_bytes(structure, tokens=policy.max_batched_tokens, rows=policy.max_rows)
-        for digest, structure in structures.items()
-    }
-    found = []
-    for segment in graph.segments:
-        path = graph.paths[segment.paths[0]]
-        blocks = [*path.blocks[segment.first : segment.first + segment.count], *_prelude(path)]
-        found.append(
-            PlaceSegment(
-                tensors=frozenset(
-                    tensor for block in blocks for tensor in block_tensors(block.structure, block.tensors)
-                ),
-                activation_bytes=max(activations[block.structure_digest] for block in blocks),
-            )
+    kv_groups = {chain.path.digest: len(groups) for chain, groups in zip(graph.chains, graph.groups_of, strict=True)}
+
+    @cache  # a structure is one text for all alike layers: count each once
+    def counted(structure: str, softcap: bool, context: int, groups: int) -> int:
+        return activation_bytes(
+            structures[structure],
+            tokens=policy.max_batched_tokens,
+            rows=policy.max_rows,
+            context=context,
+            kv_groups=groups,
+            softcap=softcap,
         )
-    return tuple(found)
+
+    def of_block(path: ModelPath, block: Block) -> int:
+        softcap = _has_softcap(block)
+        return counted(block.structure_digest, softcap, path.max_model_len, kv_groups[path.digest])
+
+    return of_block
+
+
+def _spare_bytes(path: ModelPath, activation: _Activations) -> int:
+    """By how much a path's hungriest block exceeds those that copy pages, for they have attention."""
+    every = {block.digest: block for block in path.blocks}.values()
+    attending = (activation(path, block) for block in every if block.structure.attention_count)
+    return max(activation(path, block) for block in every) - max(attending, default=0)
+
+
+def _kernel_bytes(deployment: Deployment, graph: UnifiedGraph) -> int:
+    """What a CPU keeps of compiled multiplications; the same on every device, for all shapes may meet there."""
+    if all(device.kind != "cpu" for device in deployment.cluster.devices):
+        return 0
+    structures = {block.structure_digest: block.structure for block in graph.blocks.values()}
+    return KERNEL_BYTES * kernel_count(structures.values())
+
+
+def _has_softcap(block: Block) -> bool:
+    caps = [op.args[5] for op in block.structure.ops if op.target == "blockc.attention"]
+    return any((block.binds.get(cap.name) if isinstance(cap, Bound) else cap) is not None for cap in caps)
 
 
 def _chains(deployment: Deployment, graph: UnifiedGraph) -> tuple[PlaceChain, ...]:

@@ -177,9 +177,10 @@ class _Model:
         gathers: list[tuple[int, int]] = [(0, c) for c in self.chains]
         for index, group in enumerate(self.problem.groups):
             pool = kv_pages(group, 1)
+            spare_bytes = self.problem.spare_bytes
             users = [(self.sizes.pages[c][index], c) for c in self.chains if index in self.sizes.pages[c]]
             terms.append(self._maximum([(pages * pool.page_bytes, c) for pages, c in users], device, f"kv{index}"))
-            gathers += [(pages * pool.layer_page_bytes, c) for pages, c in users]
+            gathers += [(max(0, pages * pool.layer_page_bytes - spare_bytes), c) for pages, c in users]
         terms.append(self._maximum(gathers, device, "gather"))
         activations = [(self.sizes.activation_bytes[c], c) for c in self.chains]
         terms.append(self._maximum(activations, device, "activation"))

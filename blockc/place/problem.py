@@ -71,7 +71,8 @@ class PlaceProblem:
     """The whole problem.
 
     ``pm_bytes``, ``ps_bytes``, ``ours_bytes``: weights with every app's model on its own, with every full model on its
-    own and adapters on it, and with every tensor once. ``cluster_span``: where the devices are declared.
+    own and adapters on it, and with every tensor once. ``spare_bytes``: by how much each chain's hungriest block
+    exceeds those with attention. ``cluster_span``: where the devices are declared.
     """
 
     devices: tuple[PlaceDevice, ...]
@@ -86,3 +87,4 @@ class PlaceProblem:
     seed: int = 7
     expect: tuple[PlaceExpect, ...] = ()
     cluster_span: Span | None = None
+    spare_bytes: int = 0

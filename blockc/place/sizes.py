@@ -53,7 +53,8 @@ class Sizes:
             weights_bytes=self.weights_bytes(chains),
             sides_bytes=sum(self.problem.chains[chain].side_bytes for chain in chains),
             kv_bytes=sum(pool.pages * pool.page_bytes for pool in pools),
-            workspace_bytes=max((self.activation_bytes[chain] for chain in chains), default=0) + gather_bytes(pools),
+            workspace_bytes=max((self.activation_bytes[chain] for chain in chains), default=0)
+            + gather_bytes(pools, spare_bytes=self.problem.spare_bytes),
             reserve_bytes=reserve_bytes,
         )
 
@@ -100,7 +101,7 @@ class Load:
         for group, pages in sizes.pages[chain].items():
             pool = kv_pages(sizes.problem.groups[group], pages)
             kv += max(0, pages - self._pages.get(group, 0)) * pool.page_bytes
-            gather = max(gather, pages * pool.layer_page_bytes)
+            gather = max(gather, gather_bytes([pool], spare_bytes=sizes.problem.spare_bytes))
         return fixed, kv, max(self._activation_bytes, sizes.activation_bytes[chain]), gather
 
 

@@ -36,6 +36,9 @@ from blockc.zoo.pack import (
 # time.
 TensorBytes = bytes | memoryview | Callable[[], bytes | memoryview]
 
+# Linux maps what lies around a byte that is read (`fault_around_bytes`), so neighbours leave with a tensor.
+_MAPPED_AROUND_BYTES = 64 << 10
+
 _HEAL = "delete that file and compile again: the zoo stores again what it lacks"
 
 
@@ -122,6 +125,15 @@ class Zoo:
                 _fail("BC903", f"{path}: the bytes of tensor {digest} were changed", help=_HEAL)
             self._verified.add(digest)
         return stored
+
+    def release(self, digest: str) -> None:
+        """Take a tensor's mapped bytes out of this process' memory; who still reads them maps them again."""
+        place = self._places.get(digest)
+        mapped = None if place is None else self._maps.get(place.pack)
+        if place is not None and mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            start = place.span.start // _MAPPED_AROUND_BYTES * _MAPPED_AROUND_BYTES
+            end = -(-place.span.end // _MAPPED_AROUND_BYTES) * _MAPPED_AROUND_BYTES
+            mapped.madvise(mmap.MADV_DONTNEED, start, min(end, len(mapped)) - start)
 
     def tensors_bytes(self) -> int:
         """Bytes of all distinct tensors in the zoo, without headers."""

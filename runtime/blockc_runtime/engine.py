@@ -17,16 +17,19 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from blockc.diag import DiagnosticError, Diagnostics
+from blockc.ir import parse_structure
+from blockc.ir.layout import format_bytes, kernel_count
 from blockc.plan import ExecutionPlan, load_plan
 from blockc.zoo import Zoo
 from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.limits import engine_limits
+from blockc_runtime.memory import MemoryUse, before_loading, before_serving
 from blockc_runtime.request import EndEvent, Event, Request, TokensEvent
 from blockc_runtime.scheduler import Scheduler
 from blockc_runtime.step import Executor, Step, StepResult
@@ -124,12 +127,14 @@ class Engine:
         scheduler: StepScheduler,
         executor: Executor,
         pages: PageCounts,
+        memory: Callable[[], MemoryUse | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._channel = channel
         self._scheduler = scheduler
         self._executor = executor
         self._pages = pages
+        self._memory = memory
         self._clock = clock
         self._unfinished: set[str] = set()
         self._unstarted: set[str] = set()
@@ -235,6 +240,7 @@ class Engine:
             steps=self._steps,
             free_pages=tuple(group.total - group.held for group in usage),
             total_pages=tuple(group.total for group in usage),
+            memory=self._memory(),
         )
 
 
@@ -259,6 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     # A terminal's Ctrl-C is the server's business: it drains, and we end when it says so.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before_loading()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(str(options.socket))
         end_with(connection)
@@ -314,20 +321,52 @@ def load(options: argparse.Namespace, channel: Channel) -> tuple[Engine, Ready]:
     began_s = time.monotonic()
     plan = load_plan(options.plan)
     digest = hashlib.sha256(options.plan.read_bytes()).hexdigest()
-    executor = _executor(options, plan)
+    _bound_kernels(plan)
+    executor, memory = _executor(options, plan)
     limits = engine_limits(plan)
     kv = KvIndex(limits)
-    engine = Engine(channel=channel, scheduler=Scheduler(limits, kv), executor=executor, pages=kv)
+    engine = Engine(channel=channel, scheduler=Scheduler(limits, kv), executor=executor, pages=kv, memory=memory)
+    before_serving()
     print(f"loaded in {time.monotonic() - began_s:.1f} s", flush=True)
+    for line in memory_lines(plan, memory()):
+        print(line, flush=True)
     return engine, Ready(plan_digest=digest, capabilities=plan.requires)
 
 
-def _executor(options: argparse.Namespace, plan: ExecutionPlan) -> Executor:
-    """Import what runs the steps only now: torch takes seconds, and `null` needs none of it."""
+def _bound_kernels(plan: ExecutionPlan) -> None:
+    """Keep as many compiled kernels as the plan counts. oneDNN reads this once, when torch first multiplies."""
+    if plan.target == "cpu":
+        count = kernel_count(parse_structure(text) for text in plan.structures.values())
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(count))
+
+
+def memory_lines(plan: ExecutionPlan, use: MemoryUse | None) -> Iterator[str]:
+    """What was loaded beside what the plan says, for the log; and whether the reserve holds the rest."""
+    if use is None or len(plan.memory) != 1:
+        return
+    entry = plan.memory[0]
+    loaded = entry.weights_bytes + entry.sides_bytes
+    taken, most = format_bytes(use.weights_bytes + use.sides_bytes), format_bytes(use.loading_peak_bytes)
+    yield f"weights and fine-tunes take {taken} (planned {format_bytes(loaded)}, at most {most} while loading)"
+    later = format_bytes(entry.kv_bytes + entry.workspace_bytes)
+    yield f"KV cache and steps will take up to {later} more"
+    if use.runtime_bytes:
+        needed = format_bytes(use.runtime_bytes)
+        short = use.runtime_bytes > entry.reserve_bytes
+        yield f"interpreter and libraries take {needed}" + (
+            f", more than the device's `reserve` of {format_bytes(entry.reserve_bytes)}" if short else ""
+        )
+
+
+def _executor(options: argparse.Namespace, plan: ExecutionPlan) -> tuple[Executor, Callable[[], MemoryUse | None]]:
+    """What runs the steps, and what says how much memory it holds.
+
+    Imported only now: torch takes seconds, and `null` needs none of it.
+    """
     if options.executor == "null":
         from blockc_runtime.executor.null import NullExecutor
 
-        return NullExecutor(plan, step_s=options.null_step_s)
+        return NullExecutor(plan, step_s=options.null_step_s), lambda: None
     from blockc_runtime.capabilities import missing
 
     if lacking := missing(plan):
@@ -340,7 +379,7 @@ def _executor(options: argparse.Namespace, plan: ExecutionPlan) -> Executor:
     for app in plan.apps:
         if app.chain in executor.disabled:
             print(f"{app.address} cannot be served: {executor.disabled[app.chain]}", flush=True)
-    return executor
+    return executor, executor.memory
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import msgpack
 
+from blockc_runtime.memory import MemoryUse
 from blockc_runtime.request import EndEvent, Request, Sampling, TokenLogprob, TokensEvent
 from blockc_runtime.step import Fault, Launch, Row, RowResult, Step, StepResult
 
@@ -106,13 +107,15 @@ class End:
 class Stats:
     """The engine's state between two steps.
 
-    Pages are per KV group; those that only a cache holds count as free, for they can be reused.
+    Pages are per KV group; those that only a cache holds count as free, for they can be reused. ``memory`` is None
+    where the executor or the system does not say.
     """
 
     unfinished: int
     steps: int
     free_pages: tuple[int, ...]
     total_pages: tuple[int, ...]
+    memory: MemoryUse | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +249,15 @@ _END_EVENT = _record(
     message=_STR,
     cached_tokens=_INT,
 )
+_MEMORY = _record(
+    MemoryUse,
+    runtime_bytes=_INT,
+    weights_bytes=_INT,
+    sides_bytes=_INT,
+    kv_bytes=_INT,
+    workspace_bytes=_INT,
+    loading_peak_bytes=_INT,
+)
 _STEP_LOAD = _record(StepLoad, rows=_INT, tokens=_INT, launches=_INT, chains=_INT)
 
 _STEP = _record(
@@ -290,7 +302,14 @@ _MESSAGES: dict[str, tuple[type, _Codec[Any]]] = {
     "end": (End, _record(End, events=_many(_END_EVENT))),
     "stats": (
         Stats,
-        _record(Stats, unfinished=_INT, steps=_INT, free_pages=_INTS, total_pages=_INTS),
+        _record(
+            Stats,
+            unfinished=_INT,
+            steps=_INT,
+            free_pages=_INTS,
+            total_pages=_INTS,
+            memory=_optional(_MEMORY),
+        ),
     ),
     "error": (EngineError, _record(EngineError, code=_STR, message=_STR)),
 }

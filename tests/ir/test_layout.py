@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from blockc.ir import TensorRef, parse_structure
 from blockc.ir.infer import value_types
 from blockc.ir.layout import (
+    KERNELS_PER_SHAPE,
     KvPages,
     ResidentTensor,
     activation_bytes,
     block_tensors,
     chain_sides_bytes,
+    gather_bytes,
+    kernel_count,
     layout,
     padded_rank,
 )
@@ -119,12 +122,37 @@ def test_activations_grow_with_tokens(name: str) -> None:
 
 
 def test_activations_by_hand() -> None:
-    """The MLP at its peak: input, normed input, gate and up; later gate's activation beside up."""
+    """The MLP at its peak: input, gate and up in one piece, gate's activation, and their product."""
     structure = parse_structure(made.llama_mlp(192, 512, 1e-5, "BF16"))
-    tokens = 1000
-    peak = tokens * 2 * (192 + 3 * 512)  # x, silu(gate), up, gate still held by its launch
-    found = activation_bytes(structure, tokens=tokens, rows=1)
-    assert peak <= found <= 2 * peak + 10_000
+    tokens = 1024
+    kept = tokens * 2 * 192  # what the segment was given
+    peak = tokens * 2 * (192 + 4 * 512)
+    assert activation_bytes(structure, tokens=tokens, rows=1) == peak + kept
+
+
+def test_contexts_cost_a_mask_for_each_group() -> None:
+    structure = parse_structure(STRUCTURES["mlp"])
+    none = activation_bytes(structure, tokens=64, rows=1)
+    one, two = (activation_bytes(structure, tokens=64, rows=1, context=512, kv_groups=count) for count in (1, 2))
+    assert (one - none, two - none) == (64 * 512 * 3, 2 * 64 * 512 * 3)
+
+
+def test_a_softcap_costs_the_scores_of_all_heads() -> None:
+    structure = parse_structure(STRUCTURES["attention"])
+    plain, capped = (
+        activation_bytes(structure, tokens=64, rows=1, context=4096, softcap=softcap) for softcap in (False, True)
+    )
+    assert capped - plain >= 2 * 6 * 64 * 4096 * 4
+
+
+def test_a_kernel_for_each_shape_of_joined_matrices() -> None:
+    structures = [parse_structure(STRUCTURES[name]) for name in ("embed", "attention", "attention", "mlp", "head")]
+    assert kernel_count(structures) == 5 * KERNELS_PER_SHAPE, "q with k and v, o, gate with up, down, head"
+
+
+def test_copied_pages_take_the_place_of_larger_activations() -> None:
+    pools = [KvPages(pages=10, page_bytes=4096, layers=4)]
+    assert [gather_bytes(pools, spare_bytes=spare) for spare in (0, 10_000, 20_000)] == [10_240, 240, 0]
 
 
 def test_logits_count_in_float32() -> None:

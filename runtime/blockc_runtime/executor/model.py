@@ -71,7 +71,11 @@ class LoadedSegment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """Everything a step needs. ``order[chain]``: where rows of a chain stand; ``disabled``: chain -> why."""
+    """Everything a step needs. ``order[chain]``: where rows of a chain stand; ``disabled``: chain -> why.
+
+    ``weights_bytes`` and ``sides_bytes`` are those of the tensors that were made, ``mapped_bytes`` of them the zoo's
+    own files.
+    """
 
     segments: tuple[LoadedSegment, ...]
     preludes: dict[str, Occurrence]
@@ -81,6 +85,9 @@ class LoadedModel:
     order: tuple[int, ...]
     group_place: tuple[dict[int, int], ...]
     disabled: dict[int, str]
+    weights_bytes: int
+    mapped_bytes: int
+    sides_bytes: int
 
 
 def load_model(plan: ExecutionPlan, zoo: Zoo, *, device: torch.device) -> LoadedModel:
@@ -123,6 +130,9 @@ class _Loader:
             order=_order(len(plan.chains), manifests),
             group_place=tuple({kv.group: place for place, kv in enumerate(chain.kv)} for chain in plan.chains),
             disabled=disabled,
+            weights_bytes=self.store.nbytes,
+            mapped_bytes=self.store.mapped_bytes,
+            sides_bytes=sum(bank.nbytes for segment in segments for bank in segment.banks),
         )
 
     def _program_of(self, block: str) -> Program:

@@ -43,6 +43,11 @@ class Bank:
     slots: dict[int, int]
     weights: dict[tuple[int, int], SideWeights]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its stacks."""
+        return sum(side.nbytes for side in self.weights.values())
+
     def select(self, batch: TokenBatch, rows: Sequence[Row], device: torch.device) -> BankUse | None:
         """Who uses this bank in ``batch``; None if nobody does."""
         if not any(rows[i].chain in self.slots for i in batch.rows):
@@ -85,6 +90,9 @@ def read_side(terms: Sequence[LowRankEntry], store: WeightStore, dtype: torch.dt
     """A ``[r, in]`` and B ``[out, r]``: terms side by side, scale folded in in float32, then cast to ``dtype``."""
     a = torch.cat([store.read(term.a).float() for term in terms], 0)
     b = torch.cat([store.read(term.b).float() * float.fromhex(term.scale) for term in terms], 1)
+    for term in terms:
+        store.release(term.a)
+        store.release(term.b)
     a, b = a.to(dtype), b.to(dtype)
     # A value that is not finite is the fine-tune's own fault, and is found before anybody is served with it.
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
@@ -147,24 +155,24 @@ def _stack(
     store: WeightStore,
     dtype: torch.dtype,
 ) -> SideWeights:
-    """``places[output][member]``; outputs without sides take no rank, since all members lack the same."""
-    a_parts: list[Tensor] = []
+    """``places[output][member]``; outputs without sides take no rank, since all members lack the same.
+
+    Filled in place, one side at a time: with many fine-tunes the parts of a stack are as large as the stack.
+    """
+    held = {
+        output: [terms for terms in members if terms is not None]
+        for output, members in enumerate(places)
+        if members[0] is not None
+    }
+    slots, inputs = len(places[0]), next(iter(held.values()))[0][0].a.shape[1]
+    a = torch.zeros((slots, inputs, rank * len(held)), dtype=dtype, device=store.device)
     outputs: list[SideOutput] = []
-    for output, members in enumerate(places):
-        pairs = [read_side(terms, store, dtype) for terms in members if terms is not None]
-        if not pairs:
-            continue
-        start = rank * len(outputs)
-        a_parts.append(torch.stack([_pad(a.t(), rank, 1) for a, _ in pairs]))
-        b = torch.stack([_pad(b.t(), rank, 0) for _, b in pairs])
-        outputs.append(SideOutput(output=output, rank_start=start, rank_stop=start + rank, b=b.contiguous()))
-    return SideWeights(a=torch.cat(a_parts, 2), outputs=tuple(outputs))
-
-
-def _pad(tensor: Tensor, rank: int, dim: int) -> Tensor:
-    missing = rank - tensor.shape[dim]
-    if not missing:
-        return tensor
-    shape = list(tensor.shape)
-    shape[dim] = missing
-    return torch.cat([tensor, tensor.new_zeros(shape)], dim)
+    for number, (output, members) in enumerate(held.items()):
+        start = rank * number
+        b = torch.zeros((slots, rank, members[0][0].b.shape[0]), dtype=dtype, device=store.device)
+        for slot, terms in enumerate(members):
+            own_a, own_b = read_side(terms, store, dtype)
+            a[slot, :, start : start + len(own_a)] = own_a.t()
+            b[slot, : own_b.shape[1]] = own_b.t()
+        outputs.append(SideOutput(output=output, rank_start=start, rank_stop=start + rank, b=b))
+    return SideWeights(a=a, outputs=tuple(outputs))

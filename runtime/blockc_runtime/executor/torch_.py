@@ -17,6 +17,7 @@ from blockc.plan import ExecutionPlan
 from blockc.zoo import Zoo
 from blockc_runtime.executor.launch import StepRun
 from blockc_runtime.executor.model import LoadedModel, load_model
+from blockc_runtime.memory import MemoryUse, Resident, resident
 from blockc_runtime.step import Fault, RowResult, Step, StepResult
 
 # Called with a row's index in its step and its logits, float32 ``[samples, vocab]``.
@@ -50,14 +51,40 @@ class TorchExecutor:
         self.device = torch.device(device)
         self.logits_tap = logits_tap
         self.counts = StepCounts()
+        self._before_loading = _resident(self.device)
         with torch.inference_mode():
             self._model: LoadedModel | None = load_model(plan, zoo, device=self.device)
+        self._after_loading = _resident(self.device)
         self._queue: deque[Step] = deque()
 
     @property
     def disabled(self) -> dict[int, str]:
         """Chains that cannot be served, and why."""
         return {} if self._model is None else dict(self._model.disabled)
+
+    def memory(self) -> MemoryUse | None:
+        """What it holds, measured; None where the system does not say, and once it is closed.
+
+        On CUDA that is what torch's allocator has reserved; the driver's own context is none of it.
+        """
+        now, before, after, model = _resident(self.device), self._before_loading, self._after_loading, self._model
+        if now is None or before is None or after is None or model is None:
+            return None
+        kv_bytes = sum(pool.resident_bytes() for pool in model.pools)
+
+        def most_bytes(seen: Resident) -> int:
+            """Of its own and of the zoo's files, at any time until then."""
+            return max(seen.own_bytes, seen.peak_bytes - seen.file_bytes) + model.mapped_bytes - before.own_bytes
+
+        return MemoryUse(
+            # Libraries are mapped files as the zoo's packs are, and grow while more of them is used.
+            runtime_bytes=before.own_bytes + max(0, now.file_bytes - model.mapped_bytes),
+            weights_bytes=model.weights_bytes,
+            sides_bytes=model.sides_bytes,
+            kv_bytes=kv_bytes,
+            workspace_bytes=most_bytes(now) - model.weights_bytes - model.sides_bytes - kv_bytes,
+            loading_peak_bytes=most_bytes(after),
+        )
 
     def submit(self, step: Step) -> None:
         """Queue a step. It runs when it is collected."""
@@ -86,3 +113,14 @@ class TorchExecutor:
         """Free weights and pages. Idempotent."""
         self._model = None
         self._queue.clear()
+
+
+def _resident(device: torch.device) -> Resident | None:
+    """On CUDA what torch's allocator has reserved. Untested on hardware so far."""
+    if device.type != "cuda":
+        return resident()
+    return Resident(
+        own_bytes=torch.cuda.memory_reserved(device),
+        file_bytes=0,
+        peak_bytes=torch.cuda.max_memory_reserved(device),
+    )

@@ -70,6 +70,23 @@ class WeightStore:
             tensor = torch.frombuffer(stored.data, dtype=dtype).view(ref.shape)
         return tensor.to(self.device)
 
+    def release(self, ref: TensorRef) -> None:
+        """Say that what was :meth:`read` is not needed any more: on CPU it was the zoo's file, mapped into memory."""
+        if ref.digest not in self._tensors:
+            self.zoo.release(ref.digest)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept, in the form in which it is kept."""
+        return sum(tensor.nbytes for tensor in self._tensors.values()) + sum(
+            weights.nbytes for weights in self._linears.values()
+        )
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Those of them that are the zoo's files: on CPU all that is kept as it was read."""
+        return 0 if self.device.type != "cpu" else sum(tensor.nbytes for tensor in self._tensors.values())
+
     def linears(self, refs: LinearRefs) -> LinearWeights:
         """Linears that read one value."""
         key = _key(refs)
@@ -78,22 +95,33 @@ class WeightStore:
         return self._linears[key]
 
     def _make(self, refs: LinearRefs) -> LinearWeights:
-        biases = [None if bias is None else self.tensor(bias) for _, bias in refs]
         split = len(refs) > 1 and any(weight.digest in self._shared for weight, _ in refs)
-        if packs(torch_dtype(refs[0][0].dtype), self.device):
-            matrices = [self.read(weight) for weight, _ in refs]
-            if not split:
-                return PackedWeights(matrices, biases)
-            parts = [self.linears(((weight, bias),)) for weight, bias in refs]
-            return SeparateWeights(parts)
-        matrices = [self.tensor(weight) for weight, _ in refs]
-        if split or self.device.type == "cpu":
-            return DenseWeights(matrices, biases)
-        return JoinedWeights([self.read(weight) for weight, _ in refs], biases)
+        packed = packs(torch_dtype(refs[0][0].dtype), self.device)
+        if packed and split:
+            return SeparateWeights([self.linears((pair,)) for pair in refs])
+        if packed:
+            return self._copied(PackedWeights, refs)
+        if split or len(refs) == 1 or self.device.type == "cpu":
+            return DenseWeights(
+                [self.tensor(weight) for weight, _ in refs],
+                [None if bias is None else self.tensor(bias) for _, bias in refs],
+            )
+        return self._copied(JoinedWeights, refs)
+
+    def _copied(self, form: type[PackedWeights | JoinedWeights], refs: LinearRefs) -> LinearWeights:
+        """``form`` copies, so that what it was made of need not stay."""
+        made = form(
+            [self.read(weight) for weight, _ in refs], [None if bias is None else self.read(bias) for _, bias in refs]
+        )
+        for tensor in (tensor for pair in refs for tensor in pair if tensor is not None):
+            self.release(tensor)
+        return made
 
 
 class SeparateWeights:
-    """Linears on one input that other groups use too, each with weights of its own."""
+    """Linears on one input that other groups use too, each with weights that the store counts by themselves."""
+
+    nbytes = 0
 
     def __init__(self, parts: Sequence[LinearWeights]) -> None:
         self.parts = tuple(parts)

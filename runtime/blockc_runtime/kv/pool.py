@@ -7,6 +7,7 @@ it is written.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from dataclasses import dataclass
 
@@ -24,6 +25,11 @@ class KvPool:
     pages: int
     page_tokens: int
     layers: tuple[PagedLayer, ...]
+    memory: torch.Tensor
+
+    def resident_bytes(self) -> int:
+        """Bytes of it in memory: on CPU those of the pages that were ever written."""
+        return _resident_bytes(self.memory)
 
     def erase(self, slots: torch.Tensor) -> None:
         """Zero these slots in all layers: a NaN left in a page would reach whoever gets it next."""
@@ -50,6 +56,7 @@ def _pool(group: KvGroupEntry, pages: int, device: torch.device) -> KvPool:
         layers=tuple(
             PagedLayer(keys=keys, values=values, page_tokens=group.page_tokens) for keys, values in memory.unbind()
         ),
+        memory=memory,
     )
 
 
@@ -60,5 +67,18 @@ def _zeros(shape: tuple[int, ...], code: str, device: torch.device) -> torch.Ten
     if device.type != "cpu" or not count:
         return torch.zeros(shape, dtype=dtype, device=device)
     # torch.zeros writes every byte on CPU; anonymous memory is zero and resident only once written.
-    memory = mmap.mmap(-1, count * dtype.itemsize)
+    # Private: what is shared counts as a file in memory.
+    memory = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def _resident_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of ``tensor`` in memory, as the system counts them; all of them where it does not say."""
+    libc = ctypes.CDLL(None) if tensor.device.type == "cpu" and tensor.nbytes else None
+    if libc is None or not hasattr(libc, "mincore"):
+        return tensor.nbytes
+    pages = -(-tensor.nbytes // mmap.PAGESIZE)
+    found = (ctypes.c_ubyte * pages)()
+    if libc.mincore(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_size_t(tensor.nbytes), found):
+        return tensor.nbytes
+    return min(tensor.nbytes, mmap.PAGESIZE * sum(page & 1 for page in bytes(found)))

@@ -11,11 +11,14 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
+from blockc.plan import MemoryEntry
+from blockc_runtime.memory import MemoryUse
 from blockc_runtime.wire import StepLoad
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _LABELS = ("tenant", "app")
+_MEMORY_PARTS: Final = ("runtime", "weights", "sides", "kv", "workspace")
 _TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)
 _E2E_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -69,6 +72,8 @@ class Metrics:
         )
         self._pages = self._page_gauge("kv_pages", "KV pages of a group")
         self._free_pages = self._page_gauge("kv_pages_free", "KV pages that no running request holds")
+        self._predicted = self._memory_gauge("memory_predicted_bytes", "What the plan says; of runtime: the reserve")
+        self._measured = self._memory_gauge("memory_measured_bytes", "What the engine holds; of workspace: the most")
         self.engine_up = Gauge("blockc:engine_up", "1 while an engine is serving", registry=self._registry)
 
     def app(self, tenant: str, app: str) -> AppMetrics:
@@ -90,6 +95,17 @@ class Metrics:
             self._pages.labels(str(group)).set(total_pages)
             self._free_pages.labels(str(group)).set(free_pages)
 
+    def predict_memory(self, entries: Sequence[MemoryEntry]) -> None:
+        """Take in what a plan says of its devices; the interpreter and its libraries live in their reserve."""
+        for part in _MEMORY_PARTS:
+            planned = "reserve" if part == "runtime" else part
+            self._predicted.labels(part).set(sum(getattr(entry, f"{planned}_bytes") for entry in entries))
+
+    def observe_memory(self, use: MemoryUse | None) -> None:
+        """Take in what the engine holds."""
+        for part in _MEMORY_PARTS if use is not None else ():
+            self._measured.labels(part).set(getattr(use, f"{part}_bytes"))
+
     def text(self, tenant: str | None) -> bytes:
         """Return the exposition; ``tenant`` None: everything."""
         return generate_latest(_View(self._registry, tenant))
@@ -99,6 +115,9 @@ class Metrics:
 
     def _page_gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"blockc:{name}", text, ("group",), registry=self._registry)
+
+    def _memory_gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"blockc:{name}", text, ("part",), registry=self._registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"blockc:{name}", text, (*_LABELS, *labels), registry=self._registry)

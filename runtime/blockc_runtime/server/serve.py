@@ -64,6 +64,7 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Call
     digest = hashlib.sha256(options.plan.read_bytes()).hexdigest()
     command = engine_command(options.plan, options.zoo, options.executor, null_step_s=options.null_step_s)
     server = Server(catalogue=catalogue, keys=keys, command=command, plan_digest=digest, progress=progress)
+    server.metrics.predict_memory(plan.memory)
     asyncio.run(server.run(listener, ready=ready, drain_s=options.drain_s))
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockc_runtime import wire
+from blockc_runtime.memory import MemoryUse
 from blockc_runtime.request import EndEvent, Request, Sampling, TokenLogprob, TokensEvent
 from blockc_runtime.step import Fault, Launch, Row, RowResult, Step, StepResult
 
@@ -19,6 +20,12 @@ ids = st.integers(0, 2**31)
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 floats = st.floats(allow_nan=False)
 token_tuples = st.lists(ids, max_size=8).map(tuple)
+
+
+memories = st.builds(
+    MemoryUse, runtime_bytes=ids, weights_bytes=ids, sides_bytes=ids, kv_bytes=ids, workspace_bytes=ints,
+    loading_peak_bytes=ids,
+)  # fmt: skip
 
 
 def many(strategy: st.SearchStrategy) -> st.SearchStrategy:
@@ -50,7 +57,8 @@ messages = st.one_of(
     ),
     st.builds(wire.End, events=many(end_events)),
     st.builds(
-        wire.Stats, unfinished=ids, steps=ids, free_pages=token_tuples, total_pages=token_tuples
+        wire.Stats, unfinished=ids, steps=ids, free_pages=token_tuples, total_pages=token_tuples,
+        memory=st.none() | memories,
     ),
     st.builds(wire.EngineError, code=texts, message=texts),
 )  # fmt: skip

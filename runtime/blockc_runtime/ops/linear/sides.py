@@ -33,6 +33,11 @@ class SideWeights:
     a: Tensor
     outputs: tuple[SideOutput, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of A and B."""
+        return self.a.nbytes + sum(output.b.nbytes for output in self.outputs)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeSides:

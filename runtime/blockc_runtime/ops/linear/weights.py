@@ -15,9 +15,13 @@ from torch.nn.functional import linear
 
 
 class LinearWeights(Protocol):
-    """One or more linears on the same input. ``reads``: how many multiplications it takes."""
+    """One or more linears on the same input.
+
+    ``reads``: how many multiplications it takes; ``nbytes``: memory of its own, beside the tensors it was given.
+    """
 
     reads: int
+    nbytes: int
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """``x [..., in]`` -> ``[..., out]`` of each linear."""
@@ -25,6 +29,8 @@ class LinearWeights(Protocol):
 
 class DenseWeights:
     """Each matrix as it lies in the zoo, possibly shared with other users: no bytes of its own."""
+
+    nbytes = 0
 
     def __init__(self, matrices: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         self.pairs = tuple(zip(matrices, biases, strict=True))
@@ -36,14 +42,15 @@ class DenseWeights:
 
 
 class JoinedWeights:
-    """All matrices one above the other: one multiplication."""
+    """Matrices one above the other: one multiplication."""
 
     reads = 1
 
     def __init__(self, matrices: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         self.outs = [matrix.shape[0] for matrix in matrices]
-        self.matrix = torch.cat(list(matrices)) if len(matrices) > 1 else matrices[0]
+        self.matrix = torch.cat(list(matrices))
         self.bias = join_biases(matrices, biases)
+        self.nbytes = self.matrix.nbytes + _nbytes(self.bias)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """``x [..., in]`` -> ``[..., out]`` of each linear."""
@@ -65,6 +72,7 @@ class PackedWeights:
         self.total = sum(self.outs)
         self.matrix: Tensor = torch.ops.mkldnn._reorder_linear_weight(joined)
         self.bias = join_biases(matrices, biases)
+        self.nbytes: int = torch.ops.mkldnn._nbytes(self.matrix) + _nbytes(self.bias)
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -95,3 +103,7 @@ def join_biases(matrices: Sequence[Tensor], biases: Sequence[Tensor | None]) -> 
             for matrix, bias in zip(matrices, biases, strict=True)
         ]
     )
+
+
+def _nbytes(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.nbytes
