@@ -118,10 +118,11 @@ def _experts(
     up, up_bias = ("gate_up_proj", "gate_up_proj_bias") if module.has_gate else ("up_proj", "up_proj_bias")
 
     def product(x: torch.Tensor, weight: str, bias: str) -> torch.Tensor:
-        return torch.ops.blockc.expert_linear(
-            x, getattr(module, weight), getattr(module, bias) if module.has_bias else None, top_k_index,
-            module.is_transposed,
-        )  # fmt: skip
+        biases = getattr(module, bias) if module.has_bias else None
+        out: torch.Tensor = torch.ops.blockc.expert_linear(
+            x, getattr(module, weight), biases, top_k_index, module.is_transposed
+        )
+        return out
 
     inner = product(hidden_states, up, up_bias)
     inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)

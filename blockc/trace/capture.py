@@ -81,7 +81,8 @@ def _first_position(model: nn.Module) -> int:
     """Where positions begin in models that count them from the padding token's id (RoBERTa and its descendants)."""
     for module in model.modules():
         if hasattr(module, "create_position_ids_from_input_ids"):
-            return int(module.padding_idx) + 1
+            padding: Any = module.padding_idx
+            return int(padding) + 1
     return 0
 
 

@@ -121,7 +121,8 @@ def build_banks(
         for occurrence, occurrence_groups in enumerate(groups):
             for number, group in enumerate(occurrence_groups):
                 outputs = [
-                    [chains[chain].get((first[chain] + occurrence, site)) for chain in members] for site in group.sites
+                    [None if site is None else chains[c].get((first[c] + occurrence, site)) for c in members]
+                    for site in group.sites
                 ]
                 if any(terms[0] is not None for terms in outputs):
                     weights[occurrence, number] = _stack(outputs, rank, store, dtype)

@@ -16,10 +16,8 @@ def encode(
     q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float, window: int | None, softcap: float | None
 ) -> Tensor:
     """``q [1,H,T,D]``, ``k`` and ``v [1,K,T,D]`` -> ``[1,T,H,D]``."""
-    parts = [
-        _one_text(*(tensor[:, :, first : first + count] for tensor in (q, k, v)), scale, window, softcap)
-        for first, count in spans
-    ]
+    texts = [slice(first, first + count) for first, count in spans]
+    parts = [_one_text(q[:, :, text], k[:, :, text], v[:, :, text], scale, window, softcap) for text in texts]
     return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).transpose(1, 2)
 
 
