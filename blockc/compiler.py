@@ -1,7 +1,7 @@
 """The compiler: from a spec to a plan, in named stages, top to bottom.
 
-In: a resolved ``Deployment`` and a zoo. Out: an ``ExecutionPlan``; tensors and manifests are in the zoo. All problems
-of a stage are reported together, and a stage with errors is the last.
+In: a resolved ``Deployment`` and a zoo. Out: an ``ExecutionPlan``; tensors and manifests are in the zoo, or for the
+target ``sim`` nowhere. All problems of a stage are reported together, and a stage with errors is the last.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from blockc.lower import isolation_group, lower
 from blockc.place import place, place_problem
 from blockc.plan import ExecutionPlan, verify_plan
 from blockc.spec.deployment import Deployment
-from blockc.tune import ModelFiles, read_models, trace_models, tune
+from blockc.target import Target, check_target
+from blockc.tune import ModelFiles, assume, parameter_count, read_models, trace_models, tune
 from blockc.unify import unify
 from blockc.zoo import Zoo
 
@@ -34,25 +35,43 @@ class Compiled:
 
 
 def compile_deployment(
-    deployment: Deployment, *, zoo: Zoo, diags: Diagnostics, on_stage: OnStage = lambda name, seconds: None
+    deployment: Deployment,
+    *,
+    zoo: Zoo | None,
+    diags: Diagnostics,
+    target: Target | None = None,
+    on_stage: OnStage = lambda name, seconds: None,
 ) -> Compiled:
-    """Run all stages. Raises :class:`blockc.diag.DiagnosticError` at the end of a stage that found errors."""
+    """Run all stages. Raises :class:`blockc.diag.DiagnosticError` at the end of a stage that found errors.
+
+    ``target`` None: what the devices are. ``sim`` reads configurations only and takes no ``zoo``; the others need one.
+    """
     clock = _Clock(diags, on_stage)
     with clock.stage("read"):
-        files = read_models(deployment, diags=diags)
+        target = check_target(deployment, target, diags=diags)
+        files = read_models(deployment, diags=diags, configuration_only=target == "sim")
     with clock.stage("trace"):
         traced = trace_models(files, diags=diags)
     with clock.stage("tune"):
-        chains = tune(files, traced, zoo=zoo, diags=diags)
+        if target == "sim":
+            chains = assume(files, traced, diags=diags)
+        else:
+            assert zoo is not None, "tensors that are to be served go to a zoo"
+            chains = tune(files, traced, zoo=zoo, diags=diags)
     with clock.stage("unify"):
         wanted = {app.model for app in deployment.apps}
         graph = unify({name: chain for name, chain in chains.items() if name in wanted}, together=_together(deployment))
-        report_sharing(files, chains, diags=diags)
+        if target != "sim":  # nobody knows what files that were not read have in common
+            report_sharing(files, chains, diags=diags)
     with clock.stage("place"):
         placement = place(place_problem(deployment, graph), diags=diags)
     with clock.stage("lower"):
         assert placement is not None, "place reports an error whenever it has no placement"
-        plan = lower(deployment, files, graph, placement, zoo=zoo)
+        parameters = {name: parameter_count(model) for name, model in traced.items()}
+        plan = lower(
+            deployment, files, graph, placement, target=target, parameters=parameters,
+            zoo=zoo if target != "sim" else None,
+        )  # fmt: skip
         verify_plan(plan)
     return Compiled(plan=plan, models=chains, stages=clock.seconds)
 

@@ -1,7 +1,7 @@
 """Placement + graph -> ``ExecutionPlan``: everything by digest or index, canonical, nothing recomputed later.
 
 In: the unified graph, the placement, the deployment. Out: the plan, and in the zoo one manifest of sides for each
-chain that has any. Invariant: the same input gives the same bytes.
+chain that has any; none for a plan that is only simulated. Invariant: the same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 from blockc import __version__
 from blockc.graph import Block, Chain, ModelPath
-from blockc.ir import canonical_json, format_structure, json_digest
+from blockc.ir import canonical_json, format_structure, json_digest, side_digest
 from blockc.place import Placement
 from blockc.plan import (
     FORMAT_VERSION,
@@ -32,6 +32,7 @@ from blockc.plan import (
     SideManifest,
 )
 from blockc.spec.deployment import App, Base, Deployment, FineTune, HubSource, LocalSource, Tenant
+from blockc.target import Target
 from blockc.tune import ModelFiles
 from blockc.unify import UnifiedGraph
 from blockc.zoo import Zoo
@@ -43,20 +44,19 @@ def lower(
     graph: UnifiedGraph,
     placement: Placement,
     *,
-    zoo: Zoo,
+    target: Target,
+    parameters: Mapping[str, int],
+    zoo: Zoo | None,
 ) -> ExecutionPlan:
-    """Write the plan."""
+    """Write the plan. ``parameters``: of each full model. ``zoo`` None: for the target ``sim``."""
     structures = {block.structure_digest: format_structure(block.structure) for block in graph.blocks.values()}
     groups = kv_group_entries(deployment, graph)
-    target: Literal["cpu", "cuda"] = (
-        "cuda" if any(device.kind == "cuda" for device in deployment.cluster.devices) else "cpu"
-    )
     chains = tuple(_chain(graph, index, zoo) for index in range(len(graph.chains)))
     return ExecutionPlan(
         compiler=f"blockc {__version__}",
         spec_digest=deployment.digest,
         target=target,
-        requires=_requires(graph, chains, groups, placement, target),
+        requires=_requires(deployment, graph, chains, groups, placement, target),
         structures={digest: structures[digest] for digest in sorted(structures)},
         blocks={digest: _block(block) for digest, block in graph.blocks.items()},
         paths={digest: _path(path) for digest, path in graph.paths.items()},
@@ -89,7 +89,7 @@ def lower(
         edges=(),
         routes=placement.routes,
         apps=tuple(_app(app, tenant, graph) for tenant in deployment.tenants.values() for app in tenant.apps),
-        models={name: _model(item, files[name].kind, graph) for name, item in _items(deployment)},
+        models={name: _model(item, files[name].kind, graph, parameters.get(name)) for name, item in _items(deployment)},
         memory=placement.memory,
         baselines=placement.baselines,
         solver=placement.solver,
@@ -135,10 +135,12 @@ def side_manifest(chain: Chain) -> SideManifest:
     )
 
 
-def _chain(graph: UnifiedGraph, index: int, zoo: Zoo) -> ChainEntry:
+def _chain(graph: UnifiedGraph, index: int, zoo: Zoo | None) -> ChainEntry:
     chain = graph.chains[index]
     manifest = None
-    if chain.sides:
+    if chain.sides and zoo is None:
+        manifest = json_digest("assumed sides v1", [side_digest(side) for side in chain.sides])
+    elif chain.sides and zoo is not None:
         manifest = zoo.put_blob(canonical_json(side_manifest(chain).model_dump(mode="json")).encode())
     return ChainEntry(
         digest=chain.digest,
@@ -197,11 +199,18 @@ def _items(deployment: Deployment) -> list[tuple[str, Base | FineTune]]:
     return sorted(items.items())
 
 
-def _model(item: Base | FineTune, kind: Literal["base", "full", "lora"], graph: UnifiedGraph) -> ModelEntry:
+def _model(
+    item: Base | FineTune, kind: Literal["base", "full", "lora"], graph: UnifiedGraph, parameters: int | None
+) -> ModelEntry:
     source = item.source
     return ModelEntry(
         kind=kind,
-        source=source.written if isinstance(source, LocalSource) else source.repo,
+        source=source.written
+        if isinstance(source, LocalSource)
+        else source.repo
+        if isinstance(source, HubSource)
+        else None,
+        parameters=parameters,
         hub=isinstance(source, HubSource),
         revision=source.revision if isinstance(source, HubSource) else None,
         parent=item.parent if isinstance(item, FineTune) else None,
@@ -210,14 +219,19 @@ def _model(item: Base | FineTune, kind: Literal["base", "full", "lora"], graph: 
 
 
 def _requires(
+    deployment: Deployment,
     graph: UnifiedGraph,
     chains: tuple[ChainEntry, ...],
     groups: tuple[KvGroupEntry, ...],
     placement: Placement,
-    target: str,
+    target: Target,
 ) -> tuple[str, ...]:
     """What a runtime must have to serve the plan, each by name, so that it can refuse by name."""
-    needs = {f"format:{FORMAT_VERSION}", f"device:{target}"}
+    needs = {f"format:{FORMAT_VERSION}"}
+    if target == "sim":
+        needs |= {"weights:assumed", *(f"device:{device.kind}" for device in deployment.cluster.devices)}
+    else:
+        needs.add(f"device:{target}")
     needs |= {f"dtype:{path.dtype}" for path in graph.paths.values()}
     needs |= {f"kv:{group.dtype}" for group in groups}
     needs |= {f"op:{op.target}" for block in graph.blocks.values() for op in block.structure.ops}

@@ -1,7 +1,7 @@
 """``blockc compile SPEC -o plan.json``: from a spec to a plan, weights to the zoo.
 
 In: a spec. Out: the plan file, one line on stdout (or with ``--json`` one document), progress on stderr. Nothing is
-written where a stage found errors, except tensors in the zoo that no plan names.
+written where a stage found errors, except tensors in the zoo that no plan names; with ``--target sim`` only the plan.
 """
 
 from __future__ import annotations
@@ -11,10 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blockc.cli.options import JsonOption, SpecArgument, VarOption, ZooOption, variables_of, zoo_of
+from blockc.cli.options import (
+    JsonOption,
+    SpecArgument,
+    TargetOption,
+    VarOption,
+    ZooOption,
+    variables_of,
+    zoo_of,
+)
 
 if TYPE_CHECKING:
     from blockc.compiler import Compiled
+    from blockc.target import Target
+
+_ASSUMED = "\nno weights were read: the plan can be looked at and simulated, not served"
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +38,7 @@ def compile_(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the plan goes.")] = Path(
         "plan.json"
     ),
+    target: TargetOption = None,
     zoo: ZooOption = None,
     var: VarOption = None,
     as_json: JsonOption = False,
@@ -40,7 +52,11 @@ def compile_(
     with reporting("compile", as_json=as_json):
         _check_output(output, Path(spec))
         compiled, found, sources = compile_file(
-            Path(spec), zoo_of(zoo, output), variables_of(var), on_stage=stage_lines()
+            Path(spec),
+            zoo_of(zoo, output),
+            variables_of(var),
+            target=target.value if target is not None else None,
+            on_stage=stage_lines(),
         )
         write_plan(compiled.plan, output)
     if as_json:
@@ -71,29 +87,40 @@ def _check_output(output: Path, spec: Path) -> None:
 
 
 def compile_file(
-    spec: Path, zoo_root: Path, variables: dict[str, str], *, on_stage: Any = lambda name, seconds: None
+    spec: Path,
+    zoo_root: Path,
+    variables: dict[str, str],
+    *,
+    target: Target | None = None,
+    on_stage: Any = lambda name, seconds: None,
 ) -> tuple[Compiled, Any, Any]:
     """Load and compile; returns the result, the warnings, and the texts they point into.
 
+    ``target`` ``"sim"`` needs no weights and makes no zoo.
     Raises :class:`blockc.diag.DiagnosticError` with everything that is wrong.
     """
     import os
 
-    from blockc.compiler import compile_deployment
     from blockc.diag import DiagnosticError, Diagnostics
     from blockc.diag.suppress import suppress
     from blockc.spec import load
     from blockc.spec.lint import tidy
     from blockc.spec.weights import check_weights
+    from blockc.target import check_target
     from blockc.zoo import Zoo
 
     result = load(spec, variables=variables, environ=os.environ)
     deployment = result.require()
     diags = Diagnostics()
     try:
-        check_weights(deployment, diags)  # what `blockc check` says, before torch is imported
+        # What `blockc check` says, before torch is imported.
+        target = check_target(deployment, target, diags=diags)
+        check_weights(deployment, diags, configuration_only=target == "sim")
         diags.raise_if_errors()
-        compiled = compile_deployment(deployment, zoo=Zoo(zoo_root, create=True), diags=diags, on_stage=on_stage)
+        from blockc.compiler import compile_deployment
+
+        zoo = None if target == "sim" else Zoo(zoo_root, create=True)
+        compiled = compile_deployment(deployment, zoo=zoo, target=target, diags=diags, on_stage=on_stage)
     except DiagnosticError as error:
         raise DiagnosticError(tidy(Diagnostics(items=[*result.diagnostics, *error.diagnostics]))) from None
     remaining = suppress(diags, result.suppressions)
@@ -103,10 +130,12 @@ def compile_file(
 def _summary(compiled: Compiled) -> dict[str, Any]:
     plan = compiled.plan
     return {
+        "target": plan.target,
         "apps": len(plan.apps),
         "chains": len(plan.chains),
         "segments": len(plan.segments),
         "blocks": len(plan.blocks),
+        "parameters": {name: model.parameters for name, model in plan.models.items() if model.parameters is not None},
         "bytes": plan.baselines.model_dump(mode="json"),
         "solver": plan.solver.model_dump(mode="json"),
         "stages_s": {name: round(seconds, 3) for name, seconds in compiled.stages.items()},
@@ -122,4 +151,5 @@ def _sentence(compiled: Compiled, output: Path) -> str:
         f"{output}: {len(plan.apps)} apps on {len(plan.chains)} chains, {len(plan.segments)} segments; "
         f"{format_bytes(baselines.ours_bytes)} of weights "
         f"(one model each: {format_bytes(baselines.pm_bytes)}, LoRA sharing only: {format_bytes(baselines.ps_bytes)})"
+        f"{_ASSUMED if plan.target == 'sim' else ''}"
     )

@@ -62,6 +62,7 @@ _TABLE: tuple[tuple[str, str, Severity, str], ...] = (
     ("BC209", "quantized-checkpoint", _E, "quantised checkpoints are not supported"),
     ("BC210", "base-name-differs", _W, "an adapter names another base; its shapes fit"),
     ("BC211", "tensor-missing", _E, "a checkpoint lacks tensors that the model needs"),
+    ("BC212", "weights-assumed", _E, "a fine-tune that is only assumed cannot be served"),
     ("BC301", "no-sharing", _W, "a full fine-tune shares nothing with its base"),
     ("BC401", "infeasible-memory", _E, "the plan needs more memory than the devices offer"),
     ("BC402", "unsat-placement", _E, "constraints cannot hold together"),

@@ -87,6 +87,10 @@ _PAGES: dict[str, str] = {
     "BC211": """
         A checkpoint lacks tensors that the model needs, so they would be random. Fetch it again.
         """,
+    "BC212": """
+        The spec assumes what a fine-tune will be: `assume { ... }` in place of `weights`. A plan
+        for it can be made with `--target sim`; nothing can serve it before its files exist.
+        """,
     "BC301": """
         A full fine-tune changes every block of its base, so nothing is shared and it costs as
         much memory as a model of its own.

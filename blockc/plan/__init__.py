@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blockc.plan.file import dump_plan, load_plan, verify_plan, write_plan
+from blockc.plan.file import dump_plan, load_plan, require_weights, verify_plan, write_plan
 from blockc.plan.model import (
     FORMAT_VERSION,
     AppEntry,
@@ -55,6 +55,7 @@ __all__ = [
     "SolverEntry",
     "dump_plan",
     "load_plan",
+    "require_weights",
     "verify_plan",
     "write_plan",
 ]

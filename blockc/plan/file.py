@@ -71,6 +71,16 @@ def load_plan(path: Path) -> ExecutionPlan:
     return plan
 
 
+def require_weights(plan: ExecutionPlan) -> None:
+    """Refuse to run a plan whose tensors are only assumed. Raises `DiagnosticError` (BC905)."""
+    if plan.target == "sim":
+        _refuse(
+            "BC905",
+            "the plan was made with `--target sim`: no weights were read, so there is nothing to run",
+            "compile the spec again without `--target sim`, once every fine-tune has its files",
+        )
+
+
 def verify_plan(plan: ExecutionPlan) -> None:
     """Check a plan that was just made. Raises AssertionError: a bad one is our bug."""
     problem = plan_problem(plan)

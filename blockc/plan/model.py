@@ -189,12 +189,14 @@ class AppEntry(_Entry):
 class ModelEntry(_Entry):
     """A base or fine-tune of the spec: where it came from, for `blockc verify` and for people.
 
-    ``source`` is a path as the spec writes it, relative to the spec, or a hub repository. ``chain`` is None for a
-    model that no app uses. Nothing that serves reads this table.
+    ``source`` is a path as the spec writes it, relative to the spec, or a hub repository; None where the spec only
+    assumes what the files will be. ``parameters``: of a full model by its configuration, tied ones once; None for an
+    adapter. ``chain`` is None for a model that no app uses. Nothing that serves reads this table.
     """
 
     kind: Literal["base", "full", "lora"]
-    source: str
+    source: str | None
+    parameters: int | None
     hub: bool
     revision: str | None
     parent: str | None
@@ -226,7 +228,7 @@ class ExecutionPlan(_Entry):
     format_version: Literal[1] = 1
     compiler: str
     spec_digest: Digest
-    target: Literal["cpu", "cuda"]
+    target: Literal["cpu", "cuda", "sim"]  # sim: tensors and manifests have digests of their names, and no content
     requires: tuple[str, ...]  # what a runtime must have to serve it, sorted
     structures: dict[Digest, str]
     blocks: dict[Digest, BlockEntry]

@@ -11,7 +11,9 @@ from blockc.diag import Diagnostics, Span
 from blockc.spec.deployment import HubSource, LocalSource, Source
 
 # Everything a chain needs, and nothing that holds code or pickles.
-_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+EVERYTHING = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+# What a plan without weights is made from.
+CONFIGURATION = ("config.json", "adapter_config.json", "generation_config.json")
 
 
 def written_as(source: Source) -> str:
@@ -19,8 +21,8 @@ def written_as(source: Source) -> str:
     return source.written if isinstance(source, LocalSource) else f"hf({source.repo})"
 
 
-def locate(source: Source, *, diags: Diagnostics, at: Span) -> Path | None:
-    """The directory with the files. Problems go to ``diags`` (BC201); then None."""
+def locate(source: Source, files: tuple[str, ...] = EVERYTHING, *, diags: Diagnostics, at: Span) -> Path | None:
+    """The directory with the files; of a repository only those. Problems go to ``diags`` (BC201); then None."""
     if isinstance(source, LocalSource):
         if source.path.is_dir():
             return source.path
@@ -29,15 +31,15 @@ def locate(source: Source, *, diags: Diagnostics, at: Span) -> Path | None:
             help="the path is relative to the file of the spec",
         )  # fmt: skip
         return None
-    return _download(source, diags=diags, at=at)
+    return _download(source, files, diags=diags, at=at)
 
 
-def _download(source: HubSource, *, diags: Diagnostics, at: Span) -> Path | None:
+def _download(source: HubSource, files: tuple[str, ...], *, diags: Diagnostics, at: Span) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=_WANTED))
+        return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=list(files)))
     except RepositoryNotFoundError:
         reason = "the hub has no such repository, or this account may not see it"
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:

@@ -55,7 +55,7 @@ def _full_chain(
 ) -> Chain | None:
     if traced is None:
         return None
-    max_model_len = _max_model_len(files, traced, diags=diags)
+    max_model_len = longest_sequence(files, traced, diags=diags)
     own = Diagnostics()  # a problem of one model must not hide those of the next
     checkpoint = open_checkpoint(
         files.directory,
@@ -100,11 +100,11 @@ def _lora_chain(
     if sides is None:
         return None
     assert settings is not None, "sides follow from settings"
-    _compare_names(files, settings.base_name, diags=diags)
+    compare_names(files, settings.base_name, diags=diags)
     return _chain(parent.path, stack_sides(parent.sides, sides), files, models, zoo=zoo, diags=diags)
 
 
-def _compare_names(files: ModelFiles, named: str | None, *, diags: Diagnostics) -> None:
+def compare_names(files: ModelFiles, named: str | None, *, diags: Diagnostics) -> None:
     """Warn where an adapter and the spec name two different hub repositories; its shapes have been found to fit.
 
     Adapters carry no fingerprint of their base, and a path on the disk of whoever trained one says nothing.
@@ -141,7 +141,8 @@ def _chain(
     )
 
 
-def _max_model_len(files: ModelFiles, traced: TracedModel, *, diags: Diagnostics) -> int:
+def longest_sequence(files: ModelFiles, traced: TracedModel, *, diags: Diagnostics) -> int:
+    """What the spec wants, else the model's own limit. More than that is reported (BC109)."""
     limit, wanted = traced.max_positions, files.base.max_model_len
     if wanted is None:
         return limit if limit is not None else 2048

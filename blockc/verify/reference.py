@@ -82,6 +82,7 @@ def _with_adapters(model: Any, directories: Sequence[Path]) -> Any:
 
 
 def _directory(entry: ModelEntry, root: Path) -> Path:
+    assert entry.source is not None, "plans with assumed models are refused before"
     if entry.hub:
         from huggingface_hub import snapshot_download
 
