@@ -11,7 +11,7 @@ from typing import Literal
 
 from blockc import __version__
 from blockc.graph import Block, Chain, ModelPath
-from blockc.ir import canonical_json, format_structure, json_digest, side_digest
+from blockc.ir import canonical_json, format_structure, json_digest
 from blockc.place import Placement
 from blockc.plan import (
     FORMAT_VERSION,
@@ -139,7 +139,7 @@ def _chain(graph: UnifiedGraph, index: int, zoo: Zoo | None) -> ChainEntry:
     chain = graph.chains[index]
     manifest = None
     if chain.sides and zoo is None:
-        manifest = json_digest("assumed sides v1", [side_digest(side) for side in chain.sides])
+        manifest = json_digest("assumed sides v1", chain.digest)
     elif chain.sides and zoo is not None:
         manifest = zoo.put_blob(canonical_json(side_manifest(chain).model_dump(mode="json")).encode())
     return ChainEntry(

@@ -57,6 +57,10 @@ def _heading(plan: ExecutionPlan) -> Iterator[str]:
     )
     solver = plan.solver
     gap = "proven optimal" if solver.gap == 0 else f"at most {100 * solver.gap:.1f} % from optimal"
+    if plan.target == "sim":
+        yield "made with --target sim: weights are assumed, nothing can serve it"
+    bases = [(name, model.parameters) for name, model in plan.models.items() if model.kind == "base"]
+    yield f"parameters: {_names([f'{name} {(count or 0) / 1e9:.3f} B' for name, count in bases])}"
     yield f"placement: {solver.value:.0f} of {_count(len(plan.devices), 'device')}, {gap} ({solver.solver})"
 
 
