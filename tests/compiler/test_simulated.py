@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from blockc.cli import main
 from blockc.cli.compile import compile_file
 from blockc.diag import DiagnosticError
 from blockc.plan import ExecutionPlan, dump_plan, load_plan
+from blockc_runtime.capabilities import missing
 from tests.support.adapters import save_lora
 from tests.support.tiny_models import CONFIGS, save_model
 
@@ -51,6 +53,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def bare(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return only_configurations(models, tmp_path_factory.mktemp("bare") / "fleet")
+
+
+@pytest.fixture(scope="module")
+def simulated(bare: Path) -> ExecutionPlan:
+    return plan_of(bare / "assumed.blk", "sim")
+
+
 def plan_of(spec: Path, target: Any = None) -> ExecutionPlan:
     return compile_file(spec, spec.parent / "zoo", {}, target=target)[0].plan
 
@@ -60,9 +72,8 @@ def only_configurations(source: Path, target: Path) -> Path:
     return target
 
 
-def test_a_plan_without_weights_is_as_large_as_the_one_with_them(models: Path, tmp_path: Path) -> None:
+def test_a_plan_without_weights_is_as_large_as_the_one_with_them(models: Path, simulated: ExecutionPlan) -> None:
     real = plan_of(models / "real.blk")
-    simulated = plan_of(only_configurations(models, tmp_path / "bare") / "assumed.blk", "sim")
     assert simulated.memory == real.memory
     assert simulated.baselines == real.baselines
     assert simulated.kv_groups == real.kv_groups
@@ -86,10 +97,17 @@ def _sharing(plan: ExecutionPlan) -> list[list[bool]]:
     return [[a == b for a, b in zip(one, other, strict=True)] for one in domains for other in domains]
 
 
-def test_it_says_so_and_nothing_runs_it(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_says_so_and_nothing_runs_it(
+    models: Path, simulated: ExecutionPlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "plan.json"
-    assert main(["compile", "--target", "sim", str(models / "assumed.blk"), "-o", str(output)]) == 0
-    assert "no weights were read" in capsys.readouterr().out
+    assert main(["compile", "--target", "sim", "--json", str(models / "assumed.blk"), "-o", str(output)]) == 0
+    summary = json.loads(capsys.readouterr().out)["summary"]
+    stored = sum(tensor.numel() for tensor in load_file(models / "base" / "model.safetensors").values())
+    assert summary["parameters"] == {"b": stored, "top": stored}
+    assert summary["target"] == "sim"
+    assert output.read_bytes() == dump_plan(simulated)
+    assert gc.isenabled()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json"]
     plan = load_plan(output)
     assert plan.target == "sim"
@@ -105,28 +123,16 @@ def test_it_says_so_and_nothing_runs_it(models: Path, tmp_path: Path, capsys: py
         assert "Traceback" not in errors
 
 
-def test_the_runtime_lacks_weights_that_are_assumed(models: Path) -> None:
-    from blockc_runtime.capabilities import missing
-
-    assert missing(plan_of(models / "assumed.blk", "sim")) == ("weights:assumed",)
+def test_the_runtime_lacks_weights_that_are_assumed(simulated: ExecutionPlan) -> None:
+    assert missing(simulated) == ("weights:assumed",)
 
 
-def test_weights_that_are_there_are_not_read(models: Path, tmp_path: Path) -> None:
+def test_weights_that_are_there_are_not_read(models: Path, simulated: ExecutionPlan, tmp_path: Path) -> None:
     broken = shutil.copytree(models, tmp_path / "broken", ignore=shutil.ignore_patterns("zoo"))
     for path in broken.rglob("*.safetensors"):
         path.write_bytes(b"no weights")
     (broken / "base" / "tokenizer.json").write_text("no tokenizer")
-    bare = only_configurations(models, tmp_path / "deep" / "bare")
-    assert dump_plan(plan_of(broken / "real.blk", "sim")) == dump_plan(plan_of(bare / "real.blk", "sim"))
-
-
-def test_json_has_target_and_parameters(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--target", "sim", "--json", "-o", str(tmp_path / "plan.json")]
-    assert main(["compile", str(models / "assumed.blk"), *options]) == 0
-    summary = json.loads(capsys.readouterr().out)["summary"]
-    stored = sum(tensor.numel() for tensor in load_file(models / "base" / "model.safetensors").values())
-    assert summary["parameters"] == {"b": stored, "top": stored}
-    assert summary["target"] == "sim"
+    assert dump_plan(plan_of(broken / "assumed.blk", "sim")) == dump_plan(simulated)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +226,7 @@ cluster c { node n { for g in 0..3 { device "g${g}" : h100_80g { } } } }
         capture_output=True, text=True, check=False, env={**os.environ, "NO_COLOR": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "no weights were read" in done.stdout
     assert int(done.stdout.split()[-1]) * 1024 < 2 << 30
     plan = load_plan(tmp_path / "plan.json")
     assert plan.models["llama"].parameters == 70_553_706_496
