@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test lint type arch golden bench check wheel lock clean
+.PHONY: install demo test lint type arch golden architectures bench check wheel lock clean
 
 install: $(STAMP)
 
@@ -37,6 +37,10 @@ arch: install
 
 golden: install
 	$(BIN)/python -m pytest -q --update-golden
+
+architectures: install
+	$(BIN)/python -m tests.support.every_architecture
+	$(BIN)/ruff format blockc/trace/architectures.py
 
 bench: install
 	$(BIN)/python -m benchmarks

@@ -16,17 +16,44 @@ _WIDTH = {"BOOL": 0, "U8": 1, "I32": 2, "I64": 3, "F16": 4, "BF16": 4, "F32": 5,
 _SAME = frozenset(
     f"aten.{name}"
     for name in (
+        "abs.default",
+        "bitwise_not.default",
+        "clamp.default",
         "cos.default",
+        "exp.default",
+        "expm1.default",
+        "floor.default",
+        "full_like.default",
         "gelu.default",
         "layer_norm.default",
+        "log.default",
+        "log1p.default",
+        "masked_fill.Scalar",
         "neg.default",
         "pow.Tensor_Scalar",
+        "reciprocal.default",
         "relu.default",
+        "rms_norm.default",
+        "rsqrt.default",
+        "rsub.Scalar",
+        "scatter.src",
+        "scatter.value",
+        "sigmoid.default",
         "silu.default",
         "sin.default",
+        "softmax.int",
+        "softplus.default",
+        "sqrt.default",
+        "square.default",
         "tanh.default",
     )
 ) | {"blockc.rms_norm"}
+_BINARY = frozenset(
+    f"aten.{name}"
+    for name in ("add.Tensor", "div.Tensor", "maximum.default", "minimum.default", "mul.Tensor", "sub.Tensor")
+)
+_COMPARISONS = frozenset(f"aten.{name}.Scalar" for name in ("eq", "ge", "gt", "le", "lt", "ne"))
+_REDUCTIONS = frozenset({"aten.amax.default", "aten.mean.dim", "aten.sum.dim_IntList"})
 
 
 def value_types(structure: Structure) -> Types:
@@ -42,15 +69,30 @@ def _result(op: Op, types: Types, params: Mapping[str, ValueType]) -> ValueType 
     """The type that an op yields; operands of unknown type make it unknown."""
     operands = [_type(arg, types, params) for arg in op.args]
     x = operands[0] if operands else None
-    if op.target == "aten.cat.default":
-        return _cat(op.args, types, params)
+    if op.target in ("aten.cat.default", "aten.stack.default"):
+        return _join(op.target, op.args, types, params)
     if x is None:
         return None
     if op.target in _SAME:
         return x
+    if op.target in _BINARY:
+        return _broadcast(x, operands[1], isinstance(op.args[1], Value | Param))
+    if op.target in _COMPARISONS or op.target == "aten.logical_not.default":
+        return ValueType(dtype="BOOL", shape=x.shape)
+    if op.target in _REDUCTIONS:
+        return _reduced(x, op.args[1], keeps=op.args[2] is True)
     match op.target, op.args:
-        case (("aten.add.Tensor" | "aten.mul.Tensor" | "aten.sub.Tensor"), (_, other)):
-            return _broadcast(x, operands[1], isinstance(other, Value | Param))
+        case "aten.where.self", (_, yes, no):
+            chosen = operands[1] if isinstance(yes, Value | Param) else operands[2]
+            return None if chosen is None else _broadcast(chosen, operands[2], isinstance(no, Value | Param))
+        case "aten.gather.default", _:
+            return None if operands[2] is None else _shaped(x, operands[2].shape)
+        case (("blockc.topk_values" | "blockc.topk_indices"), (_, int(k))):
+            dtype = x.dtype if op.target == "blockc.topk_values" else "I64"
+            return ValueType(dtype=dtype, shape=(*x.shape[:-1], k))
+        case "blockc.expert_linear", _:
+            weight, index = operands[1], operands[3]
+            return None if weight is None or index is None else _shaped(x, (*index.shape, weight.shape[1]))
         case "aten.to.dtype", (_, DtypeArg(code)):
             return ValueType(dtype=code, shape=x.shape)
         case "blockc.linear", _:
@@ -86,23 +128,37 @@ def _view(op: Op, x: ValueType) -> ValueType | None:
             shape = list(x.shape)
             shape.insert(dim if dim >= 0 else len(shape) + 1 + dim, 1)
             return _shaped(x, shape)
-        case "aten.slice.Tensor", (_, int(dim), int(start), int(end)):
-            return _slice(x, dim, start, end)
+        case "aten.permute.default", (_, tuple(dims)):
+            order = [dim for dim in dims if isinstance(dim, int) and 0 <= dim < len(x.shape)]
+            return _shaped(x, (x.shape[dim] for dim in order)) if len(order) == len(x.shape) else None
+        case "aten.select.int", (_, int(dim), _):
+            return _shaped(x, x.shape[:dim] + x.shape[dim + 1 :]) if 0 <= dim < len(x.shape) else None
+        case "aten.slice.Tensor", (_, int(dim), int(start), int(end), *step):
+            return _slice(x, dim, start, end, step[0] if step else 1)
         case (("aten.reshape.default" | "aten.expand.default"), (_, tuple(sizes))):
             return _sized(x, sizes, keeps=op.target == "aten.expand.default")
         case _:
             return None
 
 
-def _slice(x: ValueType, dim: int, start: int, end: int) -> ValueType | None:
-    if not -len(x.shape) <= dim < len(x.shape):
+def _slice(x: ValueType, dim: int, start: int, end: int, step: Arg) -> ValueType | None:
+    if not -len(x.shape) <= dim < len(x.shape) or not isinstance(step, int) or step < 1:
         return None
     size = x.shape[dim]
     if not isinstance(size, int):
-        return x if (start, end >= 2**62) == (0, True) else None
+        return x if (start, end >= 2**62, step) == (0, True, 1) else None
     shape = list(x.shape)
-    shape[dim] = len(range(size)[start:end])
+    shape[dim] = len(range(size)[start:end:step])
     return _shaped(x, shape)
+
+
+def _reduced(x: ValueType, dims: Arg, *, keeps: bool) -> ValueType | None:
+    """Sums and the like over listed dimensions, which become 1 or go."""
+    if not isinstance(dims, tuple) or not all(isinstance(dim, int) and 0 <= dim < len(x.shape) for dim in dims):
+        return None
+    if keeps:
+        return _shaped(x, (1 if place in dims else size for place, size in enumerate(x.shape)))
+    return _shaped(x, (size for place, size in enumerate(x.shape) if place not in dims))
 
 
 def _sized(x: ValueType, sizes: tuple[Arg, ...], *, keeps: bool) -> ValueType | None:
@@ -139,21 +195,23 @@ def _numbers(shape: tuple[Dim, ...] | list[Dim], *, skip: int | None = None) -> 
     return product, tuple(symbols)
 
 
-def _cat(args: tuple[Arg, ...], types: Types, params: Mapping[str, ValueType]) -> ValueType | None:
+def _join(target: str, args: tuple[Arg, ...], types: Types, params: Mapping[str, ValueType]) -> ValueType | None:
+    """``cat`` along a dimension, ``stack`` along a new one."""
     items, dim = args[0], args[1]
     if not isinstance(items, tuple) or not isinstance(dim, int):
         return None
-    parts = [_type(item, types, params) for item in items]
-    sizes = [part.shape[dim] for part in parts if part is not None and -len(part.shape) <= dim < len(part.shape)]
-    if len(sizes) != len(parts) or not parts or parts[0] is None:
+    parts = [part for item in items if (part := _type(item, types, params)) is not None]
+    if len(parts) != len(items) or not parts:
         return None
     shape = list(parts[0].shape)
-    total = 0
-    for size in sizes:
-        if not isinstance(size, int):
-            return None
-        total += size
-    shape[dim] = total
+    if target == "aten.stack.default":
+        shape.insert(dim, len(parts))
+        return _shaped(parts[0], shape)
+    sizes = [part.shape[dim] for part in parts if -len(part.shape) <= dim < len(part.shape)]
+    fixed = [size for size in sizes if isinstance(size, int)]
+    if len(fixed) != len(parts):
+        return None
+    shape[dim] = sum(fixed)
     return _shaped(parts[0], shape)
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 # Names as safetensors headers spell them; sizes in bytes. Sub-byte formats come with quantised blocks.
 DTYPE_BYTES: dict[str, int] = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "I32": 4, "I64": 8, "U8": 1, "BOOL": 1}
 
-# Spec and torch spelling of the compute dtypes -> safetensors spelling.
-DTYPE_CODE: dict[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int64": "I64"}
+# Spec and torch spelling of the dtypes that values may have -> safetensors spelling.
+DTYPE_CODE: dict[str, str] = {
+    "bfloat16": "BF16", "float16": "F16", "float32": "F32", "int64": "I64", "bool": "BOOL",
+}  # fmt: skip
 DTYPE_NAME: dict[str, str] = {code: name for name, code in DTYPE_CODE.items()}
 
 

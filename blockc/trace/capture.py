@@ -27,7 +27,7 @@ _EXAMPLE_TOKENS = 7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capture:
-    """``names`` maps placeholders to full parameter or buffer names of the (shortened) model."""
+    """``names`` maps placeholders to full parameter or buffer names of the model."""
 
     graph: fx.Graph
     names: dict[str, str]
@@ -62,6 +62,9 @@ def build_meta_model(config: Any, dtype: torch.dtype) -> nn.Module:
             model: nn.Module = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=attention.NAME
             ).eval()
+            if model._can_set_experts_implementation():  # type: ignore[operator]
+                model.set_experts_implementation(attention.NAME)  # type: ignore[operator]
+            _keep_wide(model, dtype)
     except KeyError as error:
         if error.args == (attention.NAME,):
             raise UntraceableError("its attention does not pass transformers' attention interface") from error
@@ -77,8 +80,7 @@ def capture(model: nn.Module, *, every_layer: bool = False) -> Capture:
     if layers is None:
         raise UntraceableError("it has no list of layers")
     if every_layer:
-        count = len(layers.kind_of)
-        layers = LayerPlan(path=layers.path, representatives=tuple(range(count)), kind_of=tuple(range(count)))
+        layers = layers.every_layer()
     keep_representatives(model, layers)
     _untie(model)
     tokens = torch.zeros(1, _EXAMPLE_TOKENS, dtype=torch.int64, device="meta")
@@ -100,13 +102,22 @@ def capture(model: nn.Module, *, every_layer: bool = False) -> Capture:
     except UntraceableError:
         raise
     except Exception as error:
+        if "Constraints violated" in str(error):
+            raise UntraceableError("its code fixes how many tokens there are") from error
         raise UntraceableError(f"torch.export: {_first_line(error)}") from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
     signature = program.graph_signature
     parameters = {key: name.removeprefix("model.") for key, name in signature.inputs_to_parameters.items()}
-    buffers = {key: name.removeprefix("model.") for key, name in signature.inputs_to_buffers.items()}
+    computed = set(signature.non_persistent_buffers)
+    buffers = {
+        key: name.removeprefix("model.") for key, name in signature.inputs_to_buffers.items() if name in computed
+    }
+    # Buffers of the checkpoint (the bias of a router) are parameters here: they are no function of the configuration.
+    parameters |= {
+        key: name.removeprefix("model.") for key, name in signature.inputs_to_buffers.items() if name not in computed
+    }
     if program.constants.keys() - set(signature.inputs_to_buffers.values()):
         raise UntraceableError("its graph holds constants that its configuration does not explain")
     return Capture(
@@ -119,23 +130,60 @@ def capture(model: nn.Module, *, every_layer: bool = False) -> Capture:
 
 
 def computed_buffers(model: nn.Module, names: frozenset[str]) -> dict[str, torch.Tensor]:
-    """Values of buffers that a model computes from its configuration (rotary frequencies), by full name.
+    """Values of buffers that a model computes from its configuration (rotary frequencies, scales), by full name.
 
-    The module that owns the buffer is built once more, for real: on the meta device it has no values.
+    On the meta device they have none. ``_init_weights`` is what gives transformers' own loading theirs.
     """
     values: dict[str, torch.Tensor] = {}
     for name in sorted(names):
         path, _, leaf = name.rpartition(".")
         owner = model.get_submodule(path)
-        if leaf not in owner._non_persistent_buffers_set:
-            raise UntraceableError(f"the buffer {name} is part of its checkpoint")
+        twin = copy.copy(owner)
+        twin._buffers = {
+            key: None if buffer is None else torch.zeros(buffer.shape, dtype=buffer.dtype)
+            for key, buffer in owner._buffers.items()
+        }
+        twin._buffers[leaf] = torch.full(owner.get_buffer(leaf).shape, torch.nan)
         try:
-            with torch.device("cpu"):
-                rebuilt = type(owner)(config=model.config)
+            with torch.no_grad():
+                model._init_weights(twin)  # type: ignore[operator]
         except Exception as error:
             raise UntraceableError(f"cannot compute the buffer {name}: {_first_line(error)}") from error
-        values[name] = rebuilt.get_buffer(leaf).detach().clone()
+        value = twin.get_buffer(leaf)
+        if not torch.isfinite(value).all():
+            raise UntraceableError(f"nothing says what the buffer {name} holds")
+        values[name] = value
     return values
+
+
+def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers by full name: what a checkpoint holds. Tied ones under each of their names."""
+    computed = {
+        f"{path}.{name}".removeprefix(".")
+        for path, module in model.named_modules()
+        for name in module._non_persistent_buffers_set
+    }
+    stored = dict(model.named_parameters(remove_duplicate=False))
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name not in computed}
+    return stored | buffers
+
+
+def _keep_wide(model: Any, dtype: torch.dtype) -> None:
+    """Tensors that transformers keeps in float32 whatever the model's dtype, as its loading does."""
+    from transformers.core_model_loading import build_glob_alternation
+
+    plan = model._get_dtype_plan(dtype)
+    if not plan:
+        return
+    pattern, glob_of, _ = build_glob_alternation(list(plan))
+    for name, tensor in stored_tensors(model).items():
+        match = pattern.search(name)
+        if match is None or not tensor.is_floating_point():
+            continue
+        path, _, leaf = name.rpartition(".")
+        wide = tensor.detach().to(plan[glob_of[match.lastgroup]])
+        owner = model.get_submodule(path)
+        setattr(owner, leaf, nn.Parameter(wide, requires_grad=False) if leaf in owner._parameters else wide)
 
 
 def _untie(model: nn.Module) -> None:

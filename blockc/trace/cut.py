@@ -13,6 +13,9 @@ from torch import fx
 
 from blockc.trace.attention import UntraceableError
 from blockc.trace.capture import Capture
+from blockc.trace.nodes import aten, is_call, shape_of
+
+_VIEWS = (aten.reshape.default, aten.unsqueeze.default, aten.to.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +84,25 @@ def _boundaries(stream: list[fx.Node]) -> list[int]:
         forks = sum(user in index_of for user in node.users) > 1
         joins = sum(argument in index_of for argument in node.all_input_nodes) > 1
         if index == end - 1 or (alone and (forks or joins)):
-            bounds.append(index)
+            bound = _past_reshapes(stream, index)
+            start = bounds[-1] + 1 if bounds else 0
+            if any(not is_call(op, *_VIEWS) for op in stream[start : bound + 1]):
+                bounds.append(bound)
         furthest = max(furthest, last_use[index])
     return bounds
+
+
+def _past_reshapes(stream: list[fx.Node], index: int) -> int:
+    """Hidden states go from block to block as ``[1,T,F]``: models that fold them unfold them before the cut."""
+    while (
+        len(shape_of(stream[index])) != 3
+        and len(stream[index].users) == 1
+        and index + 1 < len(stream)
+        and is_call(stream[index + 1], aten.reshape.default)
+        and stream[index + 1].args[0] is stream[index]
+    ):
+        index += 1
+    return index
 
 
 def _runs(stream: list[fx.Node], bounds: list[int]) -> list[list[fx.Node]]:

@@ -23,14 +23,15 @@ from blockc.ir import (
     ValueType,
     verify_structure,
 )
-from blockc.trace import normalize
+from blockc.trace import nodes
 from blockc.trace.attention import UntraceableError
 from blockc.trace.model import KvLayer, Source, TracedBlock
 
 _OURS = {
-    normalize.linear: "blockc.linear",
-    normalize.embedding: "blockc.embedding",
-    normalize.rms_norm: "blockc.rms_norm",
+    nodes.embedding: "blockc.embedding",
+    nodes.rms_norm: "blockc.rms_norm",
+    nodes.topk_indices: "blockc.topk_indices",
+    nodes.topk_values: "blockc.topk_values",
 }
 _ATTENTION_BINDS = ("scale", "window", "softcap")
 
@@ -54,8 +55,10 @@ class _Emitter:
         """Append the op of ``node``."""
         if node.target is torch.ops.blockc.attention.default:
             target, args = "blockc.attention", self._attention(node)
-        elif node.target is normalize.linear:
+        elif node.target is nodes.linear:
             target, args = "blockc.linear", self._linear(node)
+        elif node.target is torch.ops.blockc.expert_linear.default:
+            target, args = "blockc.expert_linear", self._expert_linear(node)
         elif node.target in _OURS:
             target, args = _OURS[node.target], tuple(self.arg(item) for item in node.args)
         else:
@@ -91,31 +94,40 @@ class _Emitter:
         name = full.removeprefix(self.strip)
         shape = tuple(int(dim) for dim in node.meta["val"].shape)
         source = Source(name=full, transform="transpose" if transposed else "none")
-        type_ = ValueType(dtype=_dtype_code(node.meta["val"].dtype), shape=shape[::-1] if transposed else shape)
+        shape = (*shape[:-2], shape[-1], shape[-2]) if transposed else shape
+        type_ = ValueType(dtype=_dtype_code(node.meta["val"].dtype), shape=shape)
         if self.params.setdefault(name, (type_, source)) != (type_, source):
             raise UntraceableError(f"the parameter {full} is used in two ways")
         return Param(name)
 
     def _linear(self, node: fx.Node) -> tuple[Arg, ...]:
         x, weight, bias, path, transposed = node.args
+        matrix = self.arg(weight, transposed=bool(transposed))
+        if path is None:
+            return self.arg(x), matrix, self.arg(bias), None
         site = str(path).removeprefix(self.strip)
         if site in self.sites:
             raise UntraceableError(f"the linear {path} is used twice in a block")
         self.sites[site] = str(path)
-        return self.arg(x), self.arg(weight, transposed=bool(transposed)), self.arg(bias), site
+        return self.arg(x), matrix, self.arg(bias), site
+
+    def _expert_linear(self, node: fx.Node) -> tuple[Arg, ...]:
+        x, weight, bias, index, transposed = node.args
+        return self.arg(x), self.arg(weight, transposed=bool(transposed)), self.arg(bias), self.arg(index)
 
     def _attention(self, node: fx.Node) -> tuple[Arg, ...]:
         index = sum(op.target == "blockc.attention" for op in self.ops)
         bound: list[Arg] = []
-        for name, value in zip(_ATTENTION_BINDS, node.args[3:], strict=True):
+        for name, value in zip(_ATTENTION_BINDS, node.args[3:6], strict=True):
             assert value is None or isinstance(value, int | float)
             self.binds[f"{name}{index}"] = value
             bound.append(Bound(f"{name}{index}"))
-        return (*(self.arg(item) for item in node.args[:3]), *bound)
+        sinks = () if node.args[6] is None else (self.arg(node.args[6]),)
+        return (*(self.arg(item) for item in node.args[:3]), *bound, *sinks)
 
 
 def emit_block(
-    nodes: Sequence[fx.Node],
+    run: Sequence[fx.Node],
     *,
     names: Mapping[str, str],
     strip: str,
@@ -128,8 +140,8 @@ def emit_block(
 
     ``select_rows``: the block computes logits, and its hidden input is first narrowed to the rows that want them.
     """
-    inside = set(nodes)
-    read = {arg for node in nodes for arg in node.all_input_nodes if arg not in inside}
+    inside = set(run)
+    read = {arg for node in run for arg in node.all_input_nodes if arg not in inside}
     used_contexts = [index for index, node in enumerate(contexts) if node in read]
     emitter = _Emitter(
         names=names,
@@ -142,7 +154,7 @@ def emit_block(
         hidden = next(node for node, name in emitter.inputs.items() if name == "x")
         emitter.ops.append(Op(result="0", target="blockc.select_rows", args=(Value("x"),)))
         emitter.values[hidden] = "0"
-    for node in nodes:
+    for node in run:
         emitter.emit(node)
     structure = Structure(
         inputs=declared,
@@ -165,15 +177,14 @@ def emit_block(
     )
 
 
-def kv_layers(nodes: Sequence[fx.Node]) -> list[KvLayer]:
+def kv_layers(ops: Sequence[fx.Node]) -> list[KvLayer]:
     """The caches that a block's attention ops need, in order."""
     found: list[KvLayer] = []
-    for node in nodes:
+    for node in ops:
         if node.target is not torch.ops.blockc.attention.default:
             continue
         key, value = node.args[1].meta["val"], node.args[2].meta["val"]  # type: ignore[union-attr]
-        if key.shape[3] != value.shape[3]:
-            raise UntraceableError("keys and values of different sizes")
+        assert key.shape[3] == value.shape[3], "keys and values are padded to one size"
         window = node.args[4]
         assert window is None or isinstance(window, int)
         found.append(KvLayer(kv_heads=int(key.shape[1]), head_dim=int(key.shape[3]), window=window))
@@ -181,7 +192,7 @@ def kv_layers(nodes: Sequence[fx.Node]) -> list[KvLayer]:
 
 
 def _type(node: fx.Node) -> ValueType:
-    shape = tuple("T" if dim == "T" else int(dim) for dim in normalize.shape_of(node))
+    shape = tuple("T" if dim == "T" else int(dim) for dim in nodes.shape_of(node))
     return ValueType(dtype=_dtype_code(node.meta["val"].dtype), shape=shape)  # type: ignore[arg-type]
 
 

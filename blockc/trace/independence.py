@@ -11,9 +11,8 @@ import torch
 from torch import fx
 
 from blockc.trace.attention import UntraceableError
-from blockc.trace.normalize import shape_of
-
-aten = torch.ops.aten
+from blockc.trace.nodes import aten, shape_of
+from blockc.trace.shapes import DIMENSION
 
 
 def check_token_independence(graph: fx.Graph) -> None:
@@ -26,6 +25,10 @@ def check_token_independence(graph: fx.Graph) -> None:
             continue
         if "T" not in shape_of(node):
             raise UntraceableError(f"{node.target} reduces over the tokens")
+        if node.target in DIMENSION:
+            _check_dimension(node)
+        if node.target is torch.ops.blockc.expert_linear.default and _over_tokens(node):
+            raise UntraceableError("experts that choose tokens")
         if node.target is aten.matmul.default:
             left, right = node.args
             assert isinstance(left, fx.Node)
@@ -37,6 +40,20 @@ def check_token_independence(graph: fx.Graph) -> None:
             assert isinstance(source, fx.Node)
             if _before(shape_of(source)) != _before(shape_of(node)):
                 raise UntraceableError("a reshape that mixes tokens with other axes")
+
+
+def _check_dimension(node: fx.Node) -> None:
+    """The op works along its dimension: it must be another than that of the tokens."""
+    source, dims = node.args[0], node.args[DIMENSION[node.target]]
+    assert isinstance(source, fx.Node)
+    along = {dim for dim in (dims if isinstance(dims, list | tuple) else [dims]) if isinstance(dim, int)}
+    if any(shape_of(source)[dim] == "T" for dim in along):
+        raise UntraceableError(f"{node.target} along the tokens")
+
+
+def _over_tokens(node: fx.Node) -> bool:
+    x, index = node.args[0], node.args[3]
+    return shape_of(x)[0] != "T" or shape_of(index)[0] != "T"
 
 
 def _before(shape: tuple[int | str, ...]) -> int:

@@ -1,4 +1,4 @@
-"""Configuration -> ``TracedModel``: capture one layer of each kind, normalise, cut, emit, and repeat the layers.
+"""Configuration -> ``TracedModel``: capture few layers of each kind, normalise, cut, emit, and repeat the layers.
 
 Invariant: running the blocks in order equals running the model; a request's values never depend on its neighbours in
 a step, because no op outside attention and row selection may mix tokens.
@@ -6,14 +6,14 @@ a step, because no op outside attention and row selection may mix tokens.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from blockc.ir import DTYPE_CODE, format_structure
 from blockc.trace.attention import UntraceableError
-from blockc.trace.capture import Capture, build_meta_model, capture, computed_buffers
+from blockc.trace.capture import Capture, build_meta_model, capture, computed_buffers, stored_tensors
 from blockc.trace.cut import Cuts, cut
 from blockc.trace.emit import emit_block, kv_layers
 from blockc.trace.independence import check_token_independence
@@ -24,23 +24,27 @@ from blockc.trace.normalize import normalize
 def trace(config: Any, *, dtype: str, every_layer: bool = False) -> TracedModel:
     """Trace a transformers configuration at ``dtype`` (``"float32"``, ``"bfloat16"``, ``"float16"``).
 
-    ``every_layer`` captures all layers instead of one of each kind (slow; the tests compare the two).
+    ``every_layer`` captures all layers instead of the first and last of each kind (slow; the tests compare the two).
     Raises :class:`UntraceableError` with the reason.
     """
     model = build_meta_model(config, getattr(torch, dtype))
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    parameters = {name: tuple(tensor.shape) for name, tensor in model.named_parameters(remove_duplicate=False)}
+    parameters = {name: tuple(tensor.shape) for name, tensor in stored_tensors(model).items()}
     captured = capture(model, every_layer=every_layer)
     normalize(captured.graph)
     check_token_independence(captured.graph)
     cuts = cut(captured)
     prelude = _emit_prelude(captured, cuts)
     pieces = _emit_blocks(captured, cuts)
-    blocks, layers = _repeat_layers(captured, pieces)
+    repeated = _repeat_layers(captured, pieces)
+    if repeated is None:
+        return trace(config, dtype=dtype, every_layer=True)
+    blocks, layers = repeated
     if len(layers) < len(captured.layers.kind_of):
         raise UntraceableError("attention that does not pass transformers' attention interface")
     _check_chain(blocks)
-    buffers = frozenset(source.name for source in (prelude.sources if prelude else {}).values())
+    sources = [source for block in (prelude, *blocks) if block is not None for source in block.sources.values()]
+    buffers = frozenset(source.name for source in sources) & captured.buffers
     # Patterns that transformers itself ignores in every checkpoint, and buffers that it recomputes.
     ignored = sorted(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
     return TracedModel(
@@ -73,66 +77,84 @@ def _emit_prelude(captured: Capture, cuts: Cuts) -> TracedBlock | None:
     )
 
 
-def _emit_blocks(captured: Capture, cuts: Cuts) -> list[tuple[int | None, TracedBlock, list[KvLayer]]]:
-    """Each block with the kind of layer that it belongs to (None: outside the layers)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Piece:
+    """A captured block with its caches. ``layer``: the layer that it belongs to (None: outside the layers)."""
+
+    layer: int | None
+    block: TracedBlock
+    caches: tuple[KvLayer, ...]
+
+
+def _emit_blocks(captured: Capture, cuts: Cuts) -> list[_Piece]:
     inputs = {_placeholder(captured, "tokens"): "tokens", _placeholder(captured, "positions"): "positions"}
-    pieces: list[tuple[int | None, TracedBlock, list[KvLayer]]] = []
+    pieces: list[_Piece] = []
     for index, nodes in enumerate(cuts.blocks):
-        kind = _layer_kind(captured, {arg.name for node in nodes for arg in node.all_input_nodes})
+        layer = _layer_of(captured, {arg.name for node in nodes for arg in node.all_input_nodes})
         last = index == len(cuts.blocks) - 1
         block = emit_block(
             nodes,
             names=captured.names,
-            strip="" if kind is None else f"{captured.layers.path}.{kind}.",
+            strip="" if layer is None else f"{captured.layers.path}.{layer}.",
             inputs=inputs | ({cuts.outputs[index - 1]: "x"} if index else {}),
             contexts=cuts.contexts,
             returns=(cuts.outputs[index],),
             select_rows=last,
         )
-        pieces.append((kind, block, kv_layers(nodes)))
+        pieces.append(_Piece(layer=layer, block=block, caches=tuple(kv_layers(nodes))))
     return pieces
 
 
-def _layer_kind(captured: Capture, placeholders: set[str]) -> int | None:
+def _layer_of(captured: Capture, placeholders: set[str]) -> int | None:
     prefix = f"{captured.layers.path}."
     names = [captured.names[name] for name in sorted(placeholders) if name in captured.names]
-    kinds = {int(name.removeprefix(prefix).split(".")[0]) if name.startswith(prefix) else None for name in names}
-    if len(kinds) > 1:
+    layers = {int(name.removeprefix(prefix).split(".")[0]) if name.startswith(prefix) else None for name in names}
+    if len(layers) > 1:
         raise UntraceableError("a block that reaches over the border of a layer")
-    return kinds.pop() if kinds else None
+    return layers.pop() if layers else None
 
 
 def _repeat_layers(
-    captured: Capture, pieces: list[tuple[int | None, TracedBlock, list[KvLayer]]]
-) -> tuple[tuple[TracedBlock, ...], tuple[KvLayer, ...]]:
-    """Put a copy of its kind's blocks at every layer, with the layer's own parameter names."""
-    order = [kind for kind, _, _ in pieces]
-    in_layers = [kind for kind in order if kind is not None]
+    captured: Capture, pieces: list[_Piece]
+) -> tuple[tuple[TracedBlock, ...], tuple[KvLayer, ...]] | None:
+    """Put a copy of its kind's blocks at every layer, with the layer's own parameter names.
+
+    None if two captured layers of one kind turn out to be different.
+    """
+    plan = captured.layers
+    order = [piece.layer for piece in pieces]
+    in_layers = [layer for layer in order if layer is not None]
     first = order.index(in_layers[0]) if in_layers else 0
-    stack = order[first : first + len(in_layers)]
-    if not in_layers or stack != sorted(in_layers):
+    end = first + len(in_layers)
+    if not in_layers or order[first:end] != sorted(in_layers):
         raise UntraceableError("its layers do not follow one another")
-    blocks: list[TracedBlock] = []
-    layers: list[KvLayer] = []
-    for _, block, caches in pieces[:first]:
-        blocks.append(block)
-        layers += caches
-    for index, kind in enumerate(captured.layers.kind_of):
-        for own, block, caches in pieces:
-            if own == kind:
-                blocks.append(_renamed(block, captured.layers.path, kind, index))
-                layers += caches
-    for _, block, caches in pieces[first + len(in_layers) :]:
-        blocks.append(block)
-        layers += caches
-    return tuple(blocks), tuple(layers)
+    by_layer: dict[int, list[_Piece]] = {layer: [] for layer in plan.representatives}
+    for piece in pieces[first:end]:
+        assert piece.layer is not None
+        by_layer[piece.layer].append(piece)
+    for layer, own in by_layer.items():
+        if own != _moved(by_layer[plan.first_of(plan.kind_of[layer])], plan.path, layer):
+            return None
+    repeated = [
+        piece
+        for layer, kind in enumerate(plan.kind_of)
+        for piece in _moved(by_layer[plan.first_of(kind)], plan.path, layer)
+    ]
+    whole = [*pieces[:first], *repeated, *pieces[end:]]
+    return tuple(piece.block for piece in whole), tuple(cache for piece in whole for cache in piece.caches)
 
 
-def _renamed(block: TracedBlock, path: str, kind: int, index: int) -> TracedBlock:
-    old, new = f"{path}.{kind}.", f"{path}.{index}."
+def _moved(pieces: list[_Piece], path: str, layer: int) -> list[_Piece]:
+    """The blocks of a layer as they are at another: only the names of what they bind change."""
+    return [
+        replace(piece, layer=layer, block=_renamed(piece.block, f"{path}.{piece.layer}.", f"{path}.{layer}."))
+        for piece in pieces
+    ]
 
+
+def _renamed(block: TracedBlock, old: str, new: str) -> TracedBlock:
     def rename(name: str) -> str:
-        return new + name.removeprefix(old)
+        return new + name.removeprefix(old) if name.startswith(old) else name
 
     return replace(
         block,

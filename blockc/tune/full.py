@@ -118,9 +118,9 @@ class _Binder:
         tensors: dict[str, TensorRef] = {}
         fresh: list[tuple[TensorRef, memoryview]] = []
         for param, source in block.sources.items():
-            key = (self.names[source.name], source.transform)
+            key = (self.names.get(source.name, source.name), source.transform)
             if key not in self.known:
-                self.known[key], data = self._read(source)
+                self.known[key], data = self._read(source, dict(block.structure.params)[param].dtype)
                 fresh.append((self.known[key], data))
             tensors[param] = self.known[key]
         self.zoo.put_tensors(fresh)
@@ -137,12 +137,14 @@ class _Binder:
             contexts=block.contexts,
         )
 
-    def _read(self, source: Source) -> tuple[TensorRef, memoryview]:
+    def _read(self, source: Source, dtype: str) -> tuple[TensorRef, memoryview]:
+        if source.name in self.traced.buffers:
+            return tensor_ref(self.traced.buffers[source.name])
         tensor = self.checkpoint.read(self.names[source.name])
-        tensor = tensor.to(getattr(torch, DTYPE_NAME[self.traced.dtype]))
+        tensor = tensor.to(getattr(torch, DTYPE_NAME[dtype]))
         if not bool(torch.isfinite(tensor).all()):
             raise _NotFiniteError(self.names[source.name])
-        return tensor_ref(tensor.t() if source.transform == "transpose" else tensor)
+        return tensor_ref(tensor.transpose(-1, -2) if source.transform == "transpose" else tensor)
 
 
 def tensor_ref(tensor: Any) -> tuple[TensorRef, memoryview]:
@@ -158,7 +160,7 @@ def _match_names(
     traced: TracedModel, checkpoint: Checkpoint, *, written: str, diags: Diagnostics, at: Span
 ) -> dict[str, str] | None:
     """Parameter of the model -> tensor of the checkpoint, as transformers would load them."""
-    needed = {source.name for block in traced.blocks for source in block.sources.values()}
+    needed = {source.name for block in traced.blocks for source in block.sources.values()} - traced.buffers.keys()
     names: dict[str, str] = {}
     for parameter in sorted(needed):
         found = _find(parameter, traced, checkpoint)

@@ -10,11 +10,9 @@ from typing import Any, Literal
 from blockc.diag import Diagnostics, Span
 from blockc.spec.deployment import Assumption, Base, Deployment, FineTune, Source
 from blockc.tune.assets import check_assets
+from blockc.trace.architectures import why_not
 from blockc.tune.checkpoint import read_json
 from blockc.tune.source import CONFIGURATION, EVERYTHING, locate, written_as
-
-# Refused by name: attention or positions of these cannot be represented exactly (`docs/decisions`).
-_SUPPORTED = ("llama", "qwen2", "mistral", "gpt2")
 
 # Entries of `auto_map` that replace the model itself; a tokenizer's code is no concern of the weights.
 _OWN_CODE = {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
@@ -172,10 +170,10 @@ def _supported(config: Mapping[str, Any], *, written: str, diags: Diagnostics, a
         )  # fmt: skip
         return False
     model_type = config.get("model_type")
-    if model_type not in _SUPPORTED:
+    if (reason := why_not(model_type)) is not None:
         diags.report(
-            "BC205", f"{written} is a model of the type {str(model_type)[:40]!r}, which is not supported", at=at,
-            help=f"supported: {', '.join(_SUPPORTED)}",
+            "BC205", f"{written} is a model of the type {str(model_type)[:40]!r}, {reason}", at=at,
+            help="`blockc rule BC205` lists what is supported",
         )  # fmt: skip
         return False
     return True

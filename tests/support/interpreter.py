@@ -89,13 +89,19 @@ class _Runner:
                 return F.gelu(args[0], approximate=args[1])
             case "blockc.select_rows":
                 return args[0]
+            case "blockc.topk_values":
+                return torch.topk(*args).values
+            case "blockc.topk_indices":
+                return torch.topk(*args).indices
+            case "blockc.expert_linear":
+                return expert_linear(*args)
             case "blockc.attention":
                 return self.attention(*args)
             case _:
                 namespace, name, overload = target.split(".")
                 return getattr(getattr(getattr(torch.ops, namespace), name), overload)(*args)
 
-    def attention(self, q, k, v, scale, window, softcap) -> torch.Tensor:
+    def attention(self, q, k, v, scale, window, softcap, sinks=None) -> torch.Tensor:
         repeat = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
         scores = (q @ k.transpose(2, 3)) * scale
@@ -105,5 +111,18 @@ class _Runner:
         hidden = column > row
         if window is not None:
             hidden = hidden | (column <= row - window)
-        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1, dtype=torch.float32).to(q.dtype)
+        scores = scores.masked_fill(hidden, float("-inf"))
+        if sinks is not None:
+            scores = torch.cat([scores, sinks.to(scores).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], 3)
+        weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)[..., : self.length]
         return (weights @ v).transpose(1, 2)
+
+
+def expert_linear(x, weight, bias, index) -> torch.Tensor:
+    """Token by token, choice by choice."""
+    out = torch.empty(*index.shape, weight.shape[1])
+    for token, choices in enumerate(index.tolist()):
+        for place, expert in enumerate(choices):
+            one = x[token] if x.ndim == 2 else x[token, place]
+            out[token, place] = F.linear(one, weight[expert], None if bias is None else bias[expert])
+    return out

@@ -35,14 +35,14 @@ class LogitRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearGroup:
-    """Linears that read one value: for each its weight's and bias' parameter names and its site.
+    """Linears that read one value: for each its weight's and bias' parameter names and its site, if it has one.
 
     ``after_selection``: the value holds the selected rows, not all tokens.
     """
 
     weights: tuple[str, ...]
     biases: tuple[str | None, ...]
-    sites: tuple[str, ...]
+    sites: tuple[str | None, ...]
     after_selection: bool
 
 
@@ -128,11 +128,16 @@ class _Builder:
         args = tuple(self._argument(arg) for arg in op.args)
         match op.target:
             case "blockc.attention":
-                q, k, v, scale, window, softcap = args
                 layer, batch = self.caches[op.result]
-                node = call(self.ops.attention, (q, k, v, layer, batch, scale, window, softcap))
+                node = call(self.ops.attention, (*args[:3], layer, batch, *args[3:]))
             case "blockc.embedding":
                 node = call(self.ops.embedding, args[:2])
+            case "blockc.expert_linear":
+                node = call(self.ops.expert_linear, args)
+            case "blockc.topk_values":
+                node = call(topk_values, args)
+            case "blockc.topk_indices":
+                node = call(topk_indices, args)
             case "blockc.rms_norm":
                 node = call(self.ops.rms_norm, args)
             case "blockc.select_rows":
@@ -170,6 +175,16 @@ class _Builder:
                 return arg
 
 
+def topk_values(x: Tensor, k: int) -> Tensor:
+    """The k largest along the last axis, largest first."""
+    return torch.topk(x, k).values
+
+
+def topk_indices(x: Tensor, k: int) -> Tensor:
+    """Where the k largest along the last axis stand."""
+    return torch.topk(x, k).indices
+
+
 def select_rows(x: Tensor, rows: LogitRows) -> Tensor:
     """``x [1,T,F] -> [1,R,F]``; notes which of the T tokens are finite before the others are dropped."""
     rows.finite = torch.isfinite(x[0].sum(-1))
@@ -195,11 +210,13 @@ def _after_selection(structure: Structure) -> set[Arg]:
 
 
 def _group_entry(ops: tuple[Op, ...], selected: set[Arg]) -> LinearGroup:
-    weights, biases, sites = [], [], []
+    weights: list[str] = []
+    biases: list[str | None] = []
+    sites: list[str | None] = []
     for op in ops:
         _, weight, bias, site = op.args
-        if not isinstance(weight, Param) or not isinstance(site, str):
-            raise AttributeError("a linear's weight is a parameter and its site a name")
+        if not isinstance(weight, Param) or not (site is None or isinstance(site, str)):
+            raise AttributeError("a linear's weight is a parameter and its site a name or none")
         if bias is not None and not isinstance(bias, Param):
             raise AttributeError("a linear's bias is a parameter or none")
         weights.append(weight.name)

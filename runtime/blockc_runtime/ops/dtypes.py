@@ -6,7 +6,7 @@ import torch
 
 from blockc.ir.tensor import DTYPE_NAME
 
-_OTHERS = {"F64": torch.float64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
+_OTHERS = {"F64": torch.float64, "I32": torch.int32, "U8": torch.uint8}
 
 
 def torch_dtype(code: str) -> torch.dtype:

@@ -11,6 +11,8 @@ from torch.nn.functional import embedding
 
 from blockc_runtime.ops.attention import cpu as attention_cpu
 from blockc_runtime.ops.attention import cuda as attention_cuda
+from blockc_runtime.ops.experts import cpu as experts_cpu
+from blockc_runtime.ops.experts import cuda as experts_cuda
 from blockc_runtime.ops.linear import cpu as linear_cpu
 from blockc_runtime.ops.linear import cuda as linear_cuda
 from blockc_runtime.ops.norm import cpu as norm_cpu
@@ -23,6 +25,7 @@ class OpTable:
 
     attention: Callable[..., Tensor]
     linears: Callable[..., tuple[Tensor, ...]]
+    expert_linear: Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     rotary: Callable[[Tensor, Tensor, Tensor, int], Tensor]
     embedding: Callable[[Tensor, Tensor], Tensor]
@@ -34,6 +37,7 @@ def op_table(device: torch.device) -> OpTable:
         return OpTable(
             attention=attention_cuda.attention,
             linears=linear_cuda.linears,
+            expert_linear=experts_cuda.expert_linear,
             rms_norm=norm_cuda.rms_norm,
             rotary=norm_cuda.rotary,
             embedding=embedding,
@@ -41,6 +45,7 @@ def op_table(device: torch.device) -> OpTable:
     return OpTable(
         attention=attention_cpu.attention,
         linears=linear_cpu.linears,
+        expert_linear=experts_cpu.expert_linear,
         rms_norm=norm_cpu.rms_norm,
         rotary=norm_cpu.rotary,
         embedding=embedding,

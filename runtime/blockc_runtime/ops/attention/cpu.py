@@ -42,29 +42,45 @@ def attention(
     scale: float,
     window: int | None,
     softcap: float | None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    """``q [1,H,T,D]``, ``k`` and ``v [1,K,T,D]``. Writes the cache, then reads it."""
+    """``q [1,H,T,D]``, ``k`` and ``v [1,K,T,D]``, ``sinks [H]``. Writes the cache, then reads it."""
     if window != batch.window:
         raise ValueError(f"a block binds window {window}, its KV group has {batch.window}")
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (q, k, v))
+    form = _Scores(scale=scale, softcap=softcap, sinks=sinks)
     layer.keys.index_copy_(0, batch.slots, keys.to(layer.keys.dtype))
     layer.values.index_copy_(0, batch.slots, values.to(layer.values.dtype))
     if len(batch.buckets) == 1 and not batch.chunks:
-        return _decode(queries, layer, batch.buckets[0], scale, softcap).unsqueeze(0)
+        return _decode(queries, layer, batch.buckets[0], form).unsqueeze(0)
     out = q.new_empty((q.shape[2], q.shape[1], v.shape[3]))
     for bucket in batch.buckets:
         if bucket.index is None:
-            out[: bucket.rows] = _decode(queries[: bucket.rows], layer, bucket, scale, softcap)
+            out[: bucket.rows] = _decode(queries[: bucket.rows], layer, bucket, form)
         else:
             picked = queries.index_select(0, bucket.index)
-            out.index_copy_(0, bucket.index, _decode(picked, layer, bucket, scale, softcap))
+            out.index_copy_(0, bucket.index, _decode(picked, layer, bucket, form))
     for chunk in batch.chunks:
         span = slice(chunk.first, chunk.first + chunk.count)
-        out[span] = _prefill(queries[span], keys[span], values[span], layer, chunk, scale, softcap)
+        out[span] = _prefill(queries[span], keys[span], values[span], layer, chunk, form)
     return out.unsqueeze(0)
 
 
-def _decode(queries: Tensor, layer: PagedLayer, bucket: DecodeBucket, scale: float, softcap: float | None) -> Tensor:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scores:
+    """How scores become weights: ``softcap * tanh(score / softcap)``, and a sink a head that takes part of them."""
+
+    scale: float
+    softcap: float | None
+    sinks: Tensor | None
+
+    @property
+    def plain(self) -> bool:
+        """Whether fused attention computes them."""
+        return self.softcap is None and self.sinks is None
+
+
+def _decode(queries: Tensor, layer: PagedLayer, bucket: DecodeBucket, form: _Scores) -> Tensor:
     """``queries [n,H,D]`` -> ``[n,H,D]``."""
     rows, heads, size = queries.shape
     keys, values = layer.gather(bucket.pages)
@@ -74,10 +90,11 @@ def _decode(queries: Tensor, layer: PagedLayer, bucket: DecodeBucket, scale: flo
     keys, values = (
         tensor.view(rows, -1, kv_heads, tensor.shape[2]).transpose(1, 2).to(queries.dtype) for tensor in (keys, values)
     )
-    if softcap is None:
-        out = scaled_dot_product_attention(folded, keys, values, bucket.mask, scale=scale)
+    if form.plain:
+        out = scaled_dot_product_attention(folded, keys, values, bucket.mask, scale=form.scale)
     else:
-        out = _capped(folded, keys, values, bucket.mask, scale, softcap)
+        sinks = None if form.sinks is None else form.sinks.view(kv_heads, heads // kv_heads, 1)
+        out = _weighted(folded, keys, values, bucket.mask, form, sinks)
     return out.reshape(rows, heads, -1)
 
 
@@ -87,8 +104,7 @@ def _prefill(
     values: Tensor,
     layer: PagedLayer,
     chunk: Chunk,
-    scale: float,
-    softcap: float | None,
+    form: _Scores,
 ) -> Tensor:
     """``queries [n,H,D]``, new ``keys`` and ``values [n,K,D]`` -> ``[n,H,D]``."""
     count, heads, size = queries.shape
@@ -100,17 +116,29 @@ def _prefill(
     keys, values = (
         tensor.transpose(0, 1).unsqueeze(1).expand(-1, heads // kv_heads, -1, -1) for tensor in (keys, values)
     )
-    if softcap is None:
-        out = scaled_dot_product_attention(grouped, keys, values, chunk.mask, is_causal=chunk.mask is None, scale=scale)
+    if form.plain:
+        out = scaled_dot_product_attention(
+            grouped, keys, values, chunk.mask, is_causal=chunk.mask is None, scale=form.scale
+        )
     else:
-        out = _capped(grouped, keys, values, chunk.mask, scale, softcap)
+        sinks = None if form.sinks is None else form.sinks.view(kv_heads, heads // kv_heads, 1, 1)
+        out = _weighted(grouped, keys, values, chunk.mask, form, sinks)
     return out.permute(2, 0, 1, 3).reshape(count, heads, -1)
 
 
-def _capped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
-    """Scores go through ``softcap * tanh(score / softcap)``, which fused attention does not offer."""
-    scores = torch.matmul(queries, keys.transpose(-1, -2)).float() * scale
-    scores = torch.tanh(scores / softcap) * softcap
+def _weighted(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, form: _Scores, sinks: Tensor | None
+) -> Tensor:
+    """Attention in its steps, in float32, for what fused attention does not offer. ``sinks`` is ``[..., n, 1]``."""
+    scores = torch.matmul(queries, keys.transpose(-1, -2)).float() * form.scale
+    if form.softcap is not None:
+        scores = torch.tanh(scores / form.softcap) * form.softcap
     if mask is None:
         mask = scores.new_full(scores.shape[-2:], float("-inf")).triu_(1)
-    return torch.matmul(torch.softmax(scores + mask, -1).to(values.dtype), values)
+    scores = scores + mask
+    if sinks is None:
+        weights = torch.softmax(scores, -1)
+    else:
+        beside = sinks.float().expand(*scores.shape[:-1], 1)
+        weights = torch.softmax(torch.cat([scores, beside], -1), -1)[..., :-1]
+    return torch.matmul(weights.to(values.dtype), values)

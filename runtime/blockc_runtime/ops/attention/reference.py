@@ -28,8 +28,9 @@ def attention(
     scale: float,
     window: int | None,
     softcap: float | None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    """``q [1,H,T,D]``, ``k`` and ``v [1,K,T,D]``; ``keys`` and ``values [slots,K,D]`` are written in place."""
+    """``q [1,H,T,D]``, ``k`` and ``v [1,K,T,D]``; ``keys`` and ``values [slots,K,D]`` are written; ``sinks [H]``."""
     heads, kv_heads = q.shape[1], k.shape[1]
     out = torch.zeros(1, q.shape[2], heads, q.shape[3], dtype=torch.float32)
     for row in rows:
@@ -48,7 +49,9 @@ def attention(
                 scores = [float(query @ keys[slot, kv_head].float()) * scale for slot in slots]
                 if softcap is not None:
                     scores = [math.tanh(score / softcap) * softcap for score in scores]
-                weights = torch.softmax(torch.tensor(scores), 0)
+                if sinks is not None:
+                    scores.append(float(sinks[head]))
+                weights = torch.softmax(torch.tensor(scores), 0)[: len(slots)]
                 for weight, slot in zip(weights, slots, strict=True):
                     out[0, row.first + i, head] += weight * values[slot, kv_head].float()
     return out.to(q.dtype)

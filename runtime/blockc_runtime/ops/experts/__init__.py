@@ -1,0 +1,1 @@
+"""Linears of which each token uses the few that it chose (mixture of experts)."""
