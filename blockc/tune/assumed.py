@@ -83,8 +83,8 @@ def _tensors_of(
     def tensor(block: TracedBlock, param: str, source: Source) -> TensorRef:
         if source.name in traced.buffers:  # follows from the configuration, values and all
             return tensor_ref(traced.buffers[source.name])[0]
-        name, shape = parameter_of(traced, source), parameter_shape(block, param)
-        return _assumed(origins.of(name), f"{name} {source.transform}", traced.dtype, shape)
+        name, dtype = parameter_of(traced, source), dict(block.structure.params)[param].dtype
+        return _assumed(origins.of(name), f"{name} {source.transform}", dtype, parameter_shape(block, param))
 
     def tensors(block: TracedBlock) -> Mapping[str, TensorRef]:
         return {param: tensor(block, param, source) for param, source in block.sources.items()}

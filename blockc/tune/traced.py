@@ -40,7 +40,7 @@ def parameter_of(traced: TracedModel, source: Source) -> str:
 
 def parameter_shape(block: TracedBlock, param: str) -> tuple[int, ...]:
     """The shape of a parameter as the block keeps it."""
-    shape = next(type_.shape for name, type_ in block.structure.params if name == param)
+    shape = dict(block.structure.params)[param].shape
     sizes = tuple(size for size in shape if isinstance(size, int))
     assert len(sizes) == len(shape), "parameters have sizes, not symbols"
     return sizes
