@@ -1,7 +1,7 @@
 """``blockc compile SPEC -o plan.json``: from a spec to a plan, weights to the zoo.
 
 In: a spec. Out: the plan file, one line on stdout (or with ``--json`` one document), progress on stderr. Nothing is
-written where a stage found errors, except tensors in the zoo that no plan names.
+written where a stage found errors, except tensors in the zoo that no plan names, and what ``--dump-after`` asked for.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from blockc.cli.dump import DumpOption, DumpToOption
 from blockc.cli.options import JsonOption, SpecArgument, VarOption, ZooOption, variables_of, zoo_of
 
 if TYPE_CHECKING:
@@ -29,20 +30,24 @@ def compile_(
     ),
     zoo: ZooOption = None,
     var: VarOption = None,
+    dump_after: DumpOption = None,
+    dump_to: DumpToOption = Path("-"),
     as_json: JsonOption = False,
 ) -> None:
     """Compile a spec: trace, share, place, and write the plan."""
+    from blockc.cli.dump import stage_dumps
     from blockc.cli.progress import stage_lines
     from blockc.cli.report import exit_code, print_document, reporting, show
     from blockc.diag.json import diagnostics_document
-    from blockc.plan import write_plan
+    from blockc.zoo import publish
 
+    on_result = stage_dumps(dump_after or [], dump_to, as_json=as_json)
     with reporting("compile", as_json=as_json):
         _check_output(output, Path(spec))
         compiled, found, sources = compile_file(
-            Path(spec), zoo_of(zoo, output), variables_of(var), on_stage=stage_lines()
+            Path(spec), zoo_of(zoo, output), variables_of(var), on_stage=stage_lines(), on_result=on_result
         )
-        write_plan(compiled.plan, output)
+        publish(compiled.plan, output, compiled.zoo)
     if as_json:
         print_document(
             "compile", ok=True, plan=str(output), summary=_summary(compiled), diagnostics=diagnostics_document(found)
@@ -71,7 +76,12 @@ def _check_output(output: Path, spec: Path) -> None:
 
 
 def compile_file(
-    spec: Path, zoo_root: Path, variables: dict[str, str], *, on_stage: Any = lambda name, seconds: None
+    spec: Path,
+    zoo_root: Path,
+    variables: dict[str, str],
+    *,
+    on_stage: Any = lambda name, seconds: None,
+    on_result: Any = lambda name, result: None,
 ) -> tuple[Compiled, Any, Any]:
     """Load and compile; returns the result, the warnings, and the texts they point into.
 
@@ -93,7 +103,9 @@ def compile_file(
     try:
         check_weights(deployment, diags)  # what `blockc check` says, before torch is imported
         diags.raise_if_errors()
-        compiled = compile_deployment(deployment, zoo=Zoo(zoo_root, create=True), diags=diags, on_stage=on_stage)
+        compiled = compile_deployment(
+            deployment, zoo=Zoo(zoo_root, create=True), diags=diags, on_stage=on_stage, on_result=on_result
+        )
     except DiagnosticError as error:
         raise DiagnosticError(tidy(Diagnostics(items=[*result.diagnostics, *error.diagnostics]))) from None
     remaining = suppress(diags, result.suppressions)
