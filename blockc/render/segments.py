@@ -108,7 +108,7 @@ def plan_segments(plan: ExecutionPlan) -> str:
 def render_segments(names: Sequence[str], segments: Sequence[SegmentView], groups: Sequence[GroupView]) -> str:
     """``names``: who uses each chain."""
     lines = [f"CHAINS  ({counted(len(names), 'chain')})"]
-    lines += [f"  {index:>3}  {printable(name)}" for index, name in enumerate(names)]
+    lines += [f"  {index:>3}  {printable(name) or 'no app'}" for index, name in enumerate(names)]
     lines += ["", f"SEGMENTS  ({counted(len(segments), 'segment')})"]
     for index, segment in enumerate(segments):
         lines += ["", *_segment(index, segment)]

@@ -84,10 +84,7 @@ def _places(model: TracedModel) -> Iterator[tuple[str, TracedBlock]]:
 def _model(name: str, model: TracedModel) -> Iterator[str]:
     positions = "any number of" if model.max_positions is None else str(model.max_positions)
     yield f"model {printable(name)}: {model.architecture}, {model.dtype}"
-    yield (
-        f"  {counted(len(model.blocks), 'block')}, {counted(len(model.parameters), 'parameter')}, "
-        f"vocabulary {model.vocab_size}, {positions} positions"
-    )
+    yield f"  {counted(len(model.blocks), 'block')}, vocabulary {model.vocab_size}, {positions} positions"
     for index, layer in enumerate(model.kv_layers):
         window = "" if layer.window is None else f", window {layer.window}"
         yield f"  KV layer {index}: {counted(layer.kv_heads, 'head')} of {layer.head_dim}{window}"

@@ -50,13 +50,13 @@ class Reference:
         return (canonical_json(asdict(self)) + "\n").encode()
 
 
-def publish(plan: ExecutionPlan, path: Path, zoo: Zoo) -> None:
+def publish(plan: ExecutionPlan, path: Path, zoo: Zoo | None) -> None:
     """Write a plan to ``path`` and keep what it needs in the zoo, in place of the plan that was there.
 
     A crash in between leaves both plans' references, and one of the plans at ``path``. Of several compilations to
-    one path the last to write wins, with its reference. A plan made without weights takes nothing from a zoo.
+    one path the last to write wins, with its reference. A plan that was made without weights has no zoo.
     """
-    if str(plan.target) == "sim":
+    if zoo is None:
         write_plan(plan, path)
         return
     reference = refer(zoo, dump_plan(plan), path)

@@ -23,7 +23,7 @@ from tests.support.tiny_models import save_model
 from tests.zoo.plans import missing
 
 _COMPILERS = 8
-_ROUNDS = 4
+_ROUNDS = 3
 
 
 @pytest.fixture(scope="module")
