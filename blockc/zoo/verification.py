@@ -45,7 +45,7 @@ def verify_zoo(zoo: Zoo, on_file: Callable[[Path, int], None]) -> tuple[Diagnost
         found = ()
     for plan, reference in {item.plan: item for item in found}.items():
         if plan not in blobs:
-            _report_lack(zoo, reference, f"its own copy {plan}", diags)
+            _report_lack(zoo, reference, [f"{plan} (the copy of the plan itself)"], diags)
         else:
             _check_plan(zoo, reference, tensors, diags)
     return diags, Verified(tensors=len(tensors), blobs=len(blobs), plans=len(found), nbytes=read_bytes)
@@ -63,14 +63,17 @@ def _check_plan(zoo: Zoo, reference: Reference, tensors: set[str], diags: Diagno
     diags.items += [item for item in own if (item.code.id, item.message) not in said]  # damage was reported before
     lacking = {use.digest: use.what for use in uses}
     blobs = zoo.blobs()
-    for digest, what in lacking.items():
-        if digest not in tensors and digest not in blobs:
-            _report_lack(zoo, reference, f"{digest} ({what})", diags)
+    missing = [
+        f"{digest} ({what})" for digest, what in lacking.items() if digest not in tensors and digest not in blobs
+    ]
+    if missing:
+        _report_lack(zoo, reference, missing, diags)
 
 
-def _report_lack(zoo: Zoo, reference: Reference, what: str, diags: Diagnostics) -> None:
+def _report_lack(zoo: Zoo, reference: Reference, missing: list[str], diags: Diagnostics) -> None:
     diags.report(
         "BC904",
-        f"the plan {reference.plan[:12]} ({reference.place}) lacks {what} in {zoo.root}",
+        f"in {zoo.root} the plan {reference.plan[:12]} ({reference.place}) lacks {len(missing)} tensors and blobs",
+        notes=tuple(missing),
         help=f"compile it again; if it is not wanted any more: `blockc zoo gc --forget {reference.plan[:12]}`",
     )
