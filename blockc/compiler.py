@@ -34,7 +34,7 @@ class Compiled:
     ``zoo``: where its tensors are, kept there while this lives; then by a reference (`blockc.zoo.publish`), or not.
     """
 
-    zoo: Zoo
+    zoo: Zoo | None
     plan: ExecutionPlan
     models: Mapping[str, Chain]
     stages: Mapping[str, float]

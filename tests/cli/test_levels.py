@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from blockc.cli import main
+from blockc.cli.dump import stage_dumps
+from blockc.diag import DiagnosticError
 from blockc.plan import load_plan
 from blockc.zoo import Zoo, publish
 from tests.zoo.plans import stored_plan
@@ -66,3 +68,13 @@ def test_levels_as_one_document(plan: Path, capsys) -> None:
 def test_usage(arguments: list[str], said: str, capsys) -> None:
     assert main(arguments) == 64
     assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_dumps_go_to_files_or_say_why_not(tmp_path: Path) -> None:
+    on_result = stage_dumps(["read"], tmp_path / "deep" / "er", as_json=True)
+    on_result("read", {})
+    on_result("trace", {})
+    (written,) = (tmp_path / "deep" / "er").iterdir()
+    assert (written.name, written.read_text()) == ("1-read.txt", "MODELS  (0 models)\n")
+    with pytest.raises(DiagnosticError, match=r"BC003.*cannot write"):
+        stage_dumps(["read"], written, as_json=False)("read", {})

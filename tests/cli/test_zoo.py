@@ -15,7 +15,7 @@ import pytest
 
 from blockc.cli import main
 from blockc.diag import Diagnostics
-from blockc.plan import ExecutionPlan, TenantEntry, dump_plan
+from blockc.plan import ExecutionPlan, TenantEntry, dump_plan, load_plan
 from blockc.zoo import Zoo, publish, references, survey
 from tests.zoo.plans import files, missing, stored_plan
 
@@ -169,6 +169,17 @@ def test_show_tenants_and_plans_without_weights(folder: Path, blockc):
     assert blockc("zoo", "show", "c.json", "--json").document["tenants"][0]["private_bytes"] == 3
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_show_a_plan_that_was_made_without_weights(folder: Path, blockc, monkeypatch):
+    plan = load_plan(folder / "a.json").model_copy(update={"target": "sim"})
+    monkeypatch.setattr("blockc.plan.load_plan", lambda path: plan)
+    done = blockc("zoo", "show", "a.json")
+    assert done.code == 0
+    assert "made without weights (target sim): no zoo holds its tensors" in done.out
+    publish(plan, folder / "sim.json", None)
+    assert len(references(Zoo(folder / "zoo"))) == 2, "it leaves no reference"
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [("", "called ``"), ("zz", "called `zz`"), ("0123456789abcdef", "called"), ("missing/plan.json", "called")],
@@ -206,6 +217,14 @@ def test_verify(folder: Path, blockc):
     document = blockc("zoo", "verify", "--json").document
     assert not document["ok"]
     assert [item["code"] for item in document["diagnostics"]] == ["BC903"]
+
+
+def test_verify_shows_how_far_it_is_on_a_terminal(folder: Path, blockc, monkeypatch):
+    assert blockc("zoo", "verify").errors == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    shown = blockc("zoo", "verify").errors.split("\r")
+    assert shown[1].startswith("\x1b[K  0 % of ")
+    assert shown[-1] == "\x1b[K", "the line is gone at the end"
 
 
 def test_gc_forgets_by_path_and_by_digest(folder: Path, blockc):
