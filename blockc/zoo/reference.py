@@ -62,6 +62,8 @@ def publish(plan: ExecutionPlan, path: Path, zoo: Zoo | None) -> None:
     reference = refer(zoo, dump_plan(plan), path)
     with zoo.writing():
         write_plan(plan, path)
+        with io_errors(path):
+            sync_directory(path.resolve().parent)  # or a loss of power could bring back the plan that was there
         _write(zoo, reference)  # again: another compilation to the same place may have ended it
         place = (reference.place, reference.host)
         end(zoo, [other for other in references(zoo) if (other.place, other.host) == place and other != reference])

@@ -295,8 +295,10 @@ class Zoo:
                     f"the file system of {self.root} has no locks",
                     help="run this where writers of the zoo can be kept out: on the machine that the disk belongs to",
                 )
-            for directory in (self.plans, self.leases):  # a zoo of an earlier version has none
-                directory.mkdir(exist_ok=True)
+            for directory in (self.plans, self.leases):
+                if not directory.is_dir():  # a zoo of an earlier version
+                    directory.mkdir(exist_ok=True)
+                    sync_directory(self.root)
             leftovers = (
                 entry
                 for directory in (self._packs, self._blobs, self.plans)

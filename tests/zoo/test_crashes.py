@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -189,6 +190,48 @@ def test_a_plan_written_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert [place for place, _ in referred(Zoo(root / "zoo"))] == ["../a.json", "../b.json"]
         assert missing(root / "zoo", root / "a.json") == []
     assert outcomes == {False, True}
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Unlinks and fsyncs as they come. Names reach the disk in the order of their folders' fsyncs."""
+    seen: list[tuple[str, str]] = []
+    unlink = os.unlink
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: seen.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
+    )
+    monkeypatch.setattr(os, "unlink", lambda path: (seen.append(("unlink", str(path))), unlink(path)))
+    return seen
+
+
+def test_a_new_plan_is_durable_before_the_old_one_is_given_up(tmp_path: Path, events: list[tuple[str, str]]) -> None:
+    zoo, old, new = two_plans(tmp_path / "work")
+    before = {item.plan: item.file_name for item in references(zoo)}
+    events.clear()
+    publish(new, tmp_path / "work" / "a.json", zoo)
+    given_up = ("unlink", str(zoo.plans / before[hashlib.sha256(dump_plan(old)).hexdigest()]))
+    durable = ("fsync", str(tmp_path / "work"))
+    referred_to = ("fsync", str(zoo.plans))
+    assert events.index(referred_to) < events.index(durable) < events.index(given_up)
+
+
+def test_what_moves_and_what_is_given_up_is_durable_before_anything_goes(
+    tmp_path: Path, events: list[tuple[str, str]]
+) -> None:
+    root = two_plans(tmp_path / "work")[0].root
+    ended = [item for item in references(Zoo(root)) if item.place == "../a.json"]
+    events.clear()
+    done = collect(Zoo(root), ended=ended, diags=Diagnostics())
+    gone = [events.index(("unlink", str(root / "packs" / work.name))) for work in done.packs]
+    assert events.index(("unlink", str(root / "plans" / ended[0].file_name))) < events.index(
+        ("fsync", str(root / "plans"))
+    )
+    assert events.index(("fsync", str(root / "plans"))) < min(gone)
+    for work, at in zip(done.packs, gone, strict=True):
+        if work.keeps:
+            previous = max((other for other in gone if other < at), default=0)
+            assert ("fsync", str(root / "packs")) in events[previous:at], "the new pack before the old one"
+    assert any(work.keeps for work in done.packs)
 
 
 def test_a_collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
