@@ -12,7 +12,7 @@ from typing import Literal
 from blockc import __version__
 from blockc.graph import Block, Chain, ModelPath
 from blockc.ir import canonical_json, format_structure, json_digest
-from blockc.place import Placement
+from blockc.place import Placement, tenant_entries
 from blockc.plan import (
     FORMAT_VERSION,
     AppEntry,
@@ -92,6 +92,7 @@ def lower(
         models={name: _model(item, files[name].kind, graph, parameters.get(name)) for name, item in _items(deployment)},
         memory=placement.memory,
         baselines=placement.baselines,
+        tenants=tenant_entries(deployment, graph),
         solver=placement.solver,
         batching=BatchingEntry(
             max_batched_tokens=deployment.policy.max_batched_tokens, max_rows=deployment.policy.max_rows

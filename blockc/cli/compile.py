@@ -1,7 +1,8 @@
 """``blockc compile SPEC -o plan.json``: from a spec to a plan, weights to the zoo.
 
 In: a spec. Out: the plan file, one line on stdout (or with ``--json`` one document), progress on stderr. Nothing is
-written where a stage found errors, except tensors in the zoo that no plan names; with ``--target sim`` only the plan.
+written where a stage found errors, except tensors in the zoo that no plan names, and what ``--dump-after`` asked for;
+with ``--target sim`` no zoo is made.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from blockc.cli.dump import DumpOption, DumpToOption
 from blockc.cli.options import (
     JsonOption,
     SpecArgument,
@@ -45,14 +47,19 @@ def compile_(
     target: TargetOption = None,
     zoo: ZooOption = None,
     var: VarOption = None,
+    dump_after: DumpOption = None,
+    dump_to: DumpToOption = Path("-"),
     as_json: JsonOption = False,
 ) -> None:
     """Compile a spec: trace, share, place, and write the plan."""
+    from blockc.cli.dump import stage_dumps
     from blockc.cli.progress import stage_lines
     from blockc.cli.report import exit_code, print_document, reporting, show
     from blockc.diag.json import diagnostics_document
     from blockc.plan import write_plan
+    from blockc.zoo import publish
 
+    on_result = stage_dumps(dump_after or [], dump_to, as_json=as_json)
     with reporting("compile", as_json=as_json), _collector_resting(target == TargetChoice.sim):
         _check_output(output, Path(spec))
         compiled, found, sources = compile_file(
@@ -61,8 +68,12 @@ def compile_(
             variables_of(var),
             target=target.value if target is not None else None,
             on_stage=stage_lines(),
+            on_result=on_result,
         )
-        write_plan(compiled.plan, output)
+        if compiled.zoo is None:
+            write_plan(compiled.plan, output)
+        else:
+            publish(compiled.plan, output, compiled.zoo)
     if as_json:
         print_document(
             "compile", ok=True, plan=str(output), summary=_summary(compiled), diagnostics=diagnostics_document(found)
@@ -111,6 +122,7 @@ def compile_file(
     *,
     target: Target | None = None,
     on_stage: Any = lambda name, seconds: None,
+    on_result: Any = lambda name, result: None,
 ) -> tuple[Compiled, Any, Any]:
     """Load and compile; returns the result, the warnings, and the texts they point into.
 
@@ -138,7 +150,9 @@ def compile_file(
         from blockc.compiler import compile_deployment
 
         zoo = None if target == "sim" else Zoo(zoo_root, create=True)
-        compiled = compile_deployment(deployment, zoo=zoo, target=target, diags=diags, on_stage=on_stage)
+        compiled = compile_deployment(
+            deployment, zoo=zoo, target=target, diags=diags, on_stage=on_stage, on_result=on_result
+        )
     except DiagnosticError as error:
         raise DiagnosticError(tidy(Diagnostics(items=[*result.diagnostics, *error.diagnostics]))) from None
     remaining = suppress(diags, result.suppressions)

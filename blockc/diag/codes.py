@@ -80,6 +80,8 @@ _TABLE: tuple[tuple[str, str, Severity, str], ...] = (
     ("BC904", "zoo-missing", _E, "the zoo lacks what the plan needs"),
     ("BC905", "runtime-lacks", _E, "this runtime lacks something that the plan requires"),
     ("BC906", "verify-failed", _E, "a served model differs from the same model run alone"),
+    ("BC907", "zoo-unknown-name", _E, "a digest or path names nothing, or several things, in the zoo"),
+    ("BC908", "zoo-busy", _E, "another process writes to the zoo, or it cannot be locked"),
     ("BC999", "internal-error", _E, "a bug in blockc"),
 )
 

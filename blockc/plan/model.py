@@ -170,6 +170,21 @@ class BaselineEntry(_Entry):
     ours_bytes: int
 
 
+class TenantEntry(_Entry):
+    """Weight bytes of one tenant.
+
+    ``pm_bytes``: its apps' models, each by itself. ``private_bytes``: tensors that no other tenant takes;
+    ``shared_bytes``: those that others take too, in full; ``fair_bytes``: every tensor divided among its takers, so
+    that all tenants' together are the plan's ``ours_bytes``.
+    """
+
+    tenant: str
+    pm_bytes: int
+    private_bytes: int
+    shared_bytes: int
+    fair_bytes: int
+
+
 class AppEntry(_Entry):
     """What clients call as ``tenant/app``. ``isolation_group`` keys caches together with content."""
 
@@ -246,6 +261,7 @@ class ExecutionPlan(_Entry):
     models: dict[str, ModelEntry]
     memory: tuple[MemoryEntry, ...]
     baselines: BaselineEntry
+    tenants: tuple[TenantEntry, ...] = ()
     solver: SolverEntry
     batching: BatchingEntry
 

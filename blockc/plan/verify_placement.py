@@ -24,6 +24,9 @@ def placement_problems(plan: ExecutionPlan) -> Iterator[str]:
     yield from _instances(plan)
     yield from _routes(plan)
     yield from _memory(plan)
+    shares = sum(tenant.fair_bytes for tenant in plan.tenants)
+    if plan.tenants and shares != plan.baselines.ours_bytes:
+        yield f"the tenants' shares add up to {shares} bytes of {plan.baselines.ours_bytes}"
 
 
 def _devices(plan: ExecutionPlan) -> Iterator[str]:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from blockc.diag import Diagnostics, Span
 from blockc.spec.deployment import Assumption, Base, Deployment, FineTune, Source
-from blockc.tune.assets import check_assets
 from blockc.trace.architectures import why_not
+from blockc.tune.assets import check_assets
 from blockc.tune.checkpoint import read_json
 from blockc.tune.source import CONFIGURATION, EVERYTHING, locate, written_as
 
