@@ -71,10 +71,11 @@ def compile_deployment(
     with clock.stage("unify") as stage:
         wanted = {app.model for app in deployment.apps}
         stage.result = graph = unify(
-            {name: chain for name, chain in chains.items() if name in wanted}, together=_together(deployment)
+            {name: chain for name, chain in chains.items() if name in wanted}, together=together(deployment)
         )
         if target != "sim":  # nobody knows what files that were not read have in common
             report_sharing(files, chains, diags=diags)
+            report_effects(files, chains, diags=diags)
     with clock.stage("place") as stage:
         problem = place_problem(deployment, graph)
         placement = place(problem, diags=diags)
@@ -105,7 +106,20 @@ def report_sharing(files: Mapping[str, ModelFiles], chains: Mapping[str, Chain],
             )
 
 
-def _together(deployment: Deployment) -> list[frozenset[str]]:
+def report_effects(files: Mapping[str, ModelFiles], chains: Mapping[str, Chain], *, diags: Diagnostics) -> None:
+    """Warn of adapters whose every term is zero (BC302)."""
+    for name, model in files.items():
+        if model.kind == "lora" and name in chains and chains[name].sides == chains[model.lineage[1]].sides:
+            diags.report(
+                "BC302",
+                f"`{name}` changes nothing: it is served as `{model.lineage[1]}`",
+                at=model.span,
+                notes=("each of its terms has a scale of 0 or a matrix of zeros, as a LoRA has before its training",),
+                help="name the adapter that was trained, or leave this one out",
+            )
+
+
+def together(deployment: Deployment) -> list[frozenset[str]]:
     """Models whose apps share an isolation group, group by group."""
     members: dict[str, set[str]] = {}
     for tenant in deployment.tenants.values():

@@ -20,6 +20,7 @@ from blockc.plan import (
     BlockEntry,
     ChainEntry,
     ChainKvEntry,
+    CutEntry,
     DeviceEntry,
     ExecutionPlan,
     KvGroupEntry,
@@ -61,17 +62,8 @@ def lower(
         blocks={digest: _block(block) for digest, block in graph.blocks.items()},
         paths={digest: _path(path) for digest, path in graph.paths.items()},
         chains=chains,
-        segments=tuple(
-            SegmentEntry(
-                path=segment.paths[0],
-                first=segment.first,
-                count=segment.count,
-                first_kv_layer=segment.first_kv_layer,
-                chains=tuple(chain for chain, own in enumerate(graph.segments_of) if index in own),
-                cut=segment.ends_at,
-            )
-            for index, segment in enumerate(graph.segments)
-        ),
+        segments=_segments(graph),
+        crossing=graph.crossing,
         kv_groups=groups,
         nodes=tuple(sorted({device.address.split("/")[0] for device in deployment.cluster.devices})),
         devices=tuple(
@@ -163,6 +155,27 @@ def _chain(graph: UnifiedGraph, index: int, zoo: Zoo | None) -> ChainEntry:
     )
 
 
+def _segments(graph: UnifiedGraph) -> tuple[SegmentEntry, ...]:
+    through: dict[str, list[int]] = {}
+    for index, chain in enumerate(graph.chains):
+        through.setdefault(chain.path.digest, []).append(index)
+    return tuple(
+        SegmentEntry(
+            path=segment.paths[0],
+            first=segment.first,
+            count=segment.count,
+            first_kv_layer=segment.first_kv_layer,
+            chains=tuple(sorted(chain for path in segment.paths for chain in through[path])),
+            cut=CutEntry(
+                kind=segment.cut.kind,
+                chains=tuple(through[path][0] for path in segment.cut.witnesses),
+                differs=segment.cut.differs,
+            ),
+        )
+        for segment in graph.segments
+    )
+
+
 def _block(block: Block) -> BlockEntry:
     return BlockEntry(
         structure=block.structure_digest,
@@ -181,6 +194,7 @@ def _path(path: ModelPath) -> PathEntry:
             for kv in path.kv_layers
         ),
         dtype=path.dtype,
+        prefixes=path.prefixes,
     )
 
 

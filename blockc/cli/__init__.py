@@ -22,6 +22,7 @@ COMMANDS = (
     "blockc.cli.rule",
     "blockc.cli.viz",
     "blockc.cli.zoo",
+    "blockc.cli.explain",
     "blockc.cli.demo",
 )
 

@@ -50,6 +50,10 @@ _PAGES: dict[str, str] = {
     "BC109": """
         A value has the right type and lies outside of what is allowed, such as a rate of zero.
         """,
+    "BC110": """
+        A name on the command line could mean several things: the same word is part of several
+        blocks' names, or an app of that name exists for several tenants. They are listed.
+        """,
     "BC201": """
         A model or fine-tune is not where the spec says. A base needs `config.json` and
         `*.safetensors`, a LoRA `adapter_config.json` and `*.safetensors`. Relative paths start at
@@ -94,6 +98,10 @@ _PAGES: dict[str, str] = {
     "BC301": """
         A full fine-tune changes every block of its base, so nothing is shared and it costs as
         much memory as a model of its own.
+        """,
+    "BC302": """
+        Every term of an adapter is exactly zero: a scale of 0, or a matrix of zeros. A LoRA that
+        was saved before its training has B = 0. It is served, as what it derives from.
         """,
     "BC401": """
         The plan needs more memory than the devices offer after their reserve. The biggest

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from blockc.ir import Side, Structure, TensorRef, json_digest, side_digest, structure_digest
+from blockc.ir import Side, Structure, TensorRef, block_parts, json_digest, side_digest, structure_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,17 @@ class Block:
             },
         )
 
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """What its identity consists of, by name (see `blockc.ir.identity`)."""
+        return block_parts(
+            structure=self.structure_digest,
+            binds=self.binds,
+            tensors=self.tensors,
+            prelude=self.prelude,
+            contexts=self.contexts,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvLayerShape:
@@ -62,6 +73,8 @@ class ModelPath:
     """A model without fine-tunes: its blocks in order, from tokens to logits.
 
     ``sites[i]`` maps module paths (PEFT's) of occurrence i to site names. ``first_kv_layer[i]``: KV layers before it.
+    ``prefixes[i]`` stands before the parameter names of occurrence i in its model (``model.layers.3.``); empty where
+    they are not known. Names are for people and no part of the digest.
     """
 
     blocks: tuple[Block, ...]
@@ -72,6 +85,7 @@ class ModelPath:
     dtype: str
     vocab_size: int
     max_model_len: int
+    prefixes: tuple[str, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -98,13 +112,18 @@ class Chain:
     stop_token_ids: tuple[int, ...]
 
     @cached_property
+    def side_digests(self) -> tuple[str, ...]:
+        """One digest per side, in order."""
+        return tuple(side_digest(side) for side in self.sides)
+
+    @cached_property
     def digest(self) -> str:
         """Identifies the model version."""
         return json_digest(
             "chain v1",
             {
                 "path": self.path.digest,
-                "sides": [side_digest(side) for side in self.sides],
+                "sides": self.side_digests,
                 "assets": dict(self.assets),
                 "stop": self.stop_token_ids,
                 "max_model_len": self.path.max_model_len,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from blockc.ir.canonical import canonical_json, json_digest
+from blockc.ir.canonical import canonical_json, json_digest, text_digest
+from blockc.ir.identity import block_parts, differing_parts
 from blockc.ir.parse import StructureError, parse_structure, verify_structure
-from blockc.ir.side import LowRank, Side, Site, side_digest
+from blockc.ir.side import LowRank, Side, Site, effective_sides, side_digest
 from blockc.ir.structure import (
     Arg,
     Bound,
@@ -40,12 +41,16 @@ __all__ = [
     "TensorRef",
     "Value",
     "ValueType",
+    "block_parts",
     "canonical_json",
+    "differing_parts",
+    "effective_sides",
     "format_structure",
     "json_digest",
     "parse_structure",
     "side_digest",
     "structure_digest",
     "tensor_digest",
+    "text_digest",
     "verify_structure",
 ]

@@ -6,10 +6,13 @@ Only *linear* sites carry sides today. Several low-rank terms at one site are a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
-from blockc.ir.canonical import json_digest
-from blockc.ir.tensor import TensorRef
+from blockc.ir.canonical import text_digest
+from blockc.ir.tensor import DTYPE_BYTES, TensorRef, tensor_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -54,11 +57,27 @@ class Side:
 
 def side_digest(side: Side) -> str:
     """Digest of a side's content and place."""
-    return json_digest(
-        "side v1",
-        [
-            side.site.occurrence,
-            side.site.name,
-            [[term.a.digest, term.b.digest, term.scale.hex()] for term in side.terms],
-        ],
-    )
+    terms = [f"{term.a.digest} {term.b.digest} {term.scale.hex()}" for term in side.terms]
+    return text_digest("side v1", (*terms, str(side.site.occurrence), side.site.name))
+
+
+def effective_sides(sides: Iterable[Side]) -> tuple[Side, ...]:
+    """The sides without terms that add exactly zero: a scale of 0, or a matrix of zero bytes alone.
+
+    A LoRA fresh from its initialisation has B = 0 everywhere and is its base.
+    """
+    found = []
+    for side in sides:
+        terms = tuple(term for term in side.terms if term.scale != 0 and not _is_zero(term.a) and not _is_zero(term.b))
+        if terms:
+            found.append(side if len(terms) == len(side.terms) else replace(side, terms=terms))
+    return tuple(found)
+
+
+def _is_zero(ref: TensorRef) -> bool:
+    return ref.digest == _zero_digest(ref.dtype, ref.shape)
+
+
+@lru_cache(maxsize=256)
+def _zero_digest(dtype: str, shape: tuple[int, ...]) -> str:
+    return tensor_digest(dtype, shape, bytes(math.prod(shape) * DTYPE_BYTES[dtype]))

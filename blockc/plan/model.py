@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from blockc.ir.identity import block_parts
 from blockc.ir.tensor import TensorRef
 
 FORMAT_VERSION = 1
@@ -32,6 +33,17 @@ class BlockEntry(_Entry):
     prelude: Digest | None
     contexts: tuple[int, ...]  # for each context input of the structure: which output of the prelude
 
+    @property
+    def parts(self) -> dict[str, str]:
+        """What its identity consists of, by name (see `blockc.ir.identity`)."""
+        return block_parts(
+            structure=self.structure,
+            binds=self.binds,
+            tensors=self.tensors,
+            prelude=self.prelude,
+            contexts=self.contexts,
+        )
+
 
 class KvLayerEntry(_Entry):
     """The shape of one attention layer's cache."""
@@ -43,11 +55,16 @@ class KvLayerEntry(_Entry):
 
 
 class PathEntry(_Entry):
-    """A sequence of occurrences of blocks, from token ids to logits, shared by all chains that pass it."""
+    """A sequence of occurrences of blocks, from token ids to logits, shared by all chains that pass it.
+
+    ``prefixes``: what stands before the parameter names of each occurrence in the model that it came from. Empty where
+    no names are known; nothing that serves reads it.
+    """
 
     blocks: tuple[Digest, ...]
     kv_layers: tuple[KvLayerEntry, ...]  # one per attention op, in order
     dtype: str
+    prefixes: tuple[str, ...] = ()
 
 
 class ChainKvEntry(_Entry):
@@ -72,6 +89,22 @@ class ChainEntry(_Entry):
     stop_token_ids: tuple[int, ...]
 
 
+class CutEntry(_Entry):
+    """Why a segment ends, with two chains that prove that it could not go on.
+
+    ``part``: both pass the segment, and their next blocks differ. ``join``: all go on together, and the second chain
+    comes in after another last block. ``end``: the chains end. ``differs``: what tells the two blocks apart, such as
+    ``tensor:mlp.up_proj.weight``, ``bind:window0``, ``structure``, ``prelude``; ``end`` where the second chain ends.
+    """
+
+    kind: Literal["part", "join", "end"]
+    chains: tuple[int, ...]
+    differs: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({', '.join(self.differs)})" if self.differs else self.kind
+
+
 class SegmentEntry(_Entry):
     """A maximal run of occurrences that the same chains pass: launched at once for the rows of all of them."""
 
@@ -80,7 +113,7 @@ class SegmentEntry(_Entry):
     count: int
     first_kv_layer: int
     chains: tuple[int, ...]
-    cut: str  # why it ends where it ends: "sharing", "end"
+    cut: CutEntry
 
 
 class KvGroupEntry(_Entry):
@@ -250,6 +283,7 @@ class ExecutionPlan(_Entry):
     paths: dict[Digest, PathEntry]
     chains: tuple[ChainEntry, ...]
     segments: tuple[SegmentEntry, ...]  # in an order in which every chain meets its own in order
+    crossing: tuple[int, int] | None = None  # two segments whose sets of chains overlap; None: sharing is laminar
     kv_groups: tuple[KvGroupEntry, ...]
     nodes: tuple[str, ...]
     devices: tuple[DeviceEntry, ...]

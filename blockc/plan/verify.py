@@ -94,6 +94,8 @@ def _paths(plan: ExecutionPlan, structures: dict[str, Structure]) -> Iterator[st
             continue
         if path.dtype not in DTYPE_BYTES or any(layer.dtype not in DTYPE_BYTES for layer in path.kv_layers):
             yield f"{name} has an unknown dtype"
+        if path.prefixes and len(path.prefixes) != len(path.blocks):
+            yield f"{name} has {len(path.blocks)} blocks and names for {len(path.prefixes)}"
         run = [structures[plan.blocks[block].structure] for block in path.blocks]
         attentions = sum(structure.attention_count for structure in run)
         if attentions != len(path.kv_layers):

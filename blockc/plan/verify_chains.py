@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+from blockc.ir.identity import differing_parts
 from blockc.ir.structure import Structure
 from blockc.ir.tensor import DTYPE_BYTES
-from blockc.plan.model import ChainEntry, ExecutionPlan
+from blockc.plan.laminar import crosses, find_crossing
+from blockc.plan.model import ChainEntry, ExecutionPlan, SegmentEntry
 
 
 def chain_problems(plan: ExecutionPlan, structures: Mapping[str, Structure]) -> Iterator[str]:
@@ -27,11 +29,18 @@ def chain_problems(plan: ExecutionPlan, structures: Mapping[str, Structure]) -> 
             yield f"chain {index} has sides of rank {chain.side_rank}"
         yield from _segments_of(plan, index, chain)
         yield from _groups_of(plan, index, chain)
+    for index, segment in enumerate(plan.segments):
+        yield from _cut(plan, index, segment)
+    yield from _crossing(plan)
     yield from _apps(plan)
     yield from _models(plan)
 
 
 def _segments(plan: ExecutionPlan, structures: Mapping[str, Structure]) -> Iterator[str]:
+    passing: dict[int, list[int]] = {}
+    for number, entry in enumerate(plan.chains):
+        for index in entry.segments:
+            passing.setdefault(index, []).append(number)
     for index, segment in enumerate(plan.segments):
         path = plan.paths.get(segment.path)
         end = segment.first + segment.count
@@ -41,8 +50,7 @@ def _segments(plan: ExecutionPlan, structures: Mapping[str, Structure]) -> Itera
         before = sum(structures[plan.blocks[b].structure].attention_count for b in path.blocks[: segment.first])
         if segment.first_kv_layer != before:
             yield f"segment {index} begins at KV layer {before}, not {segment.first_kv_layer}"
-        passing = tuple(chain for chain, entry in enumerate(plan.chains) if index in entry.segments)
-        if segment.chains != passing:
+        if list(segment.chains) != passing.get(index):
             yield f"segment {index} lists other chains than those that pass it"
 
 
@@ -72,6 +80,52 @@ def _segments_of(plan: ExecutionPlan, index: int, chain: ChainEntry) -> Iterator
         place = end
     if place != len(blocks) or list(chain.segments) != sorted(chain.segments):
         yield f"the segments of chain {index} are not its path"
+
+
+def _cut(plan: ExecutionPlan, index: int, segment: SegmentEntry) -> Iterator[str]:
+    """The segment could not go on: its witnesses are chains, and what is said to differ between them does."""
+    cut, end = segment.cut, segment.first + segment.count
+    if cut.kind == "end":
+        if cut.chains or cut.differs or any(len(_path(plan, chain)) != end for chain in segment.chains):
+            yield f"segment {index} ends where its chains go on"
+        return
+    if len(cut.chains) != 2 or not all(0 <= chain < len(plan.chains) for chain in cut.chains):
+        yield f"the cut after segment {index} has no witnesses"
+        return
+    one, other = cut.chains
+    if one not in segment.chains or (other in segment.chains) != (cut.kind == "part"):
+        yield f"the witnesses of the cut after segment {index} do not pass it"
+        return
+    place = end if cut.kind == "part" else end - 1
+    blocks = [_path(plan, chain)[place : place + 1] for chain in cut.chains]
+    if not blocks[0]:
+        yield f"the first witness of the cut after segment {index} ends"
+    elif not blocks[1]:
+        if cut.differs != ("end",):
+            yield f"the second witness of the cut after segment {index} ends"
+    elif cut.differs != differing_parts(*(plan.blocks[block].parts for (block,) in blocks)) or not cut.differs:
+        yield f"the witnesses of the cut after segment {index} differ in something else"
+    elif cut.kind == "join" and _following(plan, one, end) != _following(plan, other, end):
+        yield f"the witnesses of the cut after segment {index} do not meet"
+
+
+def _path(plan: ExecutionPlan, chain: int) -> tuple[str, ...]:
+    return plan.paths[plan.chains[chain].path].blocks
+
+
+def _following(plan: ExecutionPlan, chain: int, place: int) -> int | None:
+    """The segment of a chain that begins at an occurrence."""
+    return next((index for index in plan.chains[chain].segments if plan.segments[index].first == place), None)
+
+
+def _crossing(plan: ExecutionPlan) -> Iterator[str]:
+    chains = [segment.chains for segment in plan.segments]
+    if plan.crossing is None:
+        if find_crossing(chains) is not None:
+            yield "sharing is said to be laminar, and two segments cross"
+        return
+    if not all(0 <= index < len(chains) for index in plan.crossing) or not crosses(*(chains[i] for i in plan.crossing)):
+        yield "two segments are said to cross and do not"
 
 
 def _groups_of(plan: ExecutionPlan, index: int, chain: ChainEntry) -> Iterator[str]:

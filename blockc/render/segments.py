@@ -50,7 +50,7 @@ def graph_segments(graph: UnifiedGraph) -> str:
                 first=segment.first,
                 first_kv_layer=segment.first_kv_layer,
                 chains=tuple(chain for chain, own in enumerate(graph.segments_of) if index in own),
-                cut=str(segment.ends_at),
+                cut=str(segment.cut),
                 nbytes=sum(tensor.nbytes for tensor in tensors),
             )
         )

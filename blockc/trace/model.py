@@ -36,6 +36,14 @@ class TracedBlock:
     contexts: tuple[int, ...]
     sites: Mapping[str, str]
 
+    @property
+    def layer_prefix(self) -> str:
+        """What the model's parameter names have in front of the block's, such as ``model.layers.3.``."""
+        for name, source in self.sources.items():
+            if source.name.endswith(name):
+                return source.name.removesuffix(name)
+        return ""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvLayer:

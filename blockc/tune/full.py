@@ -72,6 +72,7 @@ def bind_checkpoint(
         dtype=traced.dtype,
         vocab_size=traced.vocab_size,
         max_model_len=max_model_len,
+        prefixes=tuple(block.layer_prefix for block in traced.blocks),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from blockc.diag import Diagnostics
 from blockc.graph import Chain, ModelPath
-from blockc.ir import DTYPE_CODE, Side
+from blockc.ir import DTYPE_CODE, Side, effective_sides
 from blockc.spec.deployment import HubSource
 from blockc.trace import TracedModel
 from blockc.tune.adapter_config import read_lora_settings
@@ -101,7 +101,7 @@ def _lora_chain(
         return None
     assert settings is not None, "sides follow from settings"
     compare_names(files, settings.base_name, diags=diags)
-    return _chain(parent.path, stack_sides(parent.sides, sides), files, models, zoo=zoo, diags=diags)
+    return _chain(parent.path, effective_sides(stack_sides(parent.sides, sides)), files, models, zoo=zoo, diags=diags)
 
 
 def compare_names(files: ModelFiles, named: str | None, *, diags: Diagnostics) -> None:

@@ -2,7 +2,7 @@
 
 In: the chain of every app's model. Out: one graph in which every block stands once, the segments that chains travel
 through, and the KV groups and domains that say what may be shared. Invariant: running a chain through its segments
-equals running its model alone.
+equals running its model alone, and no two neighbouring segments could be one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from blockc.graph import Block, Chain, KvLayerShape, ModelPath
-from blockc.unify.domains import kv_domains
+from blockc.plan.laminar import find_crossing
+from blockc.unify.domains import DomainFinder
 from blockc.unify.segments import Segment, find_segments
 
 
@@ -27,7 +28,10 @@ class KvGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnifiedGraph:
-    """``chain_of`` maps models (names of bases and fine-tunes) to chains; equal chains are one."""
+    """``chain_of`` maps models (names of bases and fine-tunes) to chains; equal chains are one.
+
+    ``crossing``: two segments whose sets of chains overlap, neither inside the other; None: sharing is laminar.
+    """
 
     blocks: Mapping[str, Block]
     paths: Mapping[str, ModelPath]
@@ -38,6 +42,7 @@ class UnifiedGraph:
     groups: tuple[KvGroup, ...]
     groups_of: tuple[tuple[int, ...], ...]  # per chain, in layer order
     domains: tuple[tuple[str, ...], ...]  # per chain, per layer
+    crossing: tuple[int, int] | None
 
 
 def unify(models: Mapping[str, Chain], *, together: Sequence[frozenset[str]]) -> UnifiedGraph:
@@ -45,12 +50,14 @@ def unify(models: Mapping[str, Chain], *, together: Sequence[frozenset[str]]) ->
     by_digest = {chain.digest: chain for chain in models.values()}
     digests = sorted(by_digest)
     chains = tuple(by_digest[digest] for digest in digests)
-    chain_of = {name: digests.index(models[name].digest) for name in sorted(models)}
+    number = {digest: index for index, digest in enumerate(digests)}
+    chain_of = {name: number[models[name].digest] for name in sorted(models)}
     paths = {chain.path.digest: chain.path for chain in chains}
     blocks = {block.digest: block for path in paths.values() for block in path.blocks}
     blocks |= {path.prelude.digest: path.prelude for path in paths.values() if path.prelude is not None}
     segments = find_segments(paths)
-    domains = tuple(kv_domains(chain) for chain in chains)
+    finder = DomainFinder()
+    domains = tuple(finder.domains(chain) for chain in chains)
     allowed = [frozenset(chain_of[name] for name in names) for names in together]
     groups, groups_of = _kv_groups(chains, domains, allowed)
     graph = UnifiedGraph(
@@ -59,16 +66,23 @@ def unify(models: Mapping[str, Chain], *, together: Sequence[frozenset[str]]) ->
         chains=chains,
         chain_of=chain_of,
         segments=segments,
-        segments_of=tuple(
-            tuple(index for index, segment in enumerate(segments) if chain.path.digest in segment.paths)
-            for chain in chains
-        ),
+        segments_of=_segments_of(chains, segments),
         groups=groups,
         groups_of=groups_of,
         domains=domains,
+        crossing=find_crossing([segment.paths for segment in segments]),
     )
     _verify(graph)
     return graph
+
+
+def _segments_of(chains: Sequence[Chain], segments: Sequence[Segment]) -> tuple[tuple[int, ...], ...]:
+    passed: dict[str, list[int]] = {}
+    for index, segment in enumerate(segments):
+        for path in segment.paths:
+            passed.setdefault(path, []).append(index)
+    own = {path: tuple(indices) for path, indices in passed.items()}
+    return tuple(own[chain.path.digest] for chain in chains)
 
 
 def _kv_groups(
@@ -107,13 +121,17 @@ def _divergences(domains: Sequence[tuple[str, ...]]) -> set[int]:
 
 
 def _verify(graph: UnifiedGraph) -> None:
-    for chain, own in zip(graph.chains, graph.segments_of, strict=True):
+    passed = {chain.path.digest: own for chain, own in zip(graph.chains, graph.segments_of, strict=True)}
+    blocks = {digest: [block.digest for block in path.blocks] for digest, path in graph.paths.items()}
+    for path, own in passed.items():
         covered = 0
         for index in own:
             segment = graph.segments[index]
+            end = segment.first + segment.count
             assert segment.first == covered, "segments do not follow one another along a chain"
-            other = graph.paths[segment.paths[0]]
-            for offset in range(segment.first, segment.first + segment.count):
-                assert chain.path.blocks[offset].digest == other.blocks[offset].digest, "a segment holds another block"
-            covered += segment.count
-        assert covered == len(chain.path.blocks), "segments do not cover a chain"
+            same = blocks[path][covered:end] == blocks[segment.paths[0]][covered:end]
+            assert same, "a segment holds another block"
+            covered = end
+        assert covered == len(blocks[path]), "segments do not cover a chain"
+        for before, after in pairwise(own):
+            assert graph.segments[before].paths != graph.segments[after].paths, "two segments could be one"

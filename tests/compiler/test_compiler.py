@@ -123,6 +123,21 @@ def test_a_full_fine_tune_that_shares_nothing_warns(models, tmp_path):
     assert [item.code.id for item in result.diags] == ["BC301"]
 
 
+def test_an_adapter_before_its_training_is_its_base_and_warns(models, tmp_path):
+    fresh = shutil.copytree(models / "adapter", tmp_path / "fresh")
+    tensors = load_file(fresh / "adapter_model.safetensors")
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items() if "lora_B" in name}
+    save_file(tensors | zeros, fresh / "adapter_model.safetensors")
+    models_of_it = {"fresh": ("base", fresh), "tuned": ("base", models / "adapter"), "stacked": ("tuned", fresh)}
+    result = compiled(deployment(models / "base", models_of_it), tmp_path / "zoo")
+    assert [(item.code.id, item.message) for item in result.diags] == [
+        ("BC302", "`fresh` changes nothing: it is served as `base`"),
+        ("BC302", "`stacked` changes nothing: it is served as `tuned`"),
+    ]
+    chain = {name: model.chain for name, model in result.plan.models.items()}
+    assert chain["fresh"] == chain["base"] != chain["tuned"] == chain["stacked"]
+
+
 def test_what_does_not_fit_says_so_with_the_smallest_help(models, tmp_path):
     spec = tmp_path / "fleet.blk"
     spec.write_text(SPEC.replace('"./', f'"{models}/').replace("256MiB", "1MiB"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Literal
 
 from blockc.diag import Diagnostics
 from blockc.ir import TensorRef, format_structure, json_digest, parse_structure, structure_digest
@@ -18,6 +19,7 @@ from blockc.plan import (
     BlockEntry,
     ChainEntry,
     ChainKvEntry,
+    CutEntry,
     DeviceEntry,
     ExecutionPlan,
     KvGroupEntry,
@@ -137,10 +139,10 @@ def fleet_plan(
     chains = tuple(_chain(index) for index in range(2 + adapters))
     on_base = tuple(index for index in range(len(chains)) if index != 1)
     segments = (
-        _segment("base", 0, LAYERS, 0, tuple(range(len(chains))), "sharing"),
-        _segment("base", LAYERS, 1, LAYERS - 1, on_base, "sharing"),
-        _segment("tuned", LAYERS, 1, LAYERS - 1, (1,), "sharing"),
-        _segment("base", LAYERS + 1, 1, LAYERS, tuple(range(len(chains))), "end"),
+        _segment("base", 0, LAYERS, 0, tuple(range(len(chains))), _cut("part", 0, 1)),
+        _segment("base", LAYERS, 1, LAYERS - 1, on_base, _cut("join", 0, 1)),
+        _segment("tuned", LAYERS, 1, LAYERS - 1, (1,), _cut("join", 1, 0)),
+        _segment("base", LAYERS + 1, 1, LAYERS, tuple(range(len(chains))), CutEntry(kind="end", chains=(), differs=())),
     )
     groups = tuple(
         KvGroupEntry(
@@ -277,7 +279,11 @@ def _chain(index: int) -> ChainEntry:
     )
 
 
-def _segment(path: str, first: int, count: int, layer: int, chains: tuple[int, ...], cut: str) -> SegmentEntry:
+def _cut(kind: Literal["part", "join"], one: int, other: int) -> CutEntry:
+    return CutEntry(kind=kind, chains=(one, other), differs=("tensor:k", "tensor:norm", "tensor:q"))
+
+
+def _segment(path: str, first: int, count: int, layer: int, chains: tuple[int, ...], cut: CutEntry) -> SegmentEntry:
     return SegmentEntry(path=digest(path), first=first, count=count, first_kv_layer=layer, chains=chains, cut=cut)
 
 

@@ -25,6 +25,7 @@ from blockc.plan import (
     BlockEntry,
     ChainEntry,
     ChainKvEntry,
+    CutEntry,
     ExecutionPlan,
     InstanceEntry,
     KvGroupEntry,
@@ -214,7 +215,7 @@ class PlanBuilder:
                     count=end - first,
                     first_kv_layer=layers,
                     chains=tuple(chains),
-                    cut="end",
+                    cut=CutEntry(kind="end", chains=(), differs=()),
                 )
             )
             for block in blocks[first:end]:

@@ -19,6 +19,7 @@ from blockc.plan import (
     BlockEntry,
     ChainEntry,
     ChainKvEntry,
+    CutEntry,
     DeviceEntry,
     ExecutionPlan,
     InstanceEntry,
@@ -178,7 +179,10 @@ def plan(digests: Mapping[str, str]) -> ExecutionPlan:
         paths={digest: PathEntry(blocks=(digest,), kv_layers=(layer,), dtype="F32")},
         chains=chains,
         segments=(
-            SegmentEntry(path=digest, first=0, count=1, first_kv_layer=0, chains=every, cut="end"),
+            SegmentEntry(
+                path=digest, first=0, count=1, first_kv_layer=0, chains=every,
+                cut=CutEntry(kind="end", chains=(), differs=()),
+            ),
         ),
         kv_groups=(group,),
         nodes=("local",),
