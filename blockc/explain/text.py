@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from blockc.explain.difference import Difference
-from blockc.explain.pair import Pair
+from blockc.explain.pair import Pair, PairKv
 from blockc.explain.why import Bound, Elsewhere, KvFacts, Sibling, Why
 from blockc.render.units import format_bytes, printable
 
@@ -161,8 +161,7 @@ def _pair_kv(pair: Pair) -> Iterator[str]:
     if not kv.layers:
         yield f"KV  no layer of {kv.of} is proven equal"
         return
-    first = f"the first {kv.layers}" if kv.exact else f"at least the first {kv.layers}"
-    yield f"KV  {f'all {kv.of}' if kv.layers == kv.of else f'{first} of {kv.of}'} layers are proven equal"
+    yield f"KV  {_layers(kv)} proven equal"
     if not kv.allowed:
         yield "  never shared: the apps are in different isolation groups"
         return
@@ -178,6 +177,13 @@ def _pair_kv(pair: Pair) -> Iterator[str]:
         flops = kv.boundary.recompute_flops_per_token
         yield f"    recompute  {'an unknown number of' if flops is None else f'{flops:,}'} operations a token"
         yield "  the runtime reads shared pages only where all layers are equal"
+
+
+def _layers(kv: PairKv) -> str:
+    if kv.layers == kv.of:
+        return f"all {kv.of} layers are"
+    first = f"the first layer of {kv.of} is" if kv.layers == 1 else f"the first {kv.layers} of {kv.of} layers are"
+    return first if kv.exact else f"at least {first}"
 
 
 def _list(names: Iterator[str] | Sequence[str]) -> str:

@@ -6,7 +6,9 @@ everything said follows from the plan alone; names of models and apps are labels
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from blockc.explain.difference import Difference, apart_because, block_differences
 from blockc.explain.names import occurrence_names, parameter_names, structure_of
@@ -122,7 +124,7 @@ def explain_why(plan: ExecutionPlan, app: int, occurrence: int, *, sides: SideMa
         segment_blocks=(segment.first, segment.first + segment.count - 1),
         passes=tuple(other.address for other in plan.apps if other.chain in set(segment.chains) and other is not entry),
         elsewhere=_elsewhere(plan, path, digest, occurrence, frozenset(segment.chains)),
-        sibling=_sibling(plan, chain.path, occurrence, lineage[1:]),
+        sibling=_sibling(plan, chain.path, occurrence, lineage),
         begins=_begins(plan, chain.segments, own),
         ends=_bound(plan, own),
         side_rank=chain.side_rank,
@@ -157,12 +159,9 @@ def _elsewhere(
 
 def _sibling(plan: ExecutionPlan, own: str, occurrence: int, lineage: tuple[str, ...]) -> Sibling | None:
     """From the nearest model that this one derives from and that is in the plan, else from all others."""
-    for parent in lineage:
-        model = plan.models.get(parent)
-        if model is not None and model.chain is not None:
-            path = plan.chains[model.chain].path
-            place = min(_ranked(plan, own, occurrence, path))[-1]
-            return _compared(plan, (own, occurrence), (path, place), parent, derives=True)
+    for parent, path in _parents(plan, own, lineage):
+        place = min(_ranked(plan, own, occurrence, path))[-1]
+        return _compared(plan, (own, occurrence), (path, place), parent, derives=True)
     ranked = [
         (*rank[:-1], path, rank[-1])
         for path in plan.paths
@@ -173,6 +172,18 @@ def _sibling(plan: ExecutionPlan, own: str, occurrence: int, lineage: tuple[str,
         return None
     *_, path, place = min(ranked)
     return _compared(plan, (own, occurrence), (path, place), _model_of(plan, path), derives=False)
+
+
+def _parents(plan: ExecutionPlan, own: str, lineage: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Models that this one derives from and their paths. An adapter has that of its parent, used by an app or not."""
+    adapter = True
+    for child, parent in pairwise(lineage):
+        adapter = adapter and plan.models[child].kind == "lora"
+        model = plan.models.get(parent)
+        if adapter:
+            yield parent, own
+        elif model is not None and model.chain is not None:
+            yield parent, plan.chains[model.chain].path
 
 
 def _ranked(plan: ExecutionPlan, own: str, occurrence: int, other: str) -> list[tuple[bool, bool, bool, int, int]]:

@@ -177,6 +177,18 @@ def _path_of(plan: ExecutionPlan, model: str) -> str:
     return plan.chains[number].path
 
 
+def test_an_adapter_has_the_blocks_of_a_base_that_no_app_uses(zoo: BlobsOnly) -> None:
+    models = _models()
+    plan = plan_of(models, parents=PARENTS, apps={"acme": {"draft": "queries", "law": "top"}}, zoo=zoo)
+    assert plan.models["base"].chain is None
+    sibling = _why(plan, zoo, "acme/draft", "8").sibling
+    assert sibling is not None
+    assert (sibling.model, sibling.derives, sibling.differences) == ("base", True, ())
+    sibling = _why(plan, zoo, "acme/law", "8").sibling
+    assert sibling is not None
+    assert (sibling.model, sibling.derives, len(sibling.differences)) == ("queries", False, 2)
+
+
 @pytest.mark.parametrize(
     ("app", "block", "code", "help_"),
     [
