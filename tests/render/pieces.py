@@ -64,7 +64,7 @@ def placed(memory_bytes: int) -> tuple[PlaceProblem, Placement | None]:
     problem = PlaceProblem(
         devices=(PlaceDevice(address="local/d0", kind="cpu", memory_bytes=memory_bytes, reserve_bytes=1 << 10),),
         segments=(PlaceSegment(tensors=frozenset(), activation_bytes=1 << 12),),
-        groups=(PlaceGroup(page_bytes=1 << 10, page_tokens=16, layers=2),),
+        groups=(PlaceGroup(page_bytes=1 << 10, kv_heads=1, page_tokens=16, layers=2),),
         chains=(PlaceChain(label="tiny", segments=(0,), groups=(0,), side_bytes=512, max_model_len=128),),
         max_rows=4,
         pm_bytes=0,
