@@ -40,7 +40,7 @@ golden: install
 
 architectures: install
 	$(BIN)/python -m tests.support.every_architecture
-	$(BIN)/ruff format blockc/trace/architectures.py
+	$(BIN)/ruff format blockc/architectures.py
 
 bench: install
 	$(BIN)/python -m benchmarks

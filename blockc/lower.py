@@ -251,6 +251,8 @@ def _requires(
     needs |= {f"kv:{group.dtype}" for group in groups}
     needs |= {f"op:{op.target}" for block in graph.blocks.values() for op in block.structure.ops}
     needs.add(f"devices:{len({device for instance in placement.instances for device in instance.devices})}")
+    if any(op.target == "blockc.pool" for block in graph.blocks.values() for op in block.structure.ops):
+        needs.add("output:vector")
     if any(chain.sides for chain in chains):
         needs.add("side:low_rank@linear")
     return tuple(sorted(needs))

@@ -101,7 +101,9 @@ def _result(op: Op, types: Types, params: Mapping[str, ValueType]) -> ValueType 
         case "blockc.embedding", _:
             table = operands[1]
             return None if table is None else _shaped(table, (*x.shape, *table.shape[1:]))
-        case "blockc.attention", _:
+        case "blockc.pool", _:
+            return _shaped(x, ("R", *x.shape[2:]))
+        case (("blockc.attention" | "blockc.encode"), _):
             values = operands[2]
             if values is None or len(x.shape) != 4 or len(values.shape) != 4:
                 return None

@@ -14,6 +14,11 @@ ATen ops pass through by name. All of them work on each token for itself: none m
 ``blockc.attention``     ``(q[1,H,T,D], k[1,K,T,D], v[1,K,T,D], scale, window | none, softcap | none, sinks[H]?)
                          -> [1,T,H,D]``: causal, per request, over the paged cache; writes the new keys and values
                          first. ``sinks``: a score of each head's own beside those of the keys, whose weight is lost
+``blockc.encode``        ``(q, k, v, scale, window | none, softcap | none)``, shapes as above: attention in both
+                         directions within a text, which stands in the step as a whole; no cache. With a
+                         window, tokens see each other that are less than so far apart
+``blockc.pool``          ``(x[1,T,F], mode) -> [R,F]``: of each text the ``"first"`` or ``"last"`` token, the ``"mean"``
+                         or the ``"sum"`` of all
 ``blockc.select_rows``   ``(x[1,T,F]) -> [1,R,F]``: the rows whose logits are wanted
 =======================  ===============================================================================
 """
@@ -39,6 +44,8 @@ OPS: dict[str, OpSpec] = {
     "blockc.topk_indices": OpSpec(2, 2),
     "blockc.topk_values": OpSpec(2, 2),
     "blockc.attention": OpSpec(6, 7),
+    "blockc.encode": OpSpec(6, 6),
+    "blockc.pool": OpSpec(2, 2),
     "blockc.select_rows": OpSpec(1, 1),
     "aten.abs.default": OpSpec(1, 1),
     "aten.add.Tensor": OpSpec(2, 2),

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from blockc.trace.attention import UntraceableError
 from blockc.trace.config import config_of
-from blockc.trace.model import KvLayer, Source, TracedBlock, TracedModel
+from blockc.trace.model import TOKENS, Head, KvLayer, Pooling, Source, TracedBlock, TracedModel
 from blockc.trace.trace import trace
 
-__all__ = ["KvLayer", "Source", "TracedBlock", "TracedModel", "UntraceableError", "config_of", "trace"]
+__all__ = [
+    "TOKENS",
+    "Head",
+    "KvLayer",
+    "Pooling",
+    "Source",
+    "TracedBlock",
+    "TracedModel",
+    "UntraceableError",
+    "config_of",
+    "trace",
+]

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 NAME = "blockc"
+# Set on modules of models that read a text as a whole: elsewhere attention that is not causal has no meaning.
+ENCODES = "_blockc_encodes"
 
 # Keyword arguments that reach an attention function and do not change its result here.
 _NEUTRAL = {
     "position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "return_dict",
-    "logits_to_keep", "num_items_in_batch", "output_router_logits",
+    "logits_to_keep", "num_items_in_batch", "output_router_logits", "deterministic",
 }  # fmt: skip
 
 
@@ -80,18 +82,21 @@ def _attention(
     ``s_aux`` ``[H]``: attention sinks, a score beside those of the keys that takes weight and yields nothing.
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if not causal:
-        raise UntraceableError("attention that is not causal")
     strange = sorted(name for name, value_ in rest.items() if value_ is not None and name not in _NEUTRAL)
     if strange or attention_mask is not None:
         raise UntraceableError(f"attention with {', '.join(strange) or 'a mask of its own'}")
+    if not causal and (s_aux is not None or not getattr(module, ENCODES, False)):
+        raise UntraceableError("attention that is not causal")
     if sliding_window is not None and sliding_window < 1:
         raise UntraceableError(f"a window of {sliding_window} tokens")
     scale = float(query.shape[-1]) ** -0.5 if scaling is None else float(scaling)
     width = value.shape[-1]
     size = max(width, query.shape[-1])
     query, key, value = (_padded(tensor, size) for tensor in (query, key, value))
-    out = torch.ops.blockc.attention(query, key, value, scale, sliding_window, softcap, s_aux)
+    if causal:
+        out = torch.ops.blockc.attention(query, key, value, scale, sliding_window, softcap, s_aux)
+    else:
+        out = torch.ops.blockc.encode(query, key, value, scale, sliding_window, softcap)
     return (out if width == size else out[..., :width]), None
 
 

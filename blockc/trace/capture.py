@@ -8,6 +8,7 @@ ends.
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import warnings
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import fx, nn
 from blockc.trace import attention
 from blockc.trace.attention import UntraceableError
 from blockc.trace.layers import LayerPlan, find_layers, keep_representatives
+from blockc.trace.model import Head
 
 # Any small number that no size of a model is likely to equal: a size that turns out equal to it would still be
 # distinguished, because the dimension is symbolic.
@@ -50,21 +52,62 @@ class _TokensToLogits(nn.Module):
         return logits
 
 
-def build_meta_model(config: Any, dtype: torch.dtype) -> nn.Module:
-    """The architecture of ``config`` on the meta device. Raises :class:`UntraceableError`."""
-    from transformers import AutoModelForCausalLM
+class _TokensToVector(nn.Module):
+    """The calling convention of models that read whole texts. In the graph the step is one text."""
 
+    def __init__(self, model: nn.Module, head: Head) -> None:
+        super().__init__()
+        self.model = model
+        self.head = head
+        self.first_position = _first_position(model)
+        self.has_token_types = "token_type_ids" in inspect.signature(model.forward).parameters
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        types = {"token_type_ids": torch.zeros_like(tokens)} if self.has_token_types else {}
+        positions = positions + self.first_position if self.first_position else positions
+        output = self.model(input_ids=tokens, position_ids=positions, return_dict=True, **types)
+        if self.head.kind == "classification":
+            scores: torch.Tensor = output.logits
+            return scores
+        hidden: torch.Tensor = output.last_hidden_state
+        vector = hidden.mean(1) if self.head.pooling == "mean" else hidden[:, 0 if self.head.pooling == "first" else -1]
+        if not self.head.normalize:
+            return vector
+        # As torch.nn.functional.normalize has it.
+        return vector / vector.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
+
+
+def _first_position(model: nn.Module) -> int:
+    """Where positions begin in models that count them from the padding token's id (RoBERTa and its descendants)."""
+    for module in model.modules():
+        if hasattr(module, "create_position_ids_from_input_ids"):
+            return int(module.padding_idx) + 1
+    return 0
+
+
+def build_meta_model(config: Any, dtype: torch.dtype, head: Head) -> nn.Module:
+    """The architecture of ``config`` on the meta device. Raises :class:`UntraceableError`."""
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    classes = {
+        "tokens": AutoModelForCausalLM,
+        "embedding": AutoModel,
+        "classification": AutoModelForSequenceClassification,
+    }
     attention.register()
     config = copy.deepcopy(config)
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model: nn.Module = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=attention.NAME
-            ).eval()
+            model: nn.Module = (
+                classes[head.kind].from_config(config, dtype=dtype, attn_implementation=attention.NAME).eval()
+            )
             if model._can_set_experts_implementation():  # type: ignore[operator]
                 model.set_experts_implementation(attention.NAME)  # type: ignore[operator]
             _keep_wide(model, dtype)
+            if head.kind != "tokens":
+                for module in model.modules():
+                    setattr(module, attention.ENCODES, True)
     except KeyError as error:
         if error.args == (attention.NAME,):
             raise UntraceableError("its attention does not pass transformers' attention interface") from error
@@ -74,7 +117,7 @@ def build_meta_model(config: Any, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def capture(model: nn.Module, *, every_layer: bool = False) -> Capture:
+def capture(model: nn.Module, head: Head, *, every_layer: bool = False) -> Capture:
     """Export ``model`` (which is shortened and untied in place). Raises :class:`UntraceableError`."""
     layers = find_layers(model)
     if layers is None:
@@ -94,7 +137,7 @@ def capture(model: nn.Module, *, every_layer: bool = False) -> Capture:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(
-                _TokensToLogits(model),
+                _TokensToLogits(model) if head.kind == "tokens" else _TokensToVector(model, head),
                 (tokens, tokens.clone()),
                 dynamic_shapes=({1: dim}, {1: dim}),
                 strict=False,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from blockc.trace import nodes
 from blockc.trace.attention import UntraceableError
 from blockc.trace.capture import Capture
 from blockc.trace.nodes import aten, is_call, shape_of
@@ -43,14 +44,12 @@ def cut(capture: Capture) -> Cuts:
     prelude = tuple(node for node in ops if node not in on_tokens and node not in on_parameters)
     inside = set(prelude)
     contexts = tuple(node for node in prelude if any(user not in inside for user in node.users))
-    bounds = _boundaries(stream)
+    # Computed from positions and parameters: only the first block takes positions, so it ends after their readers.
+    embedded = set(ops) - set(stream) - set(prelude)
+    readers = [index for index, node in enumerate(stream) if not embedded.isdisjoint(node.all_input_nodes)]
+    bounds = _boundaries(stream, first=max(readers, default=0))
     block_of = {node: index for index, run in enumerate(_runs(stream, bounds)) for node in run}
-    for node in reversed(ops):  # computed from positions and parameters: goes to whichever block reads it
-        if node not in block_of and node not in inside:
-            readers = {block_of[user] for user in node.users}
-            if len(readers) != 1:
-                raise UntraceableError("a position embedding that several blocks read")
-            block_of[node] = readers.pop()
+    block_of |= dict.fromkeys(embedded, 0)
     blocks = tuple(tuple(node for node in ops if block_of.get(node) == index) for index in range(len(bounds)))
     if len(blocks) < 3:
         raise UntraceableError("no single stream of hidden states runs through its layers")
@@ -70,8 +69,8 @@ def _reached_from(sources: set[fx.Node], ops: list[fx.Node]) -> set[fx.Node]:
     return reached
 
 
-def _boundaries(stream: list[fx.Node]) -> list[int]:
-    """Indices into ``stream`` after which a block ends; the last op is always one."""
+def _boundaries(stream: list[fx.Node], *, first: int) -> list[int]:
+    """Indices into ``stream``, from ``first`` on, after which a block ends; the last op is always one."""
     index_of = {node: index for index, node in enumerate(stream)}
     end = len(stream)
     last_use = [
@@ -79,11 +78,14 @@ def _boundaries(stream: list[fx.Node]) -> list[int]:
     ]
     bounds: list[int] = []
     furthest = -1  # last use of anything before the current node
+    pooled = False  # what follows is the head, one piece with what precedes it
     for index, node in enumerate(stream):
         alone = furthest <= index
         forks = sum(user in index_of for user in node.users) > 1
         joins = sum(argument in index_of for argument in node.all_input_nodes) > 1
-        if index == end - 1 or (alone and (forks or joins)):
+        pooled = pooled or node.target is nodes.pool
+        ends = forks or joins or any(user.target is nodes.pool for user in node.users)
+        if index == end - 1 or (alone and ends and not pooled and index >= first):
             bound = _past_reshapes(stream, index)
             start = bounds[-1] + 1 if bounds else 0
             if any(not is_call(op, *_VIEWS) for op in stream[start : bound + 1]):

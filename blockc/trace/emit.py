@@ -29,9 +29,14 @@ from blockc.trace.model import KvLayer, Source, TracedBlock
 
 _OURS = {
     nodes.embedding: "blockc.embedding",
+    nodes.pool: "blockc.pool",
     nodes.rms_norm: "blockc.rms_norm",
     nodes.topk_indices: "blockc.topk_indices",
     nodes.topk_values: "blockc.topk_values",
+}
+_ATTENTIONS = {
+    torch.ops.blockc.attention.default: "blockc.attention",
+    torch.ops.blockc.encode.default: "blockc.encode",
 }
 _ATTENTION_BINDS = ("scale", "window", "softcap")
 
@@ -53,8 +58,8 @@ class _Emitter:
 
     def emit(self, node: fx.Node) -> None:
         """Append the op of ``node``."""
-        if node.target is torch.ops.blockc.attention.default:
-            target, args = "blockc.attention", self._attention(node)
+        if node.target in _ATTENTIONS:
+            target, args = _ATTENTIONS[node.target], self._attention(node)
         elif node.target is nodes.linear:
             target, args = "blockc.linear", self._linear(node)
         elif node.target is torch.ops.blockc.expert_linear.default:
@@ -86,7 +91,7 @@ class _Emitter:
             case None | bool() | int() | float():
                 return item
             case str():
-                return item.removeprefix(self.strip)
+                return item.removeprefix(self.strip) if self.strip else item
         raise UntraceableError(f"an argument of the kind {type(item).__name__}")
 
     def _param(self, node: fx.Node, transposed: bool) -> Param:
@@ -116,13 +121,13 @@ class _Emitter:
         return self.arg(x), self.arg(weight, transposed=bool(transposed)), self.arg(bias), self.arg(index)
 
     def _attention(self, node: fx.Node) -> tuple[Arg, ...]:
-        index = sum(op.target == "blockc.attention" for op in self.ops)
+        index = sum(op.target in _ATTENTIONS.values() for op in self.ops)
         bound: list[Arg] = []
         for name, value in zip(_ATTENTION_BINDS, node.args[3:6], strict=True):
             assert value is None or isinstance(value, int | float)
             self.binds[f"{name}{index}"] = value
             bound.append(Bound(f"{name}{index}"))
-        sinks = () if node.args[6] is None else (self.arg(node.args[6]),)
+        sinks = [self.arg(item) for item in node.args[6:] if item is not None]
         return (*(self.arg(item) for item in node.args[:3]), *bound, *sinks)
 
 
@@ -156,6 +161,12 @@ def emit_block(
         emitter.values[hidden] = "0"
     for node in run:
         emitter.emit(node)
+    if any(node.target is nodes.pool for node in run):  # one vector a text: [R,F] as the [1,R,F] that logits are
+        result = str(len(emitter.ops))
+        emitter.ops.append(
+            Op(result=result, target="aten.unsqueeze.default", args=(Value(emitter.values[returns[0]]), 0))
+        )
+        emitter.values[returns[0]] = result
     structure = Structure(
         inputs=declared,
         contexts=tuple((name, _type(node)) for node, name in emitter.contexts.items()),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from blockc.trace import nodes
 from blockc.trace.attention import UntraceableError
 from blockc.trace.nodes import aten, shape_of
 from blockc.trace.shapes import DIMENSION
@@ -21,7 +22,7 @@ def check_token_independence(graph: fx.Graph) -> None:
         if node.op != "call_function":
             continue
         tokens_in = any("T" in shape_of(argument) for argument in node.all_input_nodes)
-        if not tokens_in:
+        if not tokens_in or node.target is nodes.pool:
             continue
         if "T" not in shape_of(node):
             raise UntraceableError(f"{node.target} reduces over the tokens")

@@ -9,6 +9,22 @@ from typing import Any, Literal
 from blockc.ir import Structure
 
 Transform = Literal["none", "transpose"]
+Pooling = Literal["first", "last", "mean"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """What a model yields: logits of the next token, or one vector for a text (an embedding, scores of classes).
+
+    ``pooling``: how an embedding is made of the tokens' hidden states; ``normalize``: scaled to length 1.
+    """
+
+    kind: Literal["tokens", "embedding", "classification"] = "tokens"
+    pooling: Pooling = "mean"
+    normalize: bool = False
+
+
+TOKENS = Head()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +81,7 @@ class TracedModel:
     """
 
     architecture: str
+    head: Head
     dtype: str
     prelude: TracedBlock | None
     blocks: tuple[TracedBlock, ...]

@@ -47,6 +47,11 @@ def topk_indices(x: Any, k: int) -> Any:
     raise AssertionError("normal-form ops are never run")
 
 
+def pool(x: Any, mode: str) -> Any:
+    """``blockc.pool``."""
+    raise AssertionError("normal-form ops are never run")
+
+
 def shape_of(node: Node) -> tuple[int | str, ...]:
     """The node's shape with ``"T"`` for the token dimension. Refuses sizes that are expressions of T."""
     dims: list[int | str] = []

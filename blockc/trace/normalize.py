@@ -15,11 +15,12 @@ from blockc.trace.attention import UntraceableError
 from blockc.trace.functional import functional
 from blockc.trace.fuse import fuse_embedding, fuse_linear, fuse_rms_norm
 from blockc.trace.nodes import aten, calls, dtype_of, insert_before, replace
+from blockc.trace.pool import pool_tokens
 from blockc.trace.shapes import explicit_shapes, one_value_per_op
 
 
-def normalize(graph: fx.Graph) -> None:
-    """Run all passes, then remove what nothing uses."""
+def normalize(graph: fx.Graph, *, pools: bool = False) -> None:
+    """Run all passes, then remove what nothing uses. ``pools``: the model yields one vector for a text."""
     for run in (
         functional,
         drop_checks,
@@ -27,6 +28,7 @@ def normalize(graph: fx.Graph) -> None:
         drop_identities,
         one_value_per_op,
         explicit_shapes,
+        *((pool_tokens,) if pools else ()),
         fuse_linear,
         fuse_embedding,
         fuse_rms_norm,

@@ -11,36 +11,37 @@ from typing import Any
 
 import torch
 
-from blockc.ir import DTYPE_CODE, format_structure
+from blockc.ir import DTYPE_CODE
 from blockc.trace.attention import UntraceableError
 from blockc.trace.capture import Capture, build_meta_model, capture, computed_buffers, stored_tensors
 from blockc.trace.cut import Cuts, cut
 from blockc.trace.emit import emit_block, kv_layers
 from blockc.trace.independence import check_token_independence
-from blockc.trace.model import KvLayer, Source, TracedBlock, TracedModel
+from blockc.trace.model import TOKENS, Head, KvLayer, Source, TracedBlock, TracedModel
+from blockc.trace.nodes import pool
 from blockc.trace.normalize import normalize
 
 
-def trace(config: Any, *, dtype: str, every_layer: bool = False) -> TracedModel:
+def trace(config: Any, *, dtype: str, head: Head = TOKENS, every_layer: bool = False) -> TracedModel:
     """Trace a transformers configuration at ``dtype`` (``"float32"``, ``"bfloat16"``, ``"float16"``).
 
     ``every_layer`` captures all layers instead of the first and last of each kind (slow; the tests compare the two).
     Raises :class:`UntraceableError` with the reason.
     """
-    model = build_meta_model(config, getattr(torch, dtype))
+    model = build_meta_model(config, getattr(torch, dtype), head)
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
     parameters = {name: tuple(tensor.shape) for name, tensor in stored_tensors(model).items()}
-    captured = capture(model, every_layer=every_layer)
-    normalize(captured.graph)
+    captured = capture(model, head, every_layer=every_layer)
+    normalize(captured.graph, pools=head.kind != "tokens")
     check_token_independence(captured.graph)
     cuts = cut(captured)
     prelude = _emit_prelude(captured, cuts)
     pieces = _emit_blocks(captured, cuts)
     repeated = _repeat_layers(captured, pieces)
     if repeated is None:
-        return trace(config, dtype=dtype, every_layer=True)
+        return trace(config, dtype=dtype, head=head, every_layer=True)
     blocks, layers = repeated
-    if len(layers) < len(captured.layers.kind_of):
+    if sum(map(attentions, blocks)) < len(captured.layers.kind_of):
         raise UntraceableError("attention that does not pass transformers' attention interface")
     _check_chain(blocks)
     sources = [source for block in (prelude, *blocks) if block is not None for source in block.sources.values()]
@@ -49,6 +50,7 @@ def trace(config: Any, *, dtype: str, every_layer: bool = False) -> TracedModel:
     ignored = sorted(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
     return TracedModel(
         architecture=type(model).__name__,
+        head=head,
         dtype=DTYPE_CODE[dtype],
         prelude=prelude,
         blocks=blocks,
@@ -56,7 +58,7 @@ def trace(config: Any, *, dtype: str, every_layer: bool = False) -> TracedModel:
         parameters=parameters,
         buffers=computed_buffers(captured.model, buffers),
         tied=tied,
-        ignored=(*ignored, r"\.rotary_emb\.inv_freq$"),
+        ignored=(*ignored, r"\.rotary_emb\.inv_freq$", r"(^|\.)position_ids$"),
         prefix=str(getattr(model, "base_model_prefix", "")),
         vocab_size=int(config.vocab_size),
         max_positions=getattr(config, "max_position_embeddings", None),
@@ -99,7 +101,7 @@ def _emit_blocks(captured: Capture, cuts: Cuts) -> list[_Piece]:
             inputs=inputs | ({cuts.outputs[index - 1]: "x"} if index else {}),
             contexts=cuts.contexts,
             returns=(cuts.outputs[index],),
-            select_rows=last,
+            select_rows=last and not any(node.target is pool for node in nodes),
         )
         pieces.append(_Piece(layer=layer, block=block, caches=tuple(kv_layers(nodes))))
     return pieces
@@ -166,6 +168,11 @@ def _renamed(block: TracedBlock, old: str, new: str) -> TracedBlock:
     )
 
 
+def attentions(block: TracedBlock) -> int:
+    """How many attention ops a block has, of both kinds."""
+    return sum(op.target in ("blockc.attention", "blockc.encode") for op in block.structure.ops)
+
+
 def _check_chain(blocks: tuple[TracedBlock, ...]) -> None:
     """Every block but the first reads exactly the hidden state, and only the first reads tokens."""
     for index, block in enumerate(blocks):
@@ -173,7 +180,7 @@ def _check_chain(blocks: tuple[TracedBlock, ...]) -> None:
         expected = {"tokens", "positions"} if index == 0 else {"x"}
         if not names or not names <= expected or (index == 0 and "tokens" not in names):
             raise UntraceableError(f"a block that reads {', '.join(sorted(names)) or 'nothing'}")
-        if index == len(blocks) - 1 and "blockc.attention" in format_structure(block.structure):
+        if index == len(blocks) - 1 and attentions(block):
             raise UntraceableError("attention after the last cut")
 
 

@@ -213,11 +213,16 @@ def _report_unused(
     traced: TracedModel, checkpoint: Checkpoint, used: set[str], *, written: str, diags: Diagnostics, at: Span
 ) -> None:
     ignored = [re.compile(pattern) for pattern in traced.ignored]
+    # Parts of an encoder that its head does not read: another head's pooling.
+    unread = traced.parameters.keys() if traced.head.kind != "tokens" else set()
     tied_alias = {spelling for name in traced.tied for spelling in _spellings(name, traced.prefix)}
     unused = sorted(
         name
         for name in checkpoint.files
-        if name not in used and name not in tied_alias and not any(pattern.search(name) for pattern in ignored)
+        if name not in used
+        and name not in tied_alias
+        and name not in unread
+        and not any(pattern.search(name) for pattern in ignored)
     )
     if unused:
         diags.report(

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from blockc.architectures import why_not
 from blockc.diag import Diagnostics, Span
 from blockc.spec.deployment import Assumption, Base, Deployment, FineTune, Source
-from blockc.trace.architectures import why_not
+from blockc.trace import TOKENS, Head
 from blockc.tune.assets import check_assets
 from blockc.tune.checkpoint import read_json
+from blockc.tune.head import read_head
 from blockc.tune.source import CONFIGURATION, EVERYTHING, locate, written_as
 
 # Entries of `auto_map` that replace the model itself; a tokenizer's code is no concern of the weights.
@@ -35,6 +37,7 @@ class ModelFiles:
     lineage: tuple[str, ...]
     base: Base
     span: Span
+    head: Head = TOKENS
 
 
 def read_models(
@@ -105,6 +108,7 @@ def _assumed(item: FineTune, assumption: Assumption, parent: ModelFiles, *, diag
         lineage=(item.name, *parent.lineage),
         base=parent.base,
         span=item.source_span,
+        head=parent.head,
     )
 
 
@@ -136,7 +140,12 @@ def _read(
             help=f"write `kind = {kind}`, or leave the attribute out",
         )  # fmt: skip
         return None
-    if kind != "lora" and not _supported(config, written=written, diags=diags, at=at):
+    head: Head | None = TOKENS
+    if kind != "lora":
+        if not _supported(config, written=written, diags=diags, at=at):
+            return None
+        head = read_head(directory, config, written=written, diags=diags, at=at)
+    if head is None:
         return None
     return ModelFiles(
         name=item.name,
@@ -148,6 +157,7 @@ def _read(
         lineage=lineage,
         base=base,
         span=at,
+        head=head,
     )
 
 

@@ -13,7 +13,9 @@ from blockc.spec.deployment import HubSource, LocalSource, Source
 # Everything a chain needs, and nothing that holds code or pickles.
 EVERYTHING = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 # What a plan without weights is made from.
-CONFIGURATION = ("config.json", "adapter_config.json", "generation_config.json")
+CONFIGURATION = (
+    "config.json", "adapter_config.json", "generation_config.json", "modules.json", "1_Pooling/config.json",
+)  # fmt: skip
 
 
 def written_as(source: Source) -> str:

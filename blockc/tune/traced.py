@@ -7,21 +7,21 @@ from collections.abc import Mapping
 
 from blockc.diag import Diagnostics
 from blockc.ir import canonical_json
-from blockc.trace import Source, TracedBlock, TracedModel, UntraceableError, config_of, trace
+from blockc.trace import Head, Source, TracedBlock, TracedModel, UntraceableError, config_of, trace
 from blockc.tune.models import ModelFiles
 
 
 def trace_models(files: Mapping[str, ModelFiles], *, diags: Diagnostics) -> dict[str, TracedModel]:
     """By model name; LoRA adapters have no structure of their own. Problems go to ``diags`` (BC205)."""
-    known: dict[tuple[str, str], TracedModel] = {}
+    known: dict[tuple[str, str, Head], TracedModel] = {}
     traced: dict[str, TracedModel] = {}
     for name, model in files.items():
         if model.kind == "lora":
             continue
-        key = (canonical_json(dict(model.config)), model.base.dtype)
+        key = (canonical_json(dict(model.config)), model.base.dtype, model.head)
         try:
             if key not in known:
-                known[key] = trace(config_of(model.config), dtype=model.base.dtype)
+                known[key] = trace(config_of(model.config), dtype=model.base.dtype, head=model.head)
             traced[name] = known[key]
         except UntraceableError as error:
             diags.report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 
 from blockc.diag import DiagnosticError, Diagnostics
 from blockc.plan import ExecutionPlan, ModelEntry
+from blockc.trace import Head
+from blockc.tune.head import encoder_head
 
 
 class Reference:
@@ -24,6 +27,24 @@ class Reference:
         with torch.inference_mode():
             output: torch.Tensor = self._model(torch.tensor([list(tokens)]), use_cache=False).logits[0]
         return output.float()
+
+
+class VectorReference:
+    """One app's encoder as transformers runs it, pooled as its files say. One text at a time."""
+
+    def __init__(self, model: Any, head: Head) -> None:
+        self._model = model
+        self._head = head
+
+    def vector(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Float32: an embedding ``[hidden]`` or scores ``[classes]``."""
+        with torch.inference_mode():
+            output = self._model(torch.tensor([list(tokens)]))
+        if self._head.kind == "classification":
+            return output.logits[0].float()  # type: ignore[no-any-return]
+        hidden: torch.Tensor = output.last_hidden_state[0].float()
+        pooled = {"first": hidden[0], "last": hidden[-1], "mean": hidden.mean(0)}[self._head.pooling]
+        return torch.nn.functional.normalize(pooled, dim=0) if self._head.normalize else pooled
 
 
 def check_files(plan: ExecutionPlan, root: Path) -> None:
@@ -46,6 +67,22 @@ def reference(plan: ExecutionPlan, name: str, root: Path, dtype: torch.dtype) ->
     if adapters:
         model = _with_adapters(model, [_directory(plan.models[step], root) for step in adapters])
     yield Reference(model.eval())
+
+
+@contextmanager
+def vector_reference(plan: ExecutionPlan, name: str, root: Path, dtype: torch.dtype) -> Iterator[VectorReference]:
+    """As :func:`reference`, for a model that yields one vector for a text."""
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    lineage = _lineage(plan.models, name)
+    full = next(index for index, step in enumerate(lineage) if plan.models[step].kind != "lora")
+    directory = _directory(plan.models[lineage[full]], root)
+    head = encoder_head(directory, json.loads((directory / "config.json").read_text()))
+    loader = AutoModelForSequenceClassification if head.kind == "classification" else AutoModel
+    model = loader.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa", use_safetensors=True)
+    if full:
+        model = _with_adapters(model, [_directory(plan.models[step], root) for step in lineage[:full][::-1]])
+    yield VectorReference(model.eval(), head)
 
 
 def _lineage(models: Mapping[str, ModelEntry], name: str) -> list[str]:

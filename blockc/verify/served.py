@@ -11,6 +11,9 @@ from blockc.diag import CODES, DiagnosticError, Diagnostics
 from blockc.plan import ExecutionPlan
 from blockc.zoo import Zoo
 
+# What plans require whose models yield vectors: no request reaches them yet.
+VECTORS = "output:vector"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
@@ -81,6 +84,46 @@ def serve_greedily(plan: ExecutionPlan, zoo: Zoo, questions: Sequence[Question])
         Answer(tokens=tuple(tokens[key]), logits=torch.cat(logits[key]))
         for key in (str(i) for i in range(len(questions)))
     ]
+
+
+def yields_vectors(plan: ExecutionPlan, app: int) -> bool:
+    """Whether an app's model reads a text as a whole and yields one vector for it."""
+    last = plan.paths[plan.chains[plan.apps[app].chain].path].blocks[-1]
+    return "= blockc.pool(" in plan.structures[plan.blocks[last].structure]
+
+
+def encode(plan: ExecutionPlan, zoo: Zoo, texts: Sequence[Question]) -> list[torch.Tensor]:
+    """The vectors of texts for apps whose models read a text as a whole, all texts in one step.
+
+    Raises :class:`DiagnosticError`.
+    """
+    from blockc_runtime.capabilities import missing
+    from blockc_runtime.executor.torch_ import TorchExecutor
+    from blockc_runtime.step import Launch, Row, Step
+
+    _refuse([entry for entry in missing(plan) if entry != VECTORS])
+    rows = tuple(
+        Row(
+            request=str(index), chain=plan.apps[text.app].chain, tokens=text.tokens, start=0, pages=(), samples=1,
+            sampling=None, output_index=0,
+        )
+        for index, text in enumerate(texts)
+    )  # fmt: skip
+    launches = [
+        Launch(instance=0, segment=segment, micro_batch=0, rows=passing)
+        for segment, entry in enumerate(plan.segments)
+        if (passing := tuple(index for index, row in enumerate(rows) if row.chain in entry.chains))
+    ]
+    vectors: dict[int, torch.Tensor] = {}
+    executor = TorchExecutor(
+        plan, zoo, device=plan.target, logits_tap=lambda row, vector: vectors.update({row: vector[0].float().cpu()})
+    )
+    _refuse_disabled(plan, executor.disabled)
+    executor.submit(Step(id=0, epoch=0, rows=rows, launches=tuple(launches)))
+    result = executor.collect()
+    executor.close()
+    _refuse([row.fault.message for row in result.rows if row.fault is not None])
+    return [vectors[index] for index in range(len(rows))]
 
 
 def _arrived(now_s: float) -> int:

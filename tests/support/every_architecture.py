@@ -1,6 +1,6 @@
 """Try every text-generation configuration that transformers has, and write down which ones work and why others do not.
 
-``python -m tests.support.every_architecture`` rewrites `blockc/trace/architectures.py` and `docs/architectures.md`
+``python -m tests.support.every_architecture`` rewrites `blockc/architectures.py` and `docs/architectures.md`
 (about ten minutes). An architecture is supported if a tiny random model of it, saved, compiled and run block by block,
 equals the model itself in float32.
 """
@@ -19,7 +19,8 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from blockc.trace import UntraceableError, architectures, config_of, trace
+from blockc import architectures
+from blockc.trace import UntraceableError, config_of, trace
 from tests.support.architectures import is_composite, random_model, tiny_config
 from tests.support.chains import chains_of
 from tests.support.deployments import deployment
@@ -83,7 +84,7 @@ def try_all(names: list[str]) -> tuple[list[str], dict[str, str]]:
 
 def source_text(supported: list[str], refused: Mapping[str, str]) -> str:
     """The module with the lists replaced."""
-    text = (_ROOT / "blockc/trace/architectures.py").read_text()
+    text = (_ROOT / "blockc/architectures.py").read_text()
     head, _, rest = text.partition("# BEGIN GENERATED\n")
     _, _, tail = rest.partition("# END GENERATED\n")
     lines = [f'TRANSFORMERS = "{transformers.__version__}"', "", "SUPPORTED: tuple[str, ...] = ("]
@@ -105,7 +106,7 @@ def main(names: list[str]) -> None:
     architectures.SUPPORTED = tuple(CONFIG_MAPPING)  # nothing is refused by name while we find out
     supported, refused = try_all(names or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
     if not names:
-        (_ROOT / "blockc/trace/architectures.py").write_text(source_text(supported, refused))
+        (_ROOT / "blockc/architectures.py").write_text(source_text(supported, refused))
         (_ROOT / "docs/architectures.md").write_text(architectures.render_table(supported, refused))
 
 

@@ -89,6 +89,11 @@ class _Runner:
                 return F.gelu(args[0], approximate=args[1])
             case "blockc.select_rows":
                 return args[0]
+            case "blockc.encode":
+                return self.attention(*args, causal=False)
+            case "blockc.pool":
+                x, mode = args
+                return {"first": x[:, 0], "last": x[:, -1], "mean": x.mean(1), "sum": x.sum(1)}[mode]
             case "blockc.topk_values":
                 return torch.topk(*args).values
             case "blockc.topk_indices":
@@ -101,16 +106,16 @@ class _Runner:
                 namespace, name, overload = target.split(".")
                 return getattr(getattr(getattr(torch.ops, namespace), name), overload)(*args)
 
-    def attention(self, q, k, v, scale, window, softcap, sinks=None) -> torch.Tensor:
+    def attention(self, q, k, v, scale, window, softcap, sinks=None, *, causal=True) -> torch.Tensor:
         repeat = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
         scores = (q @ k.transpose(2, 3)) * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         row, column = torch.arange(self.length)[:, None], torch.arange(self.length)[None]
-        hidden = column > row
+        hidden = column > row if causal else torch.zeros(self.length, self.length, dtype=torch.bool)
         if window is not None:
-            hidden = hidden | (column <= row - window)
+            hidden = hidden | (column <= row - window if causal else (column - row).abs() >= window)
         scores = scores.masked_fill(hidden, float("-inf"))
         if sinks is not None:
             scores = torch.cat([scores, sinks.to(scores).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], 3)

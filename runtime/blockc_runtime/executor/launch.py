@@ -86,7 +86,8 @@ class StepRun:
         """Run one segment on ``rows`` and keep what comes out of it."""
         segment = self.model.segments[launch.segment]
         batch = self._batch(tuple(rows))
-        logit_rows = LogitRows(index=batch.logit_index)
+        spans = tuple(zip(batch.firsts, batch.counts, strict=True))
+        logit_rows = LogitRows(spans=spans, index=batch.logit_index)
         states = self._segment(segment, batch, logit_rows)
         self.launches += 1
         self.base_reads += segment.base_reads
@@ -197,6 +198,8 @@ class StepRun:
         if self.logits_tap is not None:
             for row, own in zip(rows, logits.split_with_sizes([entry.samples for entry in entries]), strict=True):
                 self.logits_tap(row, own)
+        if all(entry.sampling is None for entry in entries):  # vectors of whole texts: there is nothing to draw
+            return
         self._results.update(zip(rows, draw(logits, entries), strict=True))
 
     def _spoil(self, row: int) -> None:

@@ -182,7 +182,7 @@ class _Loader:
             occurrences=tuple(occurrences),
             banks=banks,
             dtype=dtype,
-            yields_logits=occurrences[-1].program.selects_rows,
+            yields_logits=occurrences[-1].program.yields_rows,
             base_reads=sum(
                 self.store.linears(self._linear_refs(self.plan.blocks[block], group)).reads
                 for block in path.blocks[entry.first : entry.first + entry.count]

@@ -19,16 +19,19 @@ from blockc.ir import Arg, Bound, DtypeArg, Op, Param, Structure, Symbol, Value
 from blockc_runtime.executor.rotary import fuse_rotary
 from blockc_runtime.ops.aten import aten_function
 from blockc_runtime.ops.dtypes import torch_dtype
+from blockc_runtime.ops.encode import torch_
 from blockc_runtime.ops.table import OpTable
 
 
 @dataclass(slots=True)
 class LogitRows:
-    """The rows that ``select_rows`` keeps, and what it saw of all of them.
+    """Where rows begin and end, which tokens ``select_rows`` keeps, and what it saw of all of them.
 
-    ``index`` ``[R]`` into the token axis, None for all tokens in order; ``finite`` ``[T]`` is set by the op.
+    ``spans``: first token and count of each row; ``index`` ``[R]`` into the token axis, None for all tokens in order;
+    ``finite`` ``[T]`` is set by ``select_rows`` and ``pool``.
     """
 
+    spans: tuple[tuple[int, int], ...]
     index: Tensor | None
     finite: Tensor | None = None
 
@@ -60,7 +63,7 @@ class Program:
     tensors: tuple[str, ...]
     linears: tuple[LinearGroup, ...]
     windows: tuple[int | Bound | None, ...]
-    selects_rows: bool
+    yields_rows: bool
 
 
 def build_program(structure: Structure, ops: OpTable) -> Program:
@@ -114,7 +117,7 @@ class _Builder:
             tensors=tensors,
             linears=tuple(_group_entry(ops, selected) for ops in self.groups),
             windows=tuple(_window(op) for op in self.attentions),
-            selects_rows=any(op.target == "blockc.select_rows" for op in structure.ops),
+            yields_rows=any(op.target in ("blockc.select_rows", "blockc.pool") for op in structure.ops),
         )
 
     def _placeholders(self, name: str, count: int) -> list[fx.Node]:
@@ -142,6 +145,10 @@ class _Builder:
                 node = call(self.ops.rms_norm, args)
             case "blockc.select_rows":
                 node = call(select_rows, (args[0], self.logit_rows))
+            case "blockc.encode":
+                node = call(encode, (*args[:3], self.logit_rows, *args[3:]))
+            case "blockc.pool":
+                node = call(pool, (args[0], self.logit_rows, args[1]))
             case _:
                 node = call(aten_function(op.target), args)
         self.values[op.result] = node
@@ -185,6 +192,17 @@ def topk_indices(x: Tensor, k: int) -> Tensor:
     return torch.topk(x, k).indices
 
 
+def encode(q: Tensor, k: Tensor, v: Tensor, rows: LogitRows, *form: Any) -> Tensor:
+    """Attention within each row, in both directions."""
+    return torch_.encode(q, k, v, rows.spans, *form)
+
+
+def pool(x: Tensor, rows: LogitRows, mode: str) -> Tensor:
+    """One vector for each row; notes which of the T tokens are finite."""
+    rows.finite = torch.isfinite(x[0].sum(-1))
+    return torch_.pool(x, rows.spans, mode)
+
+
 def select_rows(x: Tensor, rows: LogitRows) -> Tensor:
     """``x [1,T,F] -> [1,R,F]``; notes which of the T tokens are finite before the others are dropped."""
     rows.finite = torch.isfinite(x[0].sum(-1))
@@ -201,10 +219,10 @@ def _linear_groups(structure: Structure) -> list[tuple[Op, ...]]:
 
 
 def _after_selection(structure: Structure) -> set[Arg]:
-    """The values that depend on ``select_rows``."""
+    """The values that hold rows in place of tokens."""
     values: set[Arg] = set()
     for op in structure.ops:
-        if op.target == "blockc.select_rows" or not values.isdisjoint(op.args):
+        if op.target in ("blockc.select_rows", "blockc.pool") or not values.isdisjoint(op.args):
             values.add(Value(op.result))
     return values
 

@@ -10,6 +10,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
+# Models that read a text as a whole and yield one vector for it; each is compared with transformers in the tests.
+ENCODERS = (
+    "albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "eurobert", "modernbert",
+    "nomic_bert", "roberta", "xlm-roberta",
+)  # fmt: skip
+
 # BEGIN GENERATED
 TRANSFORMERS = "5.23.0"
 
@@ -106,7 +112,7 @@ def why_not(model_type: object) -> str | None:
     """Why a model type is not supported, in words that follow its name; None if it is."""
     if not isinstance(model_type, str):
         return "which is not a name"
-    if model_type in SUPPORTED:
+    if model_type in SUPPORTED or model_type in ENCODERS:
         return None
     if model_type in REFUSED:
         return f"which is not supported: {REFUSED[model_type]}"
@@ -126,6 +132,13 @@ def render_table(supported: Sequence[str], refused: Mapping[str, str]) -> str:
         f"## {len(supported)} that work",
         "",
         " ".join(f"`{name}`" for name in supported),
+        "",
+        f"## {len(ENCODERS)} encoders",
+        "",
+        "Texts to embeddings (`BertModel`, pooled as sentence-transformers' files say) and to scores of classes",
+        "(`BertForSequenceClassification`):",
+        "",
+        " ".join(f"`{name}`" for name in ENCODERS),
         "",
         f"## {len(refused)} that are refused",
         "",

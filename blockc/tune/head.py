@@ -1,0 +1,78 @@
+"""What a checkpoint yields, from its configuration: tokens, an embedding, or scores of classes.
+
+Encoders say it by their architecture's name; how an embedding is pooled is read from the files that
+sentence-transformers writes beside a model (``modules.json``, ``1_Pooling/config.json``). Without them it is the mean
+of the tokens, as sentence-transformers has it for a plain model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blockc.architectures import ENCODERS
+from blockc.diag import Diagnostics, Span
+from blockc.ir.strict_json import StrictJsonError, parse_strict_json
+from blockc.trace import TOKENS, Head, Pooling
+
+_POOLINGS: dict[str, Pooling] = {"cls": "first", "mean": "mean", "lasttoken": "last"}
+_KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
+
+
+class _UnknownHeadError(ValueError):
+    """What of the files is not understood."""
+
+
+def read_head(directory: Path, config: Mapping[str, Any], *, written: str, diags: Diagnostics, at: Span) -> Head | None:
+    """The head of a full checkpoint. Problems go to ``diags`` (BC205); then None."""
+    if config.get("model_type") not in ENCODERS:
+        return TOKENS
+    try:
+        return encoder_head(directory, config)
+    except (_UnknownHeadError, OSError, StrictJsonError) as error:
+        diags.report(
+            "BC205", f"what {written} yields is not understood: {str(error)[:200]}", at=at,
+            help="an encoder yields an embedding (`BertModel`, with sentence-transformers' pooling if it has one) "
+            "or scores of classes (`BertForSequenceClassification`)",
+        )  # fmt: skip
+        return None
+
+
+def encoder_head(directory: Path, config: Mapping[str, Any]) -> Head:
+    """The head of an encoder. Raises OSError, ValueError."""
+    names = config.get("architectures") or [""]
+    architecture = str(names[0]) if isinstance(names, list) and len(names) == 1 else ""
+    if architecture.endswith("ForSequenceClassification"):
+        return Head(kind="classification")
+    if not architecture.endswith("Model"):
+        raise _UnknownHeadError(f"`architectures` of its config.json is {json.dumps(names)[:80]}")
+    modules = [str(item.get("type", "")).rsplit(".", 1)[-1] for item in _list(directory / "modules.json")]
+    if strange := [name for name in modules if name not in _KNOWN_MODULES]:
+        raise _UnknownHeadError(f"modules.json lists a module {strange[0]!r}")
+    if modules and modules[:2] != ["Transformer", "Pooling"]:
+        raise _UnknownHeadError("modules.json does not list a transformer and its pooling")
+    pooling = _pooling(directory / "1_Pooling" / "config.json") if modules else "mean"
+    return Head(kind="embedding", pooling=pooling, normalize="Normalize" in modules)
+
+
+def _pooling(path: Path) -> Pooling:
+    values = parse_strict_json(path.read_bytes())
+    if not isinstance(values, dict):
+        raise _UnknownHeadError("1_Pooling/config.json is not an object")
+    modes = [key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
+             for key, on in values.items() if key.startswith("pooling_mode_") and on]  # fmt: skip
+    modes = modes or [str(values.get("pooling_mode"))]
+    if len(modes) != 1 or modes[0] not in _POOLINGS:
+        raise _UnknownHeadError(f"a pooling of {', '.join(modes)}")
+    return _POOLINGS[modes[0]]
+
+
+def _list(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    values = parse_strict_json(path.read_bytes())
+    if not isinstance(values, list) or not all(isinstance(item, dict) for item in values):
+        raise _UnknownHeadError(f"{path.name} is not a list of modules")
+    return values

@@ -1,0 +1,107 @@
+"""Encoders through the compiler and the executor: embeddings and scores equal transformers', many texts in a step."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from blockc.architectures import ENCODERS
+from blockc.verify.served import Question, encode
+from blockc.verify.verify import verify
+from tests.support.architectures import POSITIONS, tiny_config
+from tests.support.deployments import deployment
+from tests.support.serving import compiled
+
+# RoBERTa and its descendants count positions from the padding token's id.
+_ROOM = POSITIONS - 4
+
+
+def _save(model_type, root, *, classes=False):
+    torch.manual_seed(0)
+    loader = AutoModelForSequenceClassification if classes else AutoModel
+    model = loader.from_config(tiny_config(model_type, num_labels=3) if classes else tiny_config(model_type))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.12)
+            elif "norm" not in name.lower():
+                parameter.normal_(0, 0.2)
+    model.save_pretrained(root)
+    return root
+
+
+def _pooled(root, mode, *, normalize):
+    (root / "1_Pooling").mkdir()
+    values = {f"pooling_mode_{name}": name == mode for name in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")}
+    (root / "1_Pooling" / "config.json").write_text(json.dumps(values | {"word_embedding_dimension": 64}))
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
+    modules = [{"idx": i, "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(kinds)]
+    (root / "modules.json").write_text(json.dumps(modules))
+
+
+def _reports(root, tmp_path, **settings):
+    served = compiled(deployment(root, max_model_len=_ROOM, **settings), tmp_path / "zoo")
+    return served, verify(served.plan, served.zoo, root=root.parent, prompts=5, output_tokens=1)
+
+
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_embeddings_and_scores_equal_transformers(model_type, tmp_path):
+    for classes in (False, True):
+        folder = tmp_path / str(classes)
+        root = _save(model_type, folder / "model", classes=classes)
+        _, (report,) = _reports(root, folder)
+        assert report.max_error < 2e-5, (classes, report)
+
+
+@pytest.mark.parametrize(("mode", "normalize"), [("cls_token", True), ("lasttoken", False), ("mean_tokens", True)])
+def test_pooling_is_what_the_files_beside_the_model_say(mode, normalize, tmp_path):
+    root = _save("bert", tmp_path / "model")
+    _pooled(root, mode, normalize=normalize)
+    served, (report,) = _reports(root, tmp_path)
+    assert report.max_error < 2e-5
+    (root / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    (root / "modules.json").write_text("[]")
+    (other,) = verify(served.plan, served.zoo, root=tmp_path, prompts=3, output_tokens=1)
+    assert not other.passed, "another pooling must be caught"
+
+
+def test_a_text_does_not_change_with_its_neighbours(tmp_path):
+    root = _save("modernbert", tmp_path / "model")
+    served = compiled(deployment(root, max_model_len=_ROOM), tmp_path / "zoo")
+    generator = torch.Generator().manual_seed(3)
+    texts = [
+        Question(app=0, tokens=tuple(torch.randint(3, 128, (n,), generator=generator).tolist()), output_tokens=1)
+        for n in (1, _ROOM, 17, 40, 2)
+    ]
+    for text, vector in zip(texts, encode(served.plan, served.zoo, texts), strict=True):
+        (alone,) = encode(served.plan, served.zoo, [text])
+        assert torch.allclose(alone, vector, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "modules", "says"),
+    [
+        (["BertForMaskedLM"], None, "BertForMaskedLM"),
+        (
+            ["BertModel"],
+            [{"type": "models.Transformer"}, {"type": "models.Pooling"}, {"type": "models.Dense"}],
+            "Dense",
+        ),
+        (["BertModel"], [{"type": "models.Transformer"}], "pooling"),
+    ],
+)
+def test_heads_that_are_not_understood_are_refused(architectures, modules, says, tmp_path):
+    from tests.support.chains import chains_of
+
+    root = _save("bert", tmp_path / "model")
+    config = json.loads((root / "config.json").read_text()) | {"architectures": architectures}
+    (root / "config.json").write_text(json.dumps(config))
+    if modules is not None:
+        (root / "modules.json").write_text(json.dumps(modules))
+    chains, _, diags = chains_of(deployment(root, max_model_len=None), tmp_path / "zoo")
+    assert not chains
+    assert [item.code.id for item in diags] == ["BC205"]
+    assert says in next(iter(diags)).message
