@@ -19,7 +19,7 @@ from blockc.place import place, place_problem
 from blockc.plan import ExecutionPlan, verify_plan
 from blockc.spec.deployment import Deployment
 from blockc.target import Target, check_target
-from blockc.tune import ModelFiles, assume, parameter_count, read_models, trace_models, tune
+from blockc.tune import ModelFiles, OnModelBytes, assume, parameter_count, read_models, trace_models, tune
 from blockc.unify import unify
 from blockc.zoo import Zoo
 
@@ -50,6 +50,7 @@ def compile_deployment(
     target: Target | None = None,
     on_stage: OnStage = lambda name, seconds: None,
     on_result: OnResult = lambda name, result: None,
+    on_bytes: OnModelBytes = lambda name, done, total: None,
 ) -> Compiled:
     """Run all stages. Raises :class:`blockc.diag.DiagnosticError` at the end of a stage that found errors.
 
@@ -66,7 +67,7 @@ def compile_deployment(
             chains = assume(files, traced, diags=diags)
         else:
             assert zoo is not None, "tensors that are to be served go to a zoo"
-            chains = tune(files, traced, zoo=zoo, diags=diags)
+            chains = tune(files, traced, zoo=zoo, diags=diags, on_bytes=on_bytes)
         stage.result = chains
     with clock.stage("unify") as stage:
         wanted = {app.model for app in deployment.apps}

@@ -7,7 +7,6 @@ chain that has any; none for a plan that is only simulated. Invariant: the same 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from blockc import __version__
 from blockc.graph import Block, Chain, ModelPath
@@ -32,9 +31,10 @@ from blockc.plan import (
     SideEntry,
     SideManifest,
 )
-from blockc.spec.deployment import App, Base, Deployment, FineTune, HubSource, LocalSource, Tenant
+from blockc.spec.deployment import App, Assumption, Base, Deployment, FineTune, HubSource, LocalSource, Source, Tenant
 from blockc.target import Target
 from blockc.tune import ModelFiles
+from blockc.tune.source import commit_of
 from blockc.unify import UnifiedGraph
 from blockc.zoo import Zoo
 
@@ -81,7 +81,7 @@ def lower(
         edges=(),
         routes=placement.routes,
         apps=tuple(_app(app, tenant, graph) for tenant in deployment.tenants.values() for app in tenant.apps),
-        models={name: _model(item, files[name].kind, graph, parameters.get(name)) for name, item in _items(deployment)},
+        models={name: _model(item, files[name], graph, parameters.get(name)) for name, item in _items(deployment)},
         memory=placement.memory,
         baselines=placement.baselines,
         tenants=tenant_entries(deployment, graph),
@@ -214,20 +214,24 @@ def _items(deployment: Deployment) -> list[tuple[str, Base | FineTune]]:
     return sorted(items.items())
 
 
-def _model(
-    item: Base | FineTune, kind: Literal["base", "full", "lora"], graph: UnifiedGraph, parameters: int | None
-) -> ModelEntry:
+def _written(source: Source | Assumption) -> str | None:
+    match source:
+        case LocalSource(written=written):
+            return written
+        case HubSource(repo=repo):
+            return repo
+        case _:
+            return None
+
+
+def _model(item: Base | FineTune, files: ModelFiles, graph: UnifiedGraph, parameters: int | None) -> ModelEntry:
     source = item.source
     return ModelEntry(
-        kind=kind,
-        source=source.written
-        if isinstance(source, LocalSource)
-        else source.repo
-        if isinstance(source, HubSource)
-        else None,
+        kind=files.kind,
+        source=_written(source),
         parameters=parameters,
         hub=isinstance(source, HubSource),
-        revision=source.revision if isinstance(source, HubSource) else None,
+        revision=None if isinstance(source, Assumption) else commit_of(source, files.directory),
         parent=item.parent if isinstance(item, FineTune) else None,
         chain=graph.chain_of.get(item.name),
     )

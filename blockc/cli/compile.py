@@ -18,6 +18,8 @@ import typer
 from blockc.cli.dump import DumpOption, DumpToOption
 from blockc.cli.options import (
     JsonOption,
+    ProgressMode,
+    ProgressOption,
     SpecArgument,
     TargetChoice,
     TargetOption,
@@ -49,26 +51,29 @@ def compile_(
     var: VarOption = None,
     dump_after: DumpOption = None,
     dump_to: DumpToOption = Path("-"),
+    progress: ProgressOption = ProgressMode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
     """Compile a spec: trace, share, place, and write the plan."""
     from blockc.cli.dump import stage_dumps
-    from blockc.cli.progress import stage_lines
+    from blockc.cli.progress import listening
     from blockc.cli.report import exit_code, print_document, reporting, show
     from blockc.diag.json import diagnostics_document
     from blockc.plan import write_plan
     from blockc.zoo import publish
 
     on_result = stage_dumps(dump_after or [], dump_to, as_json=as_json)
-    with reporting("compile", as_json=as_json), _collector_resting(target == TargetChoice.sim):
+    resting = _collector_resting(target == TargetChoice.sim)
+    with reporting("compile", as_json=as_json), listening(progress) as heard, resting:
         _check_output(output, Path(spec))
         compiled, found, sources = compile_file(
             Path(spec),
             zoo_of(zoo, output),
             variables_of(var),
             target=target.value if target is not None else None,
-            on_stage=stage_lines(),
+            on_stage=heard.on_stage,
             on_result=on_result,
+            on_bytes=heard.on_bytes,
         )
         if compiled.zoo is None:
             write_plan(compiled.plan, output)
@@ -123,6 +128,7 @@ def compile_file(
     target: Target | None = None,
     on_stage: Any = lambda name, seconds: None,
     on_result: Any = lambda name, result: None,
+    on_bytes: Any = lambda model, done, total: None,
 ) -> tuple[Compiled, Any, Any]:
     """Load and compile; returns the result, the warnings, and the texts they point into.
 
@@ -151,7 +157,13 @@ def compile_file(
 
         zoo = None if target == "sim" else Zoo(zoo_root, create=True)
         compiled = compile_deployment(
-            deployment, zoo=zoo, target=target, diags=diags, on_stage=on_stage, on_result=on_result
+            deployment,
+            zoo=zoo,
+            target=target,
+            diags=diags,
+            on_stage=on_stage,
+            on_result=on_result,
+            on_bytes=on_bytes,
         )
     except DiagnosticError as error:
         raise DiagnosticError(tidy(Diagnostics(items=[*result.diagnostics, *error.diagnostics]))) from None

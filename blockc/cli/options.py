@@ -16,6 +16,20 @@ VarOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")]
 
 
+class ProgressMode(StrEnum):
+    """How a command says on stderr how far it is. ``auto``: bars on a terminal, else a line for each stage."""
+
+    AUTO = "auto"
+    BAR = "bar"
+    JSON = "json"
+    NONE = "none"
+
+
+ProgressOption = Annotated[
+    ProgressMode, typer.Option("--progress", help="On stderr: bars, one JSON object a line, or nothing.")
+]
+
+
 def variables_of(given: list[str] | None) -> dict[str, str]:
     """Return the variables that ``--var`` options set; a malformed one is a usage error."""
     variables: dict[str, str] = {}

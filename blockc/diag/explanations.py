@@ -58,15 +58,23 @@ _PAGES: dict[str, str] = {
         A model or fine-tune is not where the spec says. A base needs `config.json` and
         `*.safetensors`, a LoRA `adapter_config.json` and `*.safetensors`. Relative paths start at
         the folder of the spec.
+
+        A hub repository is fetched by huggingface_hub, with its own settings: `hf auth login` or
+        HF_TOKEN for what is private or gated, HF_HUB_CACHE for the folder, HF_HUB_OFFLINE=1 to use
+        only what is there. A download that broke off goes on where it stopped. The plan records
+        the commit.
         """,
     "BC202": """
-        The shapes of a fine-tune's tensors do not fit the base that it names. Shapes decide; a
-        base of another name with fitting shapes only warns (BC210).
+        The shapes of a fine-tune's tensors do not fit the base that it names, or those of a
+        checkpoint its own `config.json`. Shapes decide; a base of another name with fitting shapes
+        only warns (BC210). Names and layouts are those that transformers itself would load, fused
+        or split, one tensor per expert or one for all.
         """,
     "BC203": "A weight file or its index is truncated or malformed. Fetch it again.",
     "BC204": """
-        Tensors of a fine-tune change nothing that the model has. Serving it anyway would silently
-        answer as another model, so it is refused.
+        Tensors of a fine-tune or checkpoint change nothing that the model has. Serving it anyway
+        would silently answer as another model, so it is refused. What transformers itself drops
+        for an architecture (old buffers, heads for training) may be there.
         """,
     "BC205": """
         This architecture cannot be traced exactly, so its answers could differ. It is refused.
@@ -83,10 +91,14 @@ _PAGES: dict[str, str] = {
     "BC208": """
         This kind of fine-tune is not supported yet. Supported are LoRA and full fine-tunes.
         """,
-    "BC209": "Quantised checkpoints are not supported. Use the unquantised one.",
+    "BC209": """
+        Quantised checkpoints are not supported: `config.json` says so, or a weight is stored as
+        something else than floating-point numbers. Use the unquantised one.
+        """,
     "BC210": """
         An adapter names another base than the spec. Its shapes fit, so it is used: adapters carry
-        no fingerprint of their base, and a copy under another name is common.
+        no fingerprint of their base, and a copy under another name is common. An adapter that was
+        trained on a 4-bit copy works on the full weights, whose values differ by that rounding.
         """,
     "BC211": """
         A checkpoint lacks tensors that the model needs, so they would be random. Fetch it again.

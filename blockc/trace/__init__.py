@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from blockc.trace.attention import UntraceableError
 from blockc.trace.config import config_of
+from blockc.trace.loading import Loading, loading_of
 from blockc.trace.model import TOKENS, Head, KvLayer, Pooling, Source, TracedBlock, TracedModel
 from blockc.trace.trace import trace
 
@@ -11,11 +12,13 @@ __all__ = [
     "TOKENS",
     "Head",
     "KvLayer",
+    "Loading",
     "Pooling",
     "Source",
     "TracedBlock",
     "TracedModel",
     "UntraceableError",
     "config_of",
+    "loading_of",
     "trace",
 ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from blockc.ir import Structure
+from blockc.trace.loading import Loading
 
 Transform = Literal["none", "transpose"]
 Pooling = Literal["first", "last", "mean"]
@@ -75,9 +76,7 @@ class TracedModel:
     """A whole model as a sequence of blocks from token ids to logits.
 
     ``buffers`` are the tensors (torch) that a model computes from its configuration, such as rotary frequencies, by
-    full name. ``tied`` maps a parameter to the one it repeats where the checkpoint lacks it. ``ignored`` are regular
-    expressions of checkpoint names that transformers ignores for this architecture. ``prefix`` is what base-model
-    checkpoints (GPT-2's) leave out of parameter names.
+    full name. ``loading``: by which rules a checkpoint's tensors become parameters.
     """
 
     architecture: str
@@ -86,10 +85,7 @@ class TracedModel:
     prelude: TracedBlock | None
     blocks: tuple[TracedBlock, ...]
     kv_layers: tuple[KvLayer, ...]
-    parameters: Mapping[str, tuple[int, ...]]
+    loading: Loading
     buffers: Mapping[str, Any]
-    tied: Mapping[str, str]
-    ignored: tuple[str, ...]
-    prefix: str
     vocab_size: int
     max_positions: int | None

@@ -13,10 +13,11 @@ import torch
 
 from blockc.ir import DTYPE_CODE
 from blockc.trace.attention import UntraceableError
-from blockc.trace.capture import Capture, build_meta_model, capture, computed_buffers, stored_tensors
+from blockc.trace.capture import Capture, build_meta_model, capture, computed_buffers
 from blockc.trace.cut import Cuts, cut
 from blockc.trace.emit import emit_block, kv_layers
 from blockc.trace.independence import check_token_independence
+from blockc.trace.loading import loading_of
 from blockc.trace.model import TOKENS, Head, KvLayer, Source, TracedBlock, TracedModel
 from blockc.trace.nodes import pool
 from blockc.trace.normalize import normalize
@@ -29,8 +30,7 @@ def trace(config: Any, *, dtype: str, head: Head = TOKENS, every_layer: bool = F
     Raises :class:`UntraceableError` with the reason.
     """
     model = build_meta_model(config, getattr(torch, dtype), head)
-    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    parameters = {name: tuple(tensor.shape) for name, tensor in stored_tensors(model).items()}
+    loading = loading_of(model)
     captured = capture(model, head, every_layer=every_layer)
     normalize(captured.graph, pools=head.kind != "tokens")
     check_token_independence(captured.graph)
@@ -46,8 +46,6 @@ def trace(config: Any, *, dtype: str, head: Head = TOKENS, every_layer: bool = F
     _check_chain(blocks)
     sources = [source for block in (prelude, *blocks) if block is not None for source in block.sources.values()]
     buffers = frozenset(source.name for source in sources) & captured.buffers
-    # Patterns that transformers itself ignores in every checkpoint, and buffers that it recomputes.
-    ignored = sorted(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
     return TracedModel(
         architecture=type(model).__name__,
         head=head,
@@ -55,11 +53,8 @@ def trace(config: Any, *, dtype: str, head: Head = TOKENS, every_layer: bool = F
         prelude=prelude,
         blocks=blocks,
         kv_layers=layers,
-        parameters=parameters,
+        loading=loading,
         buffers=computed_buffers(captured.model, buffers),
-        tied=tied,
-        ignored=(*ignored, r"\.rotary_emb\.inv_freq$", r"(^|\.)position_ids$"),
-        prefix=str(getattr(model, "base_model_prefix", "")),
         vocab_size=int(config.vocab_size),
         max_positions=getattr(config, "max_position_embeddings", None),
     )

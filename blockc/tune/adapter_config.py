@@ -96,7 +96,7 @@ def read_lora_settings(config: Mapping[str, Any], *, written: str, diags: Diagno
     if refused or malformed:
         return None
     layers = config.get("layers_to_transform")
-    pattern = config.get("layers_pattern")
+    pattern, base_name = config.get("layers_pattern"), config.get("base_model_name_or_path")
     return LoraSettings(
         rank=config["r"],
         alpha=float(config["lora_alpha"]),
@@ -107,7 +107,7 @@ def read_lora_settings(config: Mapping[str, Any], *, written: str, diags: Diagno
         exclude_modules=_names(config.get("exclude_modules") or ()),
         layers_to_transform=None if layers in (None, []) else tuple([layers] if isinstance(layers, int) else layers),
         layers_pattern=() if not pattern else tuple([pattern] if isinstance(pattern, str) else pattern),
-        base_name=config.get("base_model_name_or_path"),
+        base_name=base_name if isinstance(base_name, str) else None,
     )
 
 

@@ -5,6 +5,7 @@ Pickled weights are refused (BC206): reading them runs code. Nothing is loaded u
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +15,20 @@ from safetensors import SafetensorError, safe_open
 
 from blockc.diag import Diagnostics, Span
 from blockc.ir.strict_json import StrictJsonError, parse_strict_json
+from blockc.zoo.header import LENGTH_BYTES, HeaderError, header_bytes, parse_header
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_LARGEST_HEADER_READ = 10_000_000  # bytes: what is larger is not looked through for the guilty tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """``files`` maps tensor names to the safetensors file that holds each; ``shapes`` to their shapes."""
+    """``files`` maps tensor names to the safetensors file that holds each; ``dtypes`` are spelled as in its header."""
 
     root: Path
     files: Mapping[str, Path]
     shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
 
     def read(self, name: str) -> Any:
         """The tensor (torch, CPU). Raises :class:`OSError` or SafetensorError if the file changed under us."""
@@ -40,18 +44,21 @@ def open_checkpoint(
     Where both exist, transformers reads the single file.
     """
     single = root / f"{stem}.safetensors"
-    files: list[Path] | None
+    listed: Mapping[str, Path] = {}
     if single.is_file():
         files = [single]
     elif index is not None and (root / index).is_file():
-        files = _sharded(root, root / index, written=written, diags=diags, at=at)
+        in_index = _listed(root, root / index, written=written, diags=diags, at=at)
+        if in_index is None:
+            return None
+        listed = in_index
+        files = sorted(set(listed.values()))
     else:
         _report_absent(root, stem, written=written, diags=diags, at=at)
         return None
-    if files is None:
-        return None
     found: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, str] = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as handle:
@@ -63,17 +70,40 @@ def open_checkpoint(
                         )  # fmt: skip
                         return None
                     found[name] = file
-                    shapes[name] = tuple(handle.get_slice(name).get_shape())
+                    tensor = handle.get_slice(name)
+                    shapes[name], dtypes[name] = tuple(tensor.get_shape()), tensor.get_dtype()
         except (SafetensorError, OSError) as error:
             diags.report(
                 "BC203",
                 f"{file.name} of {written} is damaged",
                 at=at,
-                notes=(str(error).splitlines()[0][:200],),
+                notes=(_damage(file, error),),
                 help="copy the file again, or export the checkpoint again",
             )
             return None
-    return Checkpoint(root=root, files=found, shapes=shapes)
+    if strays := sorted(name for name, file in listed.items() if found.get(name) != file):
+        diags.report(
+            "BC203", f"{index} of {written} does not belong to its files", at=at,
+            notes=(f"`{strays[0][:200]}` is not in {listed[strays[0]].name}, which should hold it",),
+            help="index and files come from different exports: copy the checkpoint again",
+        )  # fmt: skip
+        return None
+    return Checkpoint(root=root, files=found, shapes=shapes, dtypes=dtypes)
+
+
+def _damage(file: Path, error: Exception) -> str:
+    """What is wrong with a file that safetensors refuses, with the tensor where one is to blame."""
+    try:
+        with file.open("rb") as opened:
+            file_bytes = os.fstat(opened.fileno()).st_size
+            size = header_bytes(opened.read(LENGTH_BYTES), file_bytes)
+            if size <= _LARGEST_HEADER_READ:
+                parse_header(opened.read(size), file_bytes=file_bytes)
+    except HeaderError as found:
+        return f"{found.tensor[:200]}: {found}" if found.tensor else str(found)
+    except OSError:
+        pass
+    return str(error).splitlines()[0][:200]
 
 
 def read_json(path: Path, *, written: str, diags: Diagnostics, at: Span) -> dict[str, Any] | None:
@@ -98,7 +128,8 @@ def read_json(path: Path, *, written: str, diags: Diagnostics, at: Span) -> dict
     return value
 
 
-def _sharded(root: Path, index: Path, *, written: str, diags: Diagnostics, at: Span) -> list[Path] | None:
+def _listed(root: Path, index: Path, *, written: str, diags: Diagnostics, at: Span) -> dict[str, Path] | None:
+    """Tensor -> the shard that holds it, as the index says."""
     listing = read_json(index, written=written, diags=diags, at=at)
     if listing is None:
         return None
@@ -121,24 +152,24 @@ def _sharded(root: Path, index: Path, *, written: str, diags: Diagnostics, at: S
             notes=(f"first: {absent[0]}",), help="download the checkpoint again",
         )  # fmt: skip
         return None
-    return [root / name for name in names]
+    return {tensor: root / name for tensor, name in weight_map.items()}
+
+
+def report_pickles(names: list[str], *, written: str, diags: Diagnostics, at: Span | None) -> None:
+    """Refuse a model that has no other weights than these files."""
+    diags.report(
+        "BC206", f"{written} has only pickled weights ({min(names)})", at=at,
+        notes=("reading a pickle runs whatever code it holds",),
+        help="convert them to safetensors with the library that wrote them",
+    )  # fmt: skip
 
 
 def _report_absent(root: Path, stem: str, *, written: str, diags: Diagnostics, at: Span) -> None:
-    pickled = sorted(path.name for path in root.glob("*") if path.suffix in _PICKLES) if root.is_dir() else []
+    pickled = [path.name for path in root.glob("*") if path.suffix in PICKLES] if root.is_dir() else []
     if pickled:
-        diags.report(
-            "BC206",
-            f"{written} has only pickled weights ({pickled[0]})",
-            at=at,
-            notes=("reading a pickle runs whatever code it holds",),
-            help="convert them to safetensors with the library that wrote them",
-        )
+        report_pickles(pickled, written=written, diags=diags, at=at)
         return
     diags.report(
-        "BC201",
-        f"no {stem}.safetensors in {written}",
-        at=at,
-        label="looked here",
+        "BC201", f"no {stem}.safetensors in {written}", at=at, label="looked here",
         help="the path is relative to the file of the spec; point it at a directory in Hugging Face layout",
-    )
+    )  # fmt: skip

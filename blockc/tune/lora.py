@@ -19,7 +19,7 @@ from blockc.graph import ModelPath
 from blockc.ir import DTYPE_NAME, LowRank, Side, Site, TensorRef
 from blockc.tune.adapter_config import LoraSettings
 from blockc.tune.checkpoint import Checkpoint
-from blockc.tune.full import tensor_ref
+from blockc.tune.full import FLOATS, is_finite, report_coded, tensor_ref
 from blockc.zoo import Zoo
 
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight")
@@ -60,7 +60,7 @@ def read_lora(
     try:
         for module, (name_a, name_b) in parts.items():
             a, b = (_read(checkpoint, name, dtype) for name in (name_a, name_b))
-            bad = [name for name, tensor in ((name_a, a), (name_b, b)) if not bool(torch.isfinite(tensor).all())]
+            bad = [name for name, tensor in ((name_a, a), (name_b, b)) if not is_finite(tensor)]
             if bad:
                 diags.report(
                     "BC203", f"`{bad[0]}` of {written} holds values that are not finite", at=at,
@@ -121,6 +121,7 @@ def _copies(path: ModelPath, checkpoint: Checkpoint, dtype: Any) -> frozenset[st
         weight = weights.get(match["module"]) if match else None
         if (
             weight is not None
+            and checkpoint.dtypes[name] in FLOATS
             and checkpoint.shapes[name] == weight.shape
             and tensor_ref(_read(checkpoint, name, dtype))[0] == weight
         ):
@@ -172,6 +173,8 @@ def _match(
             help="save the adapter again with PEFT",
         )
     _check_shapes(targets, settings, checkpoint, found, written=written, diags=diags, at=at)
+    matrices = [name for parts in found.values() for name in parts.values()]
+    report_coded(checkpoint, matrices, written=written, diags=diags, at=at)
     if diags.has_errors:
         return None
     return {module: (parts["A"], parts["B"]) for module, parts in found.items()}

@@ -14,7 +14,7 @@ from blockc.trace import TOKENS, Head
 from blockc.tune.assets import check_assets
 from blockc.tune.checkpoint import read_json
 from blockc.tune.head import read_head
-from blockc.tune.source import CONFIGURATION, EVERYTHING, locate, written_as
+from blockc.tune.source import locate, written_as
 
 # Entries of `auto_map` that replace the model itself; a tokenizer's code is no concern of the weights.
 _OWN_CODE = {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
@@ -117,7 +117,7 @@ def _read(
 ) -> ModelFiles | None:
     assert not isinstance(item.source, Assumption)
     at, written = item.source_span, written_as(item.source)
-    directory = locate(item.source, CONFIGURATION if configuration_only else EVERYTHING, diags=diags, at=at)
+    directory = locate(item.source, diags=diags, at=at, configuration_only=configuration_only)
     if directory is None:
         return None
     adapter = not isinstance(item, Base) and (directory / "adapter_config.json").is_file()

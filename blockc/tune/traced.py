@@ -18,10 +18,12 @@ def trace_models(files: Mapping[str, ModelFiles], *, diags: Diagnostics) -> dict
     for name, model in files.items():
         if model.kind == "lora":
             continue
-        key = (canonical_json(dict(model.config)), model.base.dtype, model.head)
+        # What a checkpoint was saved in decides nothing: its tensors are cast to the spec's dtype.
+        config = {field: value for field, value in model.config.items() if field not in ("dtype", "torch_dtype")}
+        key = (canonical_json(config), model.base.dtype, model.head)
         try:
             if key not in known:
-                known[key] = trace(config_of(model.config), dtype=model.base.dtype, head=model.head)
+                known[key] = trace(config_of(config), dtype=model.base.dtype, head=model.head)
             traced[name] = known[key]
         except UntraceableError as error:
             diags.report(
@@ -35,7 +37,7 @@ def trace_models(files: Mapping[str, ModelFiles], *, diags: Diagnostics) -> dict
 
 def parameter_of(traced: TracedModel, source: Source) -> str:
     """The parameter that a block's tensor is: of tied ones always the same."""
-    return traced.tied.get(source.name, source.name)
+    return traced.loading.tied.get(source.name, source.name)
 
 
 def parameter_shape(block: TracedBlock, param: str) -> tuple[int, ...]:

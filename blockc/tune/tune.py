@@ -7,7 +7,8 @@ or the model is refused; a chain equals its model run alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from blockc.diag import Diagnostics
 from blockc.graph import Chain, ModelPath
@@ -17,12 +18,17 @@ from blockc.trace import TracedModel
 from blockc.tune.adapter_config import read_lora_settings
 from blockc.tune.assets import stop_token_ids, store_assets
 from blockc.tune.checkpoint import open_checkpoint
-from blockc.tune.full import bind_checkpoint
+from blockc.tune.full import OnBytes, bind_checkpoint
 from blockc.tune.lora import read_lora, stack_sides
 from blockc.tune.models import ModelFiles
 from blockc.zoo import Zoo
 
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+# A model's name, bytes of its weights that are hashed and in the zoo, bytes of its weights in all.
+OnModelBytes = Callable[[str, int, int], None]
+
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
+_QUANTISED = re.compile(r"(?i)(?<![a-z0-9])([2-8]-?bits?|bnb|gptq|awq|nf4|int[48]|fp8|gguf|w4a16)(?![a-z0-9])")
 
 
 def tune(
@@ -31,15 +37,17 @@ def tune(
     *,
     zoo: Zoo,
     diags: Diagnostics,
+    on_bytes: OnModelBytes = lambda name, done, total: None,
 ) -> dict[str, Chain]:
     """Chains by model name. ``models`` lists parents before children; ``traced`` has every full model."""
     chains: dict[str, Chain] = {}
     for name, files in models.items():
         parent = chains.get(files.lineage[1]) if len(files.lineage) > 1 else None
+        progress = partial(on_bytes, name)
         if files.kind == "lora":
-            chain = _lora_chain(files, parent, models, zoo=zoo, diags=diags) if parent is not None else None
+            chain = _lora_chain(files, parent, models, zoo=zoo, diags=diags, on_bytes=progress) if parent else None
         else:
-            chain = _full_chain(files, traced.get(name), models, zoo=zoo, diags=diags)
+            chain = _full_chain(files, traced.get(name), models, zoo=zoo, diags=diags, on_bytes=progress)
         if chain is not None:
             chains[name] = chain
     return chains
@@ -52,6 +60,7 @@ def _full_chain(
     *,
     zoo: Zoo,
     diags: Diagnostics,
+    on_bytes: OnBytes,
 ) -> Chain | None:
     if traced is None:
         return None
@@ -75,6 +84,7 @@ def _full_chain(
             written=files.written,
             diags=own,
             at=files.span,
+            on_bytes=on_bytes,
         )
         if checkpoint is not None
         else None
@@ -84,7 +94,13 @@ def _full_chain(
 
 
 def _lora_chain(
-    files: ModelFiles, parent: Chain, models: Mapping[str, ModelFiles], *, zoo: Zoo, diags: Diagnostics
+    files: ModelFiles,
+    parent: Chain,
+    models: Mapping[str, ModelFiles],
+    *,
+    zoo: Zoo,
+    diags: Diagnostics,
+    on_bytes: OnBytes,
 ) -> Chain | None:
     own = Diagnostics()
     settings = read_lora_settings(files.config, written=files.written, diags=own, at=files.span)
@@ -100,25 +116,44 @@ def _lora_chain(
     if sides is None:
         return None
     assert settings is not None, "sides follow from settings"
+    own_bytes = sum(term.a.nbytes + term.b.nbytes for side in sides for term in side.terms)
+    on_bytes(own_bytes, own_bytes)
     compare_names(files, settings.base_name, diags=diags)
     return _chain(parent.path, effective_sides(stack_sides(parent.sides, sides)), files, models, zoo=zoo, diags=diags)
 
 
 def compare_names(files: ModelFiles, named: str | None, *, diags: Diagnostics) -> None:
-    """Warn where an adapter and the spec name two different hub repositories; its shapes have been found to fit.
+    """Warn where an adapter names another base than the spec, or a quantised copy. Its shapes have been found to fit.
 
-    Adapters carry no fingerprint of their base, and a path on the disk of whoever trained one says nothing.
+    Adapters carry no fingerprint of their base. Of a path on the disk of whoever trained one only the last part says
+    anything, and no more of it is repeated.
     """
-    source = files.base.source
-    if not isinstance(source, HubSource) or named is None or not _REPOSITORY.fullmatch(named) or named == source.repo:
+    if not named:
+        return
+    source, told = files.base.source, _told(named)
+    if _QUANTISED.search(told):
+        diags.report(
+            "BC210", f"{files.written} was trained on a quantised copy of its base, {told}", at=files.span,
+            notes=("here it is put on the full weights, which differ from that copy's by rounding",),
+            help="nothing, if its answers are good: this is the usual way to serve such an adapter",
+        )  # fmt: skip
+        return
+    if not isinstance(source, HubSource) or told.lower() in (source.repo.lower(), source.repo.split("/")[-1].lower()):
         return
     diags.report(
         "BC210",
-        f"{files.written} was made for {named}, here it is put on {source.repo}",
+        f"{files.written} was made for {told}, here it is put on {source.repo}",
         at=files.span,
         notes=("its shapes fit, which is all that can be compared",),
         help="make sure that both are the same model",
     )
+
+
+def _told(named: str) -> str:
+    """A repository as it is, also where it was read from the hub's cache; of any other path the last part."""
+    if cached := _CACHED.search(named):
+        return f"{cached[1]}/{cached[2]}"
+    return named if _REPOSITORY.fullmatch(named) else re.split(r"[/\\]", named.rstrip("/\\"))[-1][:80]
 
 
 def _chain(

@@ -12,8 +12,10 @@ import torch
 
 from blockc.diag import DiagnosticError, Diagnostics
 from blockc.plan import ExecutionPlan, ModelEntry
+from blockc.spec.deployment import HubSource
 from blockc.trace import Head
 from blockc.tune.head import encoder_head
+from blockc.tune.source import download
 
 
 class Reference:
@@ -121,9 +123,11 @@ def _with_adapters(model: Any, directories: Sequence[Path]) -> Any:
 def _directory(entry: ModelEntry, root: Path) -> Path:
     assert entry.source is not None, "plans with assumed models are refused before"
     if entry.hub:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(entry.source, revision=entry.revision))
+        diags = Diagnostics()
+        found = download(HubSource(repo=entry.source, revision=entry.revision), diags=diags)
+        if found is None:
+            raise DiagnosticError(diags)
+        return found
     directory = (root / Path(entry.source).expanduser()).resolve()
     if not directory.is_dir():
         diags = Diagnostics()
