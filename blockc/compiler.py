@@ -1,7 +1,7 @@
 """The compiler: from a spec to a plan, in named stages, top to bottom.
 
-In: a resolved ``Deployment`` and a zoo. Out: an ``ExecutionPlan``; tensors and manifests are in the zoo. All problems
-of a stage are reported together, and a stage with errors is the last.
+In: a resolved ``Deployment`` and a zoo. Out: an ``ExecutionPlan``; tensors and manifests are in the zoo, or for the
+target ``sim`` nowhere. All problems of a stage are reported together, and a stage with errors is the last.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from blockc.diag import Diagnostics
 from blockc.graph import Chain
@@ -17,17 +18,25 @@ from blockc.lower import isolation_group, lower
 from blockc.place import place, place_problem
 from blockc.plan import ExecutionPlan, verify_plan
 from blockc.spec.deployment import Deployment
-from blockc.tune import ModelFiles, OnModelBytes, read_models, trace_models, tune
+from blockc.target import Target, check_target
+from blockc.tune import ModelFiles, OnModelBytes, assume, parameter_count, read_models, trace_models, tune
 from blockc.unify import unify
 from blockc.zoo import Zoo
 
 OnStage = Callable[[str, float], None]
+# What a stage yields, by its name; a stage that found errors yields what it has.
+OnResult = Callable[[str, Any], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
-    """A plan with what was learnt on the way. ``stages``: seconds by name of stage."""
+    """A plan with what was learnt on the way. ``stages``: seconds by name of stage.
 
+    ``zoo``: where its tensors are, kept there while this lives; then by a reference (`blockc.zoo.publish`), or not.
+    None for the target ``sim``.
+    """
+
+    zoo: Zoo | None
     plan: ExecutionPlan
     models: Mapping[str, Chain]
     stages: Mapping[str, float]
@@ -36,31 +45,50 @@ class Compiled:
 def compile_deployment(
     deployment: Deployment,
     *,
-    zoo: Zoo,
+    zoo: Zoo | None,
     diags: Diagnostics,
+    target: Target | None = None,
     on_stage: OnStage = lambda name, seconds: None,
+    on_result: OnResult = lambda name, result: None,
     on_bytes: OnModelBytes = lambda name, done, total: None,
 ) -> Compiled:
-    """Run all stages. Raises :class:`blockc.diag.DiagnosticError` at the end of a stage that found errors."""
-    clock = _Clock(diags, on_stage)
-    with clock.stage("read"):
-        files = read_models(deployment, diags=diags)
-    with clock.stage("trace"):
-        traced = trace_models(files, diags=diags)
-    with clock.stage("tune"):
-        chains = tune(files, traced, zoo=zoo, diags=diags, on_bytes=on_bytes)
-    with clock.stage("unify"):
+    """Run all stages. Raises :class:`blockc.diag.DiagnosticError` at the end of a stage that found errors.
+
+    ``target`` None: what the devices are. ``sim`` reads configurations only and takes no ``zoo``; the others need one.
+    """
+    clock = _Clock(diags, on_stage, on_result)
+    with clock.stage("read") as stage:
+        target = check_target(deployment, target, diags=diags)
+        stage.result = files = read_models(deployment, diags=diags, configuration_only=target == "sim")
+    with clock.stage("trace") as stage:
+        stage.result = traced = trace_models(files, diags=diags)
+    with clock.stage("tune") as stage:
+        if target == "sim":
+            chains = assume(files, traced, diags=diags)
+        else:
+            assert zoo is not None, "tensors that are to be served go to a zoo"
+            chains = tune(files, traced, zoo=zoo, diags=diags, on_bytes=on_bytes)
+        stage.result = chains
+    with clock.stage("unify") as stage:
         wanted = {app.model for app in deployment.apps}
-        graph = unify({name: chain for name, chain in chains.items() if name in wanted}, together=together(deployment))
-        report_sharing(files, chains, diags=diags)
-        report_effects(files, chains, diags=diags)
-    with clock.stage("place"):
-        placement = place(place_problem(deployment, graph), diags=diags)
-    with clock.stage("lower"):
+        stage.result = graph = unify(
+            {name: chain for name, chain in chains.items() if name in wanted}, together=together(deployment)
+        )
+        if target != "sim":  # nobody knows what files that were not read have in common
+            report_sharing(files, chains, diags=diags)
+            report_effects(files, chains, diags=diags)
+    with clock.stage("place") as stage:
+        problem = place_problem(deployment, graph)
+        placement = place(problem, diags=diags)
+        stage.result = (problem, placement)
+    with clock.stage("lower") as stage:
         assert placement is not None, "place reports an error whenever it has no placement"
-        plan = lower(deployment, files, graph, placement, zoo=zoo)
+        parameters = {name: parameter_count(model) for name, model in traced.items()}
+        stage.result = plan = lower(
+            deployment, files, graph, placement, target=target, parameters=parameters, zoo=zoo
+        )  # fmt: skip
         verify_plan(plan)
-    return Compiled(plan=plan, models=chains, stages=clock.seconds)
+    return Compiled(zoo=zoo, plan=plan, models=chains, stages=clock.seconds)
 
 
 def report_sharing(files: Mapping[str, ModelFiles], chains: Mapping[str, Chain], *, diags: Diagnostics) -> None:
@@ -101,18 +129,28 @@ def together(deployment: Deployment) -> list[frozenset[str]]:
     return [frozenset(members[group]) for group in sorted(members)]
 
 
-class _Clock:
-    """Times stages and ends the compilation after one that reported errors."""
+@dataclass(slots=True)
+class _Stage:
+    """``result``: what the stage yielded."""
 
-    def __init__(self, diags: Diagnostics, on_stage: OnStage) -> None:
+    result: Any = None
+
+
+class _Clock:
+    """Times stages, hands on their results, and ends the compilation after one that reported errors."""
+
+    def __init__(self, diags: Diagnostics, on_stage: OnStage, on_result: OnResult) -> None:
         self.diags = diags
         self.on_stage = on_stage
+        self.on_result = on_result
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> Iterator[_Stage]:
         start_s = time.perf_counter()
-        yield
+        stage = _Stage()
+        yield stage
         self.seconds[name] = time.perf_counter() - start_s
         self.on_stage(name, self.seconds[name])
+        self.on_result(name, stage.result)
         self.diags.raise_if_errors()

@@ -1,18 +1,17 @@
 """Placement + graph -> ``ExecutionPlan``: everything by digest or index, canonical, nothing recomputed later.
 
 In: the unified graph, the placement, the deployment. Out: the plan, and in the zoo one manifest of sides for each
-chain that has any. Invariant: the same input gives the same bytes.
+chain that has any; none for a plan that is only simulated. Invariant: the same input gives the same bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from blockc import __version__
 from blockc.graph import Block, Chain, ModelPath
 from blockc.ir import canonical_json, format_structure, json_digest
-from blockc.place import Placement
+from blockc.place import Placement, tenant_entries
 from blockc.plan import (
     FORMAT_VERSION,
     AppEntry,
@@ -32,7 +31,8 @@ from blockc.plan import (
     SideEntry,
     SideManifest,
 )
-from blockc.spec.deployment import App, Base, Deployment, FineTune, HubSource, LocalSource, Tenant
+from blockc.spec.deployment import App, Assumption, Base, Deployment, FineTune, HubSource, LocalSource, Source, Tenant
+from blockc.target import Target
 from blockc.tune import ModelFiles
 from blockc.tune.source import commit_of
 from blockc.unify import UnifiedGraph
@@ -45,20 +45,19 @@ def lower(
     graph: UnifiedGraph,
     placement: Placement,
     *,
-    zoo: Zoo,
+    target: Target,
+    parameters: Mapping[str, int],
+    zoo: Zoo | None,
 ) -> ExecutionPlan:
-    """Write the plan."""
+    """Write the plan. ``parameters``: of each full model. ``zoo`` None: for the target ``sim``."""
     structures = {block.structure_digest: format_structure(block.structure) for block in graph.blocks.values()}
     groups = kv_group_entries(deployment, graph)
-    target: Literal["cpu", "cuda"] = (
-        "cuda" if any(device.kind == "cuda" for device in deployment.cluster.devices) else "cpu"
-    )
     chains = tuple(_chain(graph, index, zoo) for index in range(len(graph.chains)))
     return ExecutionPlan(
         compiler=f"blockc {__version__}",
         spec_digest=deployment.digest,
         target=target,
-        requires=_requires(graph, chains, groups, placement, target),
+        requires=_requires(deployment, graph, chains, groups, placement, target),
         structures={digest: structures[digest] for digest in sorted(structures)},
         blocks={digest: _block(block) for digest, block in graph.blocks.items()},
         paths={digest: _path(path) for digest, path in graph.paths.items()},
@@ -82,9 +81,10 @@ def lower(
         edges=(),
         routes=placement.routes,
         apps=tuple(_app(app, tenant, graph) for tenant in deployment.tenants.values() for app in tenant.apps),
-        models={name: _model(item, files[name], graph) for name, item in _items(deployment)},
+        models={name: _model(item, files[name], graph, parameters.get(name)) for name, item in _items(deployment)},
         memory=placement.memory,
         baselines=placement.baselines,
+        tenants=tenant_entries(deployment, graph),
         solver=placement.solver,
         batching=BatchingEntry(
             max_batched_tokens=deployment.policy.max_batched_tokens, max_rows=deployment.policy.max_rows
@@ -128,10 +128,12 @@ def side_manifest(chain: Chain) -> SideManifest:
     )
 
 
-def _chain(graph: UnifiedGraph, index: int, zoo: Zoo) -> ChainEntry:
+def _chain(graph: UnifiedGraph, index: int, zoo: Zoo | None) -> ChainEntry:
     chain = graph.chains[index]
     manifest = None
-    if chain.sides:
+    if chain.sides and zoo is None:
+        manifest = json_digest("assumed sides v1", chain.digest)
+    elif chain.sides and zoo is not None:
         manifest = zoo.put_blob(canonical_json(side_manifest(chain).model_dump(mode="json")).encode())
     return ChainEntry(
         digest=chain.digest,
@@ -212,27 +214,43 @@ def _items(deployment: Deployment) -> list[tuple[str, Base | FineTune]]:
     return sorted(items.items())
 
 
-def _model(item: Base | FineTune, files: ModelFiles, graph: UnifiedGraph) -> ModelEntry:
+def _written(source: Source | Assumption) -> str | None:
+    match source:
+        case LocalSource(written=written):
+            return written
+        case HubSource(repo=repo):
+            return repo
+        case _:
+            return None
+
+
+def _model(item: Base | FineTune, files: ModelFiles, graph: UnifiedGraph, parameters: int | None) -> ModelEntry:
     source = item.source
     return ModelEntry(
         kind=files.kind,
-        source=source.written if isinstance(source, LocalSource) else source.repo,
+        source=_written(source),
+        parameters=parameters,
         hub=isinstance(source, HubSource),
-        revision=commit_of(source, files.directory),
+        revision=None if isinstance(source, Assumption) else commit_of(source, files.directory),
         parent=item.parent if isinstance(item, FineTune) else None,
         chain=graph.chain_of.get(item.name),
     )
 
 
 def _requires(
+    deployment: Deployment,
     graph: UnifiedGraph,
     chains: tuple[ChainEntry, ...],
     groups: tuple[KvGroupEntry, ...],
     placement: Placement,
-    target: str,
+    target: Target,
 ) -> tuple[str, ...]:
     """What a runtime must have to serve the plan, each by name, so that it can refuse by name."""
-    needs = {f"format:{FORMAT_VERSION}", f"device:{target}"}
+    needs = {f"format:{FORMAT_VERSION}"}
+    if target == "sim":
+        needs |= {"weights:assumed", *(f"device:{device.kind}" for device in deployment.cluster.devices)}
+    else:
+        needs.add(f"device:{target}")
     needs |= {f"dtype:{path.dtype}" for path in graph.paths.values()}
     needs |= {f"kv:{group.dtype}" for group in groups}
     needs |= {f"op:{op.target}" for block in graph.blocks.values() for op in block.structure.ops}

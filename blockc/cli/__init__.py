@@ -21,6 +21,7 @@ COMMANDS = (
     "blockc.cli.verify",
     "blockc.cli.rule",
     "blockc.cli.viz",
+    "blockc.cli.zoo",
     "blockc.cli.explain",
     "blockc.cli.demo",
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blockc.cli.options import JsonOption, SpecArgument, VarOption, variables_of
+from blockc.cli.options import JsonOption, SpecArgument, TargetChoice, TargetOption, VarOption, variables_of
 
 if TYPE_CHECKING:
     from blockc.spec import Deployment
@@ -26,6 +26,7 @@ def check(
     spec: SpecArgument,
     var: VarOption = None,
     files: Annotated[bool, typer.Option("--files/--no-files", help="Look at the folders of local models.")] = True,
+    target: TargetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a spec, and that its models are there.
@@ -41,12 +42,15 @@ def check(
     from blockc.spec import load
     from blockc.spec.lint import tidy
     from blockc.spec.weights import check_weights
+    from blockc.target import check_target
 
     result = load(Path(spec), variables=variables_of(var), environ=os.environ)
     found = result.diagnostics
     if result.deployment is not None and files:
         seen = Diagnostics()
-        check_weights(result.deployment, seen)
+        if target is not None:
+            check_target(result.deployment, target.value, diags=seen)
+        check_weights(result.deployment, seen, configuration_only=target == TargetChoice.sim)
         remaining = suppress(seen, result.suppressions)
         found = tidy(Diagnostics(items=[*found, *remaining]))
     ok = not found.has_errors

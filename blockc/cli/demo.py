@@ -76,11 +76,11 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 def _compile(spec: Path, folder: Path) -> str:
     from blockc.cli.compile import compile_file
     from blockc.cli.progress import stage_lines
-    from blockc.plan import write_plan
     from blockc.render import render_plan
+    from blockc.zoo import publish
 
     compiled, _, _ = compile_file(spec, folder / "zoo", {}, on_stage=stage_lines())
-    write_plan(compiled.plan, folder / "plan.json")
+    publish(compiled.plan, folder / "plan.json", compiled.zoo)
     return render_plan(compiled.plan, width=_WIDTH)
 
 

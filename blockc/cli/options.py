@@ -51,3 +51,21 @@ ZooOption = Annotated[
 def zoo_of(given: Path | None, plan: Path) -> Path:
     """Return the zoo's directory: as given, or beside the plan."""
     return given if given is not None else plan.parent / "zoo"
+
+
+class TargetChoice(StrEnum):
+    """What a plan is made for."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+    sim = "sim"
+
+
+TargetOption = Annotated[
+    TargetChoice | None,
+    typer.Option(
+        "--target",
+        help="What it is for; the devices say, if not given. `sim` needs no weights and reads none: config.json and "
+        "adapter_config.json are enough. Its plan can be looked at and simulated, not served.",
+    ),
+]

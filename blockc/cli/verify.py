@@ -39,13 +39,15 @@ def verify(
 ) -> None:
     """Compare every app with its model run alone through transformers and PEFT."""
     from blockc.cli.report import print_document, reporting
-    from blockc.plan import load_plan
+    from blockc.plan import load_plan, require_weights
     from blockc.verify import failed, verify
     from blockc.zoo import Zoo
 
     with reporting("verify", as_json=as_json):
+        compiled = load_plan(plan)
+        require_weights(compiled)
         reports = verify(
-            load_plan(plan),
+            compiled,
             Zoo(zoo_of(zoo, plan)),
             root=models if models is not None else plan.resolve().parent,
             prompts=prompts,

@@ -63,6 +63,7 @@ _TABLE: tuple[tuple[str, str, Severity, str], ...] = (
     ("BC209", "quantized-checkpoint", _E, "quantised checkpoints are not supported"),
     ("BC210", "base-name-differs", _W, "an adapter names another base; its shapes fit"),
     ("BC211", "tensor-missing", _E, "a checkpoint lacks tensors that the model needs"),
+    ("BC212", "weights-assumed", _E, "a fine-tune that is only assumed cannot be served"),
     ("BC301", "no-sharing", _W, "a full fine-tune shares nothing with its base"),
     ("BC302", "without-effect", _W, "an adapter changes nothing"),
     ("BC401", "infeasible-memory", _E, "the plan needs more memory than the devices offer"),
@@ -81,6 +82,8 @@ _TABLE: tuple[tuple[str, str, Severity, str], ...] = (
     ("BC904", "zoo-missing", _E, "the zoo lacks what the plan needs"),
     ("BC905", "runtime-lacks", _E, "this runtime lacks something that the plan requires"),
     ("BC906", "verify-failed", _E, "a served model differs from the same model run alone"),
+    ("BC907", "zoo-unknown-name", _E, "a digest or path names nothing, or several things, in the zoo"),
+    ("BC908", "zoo-busy", _E, "another process writes to the zoo, or it cannot be locked"),
     ("BC999", "internal-error", _E, "a bug in blockc"),
 )
 

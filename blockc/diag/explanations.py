@@ -103,6 +103,10 @@ _PAGES: dict[str, str] = {
     "BC211": """
         A checkpoint lacks tensors that the model needs, so they would be random. Fetch it again.
         """,
+    "BC212": """
+        The spec assumes what a fine-tune will be: `assume { ... }` in place of `weights`. A plan
+        for it can be made with `--target sim`; nothing can serve it before its files exist.
+        """,
     "BC301": """
         A full fine-tune changes every block of its base, so nothing is shared and it costs as
         much memory as a model of its own.
@@ -153,6 +157,15 @@ _PAGES: dict[str, str] = {
         """,
     "BC906": """
         A served model answers differently from the same model run alone. Do not serve this plan.
+        """,
+    "BC907": """
+        The beginning of a digest, or a path, names nothing that the zoo holds, or more than one
+        thing. `blockc zoo ls` lists plans, and with `--all` every pack, tensor and blob.
+        """,
+    "BC908": """
+        Another process holds the zoo's lock, or the file system has no locks. Collecting needs
+        the lock, because what a writer has just found in the zoo must not be removed under it. A
+        process that died holds no lock.
         """,
     "BC999": """
         A bug in blockc. Please report it; `blockc --traceback ...` shows where it happened.

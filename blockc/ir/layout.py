@@ -115,6 +115,20 @@ def gather_bytes(kv: Iterable[KvPages], *, spare_bytes: int = 0) -> int:
     return max(0, max((pool.pages * pool.layer_page_bytes for pool in kv), default=0) - spare_bytes)
 
 
+def tensor_share(tensor: ResidentTensor, devices: int) -> int:
+    """Bytes on each of several devices that split a model evenly: of a matrix a share, of a vector all."""
+    if devices == 1 or len(tensor.ref.shape) < 2:
+        return tensor.nbytes
+    return _aligned(-(-tensor.nbytes // devices))
+
+
+def page_share(page_bytes: int, *, kv_heads: int, devices: int) -> int:
+    """Bytes of a KV page on each of several devices. Heads stay whole; where they do not divide, they are repeated."""
+    if kv_heads % devices == 0:
+        return page_bytes // devices
+    return page_bytes // kv_heads if devices % kv_heads == 0 else page_bytes
+
+
 def format_bytes(nbytes: int) -> str:
     """Such as ``21.3 GiB``: binary units, as specs write them."""
     value, unit = float(nbytes), "B"

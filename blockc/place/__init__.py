@@ -12,6 +12,7 @@ from blockc.place.problem import (
     PlaceProblem,
     PlaceSegment,
 )
+from blockc.place.tenants import tenant_entries
 
 __all__ = [
     "PlaceChain",
@@ -23,4 +24,5 @@ __all__ = [
     "Placement",
     "place",
     "place_problem",
+    "tenant_entries",
 ]

@@ -60,6 +60,7 @@ def place_problem(deployment: Deployment, graph: UnifiedGraph) -> PlaceProblem:
                 * group.shape.head_dim
                 * page_tokens
                 * DTYPE_BYTES[group.shape.dtype],
+                kv_heads=group.shape.kv_heads,
                 page_tokens=page_tokens,
                 layers=group.count,
             )

@@ -20,7 +20,7 @@ from blockc.place.sizes import Sizes, kv_pages
 _UNITS_PER_S = 0.3
 # Beyond these the model takes longer to build than greedy plans are short of optimal.
 _MAX_DEVICES = 16
-_MAX_PAIRS = 20_000
+_MAX_PAIRS = 4_000
 # Value precedence among identical devices takes chains x chains x devices literals.
 _MAX_PRECEDENCE_CHAINS = 64
 _PEAK_SCALE = 10_000

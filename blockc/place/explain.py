@@ -1,6 +1,6 @@
 """Why nothing fits, and the least that would have to change (BC401).
 
-In: sizes of an infeasible problem. Out: one diagnostic: needed against offered, the biggest contributors with the
+In: an infeasible problem. Out: one diagnostic: needed against offered, the biggest contributors with the
 lines that ask for them, and the smallest relaxation of each kind that makes the problem feasible, smallest first.
 """
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from blockc.diag import Diagnostics, Label
 from blockc.ir.layout import format_bytes
 from blockc.place.bound import devices_bound
-from blockc.place.greedy import greedy
-from blockc.place.sizes import Sizes, sizes_of
+from blockc.place.cells import Views, fill_cells
+from blockc.place.sizes import Sizes
 
 _MIB = 1 << 20
 _GIB = 1 << 30
@@ -28,18 +28,22 @@ class _Relaxation:
     text: str
 
 
-def explain_infeasible(sizes: Sizes, *, diags: Diagnostics) -> None:
-    """Report BC401. Looks first for a chain that fits no device, since then nothing else matters."""
-    problem = sizes.problem
-    largest = max(device.offered_bytes for device in problem.devices)
+def explain_infeasible(views: Views, *, diags: Diagnostics) -> None:
+    """Report BC401. Looks first for a chain that fits no device and no cell, since then nothing else matters."""
+    problem, sizes = views.problem, views.at(1)
     alone = [sizes.least([chain]).used_bytes for chain in range(len(problem.chains))]
     worst = max(range(len(alone)), key=lambda chain: (alone[chain], -chain))
-    if alone[worst] > largest and len(problem.devices) > 1:
+    blocks = views.blocks()
+    if len(problem.devices) > 1 and all(views.least_width(worst, block) is None for block in blocks):
+        widest = max(blocks, key=lambda block: (block.widths[-1] * block.offered_bytes, block.offered_bytes))
+        width = widest.widths[-1]
+        needed = views.at(width).least([worst]).used_bytes
+        most = format_bytes(widest.offered_bytes)
+        where = "on one device, the largest offers" if width == 1 else f"on each of {width} devices, they offer"
         _report(
-            sizes,
+            views,
             [worst],
-            f"`{problem.chains[worst].label}` needs {format_bytes(alone[worst])} on one device, "
-            f"the largest offers {format_bytes(largest)}",
+            f"`{problem.chains[worst].label}` needs {format_bytes(needed)} {where} {most}",
             diags,
         )
         return
@@ -50,13 +54,13 @@ def explain_infeasible(sizes: Sizes, *, diags: Diagnostics) -> None:
     else:
         message = (
             f"no placement of {len(every)} models on {len(problem.devices)} devices fits: they need "
-            f"{format_bytes(needed)} of {format_bytes(offered)}, but each stays whole on one device"
+            f"{format_bytes(needed)} of {format_bytes(offered)}, but each stays whole on one device or cell"
         )
-    _report(sizes, every, message, diags)
+    _report(views, every, message, diags)
 
 
-def _report(sizes: Sizes, chains: list[int], message: str, diags: Diagnostics) -> None:
-    problem = sizes.problem
+def _report(views: Views, chains: list[int], message: str, diags: Diagnostics) -> None:
+    problem, sizes = views.problem, views.at(1)
     least = sizes.least(chains)
     parts = {
         "weights": least.weights_bytes,
@@ -70,7 +74,7 @@ def _report(sizes: Sizes, chains: list[int], message: str, diags: Diagnostics) -
         notes.append("the workspace grows with `max_batched_tokens` and `max_num_seqs` of the policy's `batching`")
     help_ = "\n".join(
         f"{'smallest relaxation' if place == 0 else 'next'}: {item.text}"
-        for place, item in enumerate(_relaxations(sizes, chains))
+        for place, item in enumerate(_relaxations(views))
     )
     device = problem.devices[0]
     one = len(problem.devices) == 1
@@ -125,19 +129,19 @@ def _labels(sizes: Sizes, chains: list[int]) -> tuple[Label, ...]:
     return tuple(labels)
 
 
-def _relaxations(sizes: Sizes, chains: list[int]) -> list[_Relaxation]:
-    found = [item for item in (_shorter(sizes), _more_memory(sizes, chains)) if item is not None]
+def _relaxations(views: Views) -> list[_Relaxation]:
+    found = [item for item in (_shorter(views), _more_memory(views)) if item is not None]
     return sorted(found, key=lambda item: (item.share, item.text))
 
 
-def _shorter(sizes: Sizes) -> _Relaxation | None:
+def _shorter(views: Views) -> _Relaxation | None:
     """The longest `max_model_len` with which everything fits."""
-    problem = sizes.problem
+    problem = views.problem
     longest = max(chain.max_model_len for chain in problem.chains)
     low, high = 0, longest // _SHORTEST_TOKENS  # in steps of 16 tokens; low fits, high does not
     while high - low > 1:
         middle = (low + high) // 2
-        if _fits(sizes_of(problem, max_model_len=middle * _SHORTEST_TOKENS)):
+        if _fits(Views(problem=problem, max_model_len=middle * _SHORTEST_TOKENS)):
             low = middle
         else:
             high = middle
@@ -147,9 +151,9 @@ def _shorter(sizes: Sizes) -> _Relaxation | None:
     return _Relaxation(share=1 - tokens / longest, text=f"`max_model_len = {tokens}` (is {longest})")
 
 
-def _more_memory(sizes: Sizes, chains: list[int]) -> _Relaxation | None:
+def _more_memory(views: Views) -> _Relaxation | None:
     """The least memory of every device with which everything fits, in whole MiB or GiB."""
-    problem = sizes.problem
+    problem, sizes = views.problem, views.at(1)
     current = max(device.memory_bytes for device in problem.devices)
     reserve = max(device.reserve_bytes for device in problem.devices)
     enough = sizes.least(range(len(problem.chains))).used_bytes + reserve
@@ -158,7 +162,7 @@ def _more_memory(sizes: Sizes, chains: list[int]) -> _Relaxation | None:
     while high - low > 1:
         middle = (low + high) // 2
         devices = tuple(replace(d, memory_bytes=max(d.memory_bytes, middle * step)) for d in problem.devices)
-        if _fits(replace(sizes, problem=replace(problem, devices=devices))):
+        if _fits(views.with_devices(devices)):
             high = middle
         else:
             low = middle
@@ -168,9 +172,9 @@ def _more_memory(sizes: Sizes, chains: list[int]) -> _Relaxation | None:
     return _Relaxation(share=share, text=f"`memory = {high}{unit}`{each} (is {format_bytes(current)})")
 
 
-def _fits(sizes: Sizes) -> bool:
+def _fits(views: Views) -> bool:
     """Whether an assignment is found without a solver."""
-    return devices_bound(sizes) <= len(sizes.problem.devices) and greedy(sizes) is not None
+    return devices_bound(views.at(1)) <= len(views.problem.devices) and fill_cells(views) is not None
 
 
 def _count(number: int, noun: str) -> str:

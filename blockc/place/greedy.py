@@ -14,11 +14,12 @@ Assignment = tuple[int, ...]  # chain -> device
 
 def greedy(sizes: Sizes) -> Assignment | None:
     """The assignment with the fewest devices found; ties go to the first order."""
-    found = [assignment for order in _orders(sizes) if (assignment := _fill(sizes, order)) is not None]
+    found = [assignment for order in orders(sizes) if (assignment := _fill(sizes, order)) is not None]
     return min(found, key=lambda assignment: len(set(assignment)), default=None)
 
 
-def _orders(sizes: Sizes) -> list[list[int]]:
+def orders(sizes: Sizes) -> list[list[int]]:
+    """In which to place the chains: large ones first, whole paths first, path by path, small ones first."""
     chains = range(len(sizes.problem.chains))
     alone = [sizes.least([chain]).used_bytes for chain in chains]
     paths = [sizes.problem.chains[chain].segments for chain in chains]

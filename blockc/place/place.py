@@ -1,8 +1,8 @@
 """Decide where every chain runs and how many KV pages it may use.
 
 In: a :class:`PlaceProblem`. Out: a :class:`Placement`, or None with the reason reported. A chain runs wholly on one
-device; a segment that chains on several devices pass is resident on each of them. Invariant: pure and seeded, and
-every device's memory entry is a `Layout` that fits it.
+device, or on one cell of several devices where it fits none; a segment that chains on several of them pass is resident
+on each. Invariant: pure and seeded, and every device's memory entry is a `Layout` that fits it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from blockc.diag import Diagnostics
 from blockc.ir.layout import format_bytes
 from blockc.place.bound import devices_bound
+from blockc.place.cells import Cell, Views, all_fit, fill_cells
 from blockc.place.cpsat import Solution, fits_solver, solve, solver_version
 from blockc.place.explain import explain_infeasible
-from blockc.place.greedy import Assignment, greedy
+from blockc.place.greedy import greedy
 from blockc.place.pages import share_pages
 from blockc.place.problem import PlaceProblem
-from blockc.place.sizes import Sizes, sizes_of
+from blockc.place.sizes import Sizes
 from blockc.plan import BaselineEntry, InstanceEntry, MemoryEntry, RouteEntry, SolverEntry
 
 
@@ -34,22 +35,51 @@ class Placement:
 
 def place(problem: PlaceProblem, *, diags: Diagnostics) -> Placement | None:
     """Place all chains. None exactly if an error was reported (BC401, BC402)."""
-    sizes = sizes_of(problem)
-    solution, solver = _assign(sizes)
-    if solution.assignment is None:
-        if solution.infeasible or devices_bound(sizes) > len(problem.devices):
-            explain_infeasible(sizes, diags=diags)
+    views = Views(problem=problem)
+    found = _assign(views)
+    if found.solution.assignment is None:
+        if found.solution.infeasible or devices_bound(views.at(1)) > len(problem.devices):
+            explain_infeasible(views, diags=diags)
         else:
             _report_limit(problem, diags)
         return None
-    placement = _placement(sizes, solution, solver)
+    placement = _placement(views, found)
     _report_gap(problem, placement.solver, diags)
     _check_expectations(problem, placement.memory, diags)
     return placement
 
 
-def _assign(sizes: Sizes) -> tuple[Solution, str]:
-    """An assignment and the name of what found it. One device leaves nothing to choose."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """A solution, what its assignment counts in, and the name of what found it."""
+
+    solution: Solution
+    cells: tuple[Cell, ...]
+    solver: str
+
+
+def _assign(views: Views) -> _Found:
+    """Chains to single devices if each fits one; to cells of several if not, or if that is the only way."""
+    problem, sizes = views.problem, views.at(1)
+    singles = tuple((device,) for device in range(len(problem.devices)))
+    largest = max(device.offered_bytes for device in problem.devices)
+    if all(sizes.least([chain]).used_bytes <= largest for chain in range(len(problem.chains))):
+        solution, solver = _assign_devices(sizes)
+        if solution.assignment is not None or len(problem.devices) == 1:
+            return _Found(solution=solution, cells=singles, solver=solver)
+        infeasible = solution.infeasible
+    else:
+        infeasible = not all_fit(views)
+    bound = devices_bound(sizes)
+    plan = fill_cells(views) if bound <= len(problem.devices) else None
+    solution = Solution(
+        assignment=plan.assignment if plan else None, devices_bound=bound, infeasible=infeasible, proven=False
+    )
+    return _Found(solution=solution, cells=plan.cells if plan else singles, solver="greedy over cells")
+
+
+def _assign_devices(sizes: Sizes) -> tuple[Solution, str]:
+    """An assignment to single devices. One device leaves nothing to choose."""
     problem = sizes.problem
     if len(problem.devices) == 1 or not problem.chains:
         every = tuple(0 for _ in problem.chains)
@@ -66,56 +96,63 @@ def _assign(sizes: Sizes) -> tuple[Solution, str]:
     return solve(sizes, hint=found, devices_bound=bound), solver_version()
 
 
-def _placement(sizes: Sizes, solution: Solution, solver: str) -> Placement:
-    problem = sizes.problem
+def _placement(views: Views, found: _Found) -> Placement:
+    problem, solution = views.problem, found.solution
     assert solution.assignment is not None
-    assignment = solution.assignment
+    chains_on: list[list[int]] = [[] for _ in found.cells]
+    for chain, place_ in enumerate(solution.assignment):
+        chains_on[place_].append(chain)
     instances: list[InstanceEntry] = []
-    memory: list[MemoryEntry] = []
-    for index, device in enumerate(problem.devices):
-        chains = [chain for chain, place_ in enumerate(assignment) if place_ == index]
-        pages = share_pages(sizes, chains, offered_bytes=device.offered_bytes)
-        used = sizes.layout(chains, pages, reserve_bytes=device.reserve_bytes)
-        assert used.used_bytes <= device.memory_bytes, "a placement must fit the memory that it was made for"
-        memory.append(
-            MemoryEntry(
-                device=index,
-                weights_bytes=used.weights_bytes,
-                sides_bytes=used.sides_bytes,
-                kv_bytes=used.kv_bytes,
-                workspace_bytes=used.workspace_bytes,
-                reserve_bytes=used.reserve_bytes,
-                capacity_bytes=device.memory_bytes,
+    instance_of: dict[int, int] = {}
+    memory = {device: _memory(views.at(1), device, [], {}) for device in range(len(problem.devices))}
+    for index, (cell, chains) in enumerate(zip(found.cells, chains_on, strict=True)):
+        if not chains:
+            continue
+        sizes = views.at(len(cell))
+        pages = share_pages(sizes, chains, offered_bytes=problem.devices[cell[0]].offered_bytes)
+        memory |= {device: _memory(sizes, device, chains, pages) for device in cell}
+        instance_of[index] = len(instances)
+        instances.append(
+            InstanceEntry(
+                segments=tuple(sorted({segment for chain in chains for segment in problem.chains[chain].segments})),
+                devices=cell,
+                chains=tuple(chains),
+                max_rows=problem.max_rows,
+                kv_pages=pages,
             )
         )
-        if chains:
-            segments = {segment for chain in chains for segment in problem.chains[chain].segments}
-            instances.append(
-                InstanceEntry(
-                    segments=tuple(sorted(segments)),
-                    devices=(index,),
-                    chains=tuple(chains),
-                    max_rows=problem.max_rows,
-                    kv_pages=pages,
-                )
-            )
     return Placement(
         instances=tuple(instances),
-        routes=_routes(instances, assignment),
-        memory=tuple(memory),
+        routes=tuple(
+            RouteEntry(chain=chain, alternatives=((instance_of[cell],),))
+            for chain, cell in enumerate(solution.assignment)
+        ),
+        memory=tuple(memory[device] for device in sorted(memory)),
         baselines=BaselineEntry(pm_bytes=problem.pm_bytes, ps_bytes=problem.ps_bytes, ours_bytes=problem.ours_bytes),
-        solver=_solver_entry(problem, solution, solver),
+        solver=_solver_entry(problem, found),
     )
 
 
-def _routes(instances: list[InstanceEntry], assignment: Assignment) -> tuple[RouteEntry, ...]:
-    on_device = {instance.devices[0]: number for number, instance in enumerate(instances)}
-    return tuple(RouteEntry(chain=chain, alternatives=((on_device[d],),)) for chain, d in enumerate(assignment))
+def _memory(sizes: Sizes, device: int, chains: list[int], pages: dict[int, int]) -> MemoryEntry:
+    """One device's share of its cell."""
+    entry = sizes.problem.devices[device]
+    used = sizes.layout(chains, pages, reserve_bytes=entry.reserve_bytes)
+    assert used.used_bytes <= entry.memory_bytes, "a placement must fit the memory that it was made for"
+    return MemoryEntry(
+        device=device,
+        weights_bytes=used.weights_bytes,
+        sides_bytes=used.sides_bytes,
+        kv_bytes=used.kv_bytes,
+        workspace_bytes=used.workspace_bytes,
+        reserve_bytes=used.reserve_bytes,
+        capacity_bytes=entry.memory_bytes,
+    )
 
 
-def _solver_entry(problem: PlaceProblem, solution: Solution, solver: str) -> SolverEntry:
+def _solver_entry(problem: PlaceProblem, found: _Found) -> SolverEntry:
+    solution = found.solution
     assert solution.assignment is not None
-    value = max(1, len(set(solution.assignment)))
+    value = max(1, sum(len(found.cells[cell]) for cell in set(solution.assignment)))
     return SolverEntry(
         objective=("devices", "peak_load"),
         value=float(value),
@@ -123,7 +160,7 @@ def _solver_entry(problem: PlaceProblem, solution: Solution, solver: str) -> Sol
         gap=(value - min(solution.devices_bound, value)) / value,
         status="optimal" if solution.proven else "feasible",
         seed=problem.seed,
-        solver=solver,
+        solver=found.solver,
     )
 
 
@@ -134,15 +171,17 @@ def _report_gap(problem: PlaceProblem, solver: SolverEntry, diags: Diagnostics) 
             f"the plan uses {solver.value:.0f} devices; that it needs more than {solver.bound - 1:.0f} is all that "
             f"is proven (a gap of {100 * solver.gap:.1f} %)",
             at=problem.cluster_span,
-            help="a higher `time_limit` of the policy's `solver` may find a better plan or prove this one",
+            help="nothing more is tried with this many models, or where one takes several devices"
+            if solver.solver.startswith("greedy")
+            else "a higher `time_limit` of the policy's `solver` may find a better plan or prove this one",
         )
 
 
 def _report_limit(problem: PlaceProblem, diags: Diagnostics) -> None:
     diags.report(
         "BC402",
-        f"no placement of {len(problem.chains)} models on {len(problem.devices)} devices was found in "
-        f"{float(problem.solver_time_limit_s):g} s, and none was ruled out",
+        f"no placement of {len(problem.chains)} models on {len(problem.devices)} devices was found, "
+        f"with {float(problem.solver_time_limit_s):g} s for the solver, and none was ruled out",
         at=problem.cluster_span,
         help="raise `time_limit` of the policy's `solver`, or give the devices more memory",
     )

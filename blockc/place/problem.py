@@ -38,9 +38,10 @@ class PlaceSegment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceGroup:
-    """A KV group: the bytes of one page in all its layers."""
+    """A KV group: the bytes of one page in all its layers. Devices that run it together split its heads."""
 
     page_bytes: int
+    kv_heads: int
     page_tokens: int
     layers: int
 

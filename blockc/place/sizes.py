@@ -1,16 +1,17 @@
 """The problem as sums: what a set of chains takes on one device.
 
 In: a problem. Out: :class:`Sizes`, with tensors merged into bundles that the same chains use, so that a bundle is
-resident exactly if one of its chains is. Invariant: ``least`` of a set is the `Layout` with the fewest pages that let
+resident exactly if one of its chains is. In a cell of several devices all bytes are those of one of them: a problem of
+shares, with the same arithmetic. Invariant: ``least`` of a set is the `Layout` with the fewest pages that let
 one sequence of full length run at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from blockc.ir.layout import KvPages, Layout, ResidentTensor, gather_bytes
+from blockc.ir.layout import KvPages, Layout, ResidentTensor, gather_bytes, page_share, tensor_share
 from blockc.place.problem import PlaceGroup, PlaceProblem
 
 
@@ -110,8 +111,12 @@ def kv_pages(group: PlaceGroup, pages: int) -> KvPages:
     return KvPages(pages=pages, page_bytes=group.page_bytes, layers=group.layers)
 
 
-def sizes_of(problem: PlaceProblem, *, max_model_len: int | None = None) -> Sizes:
-    """Reduce a problem. ``max_model_len`` caps that of every chain."""
+def sizes_of(problem: PlaceProblem, *, width: int = 1, max_model_len: int | None = None) -> Sizes:
+    """Reduce a problem to what a device of a cell of ``width`` holds. ``max_model_len`` caps that of every chain.
+
+    Activations count in full on every device: hidden states are on each, and only what lies between two matrices of
+    a block is split.
+    """
     users: dict[ResidentTensor, set[int]] = {}
     for index, chain in enumerate(problem.chains):
         for segment in chain.segments:
@@ -120,15 +125,16 @@ def sizes_of(problem: PlaceProblem, *, max_model_len: int | None = None) -> Size
     totals: dict[tuple[int, ...], int] = {}
     for tensor, chains in users.items():
         key = tuple(sorted(chains))
-        totals[key] = totals.get(key, 0) + tensor.nbytes
+        totals[key] = totals.get(key, 0) + tensor_share(tensor, width)
     bundles = tuple(Bundle(chains=frozenset(key), nbytes=totals[key]) for key in sorted(totals))
+    bundles_of: list[list[int]] = [[] for _ in problem.chains]
+    for number, bundle in enumerate(bundles):
+        for index in bundle.chains:
+            bundles_of[index].append(number)
     return Sizes(
-        problem=problem,
+        problem=_shared(problem, width),
         bundles=bundles,
-        bundles_of=tuple(
-            tuple(number for number, bundle in enumerate(bundles) if index in bundle.chains)
-            for index in range(len(problem.chains))
-        ),
+        bundles_of=tuple(map(tuple, bundles_of)),
         activation_bytes=tuple(
             max((problem.segments[segment].activation_bytes for segment in chain.segments), default=0)
             for chain in problem.chains
@@ -140,5 +146,19 @@ def sizes_of(problem: PlaceProblem, *, max_model_len: int | None = None) -> Size
                 for page in (problem.groups[group],)
             }
             for chain in problem.chains
+        ),
+    )
+
+
+def _shared(problem: PlaceProblem, width: int) -> PlaceProblem:
+    """Sides and pages as one device of a cell has them. Both matrices of a side are split, as their linear is."""
+    if width == 1:
+        return problem
+    return replace(
+        problem,
+        chains=tuple(replace(chain, side_bytes=-(-chain.side_bytes // width)) for chain in problem.chains),
+        groups=tuple(
+            replace(group, page_bytes=page_share(group.page_bytes, kv_heads=group.kv_heads, devices=width))
+            for group in problem.groups
         ),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blockc.plan.file import dump_plan, load_plan, verify_plan, write_plan
+from blockc.plan.file import dump_plan, load_plan, read_plan, require_weights, verify_plan, write_plan
 from blockc.plan.model import (
     FORMAT_VERSION,
     AppEntry,
@@ -28,7 +28,9 @@ from blockc.plan.model import (
     SideEntry,
     SideManifest,
     SolverEntry,
+    TenantEntry,
 )
+from blockc.plan.uses import Use, chains_through, plan_uses, read_manifest
 
 __all__ = [
     "FORMAT_VERSION",
@@ -55,8 +57,15 @@ __all__ = [
     "SideEntry",
     "SideManifest",
     "SolverEntry",
+    "TenantEntry",
+    "Use",
+    "chains_through",
     "dump_plan",
     "load_plan",
+    "plan_uses",
+    "read_manifest",
+    "read_plan",
+    "require_weights",
     "verify_plan",
     "write_plan",
 ]

@@ -58,6 +58,11 @@ def load_plan(path: Path) -> ExecutionPlan:
         _refuse("BC003", f"cannot read {path}: {error.strerror}", _MAKES_ONE)
     if path.suffix == ".blk":
         _refuse("BC901", f"{path} is a spec, not a plan", f"`blockc compile {path} -o plan.json` makes one of it")
+    return read_plan(data, str(path))
+
+
+def read_plan(data: bytes, path: str) -> ExecutionPlan:
+    """The plan whose file holds ``data``, called ``path`` in errors. Raises `DiagnosticError` (BC901, BC902)."""
     content = _content(path, data)
     try:
         plan = ExecutionPlan.model_validate(content)
@@ -71,13 +76,23 @@ def load_plan(path: Path) -> ExecutionPlan:
     return plan
 
 
+def require_weights(plan: ExecutionPlan) -> None:
+    """Refuse to run a plan whose tensors are only assumed. Raises `DiagnosticError` (BC905)."""
+    if plan.target == "sim":
+        _refuse(
+            "BC905",
+            "the plan was made with `--target sim`: no weights were read, so there is nothing to run",
+            "compile the spec again without `--target sim`, once every fine-tune has its files",
+        )
+
+
 def verify_plan(plan: ExecutionPlan) -> None:
     """Check a plan that was just made. Raises AssertionError: a bad one is our bug."""
     problem = plan_problem(plan)
     assert problem is None, problem
 
 
-def _content(path: Path, data: bytes) -> dict[str, Any]:
+def _content(path: str, data: bytes) -> dict[str, Any]:
     try:
         document = parse_strict_json(data)
     except StrictJsonError as error:

@@ -203,6 +203,21 @@ class BaselineEntry(_Entry):
     ours_bytes: int
 
 
+class TenantEntry(_Entry):
+    """Weight bytes of one tenant.
+
+    ``pm_bytes``: its apps' models, each by itself. ``private_bytes``: tensors that no other tenant takes;
+    ``shared_bytes``: those that others take too, in full; ``fair_bytes``: every tensor divided among its takers, so
+    that all tenants' together are the plan's ``ours_bytes``.
+    """
+
+    tenant: str
+    pm_bytes: int
+    private_bytes: int
+    shared_bytes: int
+    fair_bytes: int
+
+
 class AppEntry(_Entry):
     """What clients call as ``tenant/app``. ``isolation_group`` keys caches together with content."""
 
@@ -222,12 +237,14 @@ class AppEntry(_Entry):
 class ModelEntry(_Entry):
     """A base or fine-tune of the spec: where it came from, for `blockc verify` and for people.
 
-    ``source`` is a path as the spec writes it, relative to the spec, or a hub repository. ``chain`` is None for a
-    model that no app uses. Nothing that serves reads this table.
+    ``source`` is a path as the spec writes it, relative to the spec, or a hub repository; None where the spec only
+    assumes what the files will be. ``parameters``: of a full model by its configuration, tied ones once; None for an
+    adapter. ``chain`` is None for a model that no app uses. Nothing that serves reads this table.
     """
 
     kind: Literal["base", "full", "lora"]
-    source: str
+    source: str | None
+    parameters: int | None
     hub: bool
     revision: str | None
     parent: str | None
@@ -259,7 +276,7 @@ class ExecutionPlan(_Entry):
     format_version: Literal[1] = 1
     compiler: str
     spec_digest: Digest
-    target: Literal["cpu", "cuda"]
+    target: Literal["cpu", "cuda", "sim"]  # sim: tensors and manifests have digests of their names, and no content
     requires: tuple[str, ...]  # what a runtime must have to serve it, sorted
     structures: dict[Digest, str]
     blocks: dict[Digest, BlockEntry]
@@ -278,6 +295,7 @@ class ExecutionPlan(_Entry):
     models: dict[str, ModelEntry]
     memory: tuple[MemoryEntry, ...]
     baselines: BaselineEntry
+    tenants: tuple[TenantEntry, ...] = ()
     solver: SolverEntry
     batching: BatchingEntry
 

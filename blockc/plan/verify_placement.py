@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator
 
+from blockc.ir.layout import page_share
 from blockc.plan.model import ExecutionPlan, RouteEntry
 
 
@@ -23,6 +24,9 @@ def placement_problems(plan: ExecutionPlan) -> Iterator[str]:
     yield from _instances(plan)
     yield from _routes(plan)
     yield from _memory(plan)
+    shares = sum(tenant.fair_bytes for tenant in plan.tenants)
+    if plan.tenants and shares != plan.baselines.ours_bytes:
+        yield f"the tenants' shares add up to {shares} bytes of {plan.baselines.ours_bytes}"
 
 
 def _devices(plan: ExecutionPlan) -> Iterator[str]:
@@ -107,14 +111,15 @@ def _memory(plan: ExecutionPlan) -> Iterator[str]:
         parts = (entry.weights_bytes, entry.sides_bytes, entry.kv_bytes, entry.workspace_bytes)
         if min(parts) < 0 or entry.used_bytes > entry.capacity_bytes:
             yield f"device {device.address} is filled beyond its memory"
-        # An instance on several devices splits its pages; only whole ones can be compared.
         own = [instance for instance in plan.instances if entry.device in instance.devices]
-        if all(len(instance.devices) == 1 for instance in own):
-            kv_bytes = sum(
-                pages * plan.kv_groups[group].page_bytes for item in own for group, pages in item.kv_pages.items()
-            )
-            if kv_bytes != entry.kv_bytes:
-                yield f"device {device.address} counts {entry.kv_bytes} KV bytes, its instances have {kv_bytes}"
+        kv_bytes = sum(
+            pages * page_share(group.page_bytes, kv_heads=group.kv_heads, devices=len(instance.devices))
+            for instance in own
+            for index, pages in instance.kv_pages.items()
+            for group in (plan.kv_groups[index],)
+        )
+        if kv_bytes != entry.kv_bytes:
+            yield f"device {device.address} counts {entry.kv_bytes} KV bytes, its instances have {kv_bytes}"
 
 
 def _all_in(indices: tuple[int, ...], table: tuple[object, ...]) -> bool:

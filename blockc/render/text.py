@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from blockc.plan import ExecutionPlan, MemoryEntry
-from blockc.render.units import format_bytes, printable
+from blockc.render.units import counted, format_bytes, printable
 
 _BAR = 32
 _NARROWEST = 40
@@ -28,10 +28,17 @@ def render_plan(plan: ExecutionPlan, *, width: int = 100, ascii_only: bool = Fal
         _apps(plan),
         _kv(plan),
         _weights(plan, ascii_only, min(_BAR, width // 3)),
+        _tenants(plan),
     )
-    lines = [part for section in sections for line in (*section, "") for part in _fit(line, max(width, _NARROWEST))]
+    written = [section for section in map(tuple, sections) if section]
+    lines = [part for section in written for line in (*section, "") for part in _fit(line, max(width, _NARROWEST))]
     text = "\n".join(lines[:-1]) + "\n"
     return text.encode("ascii", "backslashreplace").decode() if ascii_only else text
+
+
+def render_weights(plan: ExecutionPlan) -> list[str]:
+    """The lines on weight bytes alone: PM, PS and ours, and what each tenant has of them."""
+    return [*_weights(plan, True, _BAR), "", *_tenants(plan)]
 
 
 def _fit(line: str, width: int) -> list[str]:
@@ -51,13 +58,17 @@ def _fit(line: str, width: int) -> list[str]:
 
 def _heading(plan: ExecutionPlan) -> Iterator[str]:
     yield (
-        f"{_count(len(plan.apps), 'app')} on {_count(len(plan.chains), 'chain')}: "
-        f"{_count(len(plan.blocks), 'block')} of {_count(len(plan.structures), 'structure')} "
-        f"in {_count(len(plan.segments), 'segment')}"
+        f"{counted(len(plan.apps), 'app')} on {counted(len(plan.chains), 'chain')}: "
+        f"{counted(len(plan.blocks), 'block')} of {counted(len(plan.structures), 'structure')} "
+        f"in {counted(len(plan.segments), 'segment')}"
     )
     solver = plan.solver
     gap = "proven optimal" if solver.gap == 0 else f"at most {100 * solver.gap:.1f} % from optimal"
-    yield f"placement: {solver.value:.0f} of {_count(len(plan.devices), 'device')}, {gap} ({solver.solver})"
+    if plan.target == "sim":
+        yield "made with --target sim: weights are assumed, nothing can serve it"
+    bases = [(name, model.parameters) for name, model in plan.models.items() if model.kind == "base"]
+    yield f"parameters: {_names([f'{name} {(count or 0) / 1e9:.3f} B' for name, count in bases])}"
+    yield f"placement: {solver.value:.0f} of {counted(len(plan.devices), 'device')}, {gap} ({solver.solver})"
 
 
 def _devices(plan: ExecutionPlan, ascii_only: bool, bar_width: int) -> Iterator[str]:
@@ -177,6 +188,20 @@ def _weights(plan: ExecutionPlan, ascii_only: bool, bar_width: int) -> Iterator[
         yield f"  {name:<26} {format_bytes(size):>9}  {mark * max(1, round(size * scale))}"
 
 
+def _tenants(plan: ExecutionPlan) -> Iterator[str]:
+    """Nothing for plans that do not say it."""
+    if not plan.tenants:
+        return
+    yield "TENANTS  (weights: alone as PM; private; shared with others, in full; fair share of this plan)"
+    width = max(len(printable(entry.tenant)) for entry in plan.tenants)
+    for entry in plan.tenants:
+        yield (
+            f"  {printable(entry.tenant):<{width}}  PM {format_bytes(entry.pm_bytes):>9}  "
+            f"private {format_bytes(entry.private_bytes):>9}  shared {format_bytes(entry.shared_bytes):>9}  "
+            f"fair share {format_bytes(entry.fair_bytes):>9}"
+        )
+
+
 def _names(names: Sequence[str], total: int | None = None) -> str:
     """``total``: how many there are of them; all of them need no naming."""
     if total is not None and len(names) == total > 1:
@@ -185,7 +210,3 @@ def _names(names: Sequence[str], total: int | None = None) -> str:
         return "no app"
     shown = ", ".join(printable(name) for name in names[:_SHOWN_NAMES])
     return shown if len(names) <= _SHOWN_NAMES else f"{shown} and {len(names) - _SHOWN_NAMES} more"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

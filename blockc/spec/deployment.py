@@ -40,6 +40,19 @@ Source = LocalSource | HubSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Assumption:
+    """In place of files: a LoRA of ``rank`` at ``targets``, or a full fine-tune that changes some layers.
+
+    ``changed_layers``: the first and the last, both included; None: it changes everything.
+    """
+
+    kind: FineTuneKind
+    rank: int | None = None
+    targets: tuple[str, ...] = ()
+    changed_layers: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
     """A base model. ``max_model_len`` None means the model's own limit."""
 
@@ -58,7 +71,7 @@ class FineTune:
 
     name: str
     parent: str
-    source: Source
+    source: Source | Assumption
     kind: FineTuneKind | None
     span: Span
     source_span: Span
@@ -69,7 +82,7 @@ class Device:
     """A device. ``memory_bytes`` is what it has, ``reserve_bytes`` what a plan may not use."""
 
     address: str  # "local/d0": node, then device
-    kind: str  # "cpu" or a name of the device catalogue
+    kind: str  # of the device catalogue
     memory_bytes: int
     reserve_bytes: int
     span: Span

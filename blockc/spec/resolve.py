@@ -14,6 +14,7 @@ from typing import cast
 from blockc.diag import Diagnostics, Label, Span
 from blockc.spec.deployment import (
     App,
+    Assumption,
     Base,
     Cluster,
     Deployment,
@@ -30,6 +31,7 @@ from blockc.spec.deployment import (
     Tenant,
     Traffic,
 )
+from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc.spec.digest import deployment_digest
 from blockc.spec.mentions import in_dependency_order
 from blockc.spec.validate import Typed
@@ -88,13 +90,48 @@ def _check_weights(fine_tunes: list[Typed], diags: Diagnostics) -> None:
     for block in fine_tunes:
         assume = block.one("assume")
         if assume is not None:
-            message = f"the fine-tune `{block.name}` is assumed, and nothing plans with assumed ones yet"
-            help_ = "only `--target sim` will use `assume`; it does not exist yet: give `weights`"
-            diags.report("BC208", message, at=assume.header, help=help_)
-        elif "weights" not in block.spans:
+            _check_assumption(block, assume, diags)
+        elif "weights" not in block.given:
             message = f"the fine-tune `{block.name}` has no `weights`"
-            help_ = f'add `weights = "./adapters/{block.name}"`'
+            help_ = f'add `weights = "./adapters/{block.name}"`, or for `--target sim` an `assume`'
             diags.report("BC108", message, at=block.header, help=help_)
+
+
+# What describes an assumed fine-tune of each kind, and whether it must.
+_ASSUMED = {"lora": {"rank": True, "targets": True}, "full": {"changed_layers": False}}
+
+
+def _check_assumption(block: Typed, assume: Typed, diags: Diagnostics) -> None:
+    name, kind = block.name, assume.get("kind")
+    if "weights" in block.given:
+        diags.report(
+            "BC106",
+            f"the fine-tune `{name}` has `weights` and is assumed",
+            at=assume.header,
+            secondary=(Label(span=block.spans.get("weights", block.header), text="its files"),),
+            help="keep one of them; `--target sim` needs no weights in the folder, either",
+        )
+    if not isinstance(kind, str):
+        return  # reported already
+    if block.get("kind") not in (None, kind):
+        diags.report(
+            "BC208",
+            f"`{name}` is declared as {block.get('kind')} and assumed to be {kind}",
+            at=block.spans["kind"],
+            secondary=(Label(span=assume.spans["kind"], text="assumed here"),),
+            help="leave one of them out",
+        )
+    for attribute, required in _ASSUMED[kind].items():
+        absent = attribute not in assume.given or assume.values.get(attribute) == ()
+        if required and absent:
+            example = "rank = 16" if attribute == "rank" else 'targets = ["q_proj", "v_proj"]'
+            message = f"the assumed LoRA `{name}` has no `{attribute}`"
+            diags.report("BC108", message, at=assume.header, help=f"add `{example}`")
+    for attribute in sorted(assume.spans.keys() - _ASSUMED[kind].keys() - {"kind"}):
+        noun = "LoRA" if kind == "lora" else "full fine-tune"
+        message = f"an assumed {noun} has no `{attribute}`"
+        known = ", ".join(f"`{item}`" for item in _ASSUMED[kind])
+        diags.report("BC102", message, at=assume.spans[attribute], help=f"it has {known}")
 
 
 def _check_cluster(clusters: list[Typed], start: Span, diags: Diagnostics) -> None:
@@ -108,13 +145,18 @@ def _check_cluster(clusters: list[Typed], start: Span, diags: Diagnostics) -> No
         message = f"the cluster `{clusters[0].name}` has no device"
         diags.report("BC108", message, at=clusters[0].header, help=f"such as `{line}`")
     for device in devices:
-        memory = device.get("memory")
-        if isinstance(memory, int) and _reserve_bytes(device, memory) >= memory:
+        memory = _memory_bytes(device)
+        if memory is None and "memory" not in device.given and isinstance(device.parent, str):
+            message = f"the device `{device.name}` has no `memory`"
+            known = ", ".join(f"`{kind.name}`" for kind in DEVICE_KINDS.values() if kind.memory_bytes is not None)
+            help_ = f"add `memory = 16GiB`: a size; these kinds bring their own: {known}"
+            diags.report("BC108", message, at=device.header, help=help_)
+        if memory is not None and _reserve_bytes(device, memory) >= memory:
             diags.report(
                 "BC109",
                 f"the device `{device.name}` reserves all of its memory",
                 at=device.spans["reserve"],
-                secondary=(Label(span=device.spans["memory"], text="what it has"),),
+                secondary=(Label(span=device.spans.get("memory", device.header), text="what it has"),),
                 help="`reserve` is less than `memory`",
             )
 
@@ -138,14 +180,29 @@ def _base(block: Typed) -> Base:
 
 
 def _fine_tune(block: Typed) -> FineTune:
+    assume = block.one("assume")
     return FineTune(
         name=block.name,
         parent=cast("str", block.parent),
-        source=cast("Source", block.get("weights")),
+        source=_assumption(assume) if assume is not None else cast("Source", block.get("weights")),
         kind=cast("FineTuneKind | None", block.get("kind")),
         span=block.header,
-        source_span=block.spans["weights"],
+        source_span=_source_span(assume) if assume is not None else block.spans["weights"],
     )
+
+
+def _assumption(assume: Typed) -> Assumption:
+    return Assumption(
+        kind=cast("FineTuneKind", assume.get("kind")),
+        rank=cast("int | None", assume.get("rank")),
+        targets=cast("tuple[str, ...]", assume.get("targets") or ()),
+        changed_layers=cast("tuple[int, int] | None", assume.get("changed_layers")),
+    )
+
+
+def _source_span(assume: Typed) -> Span:
+    """What of an assumption can disagree with the base model: the modules, or the layers."""
+    return assume.spans.get("targets") or assume.spans.get("changed_layers") or assume.header
 
 
 def _cluster(block: Typed) -> Cluster:
@@ -155,7 +212,8 @@ def _cluster(block: Typed) -> Cluster:
 def _devices(cluster: Typed) -> Iterator[Device]:
     for node in cluster.all("node"):
         for device in node.all("device"):
-            memory = cast("int", device.get("memory"))
+            memory = _memory_bytes(device)
+            assert memory is not None, "a device without memory was reported"
             yield Device(
                 address=f"{node.name}/{device.name}",
                 kind=cast("str", device.parent),
@@ -163,6 +221,15 @@ def _devices(cluster: Typed) -> Iterator[Device]:
                 reserve_bytes=_reserve_bytes(device, memory),
                 span=device.header,
             )
+
+
+def _memory_bytes(device: Typed) -> int | None:
+    """Return what the spec says, or what the catalogue knows of the device's kind."""
+    written = device.get("memory")
+    if isinstance(written, int):
+        return written
+    kind = DEVICE_KINDS.get(device.parent) if isinstance(device.parent, str) else None
+    return None if kind is None or "memory" in device.given else kind.memory_bytes
 
 
 def _reserve_bytes(device: Typed, memory_bytes: int) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from blockc.spec.context import ValueType
+from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc.spec.forms import Either, Form, Named
 from blockc.spec.secrets import SecretName
 from blockc.spec.sources import SourceOf
@@ -122,7 +123,7 @@ _FINE_TUNE_KIND = OneOf(
 )
 _DEVICE_TYPE = OneOf(
     noun="device type",
-    choices=(Choice(word="cpu", meaning="cpu"), Choice(word="cuda", meaning="cuda")),
+    choices=tuple(Choice(word=name, meaning=name) for name in DEVICE_KINDS),
 )
 
 
@@ -159,12 +160,16 @@ BASE = Kind(
 
 ASSUME = Kind(
     name="assume",
-    doc="stands for files that do not exist yet; only `--target sim` will use it",
+    doc="stands in for `weights` that do not exist yet: plans for `--target sim` only",
     attributes=(
         _attribute("kind", _FINE_TUNE_KIND, "what it will be", required=True),
-        _attribute("rank", _COUNT, "of a LoRA"),
-        _attribute("targets", Many(of=Text()), "modules that a LoRA changes"),
-        _attribute("changed_layers", RangeOfLayers(), "layers that a full fine-tune changes"),
+        _attribute("rank", _COUNT, "of a LoRA, at every module; required for one"),
+        _attribute(
+            "targets",
+            Many(of=Text()),
+            'modules that a LoRA changes, named as in PEFT, or `["all-linear"]`; required for one',
+        ),
+        _attribute("changed_layers", RangeOfLayers(), "layers that a full fine-tune changes; without it, everything"),
     ),
 )
 
@@ -190,7 +195,7 @@ DEVICE = Kind(
     many=True,
     parent=ParentSpec(type=_DEVICE_TYPE, required=True),
     attributes=(
-        _attribute("memory", _SIZE, "what the device has", required=True),
+        _attribute("memory", _SIZE, "what the device has; required for `cpu` and `cuda`, other kinds bring their own"),
         _attribute("reserve", _RESERVE, "what a plan may not use: a size, or a share of `memory`"),
     ),
 )

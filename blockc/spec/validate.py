@@ -31,6 +31,7 @@ class Typed:
     parent_span: Span | None
     values: Mapping[str, object]
     spans: Mapping[str, Span]
+    given: frozenset[str]  # attributes that were written, whether or not they have a value
     blocks: tuple[Typed, ...]
     header: Span
     name_span: Span
@@ -125,6 +126,7 @@ class _Validator:
             parent_span=block.parent.span if block.parent is not None else None,
             values=values,
             spans={key: item.value.span for key, item in first.items() if item.value is not None},
+            given=frozenset(first),
             blocks=self.nested(kind, block.blocks),
             header=block.header,
             name_span=block.label.span if block.label is not None else block.kind_span,

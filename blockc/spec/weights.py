@@ -1,8 +1,8 @@
 """Look at the files of local models and fine-tunes, without reading a tensor.
 
 In: a deployment. Out: BC201 where a folder lacks what a model or a fine-tune needs, BC206 where
-its weights are pickled. Invariant: reads directory listings and, where there is one, the index of
-sharded weights; imports nothing heavy.
+its weights are pickled; an assumed fine-tune has no folder. Invariant: reads directory listings
+and, where there is one, the index of sharded weights; imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _MAX_INDEX_BYTES = 64 << 20
 
 
-def check_weights(deployment: Deployment, diags: Diagnostics) -> None:
-    """Report local sources that cannot be loaded."""
+def check_weights(deployment: Deployment, diags: Diagnostics, *, configuration_only: bool = False) -> None:
+    """Report local sources that cannot be loaded. ``configuration_only``: their weights may be absent."""
+    tensors = not configuration_only
     for base in deployment.bases.values():
         if isinstance(base.source, LocalSource):
-            _check_folder(base.source, f"the base `{base.name}`", "full", base.source_span, diags)
+            _check_folder(base.source, f"the base `{base.name}`", "full", base.source_span, diags, tensors=tensors)
     for tune in deployment.fine_tunes.values():
         if isinstance(tune.source, LocalSource):
             what = f"the fine-tune `{tune.name}`"
-            _check_folder(tune.source, what, tune.kind, tune.source_span, diags)
+            _check_folder(tune.source, what, tune.kind, tune.source_span, diags, tensors=tensors)
 
 
-def _check_folder(source: LocalSource, what: str, kind: FineTuneKind | None, at: Span, diags: Diagnostics) -> None:
+def _check_folder(
+    source: LocalSource, what: str, kind: FineTuneKind | None, at: Span, diags: Diagnostics, *, tensors: bool
+) -> None:
     try:
         names = {entry.name for entry in source.path.iterdir()}
     except FileNotFoundError:
@@ -45,8 +48,7 @@ def _check_folder(source: LocalSource, what: str, kind: FineTuneKind | None, at:
         return
     wanted = _wanted_config(kind, names)
     missing = [wanted] if wanted not in names else []
-    tensors = sorted(name for name in names if name.endswith(".safetensors"))
-    if not tensors:
+    if tensors and not any(name.endswith(".safetensors") for name in names):
         pickled = sorted(name for name in names if name.endswith(_PICKLED) and name != "training_args.bin")
         if pickled:
             message = f"{what} has pickled weights only: `{pickled[0]}`"
@@ -62,8 +64,11 @@ def _check_folder(source: LocalSource, what: str, kind: FineTuneKind | None, at:
             help_ = f"this is the folder of an adapter\n{help_}"
         elif kind == "lora" and "config.json" in names:
             help_ = f"this is the folder of a full model; leave `kind` out, or state `full`\n{help_}"
+        elif missing == ["*.safetensors"]:
+            help_ += "\n`--target sim` plans without weights"
         diags.report("BC201", message, at=at, help=help_)
-    _check_shards(source.path, source.written, what, names, at, diags)
+    if tensors:
+        _check_shards(source.path, source.written, what, names, at, diags)
 
 
 def _wanted_config(kind: FineTuneKind | None, names: set[str]) -> str:

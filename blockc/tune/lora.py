@@ -30,7 +30,7 @@ _LARGEST = float(torch.finfo(torch.float32).max)  # scales are applied in float3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Target:
+class Target:
     """A site with the shape of its linear."""
 
     site: Site
@@ -49,7 +49,7 @@ def read_lora(
     at: Span,
 ) -> tuple[Side, ...] | None:
     """The adapter's sides, sorted by site. Problems go to ``diags``; then None."""
-    targets = _targets(path)
+    targets = linears(path)
     dtype = getattr(torch, DTYPE_NAME[path.dtype])
     copies = _copies(path, checkpoint, dtype)
     parts = _match(targets, settings, checkpoint, copies, written=written, diags=diags, at=at)
@@ -89,9 +89,9 @@ def stack_sides(below: tuple[Side, ...], above: tuple[Side, ...]) -> tuple[Side,
     return tuple(Side(site=site, terms=terms[site]) for site in sorted(terms))
 
 
-def _targets(path: ModelPath) -> dict[str, _Target]:
+def linears(path: ModelPath) -> dict[str, Target]:
     """Module path -> its site, for every linear of the chain."""
-    targets: dict[str, _Target] = {}
+    targets: dict[str, Target] = {}
     for occurrence, (block, sites) in enumerate(zip(path.blocks, path.sites, strict=True)):
         weights: dict[str, tuple[int, ...]] = {}
         for op in block.structure.ops:
@@ -99,7 +99,7 @@ def _targets(path: ModelPath) -> dict[str, _Target]:
                 weights[str(op.args[3])] = block.tensors[op.args[1].name].shape  # type: ignore[union-attr]
         for module, site in sites.items():
             out_features, in_features = weights[site]
-            targets[module] = _Target(
+            targets[module] = Target(
                 site=Site(occurrence=occurrence, name=site), in_features=in_features, out_features=out_features
             )
     return targets
@@ -130,7 +130,7 @@ def _copies(path: ModelPath, checkpoint: Checkpoint, dtype: Any) -> frozenset[st
 
 
 def _match(
-    targets: Mapping[str, _Target],
+    targets: Mapping[str, Target],
     settings: LoraSettings,
     checkpoint: Checkpoint,
     copies: frozenset[str],
@@ -181,7 +181,7 @@ def _match(
 
 
 def _check_shapes(
-    targets: Mapping[str, _Target],
+    targets: Mapping[str, Target],
     settings: LoraSettings,
     checkpoint: Checkpoint,
     found: Mapping[str, Mapping[str, str]],
@@ -209,7 +209,7 @@ def _check_shapes(
         )
 
 
-def _why(name: str, targets: Mapping[str, _Target], settings: LoraSettings) -> str:
+def _why(name: str, targets: Mapping[str, Target], settings: LoraSettings) -> str:
     match = _TENSOR.fullmatch(name)
     if match is None:
         return f"`{name}` is not a LoRA matrix of a linear"

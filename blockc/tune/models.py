@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from blockc.architectures import why_not
 from blockc.diag import Diagnostics, Span
-from blockc.spec.deployment import Base, Deployment, FineTune
+from blockc.spec.deployment import Assumption, Base, Deployment, FineTune, Source
 from blockc.trace import TOKENS, Head
 from blockc.tune.assets import check_assets
 from blockc.tune.checkpoint import read_json
@@ -24,11 +24,13 @@ _OWN_CODE = {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
 class ModelFiles:
     """A base or fine-tune on disk. ``config`` is config.json, or adapter_config.json for LoRA.
 
-    ``lineage``: names from this model down to its base.
+    ``lineage``: names from this model down to its base. What is assumed has its parent's directory, for the assets,
+    and the configuration that its files would have.
     """
 
     name: str
     kind: Literal["base", "full", "lora"]
+    source: Source | Assumption
     directory: Path
     written: str
     config: Mapping[str, Any]
@@ -38,11 +40,16 @@ class ModelFiles:
     head: Head = TOKENS
 
 
-def read_models(deployment: Deployment, *, diags: Diagnostics) -> dict[str, ModelFiles]:
-    """Every base and fine-tune that can be read, parents before children. Problems go to ``diags``."""
+def read_models(
+    deployment: Deployment, *, diags: Diagnostics, configuration_only: bool = False
+) -> dict[str, ModelFiles]:
+    """Every base and fine-tune that can be read, parents before children. Problems go to ``diags``.
+
+    ``configuration_only``: weights and tokenizers are neither needed nor looked at.
+    """
     models: dict[str, ModelFiles] = {}
     for base in deployment.bases.values():
-        files = _read(base, base, (base.name,), diags=diags)
+        files = _read(base, base, (base.name,), configuration_only, diags=diags)
         if files is not None:
             models[base.name] = files
     for name in _parents_first(deployment):
@@ -50,9 +57,14 @@ def read_models(deployment: Deployment, *, diags: Diagnostics) -> dict[str, Mode
         parent = models.get(fine_tune.parent)
         if parent is None:
             continue  # its own problem has been reported
-        files = _read(fine_tune, parent.base, (name, *parent.lineage), diags=diags)
+        if isinstance(fine_tune.source, Assumption):
+            files = _assumed(fine_tune, fine_tune.source, parent, diags=diags)
+        else:
+            files = _read(fine_tune, parent.base, (name, *parent.lineage), configuration_only, diags=diags)
         if files is not None:
             models[name] = files
+    if configuration_only:
+        return models
     intact: set[str] = set()
     for files in models.values():
         check_assets(files.directory, intact, written=files.written, diags=diags, at=files.span)
@@ -72,9 +84,40 @@ def _parents_first(deployment: Deployment) -> list[str]:
     return ordered
 
 
-def _read(item: Base | FineTune, base: Base, lineage: tuple[str, ...], *, diags: Diagnostics) -> ModelFiles | None:
+def _assumed(item: FineTune, assumption: Assumption, parent: ModelFiles, *, diags: Diagnostics) -> ModelFiles | None:
+    """A fine-tune of which there is only what the spec says of it."""
+    config = parent.config
+    if assumption.kind == "lora":
+        targets = "all-linear" if assumption.targets == ("all-linear",) else list(assumption.targets)
+        config = {
+            "peft_type": "LORA", "r": assumption.rank, "lora_alpha": assumption.rank, "target_modules": targets,
+        }  # fmt: skip
+    elif parent.kind == "lora":
+        diags.report(
+            "BC208", f"`{item.name}` is assumed to be a full fine-tune of the LoRA `{item.parent}`", at=item.span,
+            help=f"derive it from `{parent.base.name}`: merging the LoRA changes every layer that it acts on",
+        )  # fmt: skip
+        return None
+    return ModelFiles(
+        name=item.name,
+        kind=assumption.kind,
+        source=assumption,
+        directory=parent.directory,
+        written=f"the assumed `{item.name}`",
+        config=config,
+        lineage=(item.name, *parent.lineage),
+        base=parent.base,
+        span=item.source_span,
+        head=parent.head,
+    )
+
+
+def _read(
+    item: Base | FineTune, base: Base, lineage: tuple[str, ...], configuration_only: bool, *, diags: Diagnostics
+) -> ModelFiles | None:
+    assert not isinstance(item.source, Assumption)
     at, written = item.source_span, written_as(item.source)
-    directory = locate(item.source, diags=diags, at=at)
+    directory = locate(item.source, diags=diags, at=at, configuration_only=configuration_only)
     if directory is None:
         return None
     adapter = not isinstance(item, Base) and (directory / "adapter_config.json").is_file()
@@ -107,6 +150,7 @@ def _read(item: Base | FineTune, base: Base, lineage: tuple[str, ...], *, diags:
     return ModelFiles(
         name=item.name,
         kind=kind,
+        source=item.source,
         directory=directory,
         written=written,
         config=config,

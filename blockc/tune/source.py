@@ -17,6 +17,8 @@ from blockc.tune.checkpoint import PICKLES, report_pickles
 # Everything a chain needs, and nothing that holds code or pickles. Files in folders are other formats' copies.
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt"]
 _UNWANTED = ["*/*", "consolidated*"]
+# What a plan without weights is made from.
+_CONFIGURATION = ["config.json", "adapter_config.json", "generation_config.json", "modules.json", "1_Pooling/*.json"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -25,8 +27,8 @@ def written_as(source: Source) -> str:
     return source.written if isinstance(source, LocalSource) else f"hf({source.repo})"
 
 
-def locate(source: Source, *, diags: Diagnostics, at: Span) -> Path | None:
-    """The directory with the files. Problems go to ``diags`` (BC201); then None."""
+def locate(source: Source, *, diags: Diagnostics, at: Span, configuration_only: bool = False) -> Path | None:
+    """The directory with the files, of a repository all or its configuration. Problems go to ``diags`` (BC201)."""
     if isinstance(source, LocalSource):
         if source.path.is_dir():
             return source.path
@@ -35,7 +37,7 @@ def locate(source: Source, *, diags: Diagnostics, at: Span) -> Path | None:
             help="the path is relative to the file of the spec",
         )  # fmt: skip
         return None
-    return download(source, diags=diags, at=at)
+    return download(source, diags=diags, at=at, configuration_only=configuration_only)
 
 
 def commit_of(source: Source, directory: Path) -> str | None:
@@ -45,14 +47,19 @@ def commit_of(source: Source, directory: Path) -> str | None:
     return directory.name if _COMMIT.fullmatch(directory.name) else source.revision
 
 
-def download(source: HubSource, *, diags: Diagnostics, at: Span | None = None) -> Path | None:
+def download(
+    source: HubSource, *, diags: Diagnostics, at: Span | None = None, configuration_only: bool = False
+) -> Path | None:
     """The snapshot of a hub repository, fetched as far as the cache lacks it. Problems go to ``diags``; then None."""
     from huggingface_hub import snapshot_download
 
     try:
+        wanted, unwanted = (_CONFIGURATION, None) if configuration_only else (_WANTED, _UNWANTED)
         root = Path(
-            snapshot_download(source.repo, revision=source.revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+            snapshot_download(source.repo, revision=source.revision, allow_patterns=wanted, ignore_patterns=unwanted)
         )
+        if configuration_only:
+            return root
         if not any(root.glob("*.safetensors")) and (pickled := _pickles(source.repo, root.name)):
             report_pickles(pickled, written=written_as(source), diags=diags, at=at)
             return None

@@ -1,12 +1,13 @@
-"""Trace every full model of a deployment. Equal configurations are traced once."""
+"""Trace every full model of a deployment, and count its parameters. Equal configurations are traced once."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from blockc.diag import Diagnostics
 from blockc.ir import canonical_json
-from blockc.trace import Head, TracedModel, UntraceableError, config_of, trace
+from blockc.trace import Head, Source, TracedBlock, TracedModel, UntraceableError, config_of, trace
 from blockc.tune.models import ModelFiles
 
 
@@ -32,3 +33,27 @@ def trace_models(files: Mapping[str, ModelFiles], *, diags: Diagnostics) -> dict
                 help="`blockc rule BC205` lists what is supported and why the rest is not",
             )
     return traced
+
+
+def parameter_of(traced: TracedModel, source: Source) -> str:
+    """The parameter that a block's tensor is: of tied ones always the same."""
+    return traced.loading.tied.get(source.name, source.name)
+
+
+def parameter_shape(block: TracedBlock, param: str) -> tuple[int, ...]:
+    """The shape of a parameter as the block keeps it."""
+    shape = dict(block.structure.params)[param].shape
+    sizes = tuple(size for size in shape if isinstance(size, int))
+    assert len(sizes) == len(shape), "parameters have sizes, not symbols"
+    return sizes
+
+
+def parameter_count(traced: TracedModel) -> int:
+    """Parameters of the model by its configuration; tied ones count once, buffers do not count."""
+    sizes = {
+        parameter_of(traced, source): math.prod(parameter_shape(block, param))
+        for block in traced.blocks
+        for param, source in block.sources.items()
+        if source.name not in traced.buffers
+    }
+    return sum(sizes.values())

@@ -64,7 +64,7 @@ def _full_chain(
 ) -> Chain | None:
     if traced is None:
         return None
-    max_model_len = _max_model_len(files, traced, diags=diags)
+    max_model_len = longest_sequence(files, traced, diags=diags)
     own = Diagnostics()  # a problem of one model must not hide those of the next
     checkpoint = open_checkpoint(
         files.directory,
@@ -118,11 +118,11 @@ def _lora_chain(
     assert settings is not None, "sides follow from settings"
     own_bytes = sum(term.a.nbytes + term.b.nbytes for side in sides for term in side.terms)
     on_bytes(own_bytes, own_bytes)
-    _compare_names(files, settings.base_name, diags=diags)
+    compare_names(files, settings.base_name, diags=diags)
     return _chain(parent.path, effective_sides(stack_sides(parent.sides, sides)), files, models, zoo=zoo, diags=diags)
 
 
-def _compare_names(files: ModelFiles, named: str | None, *, diags: Diagnostics) -> None:
+def compare_names(files: ModelFiles, named: str | None, *, diags: Diagnostics) -> None:
     """Warn where an adapter names another base than the spec, or a quantised copy. Its shapes have been found to fit.
 
     Adapters carry no fingerprint of their base. Of a path on the disk of whoever trained one only the last part says
@@ -176,7 +176,8 @@ def _chain(
     )
 
 
-def _max_model_len(files: ModelFiles, traced: TracedModel, *, diags: Diagnostics) -> int:
+def longest_sequence(files: ModelFiles, traced: TracedModel, *, diags: Diagnostics) -> int:
+    """What the spec wants, else the model's own limit. More than that is reported (BC109)."""
     limit, wanted = traced.max_positions, files.base.max_model_len
     if wanted is None:
         return limit if limit is not None else 2048

@@ -121,6 +121,7 @@ def _with_adapters(model: Any, directories: Sequence[Path]) -> Any:
 
 
 def _directory(entry: ModelEntry, root: Path) -> Path:
+    assert entry.source is not None, "plans with assumed models are refused before"
     if entry.hub:
         diags = Diagnostics()
         found = download(HubSource(repo=entry.source, revision=entry.revision), diags=diags)

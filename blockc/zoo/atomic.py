@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +25,7 @@ def write_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     try:
         try:
             for part in parts:
-                _write_all(descriptor, part)
+                write_all(descriptor, part)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -47,26 +47,32 @@ def sync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def writer_lock(path: Path) -> Iterator[bool]:
+def writer_lock(path: Path, *, on_wait: Callable[[], None]) -> Iterator[bool]:
     """Hold the lock file ``path``; yields False where the file system has no locks.
 
     Writers are correct without it. With it two of them do not store the same tensor twice, and
     every temporary file that its holder sees is a leftover. The kernel releases it when its holder
-    dies.
+    dies. ``on_wait`` is called once if another process holds it; what it raises ends the wait.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            held = True
-        except OSError:
-            held = False
-        yield held
+        yield _lock(descriptor, on_wait)
     finally:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, part: bytes | memoryview) -> None:
+def _lock(descriptor: int, on_wait: Callable[[], None]) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        on_wait()
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def write_all(descriptor: int, part: bytes | memoryview) -> None:
     """``os.write`` may write less than it was given (2 GiB at most on Linux)."""
     rest = memoryview(part).cast("B")
     while rest:

@@ -12,8 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from blockc.diag import DiagnosticError
+from blockc.compiler import compile_deployment
+from blockc.diag import DiagnosticError, Diagnostics
 from blockc.plan import dump_plan, load_plan
+from blockc.render import STAGES, render_stage
+from blockc.spec.deployment import Deployment
+from blockc.zoo import Zoo
 from tests.support.adapters import save_lora
 from tests.support.deployments import deployment
 from tests.support.serving import compiled, zoo_bytes
@@ -49,9 +53,9 @@ def _changed(base: Path, target: Path, only: str) -> Path:
     return target
 
 
-def _compile(spec: Path, output: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+def _compile(spec: Path, output: Path, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "blockc", "compile", str(spec), "-o", str(output)],
+        [sys.executable, "-m", "blockc", "compile", str(spec), "-o", str(output), *options],
         capture_output=True, text=True, check=False, env=os.environ | environ,
     )  # fmt: skip
 
@@ -60,9 +64,16 @@ def test_the_same_spec_gives_the_same_bytes_in_any_folder_and_under_any_hash_see
     moved = shutil.copytree(models, tmp_path / "elsewhere" / "deep")
     first, second = tmp_path / "1" / "plan.json", tmp_path / "2" / "plan.json"
     for spec, output, seed in ((models / "fleet.blk", first, "0"), (moved / "fleet.blk", second, "4242")):
-        result = _compile(spec, output, PYTHONHASHSEED=seed)
+        dumps = ("--dump-after", "all", "--dump-to", str(output.parent / "dump"))
+        result = _compile(spec, output, *dumps, PYTHONHASHSEED=seed)
         assert result.returncode == 0, result.stderr
     assert first.read_bytes() == second.read_bytes()
+    texts = [
+        [(path.name, path.read_bytes()) for path in sorted((f.parent / "dump").iterdir())] for f in (first, second)
+    ]
+    assert [name for name, _ in texts[0]] == [f"{place}-{stage}.txt" for place, stage in enumerate(STAGES, start=1)]
+    assert texts[0] == texts[1]
+    assert not any(str(tmp_path).encode() in text for _, text in texts[1])
     assert str(tmp_path).encode() not in first.read_bytes()
     assert dump_plan(load_plan(first)) == first.read_bytes()
 
@@ -136,6 +147,46 @@ def test_what_does_not_fit_says_so_with_the_smallest_help(models, tmp_path):
     assert "MiB" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "plan.json").exists()
+
+
+def _results(wanted: Deployment, root: Path) -> tuple[dict[str, str], list[str]]:
+    """The text of each stage that yielded something, and the codes of what ended the compilation."""
+    texts: dict[str, str] = {}
+    with pytest.raises(DiagnosticError) as caught:
+        compile_deployment(
+            wanted, zoo=Zoo(root, create=True), diags=Diagnostics(),
+            on_result=lambda name, result: texts.update({name: render_stage(name, result)}),
+        )  # fmt: skip
+    return texts, [item.code.id for item in caught.value.diagnostics]
+
+
+def test_what_stages_yield_can_be_read_when_a_later_one_fails(models, tmp_path):
+    texts, codes = _results(deployment(models / "base", memory_bytes=1 << 10), tmp_path / "zoo")
+    assert codes == ["BC401"]
+    assert list(texts) == ["read", "trace", "tune", "unify", "place"]
+    assert "no placement" in texts["place"]
+    assert "model base: LlamaForCausalLM, F32" in texts["trace"]
+
+
+def test_a_stage_that_fails_yields_what_it_has(models, tmp_path):
+    broken = shutil.copytree(models / "adapter", tmp_path / "broken")
+    tensors = load_file(broken / "adapter_model.safetensors")
+    save_file(tensors | {"stray": torch.ones(1)}, broken / "adapter_model.safetensors")
+    texts, codes = _results(deployment(models / "base", {"broken": ("base", broken)}), tmp_path / "zoo")
+    assert codes == ["BC204"]
+    assert list(texts) == ["read", "trace", "tune"]
+    assert "chain of model base" in texts["tune"]
+    assert "chain of model broken" not in texts["tune"]
+
+
+def test_tenants_bytes_add_up(models, tmp_path):
+    tenants = {"acme": {"one": "base", "two": "tuned"}, "zoo": {"law": "top"}, "both": {"a": "tuned", "b": "top"}}
+    fine_tunes = {"tuned": ("base", models / "adapter"), "top": ("base", models / "top")}
+    plan = compiled(deployment(models / "base", fine_tunes, apps=tenants), tmp_path / "zoo").plan
+    assert [entry.tenant for entry in plan.tenants] == ["acme", "both", "zoo"]
+    assert sum(entry.fair_bytes for entry in plan.tenants) == plan.baselines.ours_bytes
+    assert sum(entry.pm_bytes for entry in plan.tenants) == plan.baselines.pm_bytes
+    assert [entry.private_bytes for entry in plan.tenants] == [0, 0, 0], "`both` has all that the others have"
 
 
 @pytest.mark.parametrize(

@@ -61,13 +61,14 @@ def problem(
     *,
     page_bytes: int = 512,
     layers: int = 1,
+    kv_heads: int = 1,
     max_rows: int = 4,
     groups: int = 1,
 ) -> PlaceProblem:
     return PlaceProblem(
         devices=tuple(devices),
         segments=tuple(segments),
-        groups=tuple(PlaceGroup(page_bytes=page_bytes, page_tokens=16, layers=layers) for _ in range(groups)),
+        groups=(PlaceGroup(page_bytes=page_bytes, kv_heads=kv_heads, page_tokens=16, layers=layers),) * groups,
         chains=tuple(chains),
         max_rows=max_rows,
         pm_bytes=3,

@@ -157,6 +157,7 @@ def test_no_answer_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = cpsat._Outcome(assignment=None, bound=0, optimal=False, infeasible=False)
     monkeypatch.setattr(cpsat._Model, "run", lambda self, hint, presolve=True: nothing)
     monkeypatch.setattr(sys.modules["blockc.place.place"], "greedy", lambda sizes: None)
+    monkeypatch.setattr(sys.modules["blockc.place.place"], "fill_cells", lambda views: None)
     placement, diags = placed(given)
     assert placement is None
     assert [item.code.id for item in diags] == ["BC402"]

@@ -192,6 +192,7 @@ def fleet_plan(
             _model_name(index): ModelEntry(
                 kind="base" if index == 0 else "full" if index == 1 else "lora",
                 source=f"./{_model_name(index)}",
+                parameters=None if index > 1 else 2_000_000,
                 hub=False,
                 revision=None,
                 parent=None if index == 0 else "base",
@@ -233,7 +234,10 @@ def place_problem_of(
             for d in devices
         ),
         segments=tuple(found),
-        groups=tuple(PlaceGroup(page_bytes=g.page_bytes, page_tokens=g.page_tokens, layers=g.layers) for g in groups),
+        groups=tuple(
+            PlaceGroup(page_bytes=g.page_bytes, kv_heads=g.kv_heads, page_tokens=g.page_tokens, layers=g.layers)
+            for g in groups
+        ),
         chains=tuple(
             PlaceChain(
                 label=_model_name(index),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from blockc.plan import ExecutionPlan
+from blockc.plan import ExecutionPlan, TenantEntry
 from blockc.render import format_bytes, render_plan
 from tests.plan.fleet import digest, fleet_plan, wider
 
@@ -92,3 +92,18 @@ def test_isolation_shows(plan: ExecutionPlan) -> None:
     """Two apps on one chain in different groups share no pages."""
     apps = (plan.apps[0], plan.apps[0].model_copy(update={"app": "other", "isolation_group": digest("other")}))
     assert "shared by" not in render_plan(plan.model_copy(update={"apps": apps}))
+
+
+def test_tenants(plan: ExecutionPlan) -> None:
+    """What each has to itself, what it shares, and its part of the whole; plans that do not say it have no section."""
+    assert "TENANTS" not in render_plan(plan)
+    entries = tuple(
+        TenantEntry(tenant=name, pm_bytes=4096, private_bytes=private, shared_bytes=2048, fair_bytes=private + 1024)
+        for name, private in (("acme", 0), ("\x1bzoo", 1 << 20))
+    )
+    lines = render_plan(plan.model_copy(update={"tenants": entries})).splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("TENANTS"))
+    assert [" ".join(line.split()) for line in lines[start + 1 :]] == [
+        "acme PM 4.0 KiB private 0 B shared 2.0 KiB fair share 1.0 KiB",
+        "\\x1bzoo PM 4.0 KiB private 1.0 MiB shared 2.0 KiB fair share 1.0 MiB",
+    ]

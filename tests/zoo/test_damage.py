@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from blockc.diag import DiagnosticError
+from blockc.diag import Diagnostic, DiagnosticError
 from blockc.ir import TensorRef
-from blockc.zoo import Zoo
+from blockc.zoo import Zoo, publish, references, verify_zoo
 from blockc.zoo.header import HeaderError, parse_header
+from tests.zoo.plans import stored_plan
 
 Make = Callable[..., tuple[TensorRef, bytes]]
 
@@ -160,3 +161,67 @@ def test_absurd_header_sizes(zoo: Zoo, pack: Path) -> None:
         pack.write_bytes(size.to_bytes(8, "little") + good[8:])
         (found,) = Zoo(zoo.root).verify()
         assert pack.name in found.message
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A zoo with a plan: packs, blobs and a reference."""
+    zoo = Zoo(tmp_path / "whole", create=True)
+    publish(stored_plan(zoo), tmp_path / "plan.json", zoo)
+    return zoo.root
+
+
+def reports(root: Path) -> list[Diagnostic]:
+    return list(verify_zoo(Zoo(root), lambda path, nbytes: None)[0])
+
+
+def damage_of(path: Path) -> list[Diagnostic]:
+    """What is said of the zoo that holds ``path``; what plans need is looked at only where it is one's reference."""
+    root = path.parent.parent
+    return reports(root) if path.parent.name == "plans" else list(Zoo(root).verify())
+
+
+def test_five_hundred_flips_anywhere_in_a_zoo(root: Path) -> None:
+    """Packs, blobs and references: each is named, and the tensor if it is one's."""
+    paths = sorted(path for path in root.rglob("*") if path.is_file() and path.name != ".lock")
+    assert {path.parent.name for path in paths} == {"packs", "blobs", "plans"}
+    assert reports(root) == []
+    generator = random.Random(11)
+    for turn in range(500):
+        path = paths[turn % len(paths)]
+        good = path.read_bytes()
+        bad = bytearray(good)
+        bit = generator.randrange(8 * len(good))
+        bad[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bad)
+        found = damage_of(path)
+        named = [item.message for item in found if item.code.id == "BC903"]
+        assert any(path.name in message for message in named), f"bit {bit} of {path.parent.name}/{path.name}"
+        if path.parent.name == "packs" and bit // 8 >= 8 + int.from_bytes(good[:8], "little"):
+            (message,) = named
+            (span,) = [span for span in Zoo(root).packs()[path.name] if span.start <= bit // 8 < span.end]
+            assert span.name in message
+        path.write_bytes(good)
+    assert reports(root) == []
+
+
+def test_truncations_of_every_file_of_a_zoo(root: Path) -> None:
+    for path in sorted(path for path in root.rglob("*") if path.is_file() and path.name != ".lock"):
+        good = path.read_bytes()
+        for part in range(64):
+            path.write_bytes(good[: len(good) * part // 64])
+            assert any(path.name in item.message for item in damage_of(path) if item.code.id == "BC903")
+        path.write_bytes(good)
+    assert reports(root) == []
+
+
+def test_every_file_that_is_gone_is_named_by_the_plan_that_needs_it(root: Path) -> None:
+    (reference,) = references(Zoo(root))
+    for path in sorted((root / "packs").iterdir()) + sorted((root / "blobs").iterdir()):
+        lost = [span.name for span in Zoo(root).packs().get(path.name, ())] or [path.name]
+        kept = path.rename(path.with_name("aside"))
+        said = [item for item in reports(root) if item.code.id == "BC904"]
+        kept.rename(path)
+        for digest in lost:
+            assert any(digest in note for item in said for note in item.notes), f"{path.name}: {digest}"
+        assert any(reference.plan[:12] in item.message for item in said)

@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from blockc.diag import DiagnosticError, Diagnostics
-from blockc.plan import load_plan
+from blockc.plan import load_plan, require_weights
 from blockc.zoo import Zoo
 from blockc_runtime.server.app import create_app
 from blockc_runtime.server.auth import KeyRing, load_keys
@@ -56,6 +56,7 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Call
     Raises `DiagnosticError` for whatever is wrong with plan, zoo, keys, address or engine.
     """
     plan = load_plan(options.plan)
+    require_weights(plan)
     catalogue = load_catalogue(plan, Zoo(options.zoo), progress)
     keys = None if options.keys is None else load_keys(options.keys, catalogue.tenants)
     listener = listen(options.host, options.port, with_keys=keys is not None)

@@ -1,0 +1,68 @@
+"""A placement as text: which chains each device takes, with how many pages, and how good that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from blockc.render.units import counted, format_bytes, printable
+
+if TYPE_CHECKING:
+    from blockc.place import Placement, PlaceProblem
+
+
+def render_placement(problem: PlaceProblem, placement: Placement | None) -> str:
+    """What was to be placed, and where it went; a problem without a solution stands alone."""
+    lines = [*_problem(problem), "", *(["no placement"] if placement is None else _placement(problem, placement))]
+    return "\n".join(lines) + "\n"
+
+
+def _problem(problem: PlaceProblem) -> Iterator[str]:
+    yield f"TO PLACE  ({counted(len(problem.chains), 'chain')} on {counted(len(problem.devices), 'device')})"
+    for device in problem.devices:
+        yield (
+            f"  device {printable(device.address)} ({device.kind}): {format_bytes(device.memory_bytes)}, "
+            f"{format_bytes(device.reserve_bytes)} reserved"
+        )
+    for index, segment in enumerate(problem.segments):
+        nbytes = sum(tensor.ref.nbytes for tensor in segment.tensors)
+        yield (
+            f"  segment {index}: {counted(len(segment.tensors), 'tensor')} of {format_bytes(nbytes)}, "
+            f"activations {format_bytes(segment.activation_bytes)}"
+        )
+    for index, group in enumerate(problem.groups):
+        yield (
+            f"  KV group {index}: {counted(group.layers, 'layer')}, pages of {counted(group.page_tokens, 'token')}, "
+            f"{format_bytes(group.page_bytes)} each"
+        )
+    for index, chain in enumerate(problem.chains):
+        segments = " > ".join(map(str, chain.segments))
+        yield (
+            f"  chain {index} ({printable(chain.label)}): segments {segments}, "
+            f"sides {format_bytes(chain.side_bytes)}, {counted(chain.max_model_len, 'token')}"
+        )
+
+
+def _placement(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
+    solver = placement.solver
+    yield (
+        f"PLACEMENT  ({solver.status}: {solver.value:.0f} of {counted(len(problem.devices), 'device')}, "
+        f"at least {solver.bound:.0f}; {solver.solver}, seed {solver.seed})"
+    )
+    for index, instance in enumerate(placement.instances):
+        devices = ", ".join(printable(problem.devices[device].address) for device in instance.devices)
+        yield f"  instance {index} on {devices}: {counted(instance.max_rows, 'row')}"
+        yield f"    segments {', '.join(map(str, instance.segments))}"
+        yield f"    chains {', '.join(map(str, instance.chains))}"
+        for group, pages in instance.kv_pages.items():
+            yield f"    KV group {group}: {counted(pages, 'page')}"
+    for route in placement.routes:
+        ways = " or ".join(" > ".join(map(str, way)) for way in route.alternatives)
+        yield f"  chain {route.chain} runs on instance {ways}"
+    for memory in placement.memory:
+        yield (
+            f"  memory of {printable(problem.devices[memory.device].address)}: "
+            f"weights {format_bytes(memory.weights_bytes)}, sides {format_bytes(memory.sides_bytes)}, "
+            f"KV pages {format_bytes(memory.kv_bytes)}, activations {format_bytes(memory.workspace_bytes)}, "
+            f"reserve {format_bytes(memory.reserve_bytes)} of {format_bytes(memory.capacity_bytes)}"
+        )
