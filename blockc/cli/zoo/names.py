@@ -27,7 +27,7 @@ def digest_of(name: str, digests: Iterable[str], *, where: str) -> str:
         return found[0]
     if not found or not name:
         unknown(f"{where} holds nothing called `{name}`", help_="`blockc zoo ls --all` lists what there is")
-    unknown(
+    return unknown(
         f"`{name}` is the beginning of {len(found)} digests in {where}",
         notes=(", ".join(digest[: len(name) + 8] for digest in found[:_SHOWN]) + (", ..." if found[_SHOWN:] else ""),),
         help_="write more of it",

@@ -96,7 +96,8 @@ def _show_plan(
     missing = {item: needs[item].what for item in needs if item not in found.tensors and item not in found.blobs}
     alone = [item for item in sizes if found.plans_of.get(item, (digest,)) == (digest,)]
     head += [
-        f"  needs {counted(len(sizes), 'tensor')} of {format_bytes(sum(sizes.values()))}, {counted(len(blobs), 'blob')}",
+        f"  needs {counted(len(sizes), 'tensor')} of {format_bytes(sum(sizes.values()))}, "
+        f"{counted(len(blobs), 'blob')}",
         f"  no other plan needs {counted(len(alone), 'tensor')} of {format_bytes(sum(sizes[item] for item in alone))}",
         *(f"  missing here: {short(item)}, {what}" for item, what in missing.items()),
     ]
