@@ -36,6 +36,7 @@ def bind(traced: TracedModel, tensors_of: TensorsOf, *, max_model_len: int, kv_d
         dtype=traced.dtype,
         vocab_size=traced.vocab_size,
         max_model_len=max_model_len,
+        prefixes=tuple(block.layer_prefix for block in traced.blocks),
     )
 
 

@@ -16,10 +16,11 @@ import torch
 from safetensors import SafetensorError
 
 from blockc.diag import Diagnostics, Span
-from blockc.graph import Block, KvLayerShape, ModelPath
+from blockc.graph import ModelPath
 from blockc.ir import DTYPE_CODE, DTYPE_NAME, TensorRef, tensor_digest
 from blockc.ir.tensor import DTYPE_BYTES
 from blockc.trace import Source, TracedBlock, TracedModel
+from blockc.tune.bind import bind
 from blockc.tune.checkpoint import Checkpoint
 from blockc.tune.recipe import Recipe, recipes_for
 from blockc.zoo import TensorBytes, Zoo
@@ -50,10 +51,9 @@ def bind_checkpoint(
     recipes = _match(traced, checkpoint, written=written, diags=diags, at=at)
     if recipes is None:
         return None
-    binder = _Binder(traced, checkpoint, recipes, zoo=zoo, max_model_len=max_model_len, on_bytes=on_bytes)
+    binder = _Binder(traced, checkpoint, recipes, zoo=zoo, on_bytes=on_bytes)
     try:
-        prelude = binder.prelude()
-        blocks = tuple(binder.block(block, prelude) for block in traced.blocks)
+        return bind(traced, binder.tensors_of, max_model_len=max_model_len, kv_dtype=kv_dtype)
     except _NotFiniteError as error:
         diags.report(
             "BC203", f"`{error}` of {written} holds values that are not finite as {DTYPE_NAME[traced.dtype]}", at=at,
@@ -66,31 +66,6 @@ def bind_checkpoint(
             notes=(str(error).splitlines()[0][:200],), help="copy the files again",
         )  # fmt: skip
         return None
-    counts = [block.structure.attention_count for block in traced.blocks]
-    return ModelPath(
-        blocks=blocks,
-        prelude=prelude,
-        kv_layers=tuple(
-            KvLayerShape(
-                kv_heads=layer.kv_heads,
-                head_dim=layer.head_dim,
-                window=_effective_window(layer.window, max_model_len),
-                dtype=kv_dtype,
-            )
-            for layer in traced.kv_layers
-        ),
-        first_kv_layer=tuple(sum(counts[:index]) for index in range(len(counts))),
-        sites=tuple({module: site for site, module in block.sites.items()} for block in traced.blocks),
-        dtype=traced.dtype,
-        vocab_size=traced.vocab_size,
-        max_model_len=max_model_len,
-        prefixes=tuple(block.layer_prefix for block in traced.blocks),
-    )
-
-
-def _effective_window(window: int | None, max_model_len: int) -> int | None:
-    """A window that no sequence can outgrow is full attention."""
-    return None if window is None or window >= max_model_len else window
 
 
 class _NotFiniteError(Exception):
@@ -107,7 +82,6 @@ class _Binder:
         recipes: Mapping[str, tuple[str, Recipe]],
         *,
         zoo: Zoo,
-        max_model_len: int,
         on_bytes: OnBytes,
     ) -> None:
         self.traced = traced
@@ -115,54 +89,32 @@ class _Binder:
         self.maker_of = {parameter: maker for parameter, (maker, _) in recipes.items()}
         self.recipes = dict(recipes.values())
         self.zoo = zoo
-        self.max_model_len = max_model_len
         self.on_bytes = on_bytes
         self.known: dict[_Key, TensorRef] = {}
+        pieces = (*traced.blocks, *([traced.prelude] if traced.prelude is not None else []))
         wanted = {
             self._key(source, dict(block.structure.params)[param].dtype)
-            for block in traced.blocks
+            for block in pieces
             for param, source in block.sources.items()
         }
         self.total_bytes = sum(map(self._nbytes, wanted))
         self.halves = 0  # bytes, each counted when hashed and when stored
 
-    def prelude(self) -> Block | None:
-        """The block that all others take their context from; its tensors follow from the configuration."""
-        if self.traced.prelude is None:
-            return None
-        tensors: dict[str, TensorRef] = {}
-        for param, source in self.traced.prelude.sources.items():
-            tensors[param], data = tensor_ref(self.traced.buffers[source.name])
-            self.zoo.put_tensors([(tensors[param], data)])
-        return Block(structure=self.traced.prelude.structure, binds={}, tensors=tensors, prelude=None, contexts=())
-
-    def block(self, block: TracedBlock, prelude: Block | None) -> Block:
-        """One block, with its tensors in the zoo as one pack."""
-        tensors: dict[str, TensorRef] = {}
+    def tensors_of(self, block: TracedBlock) -> Mapping[str, TensorRef]:
+        """The tensors of one block, which are in the zoo afterwards, as one pack."""
+        types = dict(block.structure.params)
+        keys = {param: self._key(source, types[param].dtype) for param, source in block.sources.items()}
         fresh: list[tuple[TensorRef, TensorBytes]] = []
-        for param, source in block.sources.items():
-            key = self._key(source, dict(block.structure.params)[param].dtype)
+        for key in keys.values():
             if key not in self.known:
                 ref, _ = tensor_ref(self._make(key, checked=True))
                 self.known[key] = ref
                 # The bytes are made again where the zoo lacks them: a block need not fit into memory.
                 fresh.append((ref, partial(self._bytes, key)))
                 self._advance(ref.nbytes)
-            tensors[param] = self.known[key]
         self.zoo.put_tensors(fresh)
         self._advance(sum(ref.nbytes for ref, _ in fresh))
-        binds = {
-            name: _effective_window(value, self.max_model_len) if name.startswith("window") else value  # type: ignore[arg-type]
-            for name, value in block.binds.items()
-        }
-        reads_context = prelude is not None and bool(block.contexts)
-        return Block(
-            structure=block.structure,
-            binds=binds,
-            tensors=tensors,
-            prelude=prelude.digest if prelude is not None and reads_context else None,
-            contexts=block.contexts,
-        )
+        return {param: self.known[key] for param, key in keys.items()}
 
     def _key(self, source: Source, dtype: str) -> _Key:
         """What a tensor is made from; tied parameters have one."""

@@ -15,8 +15,9 @@ from blockc.spec.deployment import HubSource, LocalSource, Source
 from blockc.tune.checkpoint import PICKLES, report_pickles
 
 # Everything a chain needs, and nothing that holds code or pickles. Files in folders are other formats' copies.
+# (Patterns also match in folders; what of those is wanted is how sentence-transformers pools.)
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt"]
-_UNWANTED = ["*/*", "consolidated*"]
+_UNWANTED = ["consolidated*", *(f"*/{pattern}" for pattern in _WANTED if pattern != "*.json"), "[!1]*/*.json"]
 # What a plan without weights is made from.
 _CONFIGURATION = ["config.json", "adapter_config.json", "generation_config.json", "modules.json", "1_Pooling/*.json"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")

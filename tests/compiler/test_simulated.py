@@ -188,7 +188,7 @@ for b in 0..9 { for i in 0..99 {
   finetune "f${b}_${i}" : "b${b}" { assume { kind = lora  rank = 16  targets = ["q_proj", "v_proj"] } }
   tenant "t${b}_${i}" { app chat { model = "f${b}_${i}" } }
 } }
-cluster c { node n { for g in 0..7 { device "g${g}" : cpu { memory = 8MiB  reserve = 6% } } } }
+cluster c { node n { for g in 0..7 { device "g${g}" : cpu { memory = 40MiB  reserve = 6% } } } }
 policy { batching { max_batched_tokens = 64  max_num_seqs = 4 } }
 """)
     plan = plan_of(spec, "sim")

@@ -240,9 +240,9 @@ def plan_of(
     placement = place(place_problem(spec, graph), diags=diags)
     assert placement is not None, list(diags)
     kinds = {name: "base" if name in bases else "lora" if models[name].sides else "full" for name in parents}
-    files: Any = {name: SimpleNamespace(kind=kind) for name, kind in kinds.items()}
+    files: Any = {name: SimpleNamespace(kind=kind, directory=Path(name)) for name, kind in kinds.items()}
     store: Any = zoo or BlobsOnly()
-    plan = lower(spec, files, graph, placement, zoo=store)
+    plan = lower(spec, files, graph, placement, target="cpu", parameters={}, zoo=store)
     verify_plan(plan)
     return plan
 

@@ -1,25 +1,13 @@
-"""Tracing takes most of the time here and depends on nothing but configuration and dtype: each is traced once."""
+"""A configuration is traced once for all tests here."""
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from blockc.trace import trace
-from blockc.tune import traced
+from tests.support.traced_once import traced_once
 
 
-@pytest.fixture(autouse=True, scope="session")
-def traced_once():
-    known = {}
-
-    def once(config, *, dtype):
-        key = (json.dumps(config.to_dict(), sort_keys=True, default=str), dtype)
-        if key not in known:
-            known[key] = trace(config, dtype=dtype)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(traced, "trace", once)
+@pytest.fixture(autouse=True, scope="module")
+def _traced_once():
+    with traced_once():
         yield
