@@ -29,3 +29,7 @@ def rule(
         raise typer.BadParameter(f"no diagnostic `{code}`; `blockc rule` lists them", param_hint="CODE")
     print(f"{found.id} {found.slug} ({found.severity.value}): {found.summary}\n")
     print(explanation(found.id))
+    if found.id == "BC205":
+        from blockc.architectures import ENCODERS, SUPPORTED
+
+        print(f"\nSupported: {', '.join(SUPPORTED)}.\nEncoders: {', '.join(ENCODERS)}.")

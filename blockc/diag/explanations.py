@@ -77,7 +77,8 @@ _PAGES: dict[str, str] = {
         for an architecture (old buffers, heads for training) may be there.
         """,
     "BC205": """
-        This architecture cannot be traced exactly, so its answers could differ. It is refused.
+        This architecture cannot be traced exactly, or has not been tried, so its answers could
+        differ. It is refused. `docs/architectures.md` lists what works, and why the rest does not.
         """,
     "BC206": """
         Pickled weights (`.bin`, `.pt`, `.pth`) run code when they are read, and are refused.

@@ -37,6 +37,11 @@ class Capture:
     model: nn.Module
     layers: LayerPlan
 
+    def placeholder(self, name: str) -> fx.Node:
+        """An input of the graph."""
+        found: fx.Node = next(node for node in self.graph.nodes if node.op == "placeholder" and node.name == name)
+        return found
+
 
 class _TokensToLogits(nn.Module):
     """The calling convention of a step: flat tokens with their positions, no cache, no mask."""

@@ -32,7 +32,7 @@ class Cuts:
 def cut(capture: Capture) -> Cuts:
     """Partition all ops. Raises :class:`UntraceableError` if the model has no such cuts."""
     ops = [node for node in capture.graph.nodes if node.op == "call_function"]
-    tokens = next(node for node in capture.graph.nodes if node.op == "placeholder" and node.name == "tokens")
+    tokens = capture.placeholder("tokens")
     parameters = {
         node
         for node in capture.graph.nodes
@@ -45,11 +45,16 @@ def cut(capture: Capture) -> Cuts:
     inside = set(prelude)
     contexts = tuple(node for node in prelude if any(user not in inside for user in node.users))
     # Computed from positions and parameters: only the first block takes positions, so it ends after their readers.
-    embedded = set(ops) - set(stream) - set(prelude)
+    embedded = (_reached_from({capture.placeholder("positions")}, ops) & on_parameters) - on_tokens
     readers = [index for index, node in enumerate(stream) if not embedded.isdisjoint(node.all_input_nodes)]
     bounds = _boundaries(stream, first=max(readers, default=0))
     block_of = {node: index for index, run in enumerate(_runs(stream, bounds)) for node in run}
-    block_of |= dict.fromkeys(embedded, 0)
+    for node in reversed(ops):  # computed from parameters alone: goes to whichever block reads it
+        if node not in block_of and node not in inside:
+            reading = {block_of[user] for user in node.users}
+            if len(reading) != 1:
+                raise UntraceableError("a value of parameters alone that several blocks read")
+            block_of[node] = reading.pop()
     blocks = tuple(tuple(node for node in ops if block_of.get(node) == index) for index in range(len(bounds)))
     if len(blocks) < 3:
         raise UntraceableError("no single stream of hidden states runs through its layers")

@@ -88,8 +88,10 @@ def _like(before: Node, value: Node, place: Node) -> Node:
     """The value in the shape and dtype of the place that it is copied into."""
     if dtype_of(value) != dtype_of(place):
         value = insert_before(before, aten.to.dtype, value, dtype_of(place))
-    if value.meta["val"].shape != place.meta["val"].shape:
-        value = insert_before(before, aten.expand.default, value, list(place.meta["val"].shape))
+    have, wanted = value.meta["val"].shape, place.meta["val"].shape
+    if have != wanted:
+        sizes = [-1 if own == size else size for own, size in zip(have, wanted, strict=True)]
+        value = insert_before(before, aten.expand.default, value, sizes)
     return value
 
 

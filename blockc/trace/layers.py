@@ -84,7 +84,7 @@ class _PassOn(nn.Module):
         """The hidden states, which come first by place or by name."""
         hidden = args[0] if args else kwargs["hidden_states"]
         like = self._results[self._kind]
-        return (hidden, *like[1:]) if isinstance(like, tuple) else hidden
+        return type(like)((hidden, *like[1:])) if isinstance(like, tuple | list) else hidden
 
 
 def _signature(module: nn.Module) -> Any:

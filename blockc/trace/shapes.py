@@ -136,10 +136,10 @@ def explicit_shapes(graph: fx.Graph) -> None:
 
 def _repeat(node: Node, value: Node, count: int, dim: int, *, each: bool) -> None:
     """A new axis, expanded, and folded into the one that it repeats: ``each`` element, or the axis as a whole."""
-    shape = list(value.meta["val"].shape)
     place = dim + 1 if each else dim
     apart = insert_before(node, aten.unsqueeze.default, value, place)
-    wide = insert_before(node, aten.expand.default, apart, [*shape[:place], count, *shape[place:]])
+    sizes = [count if position == place else -1 for position in range(rank_of(apart))]
+    wide = insert_before(node, aten.expand.default, apart, sizes)
     node.target, node.args, node.kwargs = aten.reshape.default, (wide, list(shape_of(node))), {}
 
 

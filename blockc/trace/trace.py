@@ -21,17 +21,27 @@ from blockc.trace.loading import loading_of
 from blockc.trace.model import TOKENS, Head, KvLayer, Source, TracedBlock, TracedModel
 from blockc.trace.nodes import pool
 from blockc.trace.normalize import normalize
+from blockc.trace.rope import short_frequencies
 
 
-def trace(config: Any, *, dtype: str, head: Head = TOKENS, every_layer: bool = False) -> TracedModel:
+def trace(
+    config: Any,
+    *,
+    dtype: str,
+    head: Head = TOKENS,
+    max_model_len: int | None = None,
+    every_layer: bool = False,
+) -> TracedModel:
     """Trace a transformers configuration at ``dtype`` (``"float32"``, ``"bfloat16"``, ``"float16"``).
 
+    ``max_model_len``: no request is longer, where that is known (see `rope.py`).
     ``every_layer`` captures all layers instead of the first and last of each kind (slow; the tests compare the two).
     Raises :class:`UntraceableError` with the reason.
     """
     model = build_meta_model(config, getattr(torch, dtype), head)
     loading = loading_of(model)
-    captured = capture(model, head, every_layer=every_layer)
+    with short_frequencies(model, max_model_len):
+        captured = capture(model, head, every_layer=every_layer)
     normalize(captured.graph, pools=head.kind != "tokens")
     check_token_independence(captured.graph)
     cuts = cut(captured)
@@ -39,7 +49,7 @@ def trace(config: Any, *, dtype: str, head: Head = TOKENS, every_layer: bool = F
     pieces = _emit_blocks(captured, cuts)
     repeated = _repeat_layers(captured, pieces)
     if repeated is None:
-        return trace(config, dtype=dtype, head=head, every_layer=True)
+        return trace(config, dtype=dtype, head=head, max_model_len=max_model_len, every_layer=True)
     blocks, layers = repeated
     if sum(map(attentions, blocks)) < len(captured.layers.kind_of):
         raise UntraceableError("attention that does not pass transformers' attention interface")
@@ -67,7 +77,7 @@ def _emit_prelude(captured: Capture, cuts: Cuts) -> TracedBlock | None:
         cuts.prelude,
         names=captured.names,
         strip="",
-        inputs={_placeholder(captured, "positions"): "positions"},
+        inputs={captured.placeholder("positions"): "positions"},
         contexts=(),
         returns=cuts.contexts,
         select_rows=False,
@@ -84,7 +94,7 @@ class _Piece:
 
 
 def _emit_blocks(captured: Capture, cuts: Cuts) -> list[_Piece]:
-    inputs = {_placeholder(captured, "tokens"): "tokens", _placeholder(captured, "positions"): "positions"}
+    inputs = {captured.placeholder("tokens"): "tokens", captured.placeholder("positions"): "positions"}
     pieces: list[_Piece] = []
     for index, nodes in enumerate(cuts.blocks):
         layer = _layer_of(captured, {arg.name for node in nodes for arg in node.all_input_nodes})
@@ -177,8 +187,3 @@ def _check_chain(blocks: tuple[TracedBlock, ...]) -> None:
             raise UntraceableError(f"a block that reads {', '.join(sorted(names)) or 'nothing'}")
         if index == len(blocks) - 1 and attentions(block):
             raise UntraceableError("attention after the last cut")
-
-
-def _placeholder(captured: Capture, name: str) -> torch.fx.Node:
-    found: torch.fx.Node = next(node for node in captured.graph.nodes if node.op == "placeholder" and node.name == name)
-    return found

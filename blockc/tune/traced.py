@@ -8,22 +8,25 @@ from collections.abc import Mapping
 from blockc.diag import Diagnostics
 from blockc.ir import canonical_json
 from blockc.trace import Head, Source, TracedBlock, TracedModel, UntraceableError, config_of, trace
+from blockc.trace.rope import LONGROPE
 from blockc.tune.models import ModelFiles
 
 
 def trace_models(files: Mapping[str, ModelFiles], *, diags: Diagnostics) -> dict[str, TracedModel]:
     """By model name; LoRA adapters have no structure of their own. Problems go to ``diags`` (BC205)."""
-    known: dict[tuple[str, str, Head], TracedModel] = {}
+    known: dict[tuple[str, str, Head, int | None], TracedModel] = {}
     traced: dict[str, TracedModel] = {}
     for name, model in files.items():
         if model.kind == "lora":
             continue
         # What a checkpoint was saved in decides nothing: its tensors are cast to the spec's dtype.
         config = {field: value for field, value in model.config.items() if field not in ("dtype", "torch_dtype")}
-        key = (canonical_json(config), model.base.dtype, model.head)
+        written = canonical_json(config)
+        length = model.base.max_model_len if LONGROPE in written else None  # otherwise it decides nothing
+        key = (written, model.base.dtype, model.head, length)
         try:
             if key not in known:
-                known[key] = trace(config_of(config), dtype=model.base.dtype, head=model.head)
+                known[key] = trace(config_of(config), dtype=model.base.dtype, head=model.head, max_model_len=length)
             traced[name] = known[key]
         except UntraceableError as error:
             diags.report(

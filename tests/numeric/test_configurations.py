@@ -66,6 +66,12 @@ REFUSED = {
 }  # fmt: skip
 
 
+_LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.1, 1.2, 1.3, 1.4], "long_factor": [2.0] * 4,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+
+
 def _save(architecture, fields, root):
     torch.manual_seed(0)
     values = (_GPT2 if architecture == "gpt2" else _ROPE) | {key: v for key, v in fields.items() if v is not ...}
@@ -112,6 +118,25 @@ def test_refused(case, tmp_path):
     chains, _, diags = chains_of(deployment(root, max_model_len=None), tmp_path / "zoo")
     assert not chains
     assert says in " ".join(text for item in diags for text in (item.message, *item.notes))
+
+
+def test_longrope_is_exact_up_to_the_length_of_pretraining_and_refused_beyond(tmp_path):
+    root = _save(
+        "phi3",
+        {"rope_parameters": _LONGROPE, "original_max_position_embeddings": 32, "pad_token_id": 0},
+        tmp_path / "model",
+    )
+    chains, zoo, diags = chains_of(deployment(root, max_model_len=32), tmp_path / "zoo")
+    assert [item.message for item in diags] == []
+    reference = AutoModelForCausalLM.from_pretrained(root, dtype=torch.float32, attn_implementation="eager")
+    for length in (1, 32):
+        with torch.no_grad():
+            expected = reference(torch.tensor([_tokens(length)]), use_cache=False).logits[0]
+        assert torch.allclose(logits(chains["base"], zoo, _tokens(length)), expected, atol=5e-5), length
+    for beyond in (33, None):
+        chains, _, diags = chains_of(deployment(root, max_model_len=beyond), tmp_path / "zoo")
+        assert not chains
+        assert "state `max_model_len = 32` or less" in next(iter(diags)).message
 
 
 # Name -> (architecture, change of the tensors of a saved model): files in another form, the same model or not.

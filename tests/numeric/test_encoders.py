@@ -100,7 +100,7 @@ def test_heads_that_are_not_understood_are_refused(architectures, modules, says,
     config = json.loads((root / "config.json").read_text()) | {"architectures": architectures}
     (root / "config.json").write_text(json.dumps(config))
     if modules is not None:
-        (root / "modules.json").write_text(json.dumps([{"type": f"models.{kind}"} for kind in modules]))
+        (root / "modules.json").write_text(json.dumps(modules))
     chains, _, diags = chains_of(deployment(root, max_model_len=None), tmp_path / "zoo")
     assert not chains
     assert [item.code.id for item in diags] == ["BC205"]

@@ -49,10 +49,10 @@ _ALL_HEADS = {"num_key_value_heads": _HEADS}
 _SPECIAL: dict[str, dict[str, Any]] = {
     "deepseek_v3": _ALL_HEADS,
     "glm4_moe_lite": _ALL_HEADS,
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "gemma3_text": {"sliding_window_pattern": 3},
     "hunyuan_v1_dense": {"head_dim": _HEAD_SIZE},
     "hunyuan_v1_moe": {"head_dim": _HEAD_SIZE},
-    "lfm2_moe": {"layer_types": ["full_attention"] * _LAYERS},
     "ministral": {"head_dim": _HEAD_SIZE},
     "minicpm3": _ALL_HEADS,
     "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},

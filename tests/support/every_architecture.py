@@ -7,6 +7,7 @@ equals the model itself in float32.
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import tempfile
@@ -30,6 +31,8 @@ _ROOT = Path(__file__).parents[2]
 _LIMIT_S = 240
 _TOLERANCE = 1e-4
 _LENGTHS = (1, 40)
+# A tiny configuration of these has attention alone, and would show nothing.
+_HYBRID = ("lfm2", "lfm2_moe")
 
 
 def try_one(model_type: str) -> str | None:
@@ -39,7 +42,9 @@ def try_one(model_type: str) -> str | None:
     try:
         config = tiny_config(model_type)
     except Exception as error:
-        return f"no small configuration of it is known here ({type(error).__name__})"
+        return f"no small configuration of it could be made to try it ({type(error).__name__})"
+    if set(getattr(config, "layer_types", None) or ()) <= {"full_attention"} and model_type in _HYBRID:
+        return "layers that are no attention (convolutions, recurrences), which its configurations have"
     try:
         trace(config_of(config.to_dict()), dtype="float32")
     except UntraceableError as error:
@@ -90,7 +95,7 @@ def source_text(supported: list[str], refused: Mapping[str, str]) -> str:
     lines = [f'TRANSFORMERS = "{transformers.__version__}"', "", "SUPPORTED: tuple[str, ...] = ("]
     lines += [f'    "{name}",' for name in supported]
     lines += [")", "", "REFUSED: dict[str, str] = {"]
-    lines += [f"    {name!r}: {reason!r},".replace("'", '"') for name, reason in refused.items()]
+    lines += [f"    {json.dumps(name)}: {json.dumps(reason)}," for name, reason in refused.items()]
     lines += ["}", ""]
     return head + "# BEGIN GENERATED\n" + "\n".join(lines) + "# END GENERATED\n" + tail
 
