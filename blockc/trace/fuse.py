@@ -21,7 +21,7 @@ def fuse_linear(graph: fx.Graph) -> None:
         if not isinstance(weight, fx.Node) or weight.op != "placeholder":
             _as_product(node, x, weight, bias)
             continue
-        node.args, node.kwargs = (x, weight, bias, _site(node), False), {}
+        node.args, node.kwargs = (x, weight, bias, _site(node, x), False), {}
         node.target = nodes.linear
     for node in calls(graph, aten.addmm.default):
         bias, x, weight = node.args
@@ -29,7 +29,7 @@ def fuse_linear(graph: fx.Graph) -> None:
         assert isinstance(weight, fx.Node)
         if weight.op != "placeholder" or node.kwargs:
             raise UntraceableError("a product of two computed matrices outside attention")
-        node.target, node.args = nodes.linear, (x, weight, bias, _site(node), True)
+        node.target, node.args = nodes.linear, (x, weight, bias, _site(node, x), True)
         _lift_reshape(node)
 
 
@@ -56,8 +56,11 @@ def fuse_rms_norm(graph: fx.Graph) -> None:
         last.replace_all_uses_with(fused)
 
 
-def _site(node: Node) -> str | None:
-    return module_path(node) if module_type(node).endswith(_WRAPPED) else None
+def _site(node: Node, x: Node) -> str | None:
+    """The module's path if PEFT would wrap it and it works on one row for each token or text."""
+    if not module_type(node).endswith(_WRAPPED) or shape_of(x)[:-1] not in ((1, "T"), ("T",), (1,)):
+        return None
+    return module_path(node)
 
 
 def _as_product(node: Node, x: Node, weight: Node, bias: Node) -> None:

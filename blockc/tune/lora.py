@@ -95,7 +95,7 @@ def linears(path: ModelPath) -> dict[str, Target]:
     for occurrence, (block, sites) in enumerate(zip(path.blocks, path.sites, strict=True)):
         weights: dict[str, tuple[int, ...]] = {}
         for op in block.structure.ops:
-            if op.target == "blockc.linear":
+            if op.target == "blockc.linear" and op.args[3] is not None:
                 weights[str(op.args[3])] = block.tensors[op.args[1].name].shape  # type: ignore[union-attr]
         for module, site in sites.items():
             out_features, in_features = weights[site]
@@ -111,7 +111,7 @@ def _copies(path: ModelPath, checkpoint: Checkpoint, dtype: Any) -> frozenset[st
     for block, sites in zip(path.blocks, path.sites, strict=True):
         module_of = {site: module for module, site in sites.items()}
         for op in block.structure.ops:
-            if op.target == "blockc.linear":
+            if op.target == "blockc.linear" and op.args[3] is not None:
                 weights[module_of[str(op.args[3])]] = block.tensors[op.args[1].name]  # type: ignore[union-attr]
             elif op.target == "blockc.embedding":
                 weights[str(op.args[2])] = block.tensors[op.args[1].name]  # type: ignore[union-attr]

@@ -81,7 +81,7 @@ def vector_reference(plan: ExecutionPlan, name: str, root: Path, dtype: torch.dt
     directory = _directory(plan.models[lineage[full]], root)
     head = encoder_head(directory, json.loads((directory / "config.json").read_text()))
     loader = AutoModelForSequenceClassification if head.kind == "classification" else AutoModel
-    model = loader.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa", use_safetensors=True)
+    model = _loaded(loader, directory, dtype)
     if full:
         model = _with_adapters(model, [_directory(plan.models[step], root) for step in lineage[:full][::-1]])
     yield VectorReference(model.eval(), head)
@@ -97,9 +97,18 @@ def _lineage(models: Mapping[str, ModelEntry], name: str) -> list[str]:
 def _load_full(entry: ModelEntry, root: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
-        _directory(entry, root), dtype=dtype, attn_implementation="sdpa", use_safetensors=True
-    )
+    return _loaded(AutoModelForCausalLM, _directory(entry, root), dtype)
+
+
+def _loaded(loader: Any, directory: Path, dtype: torch.dtype) -> Any:
+    """With fused attention, or without where the architecture has none (softcaps, sinks)."""
+    options = {"dtype": dtype, "use_safetensors": True}
+    try:
+        return loader.from_pretrained(directory, attn_implementation="sdpa", **options)
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        return loader.from_pretrained(directory, attn_implementation="eager", **options)
 
 
 def _with_adapters(model: Any, directories: Sequence[Path]) -> Any:

@@ -16,7 +16,9 @@ from blockc_runtime.ops.linear.weights import LinearWeights
 
 
 def linears(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, ...]:
-    """``x [1,T,in]`` -> ``[1,T,out]`` for each linear that reads ``x``."""
+    """``x [1,T,in]`` or ``[T,in]`` -> ``[1,T,out]`` or ``[T,out]`` for each linear that reads ``x``."""
+    if x.ndim == 2:
+        return tuple(y[0] for y in linears(x.unsqueeze(0), weights, sides))
     ys = weights(x)
     for side, batch in sides:
         for decode in batch.singles:
