@@ -52,6 +52,13 @@ _BINARY = frozenset(
     f"aten.{name}"
     for name in ("add.Tensor", "div.Tensor", "maximum.default", "minimum.default", "mul.Tensor", "sub.Tensor")
 )
+_FLOATING = frozenset(
+    f"aten.{name}"
+    for name in (
+        "cos.default", "div.Tensor", "exp.default", "expm1.default", "log.default", "log1p.default",
+        "reciprocal.default", "rsqrt.default", "sigmoid.default", "sin.default", "sqrt.default", "tanh.default",
+    )
+)  # fmt: skip
 _COMPARISONS = frozenset(f"aten.{name}.Scalar" for name in ("eq", "ge", "gt", "le", "lt", "ne"))
 _REDUCTIONS = frozenset({"aten.amax.default", "aten.mean.dim", "aten.sum.dim_IntList"})
 
@@ -74,9 +81,9 @@ def _result(op: Op, types: Types, params: Mapping[str, ValueType]) -> ValueType 
     if x is None:
         return None
     if op.target in _SAME:
-        return x
+        return _promoted(x, op)
     if op.target in _BINARY:
-        return _broadcast(x, operands[1], isinstance(op.args[1], Value | Param))
+        return _broadcast(_promoted(x, op), operands[1], isinstance(op.args[1], Value | Param))
     if op.target in _COMPARISONS or op.target == "aten.logical_not.default":
         return ValueType(dtype="BOOL", shape=x.shape)
     if op.target in _REDUCTIONS:
@@ -115,6 +122,13 @@ def _result(op: Op, types: Types, params: Mapping[str, ValueType]) -> ValueType 
             return None if right is None or len(right.shape) < 2 else _shaped(x, (*x.shape[:-1], right.shape[-1]))
         case _:
             return _view(op, x)
+
+
+def _promoted(x: ValueType, op: Op) -> ValueType:
+    """Integers become float32 where an op divides them, takes a float, or has no integer form."""
+    whole = x.dtype in ("BOOL", "U8", "I32", "I64")
+    floats = op.target in _FLOATING or any(isinstance(arg, float) for arg in op.args)
+    return ValueType(dtype="F32", shape=x.shape) if whole and floats else x
 
 
 def _view(op: Op, x: ValueType) -> ValueType | None:

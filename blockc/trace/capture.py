@@ -192,14 +192,16 @@ def computed_buffers(model: nn.Module, names: frozenset[str]) -> dict[str, torch
             key: None if buffer is None else torch.zeros(buffer.shape, dtype=buffer.dtype)
             for key, buffer in owner._buffers.items()
         }
-        twin._buffers[leaf] = torch.full(owner.get_buffer(leaf).shape, torch.nan)
+        unset = owner.get_buffer(leaf)
+        blank = torch.nan if unset.is_floating_point() else torch.iinfo(unset.dtype).min
+        twin._buffers[leaf] = torch.full(unset.shape, blank, dtype=unset.dtype)
         try:
             with torch.no_grad():
                 model._init_weights(twin)  # type: ignore[operator]
         except Exception as error:
             raise UntraceableError(f"cannot compute the buffer {name}: {_first_line(error)}") from error
         value = twin.get_buffer(leaf)
-        if not torch.isfinite(value).all():
+        if not torch.isfinite(value).all() or (value == blank).any():
             raise UntraceableError(f"nothing says what the buffer {name} holds")
         values[name] = value
     return values

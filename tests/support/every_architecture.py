@@ -109,7 +109,9 @@ def main(names: list[str]) -> None:
     transformers.logging.disable_progress_bar()
     signal.signal(signal.SIGALRM, _timeout)
     architectures.SUPPORTED = tuple(CONFIG_MAPPING)  # nothing is refused by name while we find out
-    supported, refused = try_all(names or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+    supported, refused = try_all(
+        names or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - set(architectures.ENCODERS))
+    )
     if not names:
         (_ROOT / "blockc/architectures.py").write_text(source_text(supported, refused))
         (_ROOT / "docs/architectures.md").write_text(architectures.render_table(supported, refused))
