@@ -11,9 +11,6 @@ from blockc.diag import CODES, DiagnosticError, Diagnostics
 from blockc.plan import ExecutionPlan
 from blockc.zoo import Zoo
 
-# What plans require whose models yield vectors: no request reaches them yet.
-VECTORS = "output:vector"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
@@ -97,7 +94,7 @@ def encode(plan: ExecutionPlan, zoo: Zoo, texts: Sequence[Question]) -> list[tor
 
     Raises :class:`DiagnosticError`.
     """
-    from blockc_runtime.capabilities import missing
+    from blockc_runtime.capabilities import VECTORS, missing
     from blockc_runtime.executor.torch_ import TorchExecutor
     from blockc_runtime.step import Launch, Row, Step
 

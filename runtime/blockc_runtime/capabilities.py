@@ -9,6 +9,8 @@ from __future__ import annotations
 from blockc.ir.ops import OPS
 from blockc.plan import FORMAT_VERSION, ExecutionPlan
 
+# What plans require whose models yield vectors; the executor has it, requests cannot ask for it yet.
+VECTORS = "output:vector"
 _DTYPES = ("BF16", "F32")
 _SIDES = ("low_rank@linear",)
 

@@ -376,11 +376,12 @@ def _executor(options: argparse.Namespace, plan: ExecutionPlan) -> tuple[Executo
         from blockc_runtime.executor.null import NullExecutor
 
         return NullExecutor(plan, step_s=options.null_step_s), lambda: None
-    from blockc_runtime.capabilities import missing
+    from blockc_runtime.capabilities import VECTORS, missing
 
     if lacking := missing(plan):
         problems = Diagnostics()
-        problems.report("BC905", f"this runtime lacks {', '.join(lacking)}")
+        why = " (embeddings and scores of classes are compiled and verified, and not served yet)"
+        problems.report("BC905", f"this runtime lacks {', '.join(lacking)}{why if VECTORS in lacking else ''}")
         raise DiagnosticError(problems)
     from blockc_runtime.executor.torch_ import TorchExecutor
 

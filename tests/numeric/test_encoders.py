@@ -105,3 +105,11 @@ def test_heads_that_are_not_understood_are_refused(architectures, modules, says,
     assert not chains
     assert [item.code.id for item in diags] == ["BC205"]
     assert says in next(iter(diags)).message
+
+
+def test_a_server_refuses_what_it_has_no_route_for(tmp_path):
+    from blockc_runtime.capabilities import VECTORS, missing
+
+    root = _save("bert", tmp_path / "model")
+    served = compiled(deployment(root, max_model_len=_ROOM), tmp_path / "zoo")
+    assert missing(served.plan) == (VECTORS,)

@@ -28,7 +28,13 @@ class Case:
     page_tokens: int
     window: int | None
     softcap: float | None
+    has_sinks: bool
     seed: int
+
+    @property
+    def sinks(self) -> Tensor | None:
+        made = torch.Generator().manual_seed(self.seed + 1)
+        return torch.randn(self.heads, generator=made) if self.has_sinks else None
 
     @property
     def tokens(self) -> int:
@@ -76,6 +82,7 @@ def cases(draw: st.DrawFn) -> Case:
         page_tokens=page_tokens,
         window=window,
         softcap=draw(st.sampled_from([None, 2.0])),
+        has_sinks=draw(st.booleans()),
         seed=draw(st.integers(0, 1000)),
     )
 
@@ -84,7 +91,7 @@ def run(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, keys, values = case.tensors(dtype)
     layer = PagedLayer(keys=keys, values=values, page_tokens=case.page_tokens)
     batch = kv_batch(case.rows, page_tokens=case.page_tokens, window=case.window, dtype=dtype, device=CPU)
-    return attention(q, k, v, layer, batch, 0.3, case.window, case.softcap), keys, values
+    return attention(q, k, v, layer, batch, 0.3, case.window, case.softcap, case.sinks), keys, values
 
 
 def expect(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,6 +107,7 @@ def expect(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         scale=0.3,
         window=case.window,
         softcap=case.softcap,
+        sinks=case.sinks,
     )
     return out, keys, values
 
@@ -135,7 +143,7 @@ def test_foreign_slots_are_not_read_into_a_row(case: Case, poison: float) -> Non
         dtype=torch.float32,
         device=CPU,
     )
-    got = attention(q, k, v, layer, batch, 0.3, case.window, case.softcap)
+    got = attention(q, k, v, layer, batch, 0.3, case.window, case.softcap, case.sinks)
     torch.testing.assert_close(got, expect(case, torch.float32)[0], rtol=1e-5, atol=1e-5)
 
 
