@@ -6,9 +6,11 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from blockc.architectures import ENCODERS
+from blockc.trace import Head, trace
 from blockc.verify.served import Question, encode
 from blockc.verify.verify import verify
 from tests.support.architectures import POSITIONS, tiny_config
@@ -113,3 +115,36 @@ def test_a_server_refuses_what_it_has_no_route_for(tmp_path):
     root = _save("bert", tmp_path / "model")
     served = compiled(deployment(root, max_model_len=_ROOM), tmp_path / "zoo")
     assert missing(served.plan) == (VECTORS,)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "modernbert", "albert"])
+def test_copies_of_one_layer_equal_a_capture_of_all(model_type):
+    head = Head(kind="embedding", pooling="first", normalize=True)
+    one, every = (
+        trace(tiny_config(model_type), dtype="float32", head=head, every_layer=whole) for whole in (False, True)
+    )
+    assert one.blocks == every.blocks
+    assert one.prelude == every.prelude
+    assert not one.kv_layers
+
+
+def test_an_adapter_of_an_encoder_equals_peft_in_one_step_with_its_base(tmp_path):
+    root = _save("bert", tmp_path / "base")
+    torch.manual_seed(4)
+    tuned = get_peft_model(
+        AutoModel.from_pretrained(root),
+        LoraConfig(
+            r=4, lora_alpha=8, target_modules=r".*\.layer\..*(query|value|dense)", task_type="FEATURE_EXTRACTION"
+        ),
+    )
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.1)
+    tuned.save_pretrained(tmp_path / "tuned")
+    served = compiled(deployment(root, {"tuned": ("base", tmp_path / "tuned")}, max_model_len=_ROOM), tmp_path / "zoo")
+    for report in verify(served.plan, served.zoo, root=tmp_path, prompts=4, output_tokens=1):
+        assert report.max_error < 2e-5, report
+    texts = [Question(app=app, tokens=(5, 6, 7), output_tokens=1) for app in (0, 1)]
+    one, other = encode(served.plan, served.zoo, texts)
+    assert (one - other).abs().max() > 1e-2, "the adapter changes nothing"
