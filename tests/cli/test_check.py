@@ -117,12 +117,16 @@ def test_nothing_heavy_is_imported() -> None:
 
 
 def test_check_is_quick() -> None:
-    times = []
+    """A few times what its third parties take to be imported, in turns on the same machine."""
+    checks, imports = [], []
     for _ in range(3):
         start = time.perf_counter()
         blockc("check", "specs/small.blk")
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1.5  # 0.4 s on an idle core; the limit allows for busy ones
+        checks.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import lark, pydantic, rich.console, typer"], check=True)
+        imports.append(time.perf_counter() - start)
+    assert min(checks) < 6 * min(imports)  # 2 to 3.5 times, measured; importing torch makes it nine
 
 
 def test_internal_errors_are_reported_without_a_traceback(
