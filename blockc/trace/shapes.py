@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import fx
 
+from blockc.ir.ops import OPS
 from blockc.trace import nodes
 from blockc.trace.attention import UntraceableError
 from blockc.trace.nodes import Node, arguments, aten, calls, from_front, insert_before, rank_of, replace, shape_of
@@ -32,6 +33,7 @@ _RESHAPES = (
     aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
     aten.unflatten.int, aten.squeeze.dim, aten.squeeze.default, aten.squeeze.dims, aten.view_as.default,
 )  # fmt: skip
+_WITH_DEFAULTS = (aten.clamp.default, aten.layer_norm.default, aten.rms_norm.default, aten.softplus.default)
 _SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
 _END = 2**63 - 1
 
@@ -99,13 +101,10 @@ def explicit_shapes(graph: fx.Graph) -> None:
             [from_front(dim, rank) for dim in dims] if isinstance(dims, list | tuple) else from_front(dims, rank)
         )
         # Arguments that can only be given by name stand at their defaults: `_refuse_keywords` sees to it.
-        positional = sum(not argument.kwarg_only for argument in node.target._schema.arguments)
         _refuse_keywords(node)
-        node.args, node.kwargs = tuple(given[:positional]), {}
+        node.args, node.kwargs = _as_many_as_taken(node, given), {}
     for node in calls(graph, aten.slice.Tensor):
         _explicit_slice(node)
-    for node in calls(graph, aten.softmax.int):
-        node.args = node.args[:2]
     for node in calls(graph, aten.transpose.int):
         first, second = sorted(from_front(arg, rank_of(node)) for arg in node.args[1:3])
         node.args = (node.args[0], first, second)
@@ -117,17 +116,13 @@ def explicit_shapes(graph: fx.Graph) -> None:
         node.args = (node.args[0], from_front(node.args[1], rank_of(node)))
     for node in calls(graph, aten.cat.default, aten.stack.default, aten.concat.default):
         _explicit_join(node)
-    for node in calls(graph, aten.layer_norm.default):
-        node.args, node.kwargs = tuple(arguments(node)[:5]), {}
     for node in calls(graph, aten.gelu.default):
         node.args, node.kwargs = (node.args[0], node.kwargs.get("approximate", "none")), {}
-    for node in calls(graph, aten.rms_norm.default):
-        node.args, node.kwargs = tuple(arguments(node)), {}
     for other, plain in ((aten.min.other, aten.minimum.default), (aten.max.other, aten.maximum.default)):
         for node in calls(graph, other):
             node.target = plain
-    for node in calls(graph, aten.softplus.default, aten.clamp.default, aten.hardtanh.default):
-        node.args, node.kwargs = tuple(arguments(node)), {}
+    for node in calls(graph, *_WITH_DEFAULTS):
+        node.args, node.kwargs = _as_many_as_taken(node, arguments(node)), {}
     for node in calls(graph, aten.add.Tensor, aten.sub.Tensor, aten.rsub.Scalar):
         if node.kwargs.get("alpha", 1) != 1 or len(node.args) > 2:
             raise UntraceableError("a scaled addition")
@@ -141,6 +136,12 @@ def _repeat(node: Node, value: Node, count: int, dim: int, *, each: bool) -> Non
     sizes = [count if position == place else -1 for position in range(rank_of(apart))]
     wide = insert_before(node, aten.expand.default, apart, sizes)
     node.target, node.args, node.kwargs = aten.reshape.default, (wide, list(shape_of(node))), {}
+
+
+def _as_many_as_taken(node: Node, given: list[Any]) -> tuple[Any, ...]:
+    """Without what an op of a structure has no place for: dtypes that are casts by now, hints to kernels."""
+    spec = OPS.get(str(node.target))
+    return tuple(given if spec is None else given[: spec.max_args])
 
 
 def _refuse_keywords(node: Node) -> None:

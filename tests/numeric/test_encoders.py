@@ -13,7 +13,7 @@ from blockc.architectures import ENCODERS
 from blockc.trace import Head, trace
 from blockc.verify.served import Question, encode
 from blockc.verify.verify import verify
-from tests.support.architectures import POSITIONS, tiny_config
+from tests.support.architectures import POSITIONS, randomize, tiny_config
 from tests.support.deployments import deployment
 from tests.support.serving import compiled
 
@@ -24,14 +24,8 @@ _ROOM = POSITIONS - 4
 def _save(model_type, root, *, classes=False):
     torch.manual_seed(0)
     loader = AutoModelForSequenceClassification if classes else AutoModel
-    model = loader.from_config(tiny_config(model_type, num_labels=3) if classes else tiny_config(model_type))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.12)
-            elif "norm" not in name.lower():
-                parameter.normal_(0, 0.2)
-    model.save_pretrained(root)
+    config = tiny_config(model_type, num_labels=3) if classes else tiny_config(model_type)
+    randomize(loader.from_config(config)).save_pretrained(root)
     return root
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,3 +25,9 @@ def save_lora(base: Path, root: Path, *, seed: int = 0, **settings: Any) -> Path
                 parameter.normal_(0, 0.1)
     peft_model.save_pretrained(root)
     return root
+
+
+def configure(adapter: Path, **fields: Any) -> None:
+    """Write fields into an adapter's configuration."""
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))

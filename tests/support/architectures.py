@@ -85,10 +85,14 @@ def tiny_config(model_type: str, **fields: Any) -> PreTrainedConfig:
 def random_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
     """In float32, with weights large enough that mistakes show in the logits."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return randomize(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval())
+
+
+def randomize(model: PreTrainedModel) -> PreTrainedModel:
+    """Matrices, biases and routers' biases; norms stay as they are."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 and "norm" not in name and "ln_" not in name:
+            if parameter.ndim == 1 and "norm" not in name.lower() and "ln_" not in name:
                 parameter.normal_(0, 0.2)
             elif parameter.ndim > 1:
                 parameter.normal_(0, 0.12)

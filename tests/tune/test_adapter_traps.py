@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tests.support.adapters import LLAMA_LINEARS, save_lora
+from tests.support.adapters import LLAMA_LINEARS, configure, save_lora
 from tests.support.chains import chains_of
 from tests.support.deployments import deployment
 from tests.support.tiny_models import save_model
@@ -29,31 +28,11 @@ _PUBLISHED = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return save_model("llama", tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def adapter(base, tmp_path_factory):
-    return save_lora(base, tmp_path_factory.mktemp("adapter"), target_modules=["q_proj", "v_proj"])
-
-
-@pytest.fixture
-def copy(adapter, tmp_path):
-    return shutil.copytree(adapter, tmp_path / "copy")
-
-
 def _diagnose(base, directory, tmp_path):
     """Chains, and everything said: code -> message, notes, help."""
     chains, _, diags = chains_of(deployment(base, {"tuned": ("base", directory)}), tmp_path / "zoo")
     assert ("tuned" in chains) == (not diags.has_errors)
     return chains, {item.code.id: (item.message, *item.notes, item.help) for item in diags}
-
-
-def _configure(directory, **fields):
-    path = directory / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 @pytest.mark.parametrize("name", _PUBLISHED)
@@ -72,7 +51,7 @@ def test_a_fused_projection_that_the_base_has_not(base, copy, tmp_path):
     tensors = load_file(copy / "adapter_model.safetensors")
     fused = {name.replace("q_proj", "W_pack"): value for name, value in tensors.items() if "q_proj" in name}
     save_file(fused, copy / "adapter_model.safetensors")
-    _configure(copy, target_modules=["W_pack"], base_model_name_or_path="/data/home/81054062/models/Baichuan2-7B-Base/")
+    configure(copy, target_modules=["W_pack"], base_model_name_or_path="/data/home/81054062/models/Baichuan2-7B-Base/")
     _, found = _diagnose(base, copy, tmp_path)
     assert found.keys() == {"BC204", "BC211"}
     message, names, why, _ = found["BC204"]
@@ -94,7 +73,7 @@ def test_a_fused_projection_that_the_base_has_not(base, copy, tmp_path):
     ],
 )
 def test_a_base_name_that_is_a_quantised_copy_warns(named, base, copy, tmp_path):
-    _configure(copy, base_model_name_or_path=named)
+    configure(copy, base_model_name_or_path=named)
     chains, found = _diagnose(base, copy, tmp_path)
     assert found.keys() == {"BC210"}
     told = named.removeprefix("/home/somebody/")
@@ -104,19 +83,19 @@ def test_a_base_name_that_is_a_quantised_copy_warns(named, base, copy, tmp_path)
 
 @pytest.mark.parametrize("named", ["acme/base", "acme/four-bitter-lessons", "acme/rabbit", "acme/bnbx", "/x/y/z"])
 def test_other_base_names_do_not(named, base, copy, tmp_path):
-    _configure(copy, base_model_name_or_path=named)
+    configure(copy, base_model_name_or_path=named)
     assert _diagnose(base, copy, tmp_path)[1] == {}
 
 
 @pytest.mark.parametrize("value", [None, False, []])
 def test_a_field_of_tomorrow_that_is_off(value, base, copy, tmp_path):
-    _configure(copy, field_of_tomorrow=value)
+    configure(copy, field_of_tomorrow=value)
     assert _diagnose(base, copy, tmp_path)[1] == {}
 
 
 @pytest.mark.parametrize("value", [True, 1, 0.5, "on", {}, {"a": 1}, [0]])
 def test_a_field_of_tomorrow_that_is_on(value, base, copy, tmp_path):
-    _configure(copy, field_of_tomorrow=value)
+    configure(copy, field_of_tomorrow=value)
     message, why, _ = _diagnose(base, copy, tmp_path)[1]["BC207"]
     assert message == f"`field_of_tomorrow = {value!r}` of ./copy is not supported"
     assert why == "it changes the result and is not understood"
@@ -126,7 +105,7 @@ def test_a_field_of_tomorrow_that_is_on(value, base, copy, tmp_path):
     "value", ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "velora", 3, ["pissa"]]
 )
 def test_initialisations_that_change_the_base(value, base, copy, tmp_path):
-    _configure(copy, init_lora_weights=value)
+    configure(copy, init_lora_weights=value)
     message, why, help_ = _diagnose(base, copy, tmp_path)[1]["BC207"]
     assert message == f"`init_lora_weights = {value!r}` of ./copy is not supported"
     assert "changes the base model's weights" in why
@@ -135,7 +114,7 @@ def test_initialisations_that_change_the_base(value, base, copy, tmp_path):
 
 @pytest.mark.parametrize("value", [True, False, "gaussian", "eva", "orthogonal", None])
 def test_initialisations_that_do_not(value, base, copy, tmp_path):
-    _configure(copy, init_lora_weights=value)
+    configure(copy, init_lora_weights=value)
     assert _diagnose(base, copy, tmp_path)[1] == {}
 
 
@@ -147,7 +126,7 @@ def test_fan_in_fan_out_follows_the_layer_whatever_is_written(architecture, tmp_
     digests = set()
     for value in (True, False):
         copy = save_lora(base, tmp_path / f"{value}", target_modules=[target], fan_in_fan_out=value)
-        _configure(copy, fan_in_fan_out=value)
+        configure(copy, fan_in_fan_out=value)
         chains, found = _diagnose(base, copy, tmp_path)
         assert found == {}
         digests.add(chains["tuned"].digest)

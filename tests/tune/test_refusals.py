@@ -9,36 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.adapters import save_lora
+from tests.support.adapters import configure
 from tests.support.chains import chains_of
 from tests.support.deployments import deployment
-from tests.support.tiny_models import save_model
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return save_model("llama", tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def adapter(base, tmp_path_factory):
-    return save_lora(base, tmp_path_factory.mktemp("adapter"), target_modules=["q_proj", "v_proj"])
-
-
-@pytest.fixture
-def copy(adapter, tmp_path):
-    return shutil.copytree(adapter, tmp_path / "copy")
 
 
 def _diagnose(base, directory, tmp_path):
     chains, _, diags = chains_of(deployment(base, {"tuned": ("base", directory)}), tmp_path / "zoo")
     assert ("tuned" in chains) == (not diags.has_errors)
     return {item.code.id: " ".join((item.message, *item.notes)) for item in diags}
-
-
-def _configure(directory, **fields):
-    path = directory / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def _rewrite(directory, change, file="adapter_model.safetensors"):
@@ -76,7 +55,7 @@ def test_the_untouched_adapter_is_accepted(base, adapter, tmp_path):
     ],
 )
 def test_a_field_that_is_not_understood(field, value, base, copy, tmp_path):
-    _configure(copy, **{field: value})
+    configure(copy, **{field: value})
     found = _diagnose(base, copy, tmp_path)
     assert set(found) == {"BC207"}
     assert field in found["BC207"]
@@ -84,12 +63,12 @@ def test_a_field_that_is_not_understood(field, value, base, copy, tmp_path):
 
 @pytest.mark.parametrize(("field", "value"), [("layers_to_transform", [0]), ("layers_pattern", "layers")])
 def test_layers_beside_a_pattern_of_modules(field, value, base, copy, tmp_path):
-    _configure(copy, target_modules=r".*\.(q|v)_proj", **{field: value})
+    configure(copy, target_modules=r".*\.(q|v)_proj", **{field: value})
     assert field in _diagnose(base, copy, tmp_path)["BC207"]
 
 
 def test_a_scale_beyond_float32(base, copy, tmp_path):
-    _configure(copy, lora_alpha=1e300)
+    configure(copy, lora_alpha=1e300)
     assert "not finite" in _diagnose(base, copy, tmp_path)["BC202"]
 
 
@@ -101,17 +80,17 @@ def test_one_matrix_under_two_names(base, copy, tmp_path):
 
 
 def test_another_kind_of_adapter(base, copy, tmp_path):
-    _configure(copy, peft_type="IA3")
+    configure(copy, peft_type="IA3")
     assert "IA3" in _diagnose(base, copy, tmp_path)["BC208"]
 
 
 def test_a_rank_that_the_configuration_denies(base, copy, tmp_path):
-    _configure(copy, r=8)
+    configure(copy, r=8)
     assert "BC202" in _diagnose(base, copy, tmp_path)
 
 
 def test_an_adapter_that_targets_nothing(base, copy, tmp_path):
-    _configure(copy, target_modules=["query_key_value"])
+    configure(copy, target_modules=["query_key_value"])
     assert {"BC204", "BC211"} <= set(_diagnose(base, copy, tmp_path))
 
 
