@@ -110,7 +110,7 @@ def report_sharing(files: Mapping[str, ModelFiles], chains: Mapping[str, Chain],
 def report_effects(files: Mapping[str, ModelFiles], chains: Mapping[str, Chain], *, diags: Diagnostics) -> None:
     """Warn of adapters whose every term is zero (BC302)."""
     for name, model in files.items():
-        if model.kind == "lora" and name in chains and chains[name].sides == chains[model.lineage[1]].sides:
+        if not model.is_full and name in chains and chains[name].digest == chains[model.lineage[1]].digest:
             diags.report(
                 "BC302",
                 f"`{name}` changes nothing: it is served as `{model.lineage[1]}`",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from blockc import __version__
 from blockc.graph import Block, Chain, ModelPath
-from blockc.ir import canonical_json, format_structure, json_digest
+from blockc.ir import canonical_json, format_structure, json_digest, sites_of
 from blockc.place import Placement, tenant_entries
 from blockc.plan import (
     FORMAT_VERSION,
@@ -24,7 +24,6 @@ from blockc.plan import (
     ExecutionPlan,
     KvGroupEntry,
     KvLayerEntry,
-    LowRankEntry,
     ModelEntry,
     PathEntry,
     SegmentEntry,
@@ -116,16 +115,16 @@ def isolation_group(app: App, tenant: Tenant) -> str:
 
 def side_manifest(chain: Chain) -> SideManifest:
     """The chain's sides as the runtime reads them."""
-    return SideManifest(
-        sides=tuple(
-            SideEntry(
-                occurrence=side.site.occurrence,
-                site=side.site.name,
-                terms=tuple(LowRankEntry(a=term.a, b=term.b, scale=term.scale.hex()) for term in side.terms),
-            )
-            for side in chain.sides
-        )
-    )
+    return SideManifest(sides=tuple(SideEntry.of(side) for side in chain.sides))
+
+
+def side_kinds(chain: Chain) -> tuple[str, ...]:
+    """What the chain's sides are, such as ``low_rank@linear``."""
+    kinds: set[str] = set()
+    for side in chain.sides:
+        place = sites_of(chain.path.blocks[side.site.occurrence].structure)[side.site.name]
+        kinds |= {f"{term.codec}@{place.kind}" for term in side.terms}
+    return tuple(sorted(kinds))
 
 
 def _chain(graph: UnifiedGraph, index: int, zoo: Zoo | None) -> ChainEntry:
@@ -139,6 +138,7 @@ def _chain(graph: UnifiedGraph, index: int, zoo: Zoo | None) -> ChainEntry:
         digest=chain.digest,
         path=chain.path.digest,
         sides=manifest,
+        side_kinds=side_kinds(chain),
         side_rank=max((side.rank for side in chain.sides), default=0),
         segments=graph.segments_of[index],
         kv=tuple(
@@ -152,6 +152,7 @@ def _chain(graph: UnifiedGraph, index: int, zoo: Zoo | None) -> ChainEntry:
         vocab_size=chain.path.vocab_size,
         max_model_len=chain.path.max_model_len,
         stop_token_ids=chain.stop_token_ids,
+        virtual_tokens=chain.virtual_tokens,
     )
 
 
@@ -257,6 +258,7 @@ def _requires(
     needs.add(f"devices:{len({device for instance in placement.instances for device in instance.devices})}")
     if any(op.target == "blockc.pool" for block in graph.blocks.values() for op in block.structure.ops):
         needs.add("output:vector")
-    if any(chain.sides for chain in chains):
-        needs.add("side:low_rank@linear")
+    needs |= {f"side:{kind}" for chain in chains for kind in chain.side_kinds}
+    if any(chain.virtual_tokens for chain in chains):
+        needs.add("input:virtual")
     return tuple(sorted(needs))

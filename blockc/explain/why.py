@@ -14,7 +14,7 @@ from blockc.explain.difference import Difference, apart_because, block_differenc
 from blockc.explain.names import occurrence_names, parameter_names, structure_of
 from blockc.explain.pair import equal_layers
 from blockc.ir.tensor import DTYPE_BYTES
-from blockc.plan import AppEntry, CutEntry, ExecutionPlan, PathEntry, SideManifest
+from blockc.plan import AppEntry, CutEntry, ExecutionPlan, PathEntry, SideManifest, TermEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +178,7 @@ def _parents(plan: ExecutionPlan, own: str, lineage: tuple[str, ...]) -> Iterato
     """Models that this one derives from and their paths. An adapter has that of its parent, used by an app or not."""
     adapter = True
     for child, parent in pairwise(lineage):
-        adapter = adapter and plan.models[child].kind == "lora"
+        adapter = adapter and not plan.models[child].is_full
         model = plan.models.get(parent)
         if adapter:
             yield parent, own
@@ -215,7 +215,7 @@ def _compared(
 def _model_of(plan: ExecutionPlan, path: str) -> str:
     """A model with this path: a base or full checkpoint rather than an adapter on one."""
     names = [
-        (model.kind == "lora", name)
+        (not model.is_full, name)
         for name, model in plan.models.items()
         if model.chain is not None and plan.chains[model.chain].path == path
     ]
@@ -250,10 +250,14 @@ def _sides(rank: int, manifest: SideManifest | None, occurrence: int) -> tuple[s
     if manifest is None:
         return None
     return tuple(
-        f"{side.site}: rank {' + '.join(str(term.a.shape[0]) for term in side.terms)}"
+        f"{side.site}: {' + '.join(map(_term_text, side.terms))}"
         for side in manifest.sides
         if side.occurrence == occurrence
     )
+
+
+def _term_text(term: TermEntry) -> str:
+    return f"rank {term.tensors['a'].shape[0]}" if term.codec == "low_rank" else term.codec
 
 
 def _kv(plan: ExecutionPlan, app: AppEntry, occurrence: int) -> tuple[KvFacts, ...]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from blockc.ir.canonical import canonical_json, json_digest, text_digest
+from blockc.ir.codecs import CODECS, side_problems
 from blockc.ir.identity import block_parts, differing_parts
 from blockc.ir.parse import StructureError, parse_structure, verify_structure
-from blockc.ir.side import LowRank, Side, Site, effective_sides, side_digest
+from blockc.ir.side import Scalar, Side, Site, Term, effective_sides, low_rank, scalar_text, side_digest, term
+from blockc.ir.sites import Place, SiteKind, sites_of
 from blockc.ir.structure import (
     Arg,
     Bound,
@@ -23,6 +25,7 @@ from blockc.ir.structure import (
 from blockc.ir.tensor import DTYPE_BYTES, DTYPE_CODE, DTYPE_NAME, TensorRef, tensor_digest
 
 __all__ = [
+    "CODECS",
     "DTYPE_BYTES",
     "DTYPE_CODE",
     "DTYPE_NAME",
@@ -30,15 +33,18 @@ __all__ = [
     "Bound",
     "Dim",
     "DtypeArg",
-    "LowRank",
     "Op",
     "Param",
+    "Place",
+    "Scalar",
     "Side",
     "Site",
+    "SiteKind",
     "Structure",
     "StructureError",
     "Symbol",
     "TensorRef",
+    "Term",
     "Value",
     "ValueType",
     "block_parts",
@@ -47,10 +53,15 @@ __all__ = [
     "effective_sides",
     "format_structure",
     "json_digest",
+    "low_rank",
     "parse_structure",
+    "scalar_text",
     "side_digest",
+    "side_problems",
+    "sites_of",
     "structure_digest",
     "tensor_digest",
+    "term",
     "text_digest",
     "verify_structure",
 ]

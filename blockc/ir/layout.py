@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from blockc.ir.infer import Types, value_types
+from blockc.ir.side import Side
 from blockc.ir.structure import Arg, Op, Param, Structure, Value, ValueType
 from blockc.ir.tensor import DTYPE_BYTES, TensorRef
 
@@ -155,12 +156,20 @@ def padded_rank(rank: int) -> int:
     return max(SMALLEST_RANK, 1 << (rank - 1).bit_length()) if rank else 0
 
 
-def chain_sides_bytes(sites: Iterable[tuple[int, int]], *, rank: int, dtype: str) -> int:
-    """Bytes of one fine-tune's sides. ``sites``: (in, out) of each linear that it acts on; ``rank``: its largest.
+def chain_sides_bytes(sides: Iterable[Side], *, dtype: str) -> int:
+    """Bytes of one fine-tune's sides in a model of ``dtype``.
 
-    Banks stack A as ``[slots, in, rank]`` and B as ``[slots, rank, out]``: a slot costs the same in any bank.
+    Banks stack A as ``[slots, in, rank]`` and B as ``[slots, rank, out]``, with the largest rank at any of its sites: a
+    slot costs the same in any bank. What else a side holds is kept as it is.
     """
-    return sum(_aligned(padded_rank(rank) * (inputs + outputs) * DTYPE_BYTES[dtype]) for inputs, outputs in sites)
+    held = tuple(sides)
+    rank = padded_rank(max((side.rank for side in held), default=0))
+    total = 0
+    for side in held:
+        for term in side.of("low_rank")[:1]:
+            total += _aligned(rank * (term["a"].shape[1] + term["b"].shape[0]) * DTYPE_BYTES[dtype])
+        total += sum(_aligned(term.nbytes) for term in side.terms if term.codec != "low_rank")
+    return total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,18 +1,20 @@
 """Sites and sides: where a fine-tune acts, and what it puts there.
 
-Only *linear* sites carry sides today. Several low-rank terms at one site are a stack of fine-tunes,
-``y = W x + b + sum_i scale_i * B_i A_i x``; the runtime concatenates them into one term.
+A site is a place in a structure (`blockc.ir.sites` finds them). A side is all that one fine-tune, or a stack of them,
+puts at one site: terms, each by a codec (`blockc.ir.codecs` says what a codec means and what it holds).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from blockc.ir.canonical import text_digest
 from blockc.ir.tensor import DTYPE_BYTES, TensorRef, tensor_digest
+
+Scalar = float | int | str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -24,25 +26,52 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LowRank:
-    """``scale * B A`` with A ``[rank, in]`` and B ``[out, rank]`` (LoRA, arXiv 2106.09685)."""
+class Term:
+    """One part of a side. ``tensors`` and ``scalars`` by role, sorted: `term` makes one."""
 
-    a: TensorRef
-    b: TensorRef
-    scale: float
+    codec: str
+    tensors: tuple[tuple[str, TensorRef], ...]
+    scalars: tuple[tuple[str, Scalar], ...]
+
+    def __getitem__(self, role: str) -> TensorRef:
+        """The tensor of a role that the codec requires. Raises KeyError."""
+        return dict(self.tensors)[role]
+
+    def get(self, role: str) -> TensorRef | None:
+        """The tensor of a role that the codec leaves open."""
+        return dict(self.tensors).get(role)
+
+    def scalar(self, name: str) -> Scalar:
+        """A scalar that the codec requires. Raises KeyError."""
+        return dict(self.scalars)[name]
 
     @property
     def rank(self) -> int:
-        """Columns of B, rows of A."""
-        return self.a.shape[0]
+        """Columns of B, rows of A; 0 for what is not of low rank."""
+        return self["a"].shape[0] if self.codec == "low_rank" else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(tensor.nbytes for _, tensor in self.tensors)
+
+
+def term(codec: str, tensors: Mapping[str, TensorRef], /, **scalars: Scalar) -> Term:
+    """A term of ``codec`` with its tensors and scalars by role."""
+    return Term(codec=codec, tensors=tuple(sorted(tensors.items())), scalars=tuple(sorted(scalars.items())))
+
+
+def low_rank(a: TensorRef, b: TensorRef, scale: float) -> Term:
+    """``scale * B A`` with A ``[rank, in]`` and B ``[out, rank]`` (LoRA, arXiv 2106.09685)."""
+    return term("low_rank", {"a": a, "b": b}, scale=scale)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """All that one fine-tune (or a stack of them) puts at one site. ``terms`` are summed, in stacking order."""
+    """All that one fine-tune (or a stack of them) puts at one site. Terms of one codec stand in stacking order."""
 
     site: Site
-    terms: tuple[LowRank, ...]
+    terms: tuple[Term, ...]
 
     @property
     def rank(self) -> int:
@@ -51,14 +80,28 @@ class Side:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all matrices."""
-        return sum(term.a.nbytes + term.b.nbytes for term in self.terms)
+        """Bytes of all tensors."""
+        return sum(term.nbytes for term in self.terms)
+
+    def of(self, codec: str) -> tuple[Term, ...]:
+        """Its terms of one codec, in order."""
+        return tuple(term for term in self.terms if term.codec == codec)
 
 
 def side_digest(side: Side) -> str:
     """Digest of a side's content and place."""
-    terms = [f"{term.a.digest} {term.b.digest} {term.scale.hex()}" for term in side.terms]
-    return text_digest("side v1", (*terms, str(side.site.occurrence), side.site.name))
+    return text_digest("side v2", (*map(_term_text, side.terms), str(side.site.occurrence), side.site.name))
+
+
+def _term_text(term: Term) -> str:
+    tensors = [f"{role}={tensor.digest}" for role, tensor in term.tensors]
+    scalars = [f"{name}={scalar_text(value)}" for name, value in term.scalars]
+    return " ".join((term.codec, *tensors, *scalars))
+
+
+def scalar_text(value: Scalar) -> str:
+    """Exact and canonical: floats in hexadecimal."""
+    return value.hex() if isinstance(value, float) else repr(value)
 
 
 def effective_sides(sides: Iterable[Side]) -> tuple[Side, ...]:
@@ -68,10 +111,16 @@ def effective_sides(sides: Iterable[Side]) -> tuple[Side, ...]:
     """
     found = []
     for side in sides:
-        terms = tuple(term for term in side.terms if term.scale != 0 and not _is_zero(term.a) and not _is_zero(term.b))
+        terms = tuple(term for term in side.terms if not _adds_zero(term))
         if terms:
             found.append(side if len(terms) == len(side.terms) else replace(side, terms=terms))
     return tuple(found)
+
+
+def _adds_zero(term: Term) -> bool:
+    if term.codec != "low_rank":
+        return False
+    return term.scalar("scale") == 0 or _is_zero(term["a"]) or _is_zero(term["b"])
 
 
 def _is_zero(ref: TensorRef) -> bool:

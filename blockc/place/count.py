@@ -160,9 +160,7 @@ def _chains(deployment: Deployment, graph: UnifiedGraph) -> tuple[PlaceChain, ..
 
 
 def _sides_bytes(chain: Chain) -> int:
-    sites = [(side.terms[0].a.shape[1], side.terms[0].b.shape[0]) for side in chain.sides]
-    rank = max((side.rank for side in chain.sides), default=0)
-    return chain_sides_bytes(sites, rank=rank, dtype=chain.path.dtype)
+    return chain_sides_bytes(chain.sides, dtype=chain.path.dtype)
 
 
 def _prelude(path: ModelPath) -> list[Block]:
@@ -174,7 +172,7 @@ def _tensors(path: ModelPath) -> set[TensorRef]:
 
 
 def _matrices(chain: Chain) -> set[TensorRef]:
-    return {tensor for side in chain.sides for term in side.terms for tensor in (term.a, term.b)}
+    return {tensor for side in chain.sides for term in side.terms for _, tensor in term.tensors}
 
 
 def _bytes(tensors: Iterable[TensorRef]) -> int:

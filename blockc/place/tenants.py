@@ -79,4 +79,4 @@ def _path_sizes(path: ModelPath) -> dict[str, int]:
 
 def _side_sizes(chain: Chain) -> dict[str, int]:
     terms = [term for side in chain.sides for term in side.terms]
-    return {tensor.digest: tensor.nbytes for term in terms for tensor in (term.a, term.b)}
+    return {tensor.digest: tensor.nbytes for term in terms for _, tensor in term.tensors}

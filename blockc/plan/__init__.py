@@ -19,7 +19,6 @@ from blockc.plan.model import (
     KvGroupEntry,
     KvLayerEntry,
     LinkEntry,
-    LowRankEntry,
     MemoryEntry,
     ModelEntry,
     PathEntry,
@@ -29,6 +28,7 @@ from blockc.plan.model import (
     SideManifest,
     SolverEntry,
     TenantEntry,
+    TermEntry,
 )
 from blockc.plan.uses import Use, chains_through, plan_uses, read_manifest
 
@@ -48,7 +48,6 @@ __all__ = [
     "KvGroupEntry",
     "KvLayerEntry",
     "LinkEntry",
-    "LowRankEntry",
     "MemoryEntry",
     "ModelEntry",
     "PathEntry",
@@ -58,6 +57,7 @@ __all__ = [
     "SideManifest",
     "SolverEntry",
     "TenantEntry",
+    "TermEntry",
     "Use",
     "chains_through",
     "dump_plan",

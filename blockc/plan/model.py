@@ -10,7 +10,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from blockc.fine_tunes import FULL
+from blockc.ir.codecs import CODECS
 from blockc.ir.identity import block_parts
+from blockc.ir.side import Scalar, Side, Site, term
 from blockc.ir.tensor import TensorRef
 
 FORMAT_VERSION = 1
@@ -80,13 +83,15 @@ class ChainEntry(_Entry):
     digest: Digest
     path: Digest
     sides: Digest | None  # manifest in the zoo (`SideManifest`)
-    side_rank: int  # largest rank at any site, 0 without sides
+    side_kinds: tuple[str, ...]  # what its sides are, such as "low_rank@linear", sorted; empty without sides
+    side_rank: int  # largest rank at any site, 0 without terms of low rank
     segments: tuple[int, ...]
     kv: tuple[ChainKvEntry, ...]  # in layer order
     assets: dict[str, Digest]  # "tokenizer.json", "chat_template.jinja", "generation_config.json", ...: zoo blobs
     vocab_size: int
     max_model_len: int
     stop_token_ids: tuple[int, ...]
+    virtual_tokens: tuple[int, ...] = ()  # stand before every prompt, and no client sees them
 
 
 class CutEntry(_Entry):
@@ -237,18 +242,24 @@ class AppEntry(_Entry):
 class ModelEntry(_Entry):
     """A base or fine-tune of the spec: where it came from, for `blockc verify` and for people.
 
-    ``source`` is a path as the spec writes it, relative to the spec, or a hub repository; None where the spec only
-    assumes what the files will be. ``parameters``: of a full model by its configuration, tied ones once; None for an
-    adapter. ``chain`` is None for a model that no app uses. Nothing that serves reads this table.
+    ``kind``: ``base``, or a word of `blockc.fine_tunes`. ``source`` is a path as the spec writes it, relative to the
+    spec, or a hub repository; None where the spec only assumes what the files will be. ``parameters``: of a full model
+    by its configuration, tied ones once; None for an adapter. ``chain`` is None for a model that no app uses. Nothing
+    that serves reads this table.
     """
 
-    kind: Literal["base", "full", "lora"]
+    kind: str
     source: str | None
     parameters: int | None
     hub: bool
     revision: str | None
     parent: str | None
     chain: int | None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is a whole model rather than an adapter on one."""
+        return self.kind in ("base", FULL)
 
 
 class SolverEntry(_Entry):
@@ -309,12 +320,12 @@ class SideManifest(BaseModel):
     sides: tuple[SideEntry, ...]
 
 
-class LowRankEntry(_Entry):
-    """``scale * B A``; ``scale`` as a hexadecimal float, exact."""
+class TermEntry(_Entry):
+    """One term of a side (see `blockc.ir.codecs`). Floats among ``scalars`` are hexadecimal text, exact."""
 
-    a: TensorRef
-    b: TensorRef
-    scale: str
+    codec: str
+    tensors: dict[str, TensorRef]
+    scalars: dict[str, int | str]
 
 
 class SideEntry(_Entry):
@@ -322,7 +333,38 @@ class SideEntry(_Entry):
 
     occurrence: int
     site: str
-    terms: tuple[LowRankEntry, ...]
+    terms: tuple[TermEntry, ...]
+
+    @classmethod
+    def of(cls, side: Side) -> SideEntry:
+        """The entry of a side."""
+        terms = (
+            TermEntry(
+                codec=term.codec,
+                tensors=dict(term.tensors),
+                scalars={name: value.hex() if isinstance(value, float) else value for name, value in term.scalars},
+            )
+            for term in side.terms
+        )
+        return cls(occurrence=side.site.occurrence, site=side.site.name, terms=tuple(terms))
+
+    @property
+    def side(self) -> Side:
+        """The side that this is the entry of. Raises ValueError where a float is none."""
+        return Side(
+            site=Site(occurrence=self.occurrence, name=self.site),
+            terms=tuple(
+                term(entry.codec, entry.tensors, **{name: _scalar(entry, name) for name in entry.scalars})
+                for entry in self.terms
+            ),
+        )
+
+
+def _scalar(entry: TermEntry, name: str) -> Scalar:
+    """A scalar of the type that its codec gives it; of an unknown codec as it is written."""
+    value = entry.scalars[name]
+    codec = CODECS.get(entry.codec)
+    return float.fromhex(str(value)) if codec is not None and codec.scalars.get(name) is float else value
 
 
 SideManifest.model_rebuild()

@@ -85,6 +85,6 @@ def _chain_uses(plan: ExecutionPlan, read_blob: Callable[[str], bytes], diags: D
         manifest = manifests[chain.sides]
         for side in () if manifest is None else manifest.sides:
             for term in side.terms:
-                for letter, tensor in (("A", term.a), ("B", term.b)):
-                    what = f"{letter} of the side at {side.site} of occurrence {side.occurrence}"
+                for role, tensor in sorted(term.tensors.items()):
+                    what = f"{role} of {term.codec} at {side.site} of occurrence {side.occurrence}"
                     yield Use(digest=tensor.digest, what=what, chains=(index,), tensor=tensor)

@@ -25,8 +25,10 @@ def chain_problems(plan: ExecutionPlan, structures: Mapping[str, Structure]) -> 
             continue
         if chain.vocab_size < 1 or chain.max_model_len < 1:
             yield f"chain {index} takes no tokens"
-        if (chain.sides is None) != (chain.side_rank == 0) or chain.side_rank < 0:
-            yield f"chain {index} has sides of rank {chain.side_rank}"
+        if (chain.sides is None) != (not chain.side_kinds) or chain.side_rank < 0:
+            yield f"chain {index} has sides of {', '.join(chain.side_kinds) or 'no kind'} and rank {chain.side_rank}"
+        if len(chain.virtual_tokens) >= max(1, chain.max_model_len):
+            yield f"chain {index} has no room for tokens after its {len(chain.virtual_tokens)} virtual ones"
         yield from _segments_of(plan, index, chain)
         yield from _groups_of(plan, index, chain)
     for index, segment in enumerate(plan.segments):

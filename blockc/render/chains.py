@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from blockc.ir import Term
 from blockc.plan import ExecutionPlan, SideManifest
 from blockc.render.units import counted, printable, short
 
@@ -42,11 +43,11 @@ class PathView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SideView:
-    """One site. ``terms``: rank, scale, digests of A and B."""
+    """One site. ``terms``: in words."""
 
     occurrence: int
     site: str
-    terms: tuple[tuple[int, float, str, str], ...]
+    terms: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,7 @@ def model_chains(chains: Mapping[str, Chain]) -> str:
                     SideView(
                         occurrence=side.site.occurrence,
                         site=side.site.name,
-                        terms=tuple((term.rank, term.scale, term.a.digest, term.b.digest) for term in side.terms),
+                        terms=tuple(map(_term_text, side.terms)),
                     )
                     for side in chain.sides
                 ),
@@ -160,9 +161,7 @@ def _manifest_sides(manifest: SideManifest | None) -> tuple[SideView, ...] | Non
         SideView(
             occurrence=side.occurrence,
             site=side.site,
-            terms=tuple(
-                (term.a.shape[0], float.fromhex(term.scale), term.a.digest, term.b.digest) for term in side.terms
-            ),
+            terms=tuple(map(_term_text, side.side.terms)),
         )
         for side in manifest.sides
     )
@@ -198,5 +197,12 @@ def _chain(chain: ChainView) -> Iterator[str]:
         yield "  sides     not shown: no zoo here to read them from"
         return
     for side in chain.sides:
-        terms = " + ".join(f"rank {rank} x {scale:g} (A {short(a)}, B {short(b)})" for rank, scale, a, b in side.terms)
-        yield f"  side {side.occurrence} {printable(side.site)}: {terms}"
+        yield f"  side {side.occurrence} {printable(side.site)}: {' + '.join(side.terms)}"
+
+
+def _term_text(term: Term) -> str:
+    held = ", ".join(f"{role} {short(tensor.digest)}" for role, tensor in term.tensors)
+    if term.codec == "low_rank":
+        return f"rank {term.rank} x {term.scalar('scale'):g} ({held})"
+    scalars = "".join(f" {name}={value}" for name, value in term.scalars)
+    return f"{term.codec}{scalars} ({held})"

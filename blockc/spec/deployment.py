@@ -16,7 +16,7 @@ from typing import Literal
 from blockc.diag import Span
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-FineTuneKind = Literal["lora", "full"]
+FineTuneKind = str  # a word of `blockc.fine_tunes`
 Isolation = Literal["tenant", "strict"]
 
 

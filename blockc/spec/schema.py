@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+from blockc.fine_tunes import KINDS
 from blockc.spec.context import ValueType
 from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc.spec.forms import Either, Form, Named
@@ -102,7 +103,8 @@ _DTYPES = (
     Choice(word="fp32", meaning="float32"),
     Choice(word="float32", meaning="float32"),
 )
-_UNSUPPORTED_TUNES = ("dora", "rslora", "ia3", "prefix", "prompt", "adapter", "bitfit", "delta")
+# What people call kinds that have another word here.
+_ALSO = {"dora": "lora", "rslora": "lora", "bitfit": "bias", "houlsby": "bottleneck", "pfeiffer": "bottleneck"}
 
 _DTYPE = OneOf(noun="dtype", choices=_DTYPES)
 _KV_DTYPE = OneOf(
@@ -116,10 +118,13 @@ _KV_DTYPE = OneOf(
 _FINE_TUNE_KIND = OneOf(
     noun="kind of fine-tune",
     choices=(
-        Choice(word="lora", meaning="lora"),
-        Choice(word="full", meaning="full"),
-        *(Choice(word=word, meaning=word, supported=False) for word in _UNSUPPORTED_TUNES),
+        *(Choice(word=word, meaning=word) for word in KINDS),
+        *(Choice(word=word, meaning=meaning) for word, meaning in _ALSO.items()),
     ),
+)
+_ASSUMED_KIND = OneOf(
+    noun="kind of fine-tune",
+    choices=(Choice(word="lora", meaning="lora"), Choice(word="full", meaning="full")),
 )
 _DEVICE_TYPE = OneOf(
     noun="device type",
@@ -162,7 +167,7 @@ ASSUME = Kind(
     name="assume",
     doc="stands in for `weights` that do not exist yet: plans for `--target sim` only",
     attributes=(
-        _attribute("kind", _FINE_TUNE_KIND, "what it will be", required=True),
+        _attribute("kind", _ASSUMED_KIND, "what it will be", required=True),
         _attribute("rank", _COUNT, "of a LoRA, at every module; required for one"),
         _attribute(
             "targets",

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from blockc.diag import Diagnostics, Span
+from blockc.fine_tunes import FULL
 from blockc.spec.deployment import Deployment, FineTuneKind, LocalSource
 
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -60,9 +61,9 @@ def _check_folder(
         listed = " and no ".join(f"`{name}`" for name in missing)
         message = f"no {listed} in `{source.written}` for {what}"
         help_ = _how_made(source)
-        if kind == "full" and "adapter_config.json" in names:
+        if kind == FULL and "adapter_config.json" in names:
             help_ = f"this is the folder of an adapter\n{help_}"
-        elif kind == "lora" and "config.json" in names:
+        elif kind not in (None, FULL) and "config.json" in names:
             help_ = f"this is the folder of a full model; leave `kind` out, or state `full`\n{help_}"
         elif missing == ["*.safetensors"]:
             help_ += "\n`--target sim` plans without weights"
@@ -72,9 +73,9 @@ def _check_folder(
 
 
 def _wanted_config(kind: FineTuneKind | None, names: set[str]) -> str:
-    if kind == "lora":
+    if kind not in (None, FULL):
         return "adapter_config.json"
-    if kind == "full" or "config.json" in names:
+    if kind == FULL or "config.json" in names:
         return "config.json" if "adapter_config.json" not in names or kind else "adapter_config.json"
     return "adapter_config.json"
 

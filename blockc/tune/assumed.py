@@ -15,15 +15,16 @@ from dataclasses import dataclass
 
 from blockc.diag import Diagnostics
 from blockc.graph import Chain, ModelPath
-from blockc.ir import DTYPE_CODE, LowRank, Side, TensorRef, canonical_json
+from blockc.ir import DTYPE_CODE, Side, TensorRef, canonical_json, low_rank
 from blockc.spec.deployment import Assumption, HubSource, LocalSource
 from blockc.trace import Source, TracedBlock, TracedModel
 from blockc.tune.adapter_config import LoraSettings, read_lora_settings
 from blockc.tune.assets import stop_token_ids
 from blockc.tune.bind import bind
 from blockc.tune.full import tensor_ref
-from blockc.tune.lora import Target, linears, stack_sides
+from blockc.tune.kinds.lora import Target, linears
 from blockc.tune.models import ModelFiles
+from blockc.tune.stack import stack_sides
 from blockc.tune.traced import parameter_of, parameter_shape
 from blockc.tune.tune import compare_names, longest_sequence
 
@@ -52,7 +53,7 @@ def assume(
     known: _Terms = {}
     for name, files in models.items():
         parent = chains.get(files.lineage[1]) if len(files.lineage) > 1 else None
-        if files.kind == "lora":
+        if not files.is_full:
             chain = _lora_chain(files, parent, models, known, diags=diags) if parent is not None else None
         else:
             chain = _full_chain(files, traced.get(name), models, diags=diags)
@@ -153,10 +154,10 @@ def _lora_chain(
         Side(
             site=term.target.site,
             terms=(
-                LowRank(
-                    a=_assumed(origin, f"{term.module} A", dtype, (term.rank, term.target.in_features)),
-                    b=_assumed(origin, f"{term.module} B", dtype, (term.target.out_features, term.rank)),
-                    scale=term.scale,
+                low_rank(
+                    _assumed(origin, f"{term.module} A", dtype, (term.rank, term.target.in_features)),
+                    _assumed(origin, f"{term.module} B", dtype, (term.target.out_features, term.rank)),
+                    term.scale,
                 ),
             ),
         )
@@ -216,7 +217,7 @@ def _chain(
 ) -> Chain:
     """Without assets: nobody will tokenise."""
     directories = tuple(models[name].directory for name in files.lineage)
-    config = next(models[name].config for name in files.lineage if models[name].kind != "lora")
+    config = next(models[name].config for name in files.lineage if models[name].is_full)
     stop = stop_token_ids(directories, config, diags=diags, at=files.span)
     return Chain(path=path, sides=sides, assets={}, stop_token_ids=stop)
 

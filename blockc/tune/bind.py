@@ -37,6 +37,7 @@ def bind(traced: TracedModel, tensors_of: TensorsOf, *, max_model_len: int, kv_d
         vocab_size=traced.vocab_size,
         max_model_len=max_model_len,
         prefixes=tuple(block.layer_prefix for block in traced.blocks),
+        parameters=tuple({source.name: name for name, source in block.sources.items()} for block in traced.blocks),
     )
 
 

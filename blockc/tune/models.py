@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from blockc.architectures import why_not
 from blockc.diag import Diagnostics, Span
+from blockc.fine_tunes import FULL, kind_of
 from blockc.spec.deployment import Assumption, Base, Deployment, FineTune, Source
 from blockc.trace import TOKENS, Head
 from blockc.tune.assets import check_assets
@@ -22,14 +23,16 @@ _OWN_CODE = {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFiles:
-    """A base or fine-tune on disk. ``config`` is config.json, or adapter_config.json for LoRA.
+    """A base or fine-tune on disk. ``config`` is config.json, or an adapter's adapter_config.json.
+
+    ``kind``: ``base``, or a word of `blockc.fine_tunes`.
 
     ``lineage``: names from this model down to its base. What is assumed has its parent's directory, for the assets,
     and the configuration that its files would have.
     """
 
     name: str
-    kind: Literal["base", "full", "lora"]
+    kind: str
     source: Source | Assumption
     directory: Path
     written: str
@@ -38,6 +41,11 @@ class ModelFiles:
     base: Base
     span: Span
     head: Head = TOKENS
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is a whole model rather than an adapter on one."""
+        return self.kind in ("base", FULL)
 
 
 def read_models(
@@ -92,10 +100,10 @@ def _assumed(item: FineTune, assumption: Assumption, parent: ModelFiles, *, diag
         config = {
             "peft_type": "LORA", "r": assumption.rank, "lora_alpha": assumption.rank, "target_modules": targets,
         }  # fmt: skip
-    elif parent.kind == "lora":
+    elif not parent.is_full:
         diags.report(
-            "BC208", f"`{item.name}` is assumed to be a full fine-tune of the LoRA `{item.parent}`", at=item.span,
-            help=f"derive it from `{parent.base.name}`: merging the LoRA changes every layer that it acts on",
+            "BC208", f"`{item.name}` is assumed to be a full fine-tune of the adapter `{item.parent}`", at=item.span,
+            help=f"derive it from `{parent.base.name}`: merging the adapter changes every layer that it acts on",
         )  # fmt: skip
         return None
     return ModelFiles(
@@ -133,7 +141,7 @@ def _read(
             help="declare the adapter as a `finetune` of its base, or move adapter_config.json away",
         )  # fmt: skip
         return None
-    kind: Literal["base", "full", "lora"] = "base" if isinstance(item, Base) else "lora" if adapter else "full"
+    kind = "base" if isinstance(item, Base) else kind_of(str(config.get("peft_type"))[:40]) if adapter else FULL
     if isinstance(item, FineTune) and item.kind not in (None, kind):
         diags.report(
             "BC208", f"`{item.name}` is declared as {item.kind}, its files are those of a {kind} fine-tune", at=at,
@@ -141,7 +149,7 @@ def _read(
         )  # fmt: skip
         return None
     head: Head | None = TOKENS
-    if kind != "lora":
+    if not adapter:
         if not _supported(config, written=written, diags=diags, at=at):
             return None
         head = read_head(directory, config, written=written, diags=diags, at=at)

@@ -13,11 +13,11 @@ from blockc.tune.models import ModelFiles
 
 
 def trace_models(files: Mapping[str, ModelFiles], *, diags: Diagnostics) -> dict[str, TracedModel]:
-    """By model name; LoRA adapters have no structure of their own. Problems go to ``diags`` (BC205)."""
+    """By model name; adapters have no structure of their own. Problems go to ``diags`` (BC205)."""
     known: dict[tuple[str, str, Head, int | None], TracedModel] = {}
     traced: dict[str, TracedModel] = {}
     for name, model in files.items():
-        if model.kind == "lora":
+        if not model.is_full:
             continue
         # What a checkpoint was saved in decides nothing: its tensors are cast to the spec's dtype.
         config = {field: value for field, value in model.config.items() if field not in ("dtype", "torch_dtype")}

@@ -15,12 +15,13 @@ from blockc.graph import Chain, ModelPath
 from blockc.ir import DTYPE_CODE, Side, effective_sides
 from blockc.spec.deployment import HubSource
 from blockc.trace import TracedModel
-from blockc.tune.adapter_config import read_lora_settings
+from blockc.tune.adapter import AdapterFiles, Tuned
 from blockc.tune.assets import stop_token_ids, store_assets
 from blockc.tune.checkpoint import open_checkpoint
 from blockc.tune.full import OnBytes, bind_checkpoint
-from blockc.tune.lora import read_lora, stack_sides
+from blockc.tune.kinds import KINDS
 from blockc.tune.models import ModelFiles
+from blockc.tune.stack import stack_sides
 from blockc.zoo import Zoo
 
 # A model's name, bytes of its weights that are hashed and in the zoo, bytes of its weights in all.
@@ -44,8 +45,8 @@ def tune(
     for name, files in models.items():
         parent = chains.get(files.lineage[1]) if len(files.lineage) > 1 else None
         progress = partial(on_bytes, name)
-        if files.kind == "lora":
-            chain = _lora_chain(files, parent, models, zoo=zoo, diags=diags, on_bytes=progress) if parent else None
+        if not files.is_full:
+            chain = _adapter_chain(files, parent, models, zoo=zoo, diags=diags, on_bytes=progress) if parent else None
         else:
             chain = _full_chain(files, traced.get(name), models, zoo=zoo, diags=diags, on_bytes=progress)
         if chain is not None:
@@ -93,7 +94,7 @@ def _full_chain(
     return _chain(path, (), files, models, zoo=zoo, diags=diags) if path is not None else None
 
 
-def _lora_chain(
+def _adapter_chain(
     files: ModelFiles,
     parent: Chain,
     models: Mapping[str, ModelFiles],
@@ -103,23 +104,50 @@ def _lora_chain(
     on_bytes: OnBytes,
 ) -> Chain | None:
     own = Diagnostics()
-    settings = read_lora_settings(files.config, written=files.written, diags=own, at=files.span)
-    checkpoint = open_checkpoint(
-        files.directory, stem="adapter_model", index=None, written=files.written, diags=own, at=files.span
-    )
-    sides = (
-        read_lora(parent.path, settings, checkpoint, zoo=zoo, written=files.written, diags=own, at=files.span)
-        if settings is not None and checkpoint is not None
-        else None
-    )
+    tuned = _read_adapter(files, parent, zoo=zoo, diags=own)
     diags.items += own.items
-    if sides is None:
+    if tuned is None or own.has_errors:
         return None
-    assert settings is not None, "sides follow from settings"
-    own_bytes = sum(term.a.nbytes + term.b.nbytes for side in sides for term in side.terms)
+    own_bytes = sum(side.nbytes for side in tuned.sides)
     on_bytes(own_bytes, own_bytes)
-    compare_names(files, settings.base_name, diags=diags)
-    return _chain(parent.path, effective_sides(stack_sides(parent.sides, sides)), files, models, zoo=zoo, diags=diags)
+    base_name = files.config.get("base_model_name_or_path")
+    compare_names(files, base_name if isinstance(base_name, str) else None, diags=diags)
+    return _chain(
+        tuned.path,
+        effective_sides(stack_sides(parent.sides, tuned.sides)),
+        files,
+        models,
+        zoo=zoo,
+        diags=diags,
+        virtual_tokens=tuned.virtual_tokens + parent.virtual_tokens,
+    )
+
+
+def _read_adapter(files: ModelFiles, parent: Chain, *, zoo: Zoo, diags: Diagnostics) -> Tuned | None:
+    peft_type = str(files.config.get("peft_type"))[:40]
+    reader = KINDS.get(peft_type)
+    if reader is None:
+        diags.report(
+            "BC208", f"{files.written} is a fine-tune of the kind {peft_type!r}", at=files.span,
+            help="merge it into a full checkpoint with PEFT; `blockc rule BC208` lists what is served",
+        )  # fmt: skip
+        return None
+    checkpoint = open_checkpoint(
+        files.directory, stem="adapter_model", index=None, written=files.written, diags=diags, at=files.span
+    )
+    if checkpoint is None:
+        return None
+    return reader(
+        AdapterFiles(
+            config=files.config,
+            checkpoint=checkpoint,
+            parent=parent,
+            written=files.written,
+            zoo=zoo,
+            diags=diags,
+            at=files.span,
+        )
+    )
 
 
 def compare_names(files: ModelFiles, named: str | None, *, diags: Diagnostics) -> None:
@@ -164,15 +192,17 @@ def _chain(
     *,
     zoo: Zoo,
     diags: Diagnostics,
+    virtual_tokens: tuple[int, ...] = (),
 ) -> Chain:
     directories = tuple(models[name].directory for name in files.lineage)
     # The nearest full model's configuration: adapters have none of their own.
-    config = next(models[name].config for name in files.lineage if models[name].kind != "lora")
+    config = next(models[name].config for name in files.lineage if models[name].is_full)
     return Chain(
         path=path,
         sides=sides,
         assets=store_assets(directories, zoo, diags=diags, at=files.span),
         stop_token_ids=stop_token_ids(directories, config, diags=diags, at=files.span),
+        virtual_tokens=virtual_tokens,
     )
 
 

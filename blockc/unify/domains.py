@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from blockc.graph import Block, Chain
-from blockc.ir import Bound, Op, Param, Structure, Value, json_digest, text_digest
+from blockc.ir import Bound, Op, Param, Structure, Value, json_digest, sites_of, text_digest
 from blockc.ir.structure import Arg, format_arg
 
 _ATTENTION = "blockc.attention"
@@ -86,9 +86,8 @@ def _block_cones(block: Block, prelude: Block | None) -> _BlockCones:
         if op.target == _ATTENTION:
             wanted = op.args[1:3]
             inside = _ancestors(structure, wanted)
-            outside = [other for other in structure.ops if other not in inside]
             content = json_digest("kv cone v1", _cone(block, inside, wanted, context))
-            found.append((content, _sites(outside) - _sites(inside)))
+            found.append((content, _elsewhere(structure, inside, op)))
     return _BlockCones(
         whole=json_digest("kv block v1", [parts, sorted(context.items())]),
         sees_all=any(op.target in _WHOLE_TEXT for op in structure.ops),
@@ -143,6 +142,14 @@ def _leaves(args: tuple[Arg, ...]) -> list[Arg]:
     return found
 
 
-def _sites(ops: Sequence[Op]) -> frozenset[str]:
-    """Names by which ops let fine-tunes in. Other words among their arguments do no harm: no side has such a name."""
-    return frozenset(leaf for op in ops for leaf in _leaves(op.args) if isinstance(leaf, str))
+def _elsewhere(structure: Structure, inside: Sequence[Op], attention: Op) -> frozenset[str]:
+    """Names of the sites that keys and values of ``attention`` do not pass.
+
+    All but those at the ops inside their cone, and what puts other keys and values in their place.
+    """
+    passed = {op.result for op in inside}
+    return frozenset(
+        name
+        for name, place in sites_of(structure).items()
+        if not place.ops & passed and not (place.kind == "cache" and attention.result in place.ops)
+    )

@@ -63,7 +63,7 @@ def reference(plan: ExecutionPlan, name: str, root: Path, dtype: torch.dtype) ->
     Raises :class:`DiagnosticError` (BC201) if its files are not there.
     """
     lineage = _lineage(plan.models, name)
-    full = next(index for index, step in enumerate(lineage) if plan.models[step].kind != "lora")
+    full = next(index for index, step in enumerate(lineage) if plan.models[step].is_full)
     model = _load_full(plan.models[lineage[full]], root, dtype)
     adapters = lineage[:full][::-1]  # the lowest first
     if adapters:
@@ -77,7 +77,7 @@ def vector_reference(plan: ExecutionPlan, name: str, root: Path, dtype: torch.dt
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     lineage = _lineage(plan.models, name)
-    full = next(index for index, step in enumerate(lineage) if plan.models[step].kind != "lora")
+    full = next(index for index, step in enumerate(lineage) if plan.models[step].is_full)
     directory = _directory(plan.models[lineage[full]], root)
     head = encoder_head(directory, json.loads((directory / "config.json").read_text()))
     loader = AutoModelForSequenceClassification if head.kind == "classification" else AutoModel

@@ -12,7 +12,7 @@ from blockc.plan import FORMAT_VERSION, ExecutionPlan
 # What plans require whose models yield vectors; the executor has it, requests cannot ask for it yet.
 VECTORS = "output:vector"
 _DTYPES = ("BF16", "F32")
-_SIDES = ("low_rank@linear",)
+_SIDES = ("low_rank@linear", "value@vector")
 
 
 def missing(plan: ExecutionPlan) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockc.ir import TensorRef, parse_structure
+from blockc.ir import Side, Site, TensorRef, Term, low_rank, parse_structure, term
 from blockc.ir.infer import value_types
 from blockc.ir.layout import (
     KERNELS_PER_SHAPE,
@@ -102,8 +102,17 @@ def test_ranks_are_padded_as_banks_are(rank: int) -> None:
 
 
 def test_sides() -> None:
-    assert chain_sides_bytes([(192, 192), (192, 512)], rank=9, dtype="BF16") == 16 * 2 * (384 + 704)
-    assert chain_sides_bytes([], rank=0, dtype="BF16") == 0
+    sides = [
+        Side(site=Site(occurrence=0, name="q"), terms=(_low_rank(9, 192, 192),)),
+        Side(site=Site(occurrence=0, name="up"), terms=(_low_rank(3, 192, 512), _low_rank(2, 192, 512))),
+        Side(site=Site(occurrence=0, name="norm"), terms=(term("value", {"value": ref("n", (192,))}),)),
+    ]
+    assert chain_sides_bytes(sides, dtype="BF16") == 16 * 2 * (384 + 704) + 512
+    assert chain_sides_bytes([], dtype="BF16") == 0
+
+
+def _low_rank(rank: int, inputs: int, outputs: int) -> Term:
+    return low_rank(ref("a", (rank, inputs)), ref("b", (outputs, rank)), 1.0)
 
 
 def test_layout_adds_up() -> None:
@@ -164,8 +173,7 @@ def test_logits_count_in_float32() -> None:
 
 @pytest.mark.parametrize("rank", [1, 7, 8, 9, 16, 33, 64, 100])
 def test_the_runtime_pads_ranks_alike(rank: int) -> None:
-    from blockc.plan import LowRankEntry
     from blockc_runtime.executor.sides import signature
 
-    term = LowRankEntry(a=ref("a", (rank, 4)), b=ref("b", (4, rank)), scale="0x1p+0")
-    assert signature({(0, "q"): (term,)})[0] == padded_rank(rank)
+    side = Side(site=Site(occurrence=0, name="q"), terms=(_low_rank(rank, 4, 4),))
+    assert signature({(0, "q"): side})[0] == padded_rank(rank)

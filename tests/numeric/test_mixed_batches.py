@@ -122,7 +122,9 @@ class TestNegativeControls:
         assert self._failed(plan.model_copy(update={"chains": tuple(chains)}), served, folder) == {"all", "qv"}
 
     def test_a_dropped_alpha(self, served, folder):
-        assert self._failed(self._edited(served, lambda term: {"scale": (1.0).hex()}), served, folder) >= {"all"}
+        assert self._failed(self._edited(served, lambda term: {"scalars": {"scale": (1.0).hex()}}), served, folder) >= {
+            "all"
+        }
 
     def test_a_missing_side(self, served, folder):
         plan = self._with_manifest(served, lambda manifest: manifest.sides[1:])

@@ -265,6 +265,7 @@ def _chain(index: int) -> ChainEntry:
         digest=digest(f"chain {index}"),
         path=digest("tuned" if index == 1 else "base"),
         sides=digest(f"sides {index}") if adapter else None,
+        side_kinds=("low_rank@linear",) if adapter else (),
         side_rank=8 if adapter else 0,
         segments=(0, 2, 3) if index == 1 else (0, 1, 3),
         kv=(

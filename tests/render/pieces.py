@@ -7,7 +7,7 @@ from typing import Any
 
 from blockc.diag import Diagnostics
 from blockc.graph import Block, Chain, KvLayerShape, ModelPath
-from blockc.ir import LowRank, Side, Site, TensorRef, parse_structure
+from blockc.ir import Side, Site, TensorRef, Term, low_rank, parse_structure
 from blockc.place import PlaceChain, PlaceDevice, PlaceGroup, Placement, PlaceProblem, PlaceSegment, place
 from blockc.trace.model import KvLayer, Source, TracedBlock
 from blockc.unify import UnifiedGraph, unify
@@ -117,7 +117,7 @@ def _block(text: str, weights: str, prelude: Block | None) -> Block:
     )
 
 
-def _term(name: str, scale: float) -> LowRank:
+def _term(name: str, scale: float) -> Term:
     a = TensorRef(digest=digest(f"{name}.A"), dtype="BF16", shape=(8, 64))
     b = TensorRef(digest=digest(f"{name}.B"), dtype="BF16", shape=(64, 8))
-    return LowRank(a=a, b=b, scale=scale)
+    return low_rank(a, b, scale)

@@ -76,8 +76,8 @@ class _Runner:
                 y = F.linear(x, weight, bias)
                 if site in sides:
                     for term in sides[site].terms:
-                        a, b = self.tensor(term.a), self.tensor(term.b)
-                        y = y + F.linear(F.linear(x, a), b) * term.scale
+                        a, b = self.tensor(term["a"]), self.tensor(term["b"])
+                        y = y + F.linear(F.linear(x, a), b) * term.scalar("scale")
                 return y
             case "blockc.embedding":
                 return F.embedding(args[0], args[1])

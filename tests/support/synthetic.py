@@ -13,7 +13,7 @@ from typing import Any
 from blockc.compiler import together
 from blockc.diag import Diagnostics
 from blockc.graph import Block, Chain, KvLayerShape, ModelPath
-from blockc.ir import LowRank, Side, Site, Structure, TensorRef, parse_structure
+from blockc.ir import Side, Site, Structure, TensorRef, low_rank, parse_structure
 from blockc.lower import lower
 from blockc.place import place, place_problem
 from blockc.plan import ExecutionPlan, verify_plan
@@ -167,10 +167,10 @@ def lora(
         Side(
             site=Site(occurrence=1 + 2 * layer + site.startswith("mlp"), name=site),
             terms=(
-                LowRank(
-                    a=tensor(f"{name}/{layer}/{site}/a", (rank, LINEARS[site][0])),
-                    b=tensor(f"{name}/{layer}/{site}/b", (LINEARS[site][1], rank)),
-                    scale=2.0,
+                low_rank(
+                    tensor(f"{name}/{layer}/{site}/a", (rank, LINEARS[site][0])),
+                    tensor(f"{name}/{layer}/{site}/b", (LINEARS[site][1], rank)),
+                    2.0,
                 ),
             ),
         )

@@ -43,7 +43,9 @@ def test_published_configurations_are_understood(name, base, tmp_path):
     chains, found = _diagnose(base, directory, tmp_path)
     assert found == {}
     assert len(chains["tuned"].sides) == 4 * len(fields["target_modules"])
-    assert {term.scale for side in chains["tuned"].sides for term in side.terms} == {fields["lora_alpha"] / fields["r"]}
+    assert {term.scalar("scale") for side in chains["tuned"].sides for term in side.terms} == {
+        fields["lora_alpha"] / fields["r"]
+    }
 
 
 def test_a_fused_projection_that_the_base_has_not(base, copy, tmp_path):

@@ -13,7 +13,7 @@ from blockc.diag import Diagnostics
 from blockc.trace import trace
 from blockc.tune.adapter_config import read_lora_settings
 from blockc.tune.checkpoint import open_checkpoint
-from blockc.tune.lora import read_lora
+from blockc.tune.kinds.lora import read_lora
 from blockc.zoo import Zoo
 from tests.support.adapters import save_lora
 from tests.support.binding import AT, bound

@@ -61,7 +61,7 @@ def traced_of(files: dict[str, ModelFiles], diags: Diagnostics) -> dict[str, Tra
     """As the compiler traces them; each configuration once for all tests, which is most of their time."""
     traced: dict[str, TracedModel] = {}
     for name, model in files.items():
-        if model.kind != "lora":
+        if model.is_full:
             key = json.dumps(model.config, sort_keys=True)
             if key not in _TRACED:
                 _TRACED[key] = trace_models({name: model}, diags=diags)[name]
@@ -125,7 +125,9 @@ def test_an_adapter_has_the_sides_that_its_tensors_would_have(
 
 
 def shape(side: Side) -> tuple[object, ...]:
-    return side.site, [(term.a.shape, term.a.dtype, term.b.shape, term.b.dtype, term.scale) for term in side.terms]
+    return side.site, [
+        (term.codec, [(role, t.shape, t.dtype) for role, t in term.tensors], term.scalars) for term in side.terms
+    ]
 
 
 def test_a_base_has_one_identity_whatever_refers_to_it(tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_a_folder_with_config_alone_is_taken_to_change_everything(tmp_path: Path
         ({"a": ("base", lora("embed_tokens"))}, "BC101", "is no linear"),
         ({"a": ("base", full(3, 4))}, "BC109", "layers 3 to 4, `base` has 4"),
         ({"a": ("base", full(10**9))}, "BC109", "`base` has 4"),
-        ({"a": ("base", lora("q_proj")), "b": ("a", full())}, "BC208", "full fine-tune of the LoRA `a`"),
+        ({"a": ("base", lora("q_proj")), "b": ("a", full())}, "BC208", "full fine-tune of the adapter `a`"),
     ],
 )
 def test_assumptions_that_the_base_contradicts(

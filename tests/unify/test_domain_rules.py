@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from blockc.graph import Block, Chain
-from blockc.ir import LowRank, Side, Site, TensorRef, effective_sides, parse_structure, tensor_digest
+from blockc.ir import Side, Site, TensorRef, Term, effective_sides, low_rank, parse_structure, tensor_digest
 from blockc.unify import kv_domains, unify
 from tests.support.synthetic import ATTENTION, LINEARS, base_path, chain, lora, path, tensor
 
@@ -137,16 +137,17 @@ def test_terms_that_add_nothing_are_left_out() -> None:
     (side,) = lora("tuned", layers=[1], targets=["self_attn.k_proj"])
     (term,) = side.terms
 
-    def with_terms(*terms: LowRank) -> tuple[Side, ...]:
+    def with_terms(*terms: Term) -> tuple[Side, ...]:
         return effective_sides([replace(side, terms=terms)])
 
-    nothing = [replace(term, scale=0.0), replace(term, scale=-0.0), replace(term, b=_zeros(term.b.shape)),
-               replace(term, a=_zeros(term.a.shape))]  # fmt: skip
+    a, b = term["a"], term["b"]
+    nothing = [low_rank(a, b, 0.0), low_rank(a, b, -0.0), low_rank(a, _zeros(b.shape), 2.0),
+               low_rank(_zeros(a.shape), b, 2.0)]  # fmt: skip
     for term_without_effect in nothing:
         assert with_terms(term_without_effect) == ()
         assert with_terms(term, term_without_effect) == (side,)
     assert with_terms(term) == (side,)
-    almost = replace(term, b=replace(_zeros(term.b.shape), shape=(term.b.shape[0] // 2, term.b.shape[1] * 2)))
+    almost = low_rank(a, replace(_zeros(b.shape), shape=(b.shape[0] // 2, b.shape[1] * 2)), 2.0)
     assert len(with_terms(almost)) == 1, "the digest of zeros of another shape proves nothing"
 
 

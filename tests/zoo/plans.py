@@ -10,9 +10,9 @@ from blockc.diag import Diagnostics
 from blockc.ir import TensorRef, canonical_json, tensor_digest
 from blockc.plan import (
     ExecutionPlan,
-    LowRankEntry,
     SideEntry,
     SideManifest,
+    TermEntry,
     plan_uses,
     read_plan,
 )
@@ -38,7 +38,11 @@ def stored_plan(zoo: Zoo, *, variant: int = 0) -> ExecutionPlan:
             name = f"adapter {index} {0 if index == 2 else variant}"
             a, b = (_tensor(f"{name} {side}", "BF16", shape) for side, shape in (("A", (8, 64)), ("B", (64, 8))))
             items += [a, b]
-            side = SideEntry(occurrence=1, site="q", terms=(LowRankEntry(a=a[0], b=b[0], scale=(2.0).hex()),))
+            side = SideEntry(
+                occurrence=1,
+                site="q",
+                terms=(TermEntry(codec="low_rank", tensors={"a": a[0], "b": b[0]}, scalars={"scale": (2.0).hex()}),),
+            )
             manifest = canonical_json(SideManifest(sides=(side,)).model_dump(mode="json")).encode()
             text = text.replace(chain.sides, zoo.put_blob(manifest))
     text = text.replace(digest("tokenizer"), zoo.put_blob(b"a tokenizer"))

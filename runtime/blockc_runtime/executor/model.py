@@ -22,18 +22,20 @@ from blockc.ir import (
     TensorRef,
     Value,
     parse_structure,
+    side_problems,
+    sites_of,
     structure_digest,
 )
 from blockc.plan import BlockEntry, ChainEntry, ExecutionPlan
 from blockc.zoo import Zoo
 from blockc_runtime.executor.batch import RowLimits
-from blockc_runtime.executor.program import LinearGroup, Program, build_program
+from blockc_runtime.executor.program import LinearGroup, Program, SiteGroup, build_program
 from blockc_runtime.executor.sides import (
     Bank,
     ChainSides,
     build_banks,
+    check_values,
     read_manifest,
-    read_side,
     signature,
 )
 from blockc_runtime.executor.weights import LinearRefs, WeightStore
@@ -64,9 +66,9 @@ class LoadedSegment:
     base_reads: int
 
     @property
-    def groups(self) -> tuple[tuple[LinearGroup, ...], ...]:
-        """The linears of each occurrence."""
-        return tuple(occurrence.program.linears for occurrence in self.occurrences)
+    def groups(self) -> tuple[tuple[LinearGroup | SiteGroup, ...], ...]:
+        """What a fine-tune may act at in each occurrence."""
+        return tuple(occurrence.program.groups for occurrence in self.occurrences)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +186,7 @@ class _Loader:
         banks = build_banks(
             passing,
             first={chain: self.firsts[chain][index] for chain in passing},
-            groups=[occurrence.program.linears for occurrence in occurrences],
+            groups=[occurrence.program.groups for occurrence in occurrences],
             store=self.store,
             dtype=dtype,
         )
@@ -255,8 +257,8 @@ class _Loader:
                 sides = read_manifest(self.zoo.blob(chain.sides))
                 self._check_sides(chain, sides)
                 dtype = torch_dtype(self.plan.paths[chain.path].dtype)
-                for terms in sides.values():
-                    read_side(terms, self.store, dtype)
+                for side in sides.values():
+                    check_values(side, self.store, dtype)
             except (DiagnosticError, ValueError) as error:
                 disabled[index] = str(error)
             else:
@@ -266,18 +268,14 @@ class _Loader:
 
     def _check_sides(self, chain: ChainEntry, sides: ChainSides) -> None:
         blocks = self.plan.paths[chain.path].blocks
-        for (occurrence, site), terms in sides.items():
+        for (occurrence, site), side in sides.items():
             if not 0 <= occurrence < len(blocks):
                 raise ValueError(f"occurrence {occurrence} lies outside the chain")
-            structure = self._program_of(blocks[occurrence]).structure
-            shapes = [
-                dict(structure.params)[op.args[1].name].shape
-                for op in structure.ops
-                if op.target == "blockc.linear" and op.args[3] == site and isinstance(op.args[1], Param)
-            ]
-            for term in terms:
-                if [(term.b.shape[0], term.a.shape[1])] != shapes or term.a.shape[0] != term.b.shape[1]:
-                    raise ValueError(f"a side at {site} of occurrence {occurrence} has another shape")
+            place = sites_of(self._program_of(blocks[occurrence]).structure).get(site)
+            if place is None:
+                raise ValueError(f"occurrence {occurrence} has no site {site}")
+            for problem in side_problems(place, side):
+                raise ValueError(f"occurrence {occurrence}: {problem}")
 
     def _limits(self, chain: ChainEntry) -> RowLimits:
         groups = [kv.group for kv in chain.kv]

@@ -15,12 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from blockc.ir import Arg, Bound, DtypeArg, Op, Param, Structure, Symbol, Value
+from blockc.ir import Arg, Bound, DtypeArg, Op, Param, Place, SiteKind, Structure, Symbol, Value, sites_of
 from blockc_runtime.executor.rotary import fuse_rotary
 from blockc_runtime.ops.aten import aten_function
 from blockc_runtime.ops.dtypes import torch_dtype
 from blockc_runtime.ops.encode import torch_
 from blockc_runtime.ops.table import OpTable
+from blockc_runtime.ops.vector.cpu import layer_norm, rms_norm, vector
+
+# Kinds of site, beside linears, at which something is called.
+_HOOKED = ("vector", "embed")
 
 
 @dataclass(slots=True)
@@ -47,14 +51,25 @@ class LinearGroup:
     biases: tuple[str | None, ...]
     sites: tuple[str | None, ...]
     after_selection: bool
+    kind: SiteKind = "linear"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteGroup:
+    """A site that is no linear, by itself."""
+
+    kind: SiteKind
+    sites: tuple[str]
+    after_selection: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """``call(T, logit_rows, *inputs, *contexts, *binds, *tensors, *linears, *layers, *sides, *kv_batches)``.
 
-    ``tensors`` names the parameters that are passed as they are; ``windows`` holds each attention's window as the
-    structure states it: a number, None, or the name of a bind. Returns the structure's only value, or a tuple.
+    ``sides``: one for each of ``groups``, the linears and then the other sites. ``tensors`` names the parameters that
+    are passed as they are; ``windows`` holds each attention's window as the structure states it: a number, None, or
+    the name of a bind. Returns the structure's only value, or a tuple.
     """
 
     structure: Structure
@@ -62,8 +77,14 @@ class Program:
     code: str
     tensors: tuple[str, ...]
     linears: tuple[LinearGroup, ...]
+    sites: tuple[SiteGroup, ...]
     windows: tuple[int | Bound | None, ...]
     yields_rows: bool
+
+    @property
+    def groups(self) -> tuple[LinearGroup | SiteGroup, ...]:
+        """Whatever a fine-tune may act at, in the order of the call's ``sides``."""
+        return (*self.linears, *self.sites)
 
 
 def build_program(structure: Structure, ops: OpTable) -> Program:
@@ -80,6 +101,7 @@ class _Builder:
         self.graph = fx.Graph()
         self.values: dict[str, fx.Node] = {}
         self.groups = _linear_groups(structure)
+        self.places = [place for place in sites_of(structure).values() if place.kind in _HOOKED]
         self.attentions = [op for op in structure.ops if op.target == "blockc.attention"]
 
     def build(self) -> Program:
@@ -94,7 +116,13 @@ class _Builder:
         linears = self._placeholders("linear", len(self.groups))
         layers = self._placeholders("layer", len(self.attentions))
         sides = self._placeholders("sides", len(self.groups))
+        self.sides = dict(
+            zip([place.name for place in self.places], self._placeholders("site", len(self.places)), strict=True)
+        )
         batches = self._placeholders("kv_batch", len(self.attentions))
+        for place in self.places:
+            if place.kind == "vector":
+                self._emit_vector(place)
         self.linear_calls = {
             ops[0].result: (ops, weights, side) for ops, weights, side in zip(self.groups, linears, sides, strict=True)
         }
@@ -116,6 +144,10 @@ class _Builder:
             code=module.code,
             tensors=tensors,
             linears=tuple(_group_entry(ops, selected) for ops in self.groups),
+            sites=tuple(
+                SiteGroup(kind=place.kind, sites=(place.name,), after_selection=place.after_selection)
+                for place in self.places
+            ),
             windows=tuple(_window(op) for op in self.attentions),
             yields_rows=any(op.target in ("blockc.select_rows", "blockc.pool") for op in structure.ops),
         )
@@ -134,7 +166,11 @@ class _Builder:
                 layer, batch = self.caches[op.result]
                 node = call(self.ops.attention, (*args[:3], layer, batch, *args[3:]))
             case "blockc.embedding":
-                node = call(self.ops.embedding, args[:2])
+                node = call(self.ops.embedding, (*args[:2], self.sides.get(str(op.args[2]), ())))
+            case "aten.layer_norm.default":
+                node = call(layer_norm, args)
+            case "aten.rms_norm.default":
+                node = call(rms_norm, args)
             case "blockc.expert_linear":
                 node = call(self.ops.expert_linear, args)
             case "blockc.topk_values":
@@ -152,6 +188,13 @@ class _Builder:
             case _:
                 node = call(aten_function(op.target), args)
         self.values[op.result] = node
+
+    def _emit_vector(self, place: Place) -> None:
+        """The parameter itself, or one for each token."""
+        assert place.param is not None
+        spread = [-1 if isinstance(size, str) else size for size in place.spread]
+        base = self.params[place.param]
+        self.params[place.param] = self.graph.call_function(vector, (base, self.sides[place.name], spread))
 
     def _emit_linear(self, op: Op) -> None:
         """The first linear of a group stands for all: they need nothing but the value that it has."""

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding
 
 from blockc_runtime.ops.attention import cpu as attention_cpu
 from blockc_runtime.ops.attention import cuda as attention_cuda
+from blockc_runtime.ops.embedding import cpu as embedding_cpu
 from blockc_runtime.ops.experts import cpu as experts_cpu
 from blockc_runtime.ops.experts import cuda as experts_cuda
 from blockc_runtime.ops.linear import cpu as linear_cpu
 from blockc_runtime.ops.linear import cuda as linear_cuda
 from blockc_runtime.ops.norm import cpu as norm_cpu
 from blockc_runtime.ops.norm import cuda as norm_cuda
+from blockc_runtime.ops.sides import SideSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,7 @@ class OpTable:
     expert_linear: Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     rotary: Callable[[Tensor, Tensor, Tensor, int], Tensor]
-    embedding: Callable[[Tensor, Tensor], Tensor]
+    embedding: Callable[[Tensor, Tensor, SideSet], Tensor]
 
 
 def op_table(device: torch.device) -> OpTable:
@@ -40,7 +41,7 @@ def op_table(device: torch.device) -> OpTable:
             expert_linear=experts_cuda.expert_linear,
             rms_norm=norm_cuda.rms_norm,
             rotary=norm_cuda.rotary,
-            embedding=embedding,
+            embedding=embedding_cpu.embedding,
         )
     return OpTable(
         attention=attention_cpu.attention,
@@ -48,5 +49,5 @@ def op_table(device: torch.device) -> OpTable:
         expert_linear=experts_cpu.expert_linear,
         rms_norm=norm_cpu.rms_norm,
         rotary=norm_cpu.rotary,
-        embedding=embedding,
+        embedding=embedding_cpu.embedding,
     )

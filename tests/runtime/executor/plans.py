@@ -30,13 +30,13 @@ from blockc.plan import (
     InstanceEntry,
     KvGroupEntry,
     KvLayerEntry,
-    LowRankEntry,
     PathEntry,
     RouteEntry,
     SegmentEntry,
     SideEntry,
     SideManifest,
     SolverEntry,
+    TermEntry,
 )
 from blockc.zoo import Zoo
 
@@ -112,6 +112,7 @@ class PlanBuilder:
                     digest=hashlib.sha256(f"chain {len(self.chains)}".encode()).hexdigest(),
                     path=path,
                     sides=self._manifest(terms) if terms else None,
+                    side_kinds=("low_rank@linear",) if terms else (),
                     side_rank=max((term.a.shape[0] for term in terms), default=0),
                     segments=segments,
                     kv=tuple(ChainKvEntry(group=group, domain="0" * 64) for group in groups),
@@ -233,10 +234,10 @@ class PlanBuilder:
                     occurrence=occurrence,
                     site=site,
                     terms=tuple(
-                        LowRankEntry(
-                            a=self._put(term.a),
-                            b=self._put(term.b),
-                            scale=float(term.scale).hex(),
+                        TermEntry(
+                            codec="low_rank",
+                            tensors={"a": self._put(term.a), "b": self._put(term.b)},
+                            scalars={"scale": float(term.scale).hex()},
                         )
                         for term in terms
                     ),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from blockc.ir import parse_structure
+from blockc.ir import Side, Site, TensorRef, low_rank, parse_structure
 from blockc.ir.layout import (
     KERNEL_BYTES,
     KvPages,
@@ -123,15 +123,28 @@ def make_plan(shape: Shape, zoo: Zoo) -> ExecutionPlan:
     return builder.build()
 
 
+def _sides(shape: Shape, rank: int) -> list[Side]:
+    return [
+        Side(
+            site=Site(occurrence=occurrence, name=site),
+            terms=(low_rank(_ref((rank, inputs)), _ref((outputs, rank)), 2.0),),
+        )
+        for occurrence, site, inputs, outputs in sites(shape)
+    ]
+
+
+def _ref(dims: tuple[int, ...]) -> TensorRef:
+    return TensorRef(digest="0" * 64, dtype="F32", shape=dims)
+
+
 def predicted(plan: ExecutionPlan, shape: Shape) -> Layout:
     """As placement counts it."""
     parsed = {digest: parse_structure(text) for digest, text in plan.structures.items()}
     peaks = [activation_bytes(structure, tokens=TOKENS, rows=ROWS, context=CONTEXT) for structure in parsed.values()]
     attending = [peak for peak, structure in zip(peaks, parsed.values(), strict=True) if structure.attention_count]
-    ends = [(inputs, outputs) for _, _, inputs, outputs in sites(shape)]
     return layout(
         tensors=resident(plan),
-        sides_bytes=sum(chain_sides_bytes(ends, rank=rank, dtype="F32") for rank in shape.ranks),
+        sides_bytes=sum(chain_sides_bytes(_sides(shape, rank), dtype="F32") for rank in shape.ranks),
         kv=[
             KvPages(pages=plan.instances[0].kv_pages[index], page_bytes=group.page_bytes, layers=group.layers)
             for index, group in enumerate(plan.kv_groups)

@@ -65,9 +65,9 @@ def test_equals_transformers_and_peft(name: str, tmp_path: Path) -> None:
         Term(
             occurrence=side.site.occurrence,
             site=side.site.name,
-            a=tensor(zoo, term.a),
-            b=tensor(zoo, term.b),
-            scale=term.scale,
+            a=tensor(zoo, term["a"]),
+            b=tensor(zoo, term["b"]),
+            scale=term.scalar("scale"),
         )
         for side in chains["tuned"].sides
         for term in side.terms

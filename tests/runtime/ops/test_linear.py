@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from blockc_runtime.ops.linear import cpu, cuda, reference
-from blockc_runtime.ops.linear.sides import SideOutput, SideSet, SideWeights, Span, side_batch
+from blockc_runtime.ops.linear.sides import SideOutput, SideWeights
 from blockc_runtime.ops.linear.weights import DenseWeights, JoinedWeights, PackedWeights, packs
+from blockc_runtime.ops.sides import SideSet, Span, side_batch
 
 CPU = torch.device("cpu")
 OUTS = (12, 8, 8)

@@ -146,7 +146,7 @@ def plan(digests: Mapping[str, str]) -> ExecutionPlan:
     chains = tuple(
         ChainEntry(
             digest=hashlib.sha256(f"chain {index}".encode()).hexdigest(), path=digest, sides=None,
-            side_rank=0, segments=(0,), kv=(ChainKvEntry(group=0, domain=f"{index:064x}"),),
+            side_kinds=(), side_rank=0, segments=(0,), kv=(ChainKvEntry(group=0, domain=f"{index:064x}"),),
             assets=dict(digests), vocab_size=vocab_size(), max_model_len=MAX_MODEL_LEN,
             stop_token_ids=(1,),
         )

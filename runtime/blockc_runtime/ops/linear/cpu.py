@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blockc_runtime.ops.linear.sides import DecodeSides, SideSet, SideWeights, add_span
+from blockc_runtime.ops.linear.sides import SideWeights, add_span
 from blockc_runtime.ops.linear.weights import LinearWeights
+from blockc_runtime.ops.sides import DecodeSides, SideSet
 
 
 def linears(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, ...]:

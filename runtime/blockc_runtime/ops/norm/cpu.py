@@ -7,8 +7,13 @@ from torch import Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``x [..., hidden]``, ``weight [hidden]``. Rounds once, after the weight, where the definition rounds twice."""
-    return torch.rms_norm(x, weight.shape, weight, eps)
+    """``x [..., hidden]``, ``weight [hidden]``. Rounds once, after the weight, where the definition rounds twice.
+
+    A ``weight`` of more dimensions differs from place to place.
+    """
+    if weight.ndim == 1:
+        return torch.rms_norm(x, weight.shape, weight, eps)
+    return torch.rms_norm(x, x.shape[-1:], None, eps) * weight
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, half: int) -> Tensor:

@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 
 from blockc.diag import Diagnostics, Span
 from blockc.graph import ModelPath
-from blockc.ir import DTYPE_NAME, LowRank, Side, Site, TensorRef
-from blockc.tune.adapter_config import LoraSettings
+from blockc.ir import DTYPE_NAME, Side, Site, TensorRef, low_rank
+from blockc.tune.adapter import AdapterFiles, Tuned
+from blockc.tune.adapter_config import LoraSettings, read_lora_settings
 from blockc.tune.checkpoint import Checkpoint
 from blockc.tune.full import FLOATS, is_finite, report_coded, tensor_ref
 from blockc.zoo import Zoo
@@ -36,6 +37,18 @@ class Target:
     site: Site
     in_features: int
     out_features: int
+
+
+def read(files: AdapterFiles) -> Tuned | None:
+    """See `blockc.tune.kinds.Reader`."""
+    settings = read_lora_settings(files.config, written=files.written, diags=files.diags, at=files.at)
+    if settings is None:
+        return None
+    path = files.parent.path
+    sides = read_lora(
+        path, settings, files.checkpoint, zoo=files.zoo, written=files.written, diags=files.diags, at=files.at
+    )
+    return None if sides is None else Tuned(path=path, sides=sides)
 
 
 def read_lora(
@@ -69,8 +82,7 @@ def read_lora(
                 return None
             (ref_a, data_a), (ref_b, data_b) = tensor_ref(a), tensor_ref(b)
             stored += [(ref_a, data_a), (ref_b, data_b)]
-            term = LowRank(a=ref_a, b=ref_b, scale=settings.scale_of(module))
-            sides.append(Side(site=targets[module].site, terms=(term,)))
+            sides.append(Side(site=targets[module].site, terms=(low_rank(ref_a, ref_b, settings.scale_of(module)),)))
     except (SafetensorError, OSError) as error:
         diags.report(
             "BC203", f"a weight file of {written} cannot be read", at=at,
@@ -79,14 +91,6 @@ def read_lora(
         return None
     zoo.put_tensors(stored)
     return tuple(sorted(sides, key=lambda side: side.site))
-
-
-def stack_sides(below: tuple[Side, ...], above: tuple[Side, ...]) -> tuple[Side, ...]:
-    """Sides of a fine-tune on top of another: at each site the terms of both, the lower one's first."""
-    terms: dict[Site, tuple[LowRank, ...]] = {side.site: side.terms for side in below}
-    for side in above:
-        terms[side.site] = terms.get(side.site, ()) + side.terms
-    return tuple(Side(site=site, terms=terms[site]) for site in sorted(terms))
 
 
 def linears(path: ModelPath) -> dict[str, Target]:

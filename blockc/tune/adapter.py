@@ -1,0 +1,146 @@
+"""The files of an adapter while they are read.
+
+In: the tensors and configuration of a directory. Out: tensors, each taken by name and shape, stored in the zoo when
+all is well. Invariant: `finish` is true only if every tensor of the files was taken or is known to change nothing,
+none was missing, none had another shape, held codes, or values that are not finite. Nothing is applied in part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from blockc.diag import Diagnostics, Span
+from blockc.graph import Chain, ModelPath
+from blockc.ir import DTYPE_NAME, Side, TensorRef
+from blockc.tune.checkpoint import Checkpoint
+from blockc.tune.full import FLOATS, is_finite, tensor_ref
+from blockc.zoo import Zoo
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """What a fine-tune makes of the chain below it.
+
+    ``sides``: its own, without those below. ``path``: the one below, or its own where it replaces whole tensors.
+    """
+
+    path: ModelPath
+    sides: tuple[Side, ...]
+    virtual_tokens: tuple[int, ...] = ()
+
+
+class AdapterFiles:
+    """One adapter. ``dtype``: what its tensors are cast to, that of the model that it is put on."""
+
+    def __init__(
+        self,
+        *,
+        config: Mapping[str, Any],
+        checkpoint: Checkpoint,
+        parent: Chain,
+        written: str,
+        zoo: Zoo,
+        diags: Diagnostics,
+        at: Span,
+    ) -> None:
+        self.config, self.checkpoint, self.written = config, checkpoint, written
+        self.parent, self.zoo, self.diags, self.at = parent, zoo, diags, at
+        self.dtype: torch.dtype = getattr(torch, DTYPE_NAME[parent.path.dtype])
+        self.left = set(checkpoint.files)
+        self._missing: list[str] = []
+        self._misfits: list[str] = []
+        self._coded: list[str] = []
+        self._fresh: dict[str, tuple[TensorRef, memoryview]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the files hold a tensor of this name that nobody has taken."""
+        return name in self.left
+
+    def take(self, name: str, shape: Sequence[int] | None = None) -> torch.Tensor | None:
+        """The tensor ``name`` of ``shape`` in the model's dtype; None if something is wrong, which `finish` reports."""
+        if name not in self.left:
+            self._missing.append(name)
+            return None
+        self.left.discard(name)
+        held = self.checkpoint.shapes[name]
+        if shape is not None and held != tuple(shape):
+            self._misfits.append(f"{name} is {list(held)}, its place takes {list(shape)}")
+            return None
+        if self.checkpoint.dtypes[name] not in FLOATS:
+            self._coded.append(f"{name} is {self.checkpoint.dtypes[name]}")
+            return None
+        try:
+            tensor: torch.Tensor = self.checkpoint.read(name).to(self.dtype)
+        except (SafetensorError, OSError) as error:
+            self.damaged(str(error).splitlines()[0][:200])
+            return None
+        if not is_finite(tensor):
+            self.diags.report(
+                "BC203", f"`{name}` of {self.written} holds values that are not finite", at=self.at,
+                help="the adapter was damaged or its training diverged; use an earlier checkpoint",
+            )  # fmt: skip
+            return None
+        return tensor
+
+    def ignore(self, name: str) -> None:
+        """Say that a tensor changes nothing, rightly."""
+        self.left.discard(name)
+
+    def store(self, tensor: torch.Tensor) -> TensorRef:
+        """A tensor's reference; `finish` puts its bytes into the zoo."""
+        ref, data = tensor_ref(tensor)
+        self._fresh[ref.digest] = ref, data
+        return ref
+
+    def damaged(self, why: str) -> None:
+        """Report that a file cannot be read (BC203)."""
+        self.diags.report(
+            "BC203", f"a weight file of {self.written} cannot be read", at=self.at, notes=(why,),
+            help="copy the files again",
+        )  # fmt: skip
+
+    def finish(self, why: str = "") -> bool:
+        """Report all that is wrong, ``why`` with what was left over; if nothing is, fill the zoo and return True."""
+        if self.left:
+            self.diags.report(
+                "BC204",
+                f"{len(self.left)} of {len(self.checkpoint.files)} tensors of {self.written} change nothing that its "
+                "base has",
+                at=self.at,
+                notes=tuple(note for note in (listed(sorted(self.left)), why) if note),
+                help="what is not applied in full is not served: check which base and modules the adapter was made for",
+            )
+        if self._missing:
+            self.diags.report(
+                "BC211",
+                f"{len(self._missing)} tensors that its configuration promises are missing from {self.written}",
+                at=self.at, notes=(listed(self._missing),), help="save the adapter again with the library that made it",
+            )  # fmt: skip
+        if self._misfits:
+            self.diags.report(
+                "BC202", f"{len(self._misfits)} tensors of {self.written} do not fit its base", at=self.at,
+                notes=(listed(self._misfits),),
+                help="shapes decide: the adapter was made for another base, or its configuration was changed",
+            )  # fmt: skip
+        if self._coded:
+            self.diags.report(
+                "BC209", f"{len(self._coded)} tensors of {self.written} are no floating-point numbers", at=self.at,
+                notes=(listed(self._coded),), help="save the adapter unquantised",
+            )  # fmt: skip
+        if self.diags.has_errors:
+            return False
+        self.zoo.put_tensors(list(self._fresh.values()))
+        return True
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return "; ".join(names[:_SHOWN]) + more

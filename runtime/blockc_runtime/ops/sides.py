@@ -1,0 +1,119 @@
+"""Which places of a launch use which fine-tune of one bank.
+
+In: rows with their counts and slots. Out: :class:`SideBatch`, made once a launch and used at every site, with the
+groupings that ops need. Invariant: a place that uses no slot of the bank is in none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeSides:
+    """Rows of one token: tokens ``start .. stop`` use ``slots [stop - start]``."""
+
+    start: int
+    stop: int
+    slots: Tensor
+    _bags: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def bags(self, width: int) -> tuple[Tensor, Tensor]:
+        """Where each row's ``width`` consecutive rows lie in a table of N * width: (all, offsets)."""
+        if width not in self._bags:
+            inside = torch.arange(width, device=self.slots.device)
+            index = (self.slots[:, None] * width + inside).view(-1)
+            offsets = torch.arange(0, index.shape[0], width, device=self.slots.device)
+            self._bags[width] = index, offsets
+        return self._bags[width]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Tokens ``start .. stop`` use one slot."""
+
+    start: int
+    stop: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SideRow:
+    """A row that uses a slot: ``count`` places from ``first`` on; its first token stands at ``position``."""
+
+    first: int
+    count: int
+    position: int
+    slot: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideBatch:
+    """Who uses one bank among the ``total`` places of a launch: its tokens, or the rows whose logits are wanted.
+
+    ``singles`` and ``spans`` group the same places as ``rows``: neighbours of one token each, and neighbours of several
+    tokens and one slot.
+    """
+
+    total: int
+    rows: tuple[SideRow, ...]
+    singles: tuple[DecodeSides, ...]
+    spans: tuple[Span, ...]
+    device: torch.device
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """``[n]``: the places that use a slot, in order."""
+        return torch.tensor([row.first + i for row in self.rows for i in range(row.count)]).to(self.device)
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """``[n]``: the slot of each of ``tokens``."""
+        return torch.tensor([row.slot for row in self.rows for _ in range(row.count)]).to(self.device)
+
+
+# What a site is given: for each bank with fine-tunes in the launch, its weights there and who uses them.
+SideSet = tuple[tuple[Any, SideBatch], ...]
+
+
+def side_batch(
+    rows: Sequence[tuple[int, int | None]], *, device: torch.device, positions: Sequence[int] | None = None
+) -> SideBatch:
+    """Group the places of one bank. ``rows``: (count, slot) in order; slot None: another bank, or none.
+
+    ``positions``: of the first token of each row, 0 by default.
+    """
+    runs: list[tuple[int, list[int]]] = []
+    spans: list[Span] = []
+    used: list[SideRow] = []
+    token = 0
+    for number, (count, slot) in enumerate(rows):
+        if slot is not None and count:
+            position = 0 if positions is None else positions[number]
+            used.append(SideRow(first=token, count=count, position=position, slot=slot))
+        if slot is not None and count == 1:
+            if not runs or runs[-1][0] + len(runs[-1][1]) != token:
+                runs.append((token, []))
+            runs[-1][1].append(slot)
+        elif slot is not None and count:
+            start = token
+            if spans and (spans[-1].slot, spans[-1].stop) == (slot, token):
+                start = spans.pop().start
+            spans.append(Span(start=start, stop=token + count, slot=slot))
+        token += count
+    return SideBatch(
+        total=token,
+        rows=tuple(used),
+        singles=tuple(
+            DecodeSides(start=start, stop=start + len(slots), slots=torch.tensor(slots).to(device))
+            for start, slots in runs
+        ),
+        spans=tuple(spans),
+        device=device,
+    )

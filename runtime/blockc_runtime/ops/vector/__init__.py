@@ -1,0 +1,1 @@
+"""Parameters of one dimension that are broadcast over tokens, with another one for each fine-tune."""
