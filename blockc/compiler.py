@@ -15,12 +15,13 @@ from typing import Any
 from blockc.diag import Diagnostics
 from blockc.graph import Chain
 from blockc.lower import isolation_group, lower
+from blockc.merge import Merged, merge, merges_any
 from blockc.place import place, place_problem
 from blockc.plan import ExecutionPlan, verify_plan
 from blockc.spec.deployment import Deployment
 from blockc.target import Target, check_target
 from blockc.tune import ModelFiles, OnModelBytes, assume, parameter_count, read_models, trace_models, tune
-from blockc.unify import unify
+from blockc.unify import UnifiedGraph, unify
 from blockc.zoo import Zoo
 
 OnStage = Callable[[str, float], None]
@@ -69,11 +70,13 @@ def compile_deployment(
             assert zoo is not None, "tensors that are to be served go to a zoo"
             chains = tune(files, traced, zoo=zoo, diags=diags, on_bytes=on_bytes)
         stage.result = chains
+    with clock.stage("merge") as stage:
+        merged = Merged(chains=chains, merges={})
+        if zoo is not None and merges_any(deployment):
+            merged = merge(deployment, chains, zoo=zoo, fits=lambda found: _fits(deployment, found), diags=diags)
+        stage.result = merged
     with clock.stage("unify") as stage:
-        wanted = {app.model for app in deployment.apps}
-        stage.result = graph = unify(
-            {name: chain for name, chain in chains.items() if name in wanted}, together=together(deployment)
-        )
+        stage.result = graph = _unify(deployment, merged.chains)
         if target != "sim":  # nobody knows what files that were not read have in common
             report_sharing(files, chains, diags=diags)
             report_effects(files, chains, diags=diags)
@@ -85,10 +88,21 @@ def compile_deployment(
         assert placement is not None, "place reports an error whenever it has no placement"
         parameters = {name: parameter_count(model) for name, model in traced.items()}
         stage.result = plan = lower(
-            deployment, files, graph, placement, target=target, parameters=parameters, zoo=zoo
+            deployment, files, graph, placement,
+            target=target, parameters=parameters, zoo=zoo, merges=merged.merges,
         )  # fmt: skip
         verify_plan(plan)
     return Compiled(zoo=zoo, plan=plan, models=chains, stages=clock.seconds)
+
+
+def _unify(deployment: Deployment, chains: Mapping[str, Chain]) -> UnifiedGraph:
+    wanted = {app.model for app in deployment.apps}
+    return unify({name: chain for name, chain in chains.items() if name in wanted}, together=together(deployment))
+
+
+def _fits(deployment: Deployment, chains: Mapping[str, Chain]) -> bool:
+    scratch = Diagnostics()
+    return place(place_problem(deployment, _unify(deployment, chains)), diags=scratch) is not None
 
 
 def report_sharing(files: Mapping[str, ModelFiles], chains: Mapping[str, Chain], *, diags: Diagnostics) -> None:

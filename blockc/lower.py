@@ -7,10 +7,12 @@ chain that has any; none for a plan that is only simulated. Invariant: the same 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from blockc import __version__
 from blockc.graph import Block, Chain, ModelPath
 from blockc.ir import canonical_json, format_structure, json_digest, sites_of
+from blockc.merge import Merge
 from blockc.place import Placement, tenant_entries
 from blockc.plan import (
     FORMAT_VERSION,
@@ -24,6 +26,7 @@ from blockc.plan import (
     ExecutionPlan,
     KvGroupEntry,
     KvLayerEntry,
+    MergeEntry,
     ModelEntry,
     PathEntry,
     SegmentEntry,
@@ -47,6 +50,7 @@ def lower(
     target: Target,
     parameters: Mapping[str, int],
     zoo: Zoo | None,
+    merges: Mapping[str, Merge] = MappingProxyType({}),
 ) -> ExecutionPlan:
     """Write the plan. ``parameters``: of each full model. ``zoo`` None: for the target ``sim``."""
     structures = {block.structure_digest: format_structure(block.structure) for block in graph.blocks.values()}
@@ -80,7 +84,10 @@ def lower(
         edges=(),
         routes=placement.routes,
         apps=tuple(_app(app, tenant, graph) for tenant in deployment.tenants.values() for app in tenant.apps),
-        models={name: _model(item, files[name], graph, parameters.get(name)) for name, item in _items(deployment)},
+        models={
+            name: _model(item, files[name], graph, parameters.get(name), merges.get(name))
+            for name, item in _items(deployment)
+        },
         memory=placement.memory,
         baselines=placement.baselines,
         tenants=tenant_entries(deployment, graph),
@@ -225,7 +232,9 @@ def _written(source: Source | Assumption) -> str | None:
             return None
 
 
-def _model(item: Base | FineTune, files: ModelFiles, graph: UnifiedGraph, parameters: int | None) -> ModelEntry:
+def _model(
+    item: Base | FineTune, files: ModelFiles, graph: UnifiedGraph, parameters: int | None, merge: Merge | None
+) -> ModelEntry:
     source = item.source
     return ModelEntry(
         kind=files.kind,
@@ -235,6 +244,9 @@ def _model(item: Base | FineTune, files: ModelFiles, graph: UnifiedGraph, parame
         revision=None if isinstance(source, Assumption) else commit_of(source, files.directory),
         parent=item.parent if isinstance(item, FineTune) else None,
         chain=graph.chain_of.get(item.name),
+        merged=None
+        if merge is None
+        else MergeEntry(gain=merge.gain, private_bytes=merge.private_bytes, rounding=merge.rounding),
     )
 
 

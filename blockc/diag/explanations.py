@@ -116,6 +116,10 @@ _PAGES: dict[str, str] = {
         Every term of an adapter is exactly zero: a scale of 0, or a matrix of zeros. A LoRA that
         was saved before its training has B = 0. It is served, as what it derives from.
         """,
+    "BC303": """
+        A fine-tune is merged into weights whose dtype is too coarse for its change: W + dW is rounded, and where dW is
+        small beside W much of it is lost. Beside the weights it is applied in full.
+        """,
     "BC401": """
         The plan needs more memory than the devices offer after their reserve. The biggest
         contributors and the smallest relaxation are named. Exit code 3.

@@ -101,12 +101,18 @@ def _reason(bound: Bound) -> str:
 
 
 def _adapter(why: Why) -> Iterator[str]:
+    if why.merged is not None:
+        yield (
+            f"MERGED  into weights of its own, {format_bytes(why.merged.private_bytes)}: expected to save "
+            f"{why.merged.gain:.1%} of a step's time; rounding took {why.merged.rounding:.2%} of its change"
+        )
     if why.sides is None:
-        yield f"ADAPTER  of rank {why.side_rank}; where it acts is in the zoo, which is not at hand (`--zoo DIR`)"
+        rank = f" of rank {why.side_rank}" if why.side_rank else ""
+        yield f"ADAPTER {rank or ' there is one'}; where it acts is in the zoo, which is not at hand (`--zoo DIR`)"
     elif why.sides:
         yield f"ADAPTER  acts here, beside the shared weights: {'; '.join(why.sides)}"
     else:
-        yield f"ADAPTER  {'none acts here' if why.side_rank else 'none'}"
+        yield f"ADAPTER  {'none acts here' if why.has_sides else 'none'}"
 
 
 def _cache(why: Why) -> Iterator[str]:

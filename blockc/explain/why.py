@@ -14,7 +14,7 @@ from blockc.explain.difference import Difference, apart_because, block_differenc
 from blockc.explain.names import occurrence_names, parameter_names, structure_of
 from blockc.explain.pair import equal_layers
 from blockc.ir.tensor import DTYPE_BYTES
-from blockc.plan import AppEntry, CutEntry, ExecutionPlan, PathEntry, SideManifest, TermEntry
+from blockc.plan import AppEntry, ChainEntry, CutEntry, ExecutionPlan, MergeEntry, PathEntry, SideManifest, TermEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +97,8 @@ class Why:
     ends: Bound
     side_rank: int
     sides: tuple[str, ...] | None
+    has_sides: bool
+    merged: MergeEntry | None
     kv: tuple[KvFacts, ...]
 
 
@@ -128,7 +130,9 @@ def explain_why(plan: ExecutionPlan, app: int, occurrence: int, *, sides: SideMa
         begins=_begins(plan, chain.segments, own),
         ends=_bound(plan, own),
         side_rank=chain.side_rank,
-        sides=_sides(chain.side_rank, sides, occurrence),
+        sides=_sides(chain, sides, occurrence),
+        has_sides=chain.sides is not None,
+        merged=plan.models[entry.model].merged if entry.model in plan.models else None,
         kv=_kv(plan, entry, occurrence),
     )
 
@@ -244,8 +248,8 @@ def _bound(plan: ExecutionPlan, index: int) -> Bound:
     return Bound(block=last, kind=cut.kind, reason=reason, models=models, differs=cut.differs)
 
 
-def _sides(rank: int, manifest: SideManifest | None, occurrence: int) -> tuple[str, ...] | None:
-    if rank == 0:
+def _sides(chain: ChainEntry, manifest: SideManifest | None, occurrence: int) -> tuple[str, ...] | None:
+    if chain.sides is None:
         return ()
     if manifest is None:
         return None

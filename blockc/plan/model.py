@@ -239,6 +239,14 @@ class AppEntry(_Entry):
         return f"{self.tenant}/{self.app}"
 
 
+class MergeEntry(_Entry):
+    """Why a fine-tune has private weights in place of sides: see `blockc.merge.Merge`."""
+
+    gain: float
+    private_bytes: int
+    rounding: float
+
+
 class ModelEntry(_Entry):
     """A base or fine-tune of the spec: where it came from, for `blockc verify` and for people.
 
@@ -255,6 +263,7 @@ class ModelEntry(_Entry):
     revision: str | None
     parent: str | None
     chain: int | None
+    merged: MergeEntry | None = None
 
     @property
     def is_full(self) -> bool:

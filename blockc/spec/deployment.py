@@ -16,6 +16,8 @@ from typing import Literal
 from blockc.diag import Span
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+# Whether a fine-tune gets private weights in place of sides.
+Merging = Literal["never", "auto", "always"]
 FineTuneKind = str  # a word of `blockc.fine_tunes`
 Isolation = Literal["tenant", "strict"]
 
@@ -67,7 +69,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FineTune:
-    """A fine-tune of ``parent``, a base or fine-tune. ``kind`` None: as its files say."""
+    """A fine-tune of ``parent``, a base or fine-tune. ``kind`` None: as its files say; ``merge`` None: the policy's."""
 
     name: str
     parent: str
@@ -75,6 +77,7 @@ class FineTune:
     kind: FineTuneKind | None
     span: Span
     source_span: Span
+    merge: Merging | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +162,7 @@ class Policy:
     max_batched_tokens: int = 2048
     max_rows: int = 64
     solver_time_limit_s: Fraction = Fraction(60)
+    merge: Merging = "never"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

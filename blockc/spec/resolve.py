@@ -24,6 +24,7 @@ from blockc.spec.deployment import (
     FineTune,
     FineTuneKind,
     Isolation,
+    Merging,
     Policy,
     Quota,
     Slo,
@@ -188,6 +189,7 @@ def _fine_tune(block: Typed) -> FineTune:
         kind=cast("FineTuneKind | None", block.get("kind")),
         span=block.header,
         source_span=_source_span(assume) if assume is not None else block.spans["weights"],
+        merge=cast("Merging | None", block.get("merge")),
     )
 
 
@@ -295,6 +297,7 @@ def _policy(blocks: list[Typed]) -> Policy:
         max_batched_tokens=cast("int", batching.get("max_batched_tokens")) if batching else default.max_batched_tokens,
         max_rows=cast("int", batching.get("max_num_seqs")) if batching else default.max_rows,
         solver_time_limit_s=cast("Fraction", solver.get("time_limit")) if solver else default.solver_time_limit_s,
+        merge=cast("Merging", policy.get("merge")),
     )
 
 

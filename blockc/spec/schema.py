@@ -136,6 +136,8 @@ def _words(*words: str, noun: str = "value") -> OneOf:
     return OneOf(noun=noun, choices=tuple(Choice(word=word, meaning=word) for word in words))
 
 
+_MERGE = _words("never", "auto", "always", noun="choice")
+
 BLOCKC = Kind(
     name="blockc",
     doc="the edition of the language that a file is written in",
@@ -187,6 +189,7 @@ FINETUNE = Kind(
     attributes=(
         _attribute("weights", SourceOf(bare=True), "folder or hub repository of its files; required unless assumed"),
         _attribute("kind", _FINE_TUNE_KIND, "read from the files; if stated, checked against them"),
+        _attribute("merge", _MERGE, "private weights in place of a shared base's; without it, as the policy says"),
     ),
     blocks=(ASSUME,),
 )
@@ -373,6 +376,7 @@ POLICY = Kind(
     name="policy",
     doc="how to compile",
     attributes=(
+        _attribute("merge", _MERGE, "private weights for fine-tunes: `auto` where it pays and fits", default="never"),
         _attribute("share", _SHARE, "which blocks count as the same; only `exact` has an effect yet", default="exact"),
     ),
     blocks=(BATCHING, KV, SOLVER, SPECULATION),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from blockc.ir import parse_structure, structure_digest
+from blockc.merge import Merged
 from blockc.plan import ExecutionPlan, SideManifest
 from blockc.render import STAGES, render_stage
 from blockc.render.chains import plan_chains
@@ -29,6 +30,7 @@ RESULTS = {
     "read": pieces.models,
     "trace": pieces.traced,
     "tune": pieces.chains,
+    "merge": lambda: Merged(chains=pieces.chains(), merges={}),
     "unify": pieces.graph,
     "place": lambda: pieces.placed(1 << 20),
     "lower": fleet_plan,

@@ -1,0 +1,115 @@
+"""`merge = auto` merges where it pays and fits; `always` says what rounding takes; `never` is the default."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blockc.compiler import compile_deployment
+from blockc.diag import Diagnostics
+from blockc.merge import Demand, gain
+from blockc.plan import ExecutionPlan
+from blockc.spec.deployment import Deployment, Policy, Traffic
+from blockc.verify import failed, verify
+from blockc.zoo import Zoo
+from tests.support.adapters import save_lora
+from tests.support.deployments import deployment
+from tests.support.tiny_models import save_model
+
+rates = st.floats(0, 100)
+
+
+def demand(rate: float | None) -> Demand:
+    return Demand(rate_rps=rate, output_tokens=100, token_s=0.05)
+
+
+@given(own=rates, sides=st.integers(1, 10**9), weights=st.integers(1, 10**12))
+def test_who_is_alone_gains(own: float, sides: int, weights: int) -> None:
+    assert gain(own=[demand(own)], others=[], sides_bytes=sides, weights_bytes=weights) >= 0
+
+
+@given(own=rates, few=rates, more=rates, sides=st.integers(1, 10**9), weights=st.integers(1, 10**12))
+def test_company_makes_it_worth_less(own: float, few: float, more: float, sides: int, weights: int) -> None:
+    few, more = sorted((few, more))
+    values = [
+        gain(own=[demand(own)], others=[demand(rate)], sides_bytes=sides, weights_bytes=weights)
+        for rate in (few, more, None)
+    ]
+    assert values == sorted(values, reverse=True)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    base = save_model("llama", root / "base")
+    for seed, name in enumerate(("hot", "cold")):
+        save_lora(base, root / name, seed=seed)
+    save_lora(base, root / "faint", lora_alpha=0.1)
+    return root
+
+
+def spec(models: Path, merge: str, *, memory_bytes: int = 2 << 30, dtype: str = "float32", others: str = "1/1000"):
+    apps = {"acme": {"hot": "hot"}, "globex": {"cold": "cold"}}
+    hot = "hot" if dtype == "float32" else "faint"
+    tunes = {"hot": ("base", models / hot), "cold": ("base", models / "cold")}
+    plan = deployment(
+        models / "base", tunes, apps=apps, memory_bytes=memory_bytes, dtype=dtype,
+        policy=Policy(max_rows=16, max_batched_tokens=256),
+    )  # fmt: skip
+    fine_tunes = plan.fine_tunes | {"hot": replace(plan.fine_tunes["hot"], merge=merge)}
+    rate = {"acme": Fraction(20), "globex": Fraction(others)}
+    tenants = {
+        name: replace(tenant, apps=tuple(replace(a, traffic=Traffic(rate_rps=rate[name])) for a in tenant.apps))
+        for name, tenant in plan.tenants.items()
+    }
+    return replace(plan, fine_tunes=fine_tunes, tenants=tenants)
+
+
+def compiled(deployment_: Deployment, root: Path) -> tuple[ExecutionPlan, Diagnostics, Zoo]:
+    diags, zoo = Diagnostics(), Zoo(root, create=True)
+    return compile_deployment(deployment_, zoo=zoo, diags=diags).plan, diags, zoo
+
+
+def test_a_hot_fine_tune_gets_weights_of_its_own_and_answers_as_before(models: Path, tmp_path: Path) -> None:
+    plan, _, zoo = compiled(spec(models, "auto"), tmp_path)
+    merged = plan.models["hot"].merged
+    assert merged is not None
+    assert merged.gain > 0
+    assert merged.private_bytes > 0
+    hot, cold = (plan.chains[plan.models[name].chain or 0] for name in ("hot", "cold"))
+    assert hot.sides is None
+    assert cold.sides is not None
+    assert plan.models["cold"].merged is None
+    assert not failed(verify(plan, zoo, root=models, prompts=3, output_tokens=4))
+
+
+@pytest.mark.parametrize(
+    ("merge", "change"),
+    [("never", {}), ("auto", {"others": "20"}), ("auto", {"dtype": "bfloat16"})],
+    ids=["not wanted", "others are always there", "rounding would take too much"],
+)
+def test_what_is_not_merged(merge: str, change: dict, models: Path, tmp_path: Path) -> None:
+    plan, diags, _ = compiled(spec(models, merge, **change), tmp_path)
+    assert plan.models["hot"].merged is None
+    assert not diags.items
+
+
+def test_what_does_not_fit_is_not_merged(models: Path, tmp_path: Path) -> None:
+    roomy, _, _ = compiled(spec(models, "auto"), tmp_path)
+    without, _, _ = compiled(spec(models, "never"), tmp_path)
+    used = without.memory[0].used_bytes - without.memory[0].kv_bytes
+    least = used + 2 * 8 * 2 * 16 * 4 * 256  # KV pages of one sequence or two, no second copy of the weights
+    assert roomy.models["hot"].merged is not None
+    tight, _, _ = compiled(spec(models, "auto", memory_bytes=least), tmp_path)
+    assert tight.models["hot"].merged is None
+
+
+def test_always_says_what_is_lost(models: Path, tmp_path: Path) -> None:
+    plan, diags, _ = compiled(spec(models, "always", dtype="bfloat16", others="20"), tmp_path)
+    assert plan.models["hot"].merged is not None
+    assert [item.code.id for item in diags] == ["BC303"]
