@@ -12,7 +12,14 @@ from blockc.plan import FORMAT_VERSION, ExecutionPlan
 # What plans require whose models yield vectors; the executor has it, requests cannot ask for it yet.
 VECTORS = "output:vector"
 _DTYPES = ("BF16", "F32")
-_SIDES = ("low_rank@linear", "value@vector")
+_SIDES = (
+    "bias@linear",
+    "in_scale@linear",
+    "low_rank@linear",
+    "out_scale@linear",
+    "rows@linear",
+    "value@vector",
+)
 
 
 def missing(plan: ExecutionPlan) -> tuple[str, ...]:

@@ -34,10 +34,10 @@ from blockc_runtime.executor.sides import (
     Bank,
     ChainSides,
     build_banks,
-    check_values,
     read_manifest,
     signature,
 )
+from blockc_runtime.executor.stacks import check_values
 from blockc_runtime.executor.weights import LinearRefs, WeightStore
 from blockc_runtime.kv.pool import KvPool, kv_pools
 from blockc_runtime.ops.dtypes import torch_dtype
@@ -187,6 +187,7 @@ class _Loader:
             passing,
             first={chain: self.firsts[chain][index] for chain in passing},
             groups=[occurrence.program.groups for occurrence in occurrences],
+            blocks=[self.plan.blocks[block] for block in path.blocks[entry.first : entry.first + entry.count]],
             store=self.store,
             dtype=dtype,
         )

@@ -8,21 +8,19 @@ Invariant: a bank's slot holds one chain's sides and nothing else; a chain that 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from blockc.diag import DiagnosticError, Diagnostics
-from blockc.ir import Side, SiteKind
+from blockc.ir import Side
 from blockc.ir.layout import padded_rank
-from blockc.plan import SideManifest
+from blockc.plan import BlockEntry, SideManifest
 from blockc_runtime.executor.batch import TokenBatch
 from blockc_runtime.executor.program import LinearGroup, SiteGroup
+from blockc_runtime.executor.stacks import Places, stack
 from blockc_runtime.executor.weights import WeightStore
-from blockc_runtime.ops.linear.sides import SideOutput, SideWeights
 from blockc_runtime.ops.sides import SideBatch, SideSet, side_batch
 from blockc_runtime.step import Row
 
@@ -95,47 +93,19 @@ def form_of(side: Side) -> str:
     return " ".join(sorted({term.codec for term in side.terms}))
 
 
-def check_values(side: Side, store: WeightStore, dtype: torch.dtype) -> None:
-    """Raises `DiagnosticError` (BC203) for values that are not finite, before anybody is served with them."""
-    for term in side.terms:
-        for _, ref in term.tensors:
-            tensor = store.read(ref)
-            if tensor.is_floating_point() and not torch.isfinite(tensor.to(dtype)).all():
-                _refuse()
-            store.release(ref)
-    if side.rank:
-        read_low_rank(side, store, dtype)
-
-
-def read_low_rank(side: Side, store: WeightStore, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A ``[r, in]`` and B ``[out, r]``: terms side by side, scale folded in in float32, then cast to ``dtype``."""
-    terms = side.of("low_rank")
-    a = torch.cat([store.read(term["a"]).float() for term in terms], 0)
-    b = torch.cat([store.read(term["b"]).float() * float(term.scalar("scale")) for term in terms], 1)
-    for term in terms:
-        store.release(term["a"])
-        store.release(term["b"])
-    a, b = a.to(dtype), b.to(dtype)
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        _refuse()
-    return a, b
-
-
-def _refuse() -> NoReturn:
-    diags = Diagnostics()
-    diags.report("BC203", "a fine-tune holds values that are not finite")
-    raise DiagnosticError(diags)
-
-
 def build_banks(
     chains: Mapping[int, ChainSides],
     *,
     first: Mapping[int, int],
     groups: Sequence[tuple[LinearGroup | SiteGroup, ...]],
+    blocks: Sequence[BlockEntry],
     store: WeightStore,
     dtype: torch.dtype,
 ) -> tuple[Bank, ...]:
-    """Banks of one segment. ``first[chain]``: its first occurrence in the chain; ``groups``: per occurrence."""
+    """Banks of one segment.
+
+    ``first[chain]``: its first occurrence in the chain; ``groups`` and ``blocks``: those of each occurrence.
+    """
     alike: defaultdict[Signature, list[int]] = defaultdict(list)
     for chain, sides in chains.items():
         rank, places = signature(sides)
@@ -150,7 +120,17 @@ def build_banks(
                     for site in group.sites
                 ]
                 if any(sides[0] is not None for sides in outputs):
-                    weights[occurrence, number] = _STACKS[group.kind](outputs, rank, store, dtype)
+                    biases = group.biases if isinstance(group, LinearGroup) else ()
+                    weights[occurrence, number] = stack(
+                        Places(
+                            kind=group.kind,
+                            sides=outputs,
+                            rank=rank,
+                            biases=[None if name is None else blocks[occurrence].tensors[name] for name in biases],
+                        ),
+                        store,
+                        dtype,
+                    )
         if weights:
             banks.append(Bank(slots={chain: slot for slot, chain in enumerate(members)}, weights=weights))
     return tuple(banks)
@@ -169,43 +149,3 @@ def side_sets(uses: Sequence[BankUse], groups: Sequence[tuple[LinearGroup | Site
         ]
         for occurrence, occurrence_groups in enumerate(groups)
     ]
-
-
-# For each output of a group the side of each member, None for all of them where they have none.
-_Places = Sequence[Sequence[Side | None]]
-
-
-def _stack_linears(places: _Places, rank: int, store: WeightStore, dtype: torch.dtype) -> SideWeights:
-    """Outputs without sides take no rank, since all members lack the same.
-
-    Filled in place, one side at a time: with many fine-tunes the parts of a stack are as large as the stack.
-    """
-    held = {
-        output: [side for side in members if side is not None]
-        for output, members in enumerate(places)
-        if members[0] is not None
-    }
-    slots, inputs = len(places[0]), next(iter(held.values()))[0].terms[0]["a"].shape[1]
-    a = torch.zeros((slots, inputs, rank * len(held)), dtype=dtype, device=store.device)
-    outputs: list[SideOutput] = []
-    for number, (output, members) in enumerate(held.items()):
-        start = rank * number
-        b = torch.zeros((slots, rank, members[0].terms[0]["b"].shape[0]), dtype=dtype, device=store.device)
-        for slot, side in enumerate(members):
-            own_a, own_b = read_low_rank(side, store, dtype)
-            a[slot, :, start : start + len(own_a)] = own_a.t()
-            b[slot, : own_b.shape[1]] = own_b.t()
-        outputs.append(SideOutput(output=output, rank_start=start, rank_stop=start + rank, b=b))
-    return SideWeights(a=a, outputs=tuple(outputs))
-
-
-def _stack_vectors(places: _Places, rank: int, store: WeightStore, dtype: torch.dtype) -> Tensor:
-    """``[N, n]``."""
-    del rank
-    return torch.stack([store.read(side.terms[0]["value"]).to(dtype) for side in places[0] if side is not None])
-
-
-_STACKS: Mapping[SiteKind, Callable[[_Places, int, WeightStore, torch.dtype], Any]] = {
-    "linear": _stack_linears,
-    "vector": _stack_vectors,
-}

@@ -125,6 +125,7 @@ class SeparateWeights:
 
     def __init__(self, parts: Sequence[LinearWeights]) -> None:
         self.parts = tuple(parts)
+        self.count = sum(part.count for part in parts)
         self.reads = sum(part.reads for part in parts)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -77,6 +77,14 @@ class SideBatch:
         """``[n]``: the slot of each of ``tokens``."""
         return torch.tensor([row.slot for row in self.rows for _ in range(row.count)]).to(self.device)
 
+    @cached_property
+    def by_slot(self) -> tuple[tuple[int, Tensor], ...]:
+        """Each slot in use with the places that use it, for what cannot be stacked."""
+        places: dict[int, list[int]] = {}
+        for row in self.rows:
+            places.setdefault(row.slot, []).extend(range(row.first, row.first + row.count))
+        return tuple((slot, torch.tensor(own).to(self.device)) for slot, own in places.items())
+
 
 # What a site is given: for each bank with fine-tunes in the launch, its weights there and who uses them.
 SideSet = tuple[tuple[Any, SideBatch], ...]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from blockc_runtime.ops.linear import cpu, cuda, reference
-from blockc_runtime.ops.linear.sides import SideOutput, SideWeights
+from blockc_runtime.ops.linear.reference import ReferenceSide
+from blockc_runtime.ops.linear.sides import LowRankOutput, LowRankWeights, OutputSides, Rows, SideWeights
 from blockc_runtime.ops.linear.weights import DenseWeights, JoinedWeights, PackedWeights, packs
-from blockc_runtime.ops.sides import SideSet, Span, side_batch
+from blockc_runtime.ops.sides import Span, side_batch
 
 CPU = torch.device("cpu")
 OUTS = (12, 8, 8)
@@ -22,63 +25,134 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def bank(slots: int, rank: int, sites: tuple[int, ...], seed: int) -> SideWeights:
+CODECS = ("in_scale", "rows", "low_rank", "additive", "out_scale", "bias")
+
+
+class Dense:
+    """An additive term that is kept as it is."""
+
+    def __init__(self, change: Tensor) -> None:
+        self.change, self.nbytes = change, change.nbytes
+
+    def add_to(self, y: Tensor, x: Tensor) -> None:
+        y += x @ self.change.t()
+
+
+def reference_sides(codecs: dict[int, frozenset[str]], slots: int, rank: int, seed: int) -> list[list[ReferenceSide]]:
+    """``[output][slot]``: a side for each output that has codecs. A scale of what is read differs between outputs."""
+
+    def side(output: int, slot: int) -> ReferenceSide:
+        out, own = OUTS[output], seed + 100 * output + slot
+        has = codecs.get(output, frozenset())
+        return ReferenceSide(
+            in_scale=random(FAN_IN, seed=own + 1) if "in_scale" in has else None,
+            rows=[(index, random(FAN_IN, seed=own + index)) for index in (1, 4)] if "rows" in has else (),
+            low_rank=[(random(rank, FAN_IN, seed=own), random(out, rank, seed=own + 2), 0.5)]
+            if "low_rank" in has else (),
+            changes=[random(out, FAN_IN, seed=own + 3)] if "additive" in has else (),
+            out_scale=random(out, seed=own + 4) if "out_scale" in has else None,
+            bias=random(out, seed=own + 5) if "bias" in has else None,
+        )  # fmt: skip
+
+    return [[side(output, slot) for slot in range(slots)] for output in range(len(OUTS))]
+
+
+def stacked(sides: list[list[ReferenceSide]], biases: list[Tensor | None], rank: int) -> SideWeights:
+    """As `executor.stacks` does it, from plain tensors."""
+    low = [output for output, own in enumerate(sides) if own[0].low_rank]
+    scaled = [(output, torch.stack([s.in_scale for s in own])) for output, own in enumerate(sides)
+              if own[0].in_scale is not None]  # fmt: skip
+    outputs = []
+    for output, own in enumerate(sides):
+        base = biases[output]
+        scale = None if own[0].out_scale is None else torch.stack([s.out_scale for s in own])
+        bias = None if own[0].bias is None else torch.stack([s.bias for s in own])
+        if bias is not None and base is not None:
+            bias = bias - (base if scale is None else scale * base)
+        index = torch.tensor([at for at, _ in own[0].rows])
+        rows = tuple(
+            Rows(
+                index=index,
+                weight=torch.stack([row for _, row in s.rows]),
+                bias=None if base is None else base[index],
+            )
+            for s in own if s.rows
+        )  # fmt: skip
+        additive = tuple((Dense(s.changes[0]),) for s in own if s.changes)
+        outputs.append(OutputSides(output=output, scale=scale, bias=bias, rows=rows, additive=additive))
+    a = [torch.stack([s.low_rank[0][0].t() for s in sides[output]]) for output in low]
+    b = [torch.stack([s.low_rank[0][2] * s.low_rank[0][1].t() for s in sides[output]]) for output in low]
     return SideWeights(
-        a=random(slots, FAN_IN, rank * len(sites), seed=seed),
-        outputs=tuple(
-            SideOutput(
-                output=site,
-                rank_start=place * rank,
-                rank_stop=(place + 1) * rank,
-                b=random(slots, rank, OUTS[site], seed=seed + site + 1),
-            )
-            for place, site in enumerate(sites)
-        ),
-    )
+        low_rank=LowRankWeights(
+            a=torch.cat(a, 2),
+            outputs=tuple(
+                LowRankOutput(output=output, rank_start=n * rank, rank_stop=(n + 1) * rank, b=b[n])
+                for n, output in enumerate(low)
+            ),
+        ) if low else None,
+        in_scales=tuple((frozenset({output}), scale) for output, scale in scaled),
+        outputs=tuple(outputs),
+    )  # fmt: skip
 
 
-def expected(x: Tensor, matrices: list[Tensor], sides: SideSet, slots: list[list[int]]) -> list[Tensor]:
-    """Per output: the base, then each bank with its slot per row."""
-    outs = [reference.linear(x[0], matrix, None) for matrix in matrices]
-    for (weights, _), slot in zip(sides, slots, strict=True):
-        for out in weights.outputs:
-            outs[out.output] = reference.side_linear(
-                outs[out.output],
-                x[0],
-                weights.a[..., out.rank_start : out.rank_stop].transpose(1, 2),
-                out.b.transpose(1, 2),
-                [out.b.shape[1]] * len(out.b),
-                slot,
-            )
-    return outs
+codecs_of = st.dictionaries(st.integers(0, 2), st.frozensets(st.sampled_from(CODECS), min_size=1), min_size=1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.sampled_from([1, 1, 2, 4])), max_size=8),
     base=st.integers(0, 3),
     form=st.sampled_from([cpu.linears, cuda.linears]),
+    codecs=st.tuples(codecs_of, codecs_of),
+    with_bias=st.booleans(),
 )
-def test_rows_get_their_own_sides(rows: list[tuple[int, int, int]], base: int, form: object) -> None:
-    """(bank, slot, tokens) per row: bank 0 is none; one bank acts on all sites, one on the last."""
+def test_rows_get_their_own_sides(
+    rows: list[tuple[int, int, int]],
+    base: int,
+    form: Callable[..., tuple[Tensor, ...]],
+    codecs: tuple[dict[int, frozenset[str]], ...],
+    with_bias: bool,
+) -> None:
+    """(bank, slot, tokens) per row: bank 0 is none; the other two have whatever codecs at whatever outputs."""
     tokens = base + sum(count for _, _, count in rows)
     x = random(1, tokens, FAN_IN, seed=tokens)
     matrices = [random(out, FAN_IN, seed=out) for out in OUTS]
-    slots = [[-1] * tokens, [-1] * tokens]
+    biases = [random(out, seed=out + 1) if with_bias else None for out in OUTS]
+    known = [reference_sides(own, 3, rank, seed) for own, rank, seed in zip(codecs, (8, 16), (7, 900), strict=True)]
     users: list[list[tuple[int, int | None]]] = [[(base, None)], [(base, None)]]
+    wanted = [[reference.linear(x[0, :base], *pair)] for pair in zip(matrices, biases, strict=True)]
     token = base
     for number, slot, count in rows:
         for other in (1, 2):
             users[other - 1].append((count, slot if other == number else None))
-        if number:
-            slots[number - 1][token : token + count] = [slot] * count
+        for value in x[0, token : token + count]:
+            for output, (matrix, bias) in enumerate(zip(matrices, biases, strict=True)):
+                own = known[number - 1][output][slot] if number else ReferenceSide()
+                wanted[output].append(reference.side_linear(value, matrix, bias, own)[None])
         token += count
-    banks = (bank(3, 8, (0, 1, 2), 7), bank(3, 16, (2,), 9))
-    sides = tuple((weights, side_batch(used, device=CPU)) for weights, used in zip(banks, users, strict=True))
-    got = form(x, DenseWeights(matrices, [None] * 3), sides)  # type: ignore[operator]
-    wanted = expected(x, matrices, sides, slots)
-    for one, wanted_one in zip(got, wanted, strict=True):
-        torch.testing.assert_close(one[0], wanted_one, rtol=1e-4, atol=1e-4)
+    banks = [stacked(own, biases, rank) for own, rank in zip(known, (8, 16), strict=True)]
+    sides = tuple(
+        (bank, batch) for bank, used in zip(banks, users, strict=True) if (batch := side_batch(used, device=CPU)).rows
+    )
+    got = form(x, DenseWeights(matrices, biases), sides)
+    for one, parts in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one[0], torch.cat(parts), rtol=1e-4, atol=2e-4)
+
+
+def test_a_scale_of_all_that_is_read_multiplies_once() -> None:
+    class Counted(DenseWeights):
+        calls = 0
+
+        def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+            Counted.calls += 1
+            return super().__call__(x)
+
+    weights = Counted([random(out, FAN_IN, seed=out) for out in OUTS], [None] * 3)
+    batch = side_batch([(2, 0), (1, None)], device=CPU)
+    scale = random(1, FAN_IN)
+    everywhere = SideWeights(in_scales=((frozenset({0, 1, 2}), scale),))
+    cpu.linears(random(1, 3, FAN_IN), weights, ((everywhere, batch),))
+    assert Counted.calls == 1
 
 
 @pytest.mark.parametrize("kind", [DenseWeights, JoinedWeights])
@@ -105,29 +179,15 @@ def test_a_row_without_a_fine_tune_is_exactly_the_base() -> None:
     x = random(1, 4, FAN_IN)
     matrices = [random(out, FAN_IN, seed=out) for out in OUTS]
     weights = DenseWeights(matrices, [None] * 3)
-    sides = ((bank(2, 8, (0, 1, 2), 3), side_batch([(3, None), (1, 1)], device=CPU)),)
+    everything = stacked(reference_sides({0: frozenset(CODECS), 2: frozenset(CODECS)}, 2, 8, 3), [None] * 3, 8)
+    sides = ((everything, side_batch([(3, None), (1, 1)], device=CPU)),)
     plain, mixed = cpu.linears(x, weights, ()), cpu.linears(x, weights, sides)
     for one, other in zip(plain, mixed, strict=True):
         assert torch.equal(one[:, :3], other[:, :3])
-        assert not torch.equal(one[:, 3], other[:, 3])
+    assert not torch.equal(plain[0][:, 3], mixed[0][:, 3])
 
 
 def test_neighbours_are_grouped() -> None:
     batch = side_batch([(1, 2), (1, 0), (1, None), (1, 1), (3, 1), (2, 1), (2, 0), (0, 1)], device=CPU)
     assert [(run.start, run.slots.tolist()) for run in batch.singles] == [(0, [2, 0]), (3, [1])]
     assert batch.spans == (Span(start=4, stop=9, slot=1), Span(start=9, stop=11, slot=0))
-
-
-def test_scales_and_bias_of_the_reference() -> None:
-    y, x = random(2, 4), random(2, 6)
-    a, b = random(1, 3, 6), random(1, 4, 3)
-    scales = {
-        "in_scale": random(1, 6, seed=1),
-        "out_scale": random(1, 4, seed=2),
-        "out_bias": random(1, 4, seed=3),
-    }
-    got = reference.side_linear(y, x, a, b, [2], [0, -1], **scales)
-    inner = a[0, :2] @ (x[0] * scales["in_scale"][0])
-    wanted = scales["out_scale"][0] * (y[0] + b[0, :, :2] @ inner) + scales["out_bias"][0]
-    torch.testing.assert_close(got[0], wanted)
-    assert torch.equal(got[1], y[1])

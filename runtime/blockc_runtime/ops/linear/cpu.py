@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blockc_runtime.ops.linear.sides import SideWeights, add_span
+from blockc_runtime.ops.linear.sides import LowRankWeights, add_span, apply_outputs, products
 from blockc_runtime.ops.linear.weights import LinearWeights
 from blockc_runtime.ops.sides import DecodeSides, SideSet
 
@@ -20,16 +20,20 @@ def linears(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, 
     """``x [1,T,in]`` or ``[T,in]`` -> ``[1,T,out]`` or ``[T,out]`` for each linear that reads ``x``."""
     if x.ndim == 2:
         return tuple(y[0] for y in linears(x.unsqueeze(0), weights, sides))
-    ys = weights(x)
+    if not sides:
+        return weights(x)
+    ys = products(x, weights, sides)
     for side, batch in sides:
-        for decode in batch.singles:
-            _add_decode(ys, x, side, decode)
-        for span in batch.spans:
-            add_span(ys, x, side, span)
+        apply_outputs(ys, x, side, batch)
+        if side.low_rank is not None:
+            for decode in batch.singles:
+                _add_decode(ys, x, side.low_rank, decode)
+            for span in batch.spans:
+                add_span(ys, x, side.low_rank, span)
     return ys
 
 
-def _add_decode(ys: Sequence[Tensor], x: Tensor, side: SideWeights, decode: DecodeSides) -> None:
+def _add_decode(ys: Sequence[Tensor], x: Tensor, side: LowRankWeights, decode: DecodeSides) -> None:
     """Each row times the A and B of its own slot: a sum of weighted table rows.
 
     `embedding_bag` reads A and B in place, whatever the slots, at 25 and 13 GB/s on one core where

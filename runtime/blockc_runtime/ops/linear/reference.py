@@ -1,44 +1,40 @@
-"""``y = W x + b`` with the sides of many fine-tunes, one row at a time, in float32."""
+"""A linear with the side of one fine-tune, one row at a time, in float32."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-def side_linear(
-    y: Tensor,
-    x: Tensor,
-    a: Tensor,
-    b: Tensor,
-    rank: Sequence[int],
-    slot: Sequence[int],
-    in_scale: Tensor | None = None,
-    out_scale: Tensor | None = None,
-    out_bias: Tensor | None = None,
-) -> Tensor:
-    """``out_scale * (y + B A (in_scale * x)) + out_bias`` for rows with a slot, ``y`` for rows with slot -1.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceSide:
+    """The terms of `blockc.ir.codecs` at a linear. ``rows``: (index, weight row); ``changes``: dense ``[out, in]``."""
 
-    ``y [T,out]`` is ``W (in_scale * x)`` without bias, ``x [T,in]``; ``a [N,r,in]``, ``b [N,out,r]`` (scale folded
-    in) of which slot ``n`` uses the first ``rank[n]`` ranks; ``in_scale [N,in]``, ``out_scale`` and
-    ``out_bias [N,out]``. Returns float32.
-    """
-    out = y.float().clone()
-    for row, adapter in enumerate(slot):
-        if adapter < 0:
-            continue
-        value = x[row].float()
-        if in_scale is not None:
-            value = value * in_scale[adapter].float()
-        inner = a[adapter, : rank[adapter]].float() @ value
-        out[row] += b[adapter, :, : rank[adapter]].float() @ inner
-        if out_scale is not None:
-            out[row] *= out_scale[adapter].float()
-        if out_bias is not None:
-            out[row] += out_bias[adapter].float()
-    return out
+    in_scale: Tensor | None = None
+    rows: Sequence[tuple[int, Tensor]] = ()
+    low_rank: Sequence[tuple[Tensor, Tensor, float]] = ()
+    changes: Sequence[Tensor] = ()
+    out_scale: Tensor | None = None
+    bias: Tensor | None = None
+
+
+def side_linear(x: Tensor, weight: Tensor, bias: Tensor | None, side: ReferenceSide) -> Tensor:
+    """``s o (W' (t o x)) + sum_i D_i x + b``: ``x [in]``, ``weight [out, in]`` -> float32 ``[out]``."""
+    value, matrix = x.float(), weight.float().clone()
+    for index, row in side.rows:
+        matrix[index] = row.float()
+    out = matrix @ (value if side.in_scale is None else value * side.in_scale.float())
+    whole = torch.zeros_like(out) if bias is None else bias.float()
+    if side.out_scale is not None:
+        out, whole = out * side.out_scale.float(), whole * side.out_scale.float()
+    for a, b, scale in side.low_rank:
+        out = out + scale * (b.float() @ (a.float() @ value))
+    for change in side.changes:
+        out = out + change.float() @ value
+    return out + (whole if side.bias is None else side.bias.float())
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -17,9 +17,11 @@ from torch.nn.functional import linear
 class LinearWeights(Protocol):
     """One or more linears on the same input.
 
-    ``reads``: how many multiplications it takes; ``nbytes``: memory of its own, beside the tensors it was given.
+    ``count``: how many linears; ``reads``: how many multiplications it takes; ``nbytes``: memory of its own, beside the
+    tensors it was given.
     """
 
+    count: int
     reads: int
     nbytes: int
 
@@ -34,7 +36,7 @@ class DenseWeights:
 
     def __init__(self, matrices: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         self.pairs = tuple(zip(matrices, biases, strict=True))
-        self.reads = len(self.pairs)
+        self.count = self.reads = len(self.pairs)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """``x [..., in]`` -> ``[..., out]`` of each linear."""
@@ -48,6 +50,7 @@ class JoinedWeights:
 
     def __init__(self, matrices: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         self.outs = [matrix.shape[0] for matrix in matrices]
+        self.count = len(self.outs)
         self.matrix = torch.cat(list(matrices))
         self.bias = join_biases(matrices, biases)
         self.nbytes = self.matrix.nbytes + _nbytes(self.bias)
@@ -69,6 +72,7 @@ class PackedWeights:
     def __init__(self, matrices: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         joined = torch.cat(list(matrices)) if len(matrices) > 1 else matrices[0]
         self.outs = [matrix.shape[0] for matrix in matrices]
+        self.count = len(self.outs)
         self.total = sum(self.outs)
         self.matrix: Tensor = torch.ops.mkldnn._reorder_linear_weight(joined)
         self.bias = join_biases(matrices, biases)

@@ -1,0 +1,186 @@
+"""Sides of one bank at one site, or at linears that read one value, as the tensors that ops take.
+
+In: for each output the side of each member, and the zoo's tensors. Out: what the op of that kind of site is given.
+Invariant: slot i holds what member i has, in the model's dtype; folding is done in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from blockc.diag import DiagnosticError, Diagnostics
+from blockc.ir import Side, SiteKind, TensorRef
+from blockc_runtime.executor.weights import WeightStore
+from blockc_runtime.ops.linear.sides import (
+    Additive,
+    LowRankOutput,
+    LowRankWeights,
+    OutputSides,
+    Rows,
+    SideWeights,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """``sides[output][member]``: None for all members where they have none.
+
+    ``rank``: what terms of low rank are padded to; ``biases``: the base's, of each linear.
+    """
+
+    kind: SiteKind
+    sides: Sequence[Sequence[Side | None]]
+    rank: int
+    biases: Sequence[TensorRef | None]
+
+
+def stack(places: Places, store: WeightStore, dtype: torch.dtype) -> Any:
+    """The weights of one bank. Raises ValueError for a codec that this runtime lacks."""
+    return _STACKS[places.kind](places, store, dtype)
+
+
+def check_values(side: Side, store: WeightStore, dtype: torch.dtype) -> None:
+    """Raises `DiagnosticError` (BC203) for values that are not finite, before anybody is served with them."""
+    for term in side.terms:
+        for _, ref in term.tensors:
+            tensor = store.read(ref)
+            if tensor.is_floating_point() and not torch.isfinite(tensor.to(dtype)).all():
+                _refuse()
+            store.release(ref)
+    if side.rank:
+        read_low_rank(side, store, dtype)
+
+
+def read_low_rank(side: Side, store: WeightStore, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A ``[r, in]`` and B ``[out, r]``: terms side by side, scale folded in in float32, then cast to ``dtype``."""
+    terms = side.of("low_rank")
+    a = torch.cat([store.read(term["a"]).float() for term in terms], 0)
+    b = torch.cat([store.read(term["b"]).float() * float(term.scalar("scale")) for term in terms], 1)
+    for term in terms:
+        store.release(term["a"])
+        store.release(term["b"])
+    a, b = a.to(dtype), b.to(dtype)
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        _refuse()
+    return a, b
+
+
+def _refuse() -> NoReturn:
+    diags = Diagnostics()
+    diags.report("BC203", "a fine-tune holds values that are not finite")
+    raise DiagnosticError(diags)
+
+
+def _stack_linears(places: Places, store: WeightStore, dtype: torch.dtype) -> SideWeights:
+    held = {
+        output: [side for side in members if side is not None]
+        for output, members in enumerate(places.sides)
+        if members[0] is not None
+    }
+    scales = {output: _vectors(members, "in_scale", store) for output, members in held.items()}
+    outputs = [_output(output, members, places.biases[output], store, dtype) for output, members in held.items()]
+    return SideWeights(
+        low_rank=_low_rank({n: own for n, own in held.items() if own[0].of("low_rank")}, places.rank, store, dtype),
+        in_scales=tuple((outs, value.to(dtype)) for outs, value in _grouped(scales)),
+        outputs=tuple(out for out in outputs if out is not None),
+    )
+
+
+def _low_rank(
+    held: Mapping[int, Sequence[Side]], rank: int, store: WeightStore, dtype: torch.dtype
+) -> LowRankWeights | None:
+    """Outputs without such terms take no rank, since all members lack the same.
+
+    Filled in place, one side at a time: with many fine-tunes the parts of a stack are as large as the stack.
+    """
+    if not held:
+        return None
+    members = next(iter(held.values()))
+    slots, inputs = len(members), members[0].of("low_rank")[0]["a"].shape[1]
+    a = torch.zeros((slots, inputs, rank * len(held)), dtype=dtype, device=store.device)
+    outputs: list[LowRankOutput] = []
+    for number, (output, members) in enumerate(held.items()):
+        start = rank * number
+        width = members[0].of("low_rank")[0]["b"].shape[0]
+        b = torch.zeros((slots, rank, width), dtype=dtype, device=store.device)
+        for slot, side in enumerate(members):
+            own_a, own_b = read_low_rank(side, store, dtype)
+            a[slot, :, start : start + len(own_a)] = own_a.t()
+            b[slot, : own_b.shape[1]] = own_b.t()
+        outputs.append(LowRankOutput(output=output, rank_start=start, rank_stop=start + rank, b=b))
+    return LowRankWeights(a=a, outputs=tuple(outputs))
+
+
+def _output(
+    output: int, members: Sequence[Side], base_bias: TensorRef | None, store: WeightStore, dtype: torch.dtype
+) -> OutputSides | None:
+    """Scale, bias, rows and further terms of one linear; None if it has none of them."""
+    scale, bias = _vectors(members, "out_scale", store), _vectors(members, "bias", store)
+    base = None if base_bias is None else store.read(base_bias).float()
+    if bias is not None and base is not None:  # the product has the base's, and scale it is scaled along
+        bias = bias - (base if scale is None else scale * base)
+    rows = tuple(
+        Rows(
+            index=store.read(term["index"]).clone(),
+            weight=store.read(term["weight"]).to(dtype),
+            bias=None if base is None else base[store.read(term["index"])].to(dtype),
+        )
+        for side in members
+        for term in side.of("rows")
+    )
+    additive = tuple(_additive(side, store, dtype) for side in members)
+    if scale is None and bias is None and not rows and not any(additive):
+        return None
+    return OutputSides(
+        output=output,
+        scale=None if scale is None else scale.to(dtype),
+        bias=None if bias is None else bias.to(dtype),
+        rows=rows,
+        additive=additive if any(additive) else (),
+    )
+
+
+def _vectors(members: Sequence[Side], codec: str, store: WeightStore) -> Tensor | None:
+    """``[N, n]`` in float32; None where the members have none."""
+    if not members[0].of(codec):
+        return None
+    return torch.stack([store.read(side.of(codec)[0]["value"]).float() for side in members])
+
+
+def _grouped(scales: Mapping[int, Tensor | None]) -> list[tuple[frozenset[int], Tensor]]:
+    """Outputs that read the same scaled value, together."""
+    groups: list[tuple[set[int], Tensor]] = []
+    for output, scale in scales.items():
+        if scale is None:
+            continue
+        known = next((outputs for outputs, other in groups if torch.equal(other, scale)), None)
+        if known is None:
+            groups.append(({output}, scale))
+        else:
+            known.add(output)
+    return [(frozenset(outputs), scale) for outputs, scale in groups]
+
+
+def _additive(side: Side, store: WeightStore, dtype: torch.dtype) -> tuple[Additive, ...]:
+    """Terms that are not of low rank, in the order of the side."""
+    known = {"in_scale", "rows", "low_rank", "out_scale", "bias"}
+    return tuple(_ADDITIVE[term.codec](term, store, dtype) for term in side.terms if term.codec not in known)
+
+
+def _stack_vectors(places: Places, store: WeightStore, dtype: torch.dtype) -> Tensor:
+    """``[N, n]``."""
+    members = [side for side in places.sides[0] if side is not None]
+    return torch.stack([store.read(side.terms[0]["value"]).to(dtype) for side in members])
+
+
+# How terms are read that change a linear's matrix in another way: by codec.
+_ADDITIVE: Mapping[str, Callable[..., Additive]] = {}
+_STACKS: Mapping[SiteKind, Callable[[Places, WeightStore, torch.dtype], Any]] = {
+    "linear": _stack_linears,
+    "vector": _stack_vectors,
+}
