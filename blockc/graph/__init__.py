@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from blockc.graph.model import Block, Chain, KvLayerShape, ModelPath, replace_tensors
+from blockc.graph.model import Block, Chain, KvLayerShape, ModelPath
 
-__all__ = ["Block", "Chain", "KvLayerShape", "ModelPath", "replace_tensors"]
+__all__ = ["Block", "Chain", "KvLayerShape", "ModelPath"]

@@ -6,7 +6,7 @@ Two blocks are the same exactly if their digests are. A chain is a model version
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from blockc.ir import Side, Structure, TensorRef, block_parts, json_digest, side_digest, structure_digest
@@ -74,8 +74,9 @@ class ModelPath:
 
     ``sites[i]`` maps module paths (PEFT's) of occurrence i to site names. ``first_kv_layer[i]``: KV layers before it.
     ``prefixes[i]`` stands before the parameter names of occurrence i in its model (``model.layers.3.``); empty where
-    they are not known. ``parameters[i]`` maps full parameter names to those in the structure of occurrence i. Names are
-    for reading files and for people, and no part of the digest.
+    they are not known. ``parameters[i]`` maps full parameter names to those in the structure of occurrence i;
+    ``transposed``: those that files hold as ``[in, out]``; ``tied``: parameters that the model keeps as one with
+    another. Names are for reading files and for people, and no part of the digest.
     """
 
     blocks: tuple[Block, ...]
@@ -88,6 +89,8 @@ class ModelPath:
     max_model_len: int
     prefixes: tuple[str, ...] = ()
     parameters: tuple[Mapping[str, str], ...] = ()
+    transposed: frozenset[str] = frozenset()
+    tied: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -134,18 +137,3 @@ class Chain:
                 "virtual": self.virtual_tokens,
             },
         )
-
-
-def replace_tensors(path: ModelPath, tensors: Mapping[str, TensorRef]) -> ModelPath:
-    """The path with other tensors of the same shapes, by full parameter name; its other blocks stay what they are.
-
-    A name that several occurrences bind (a tied embedding) is replaced in all of them.
-    """
-    blocks = []
-    for block, parameters in zip(path.blocks, path.parameters, strict=True):
-        own = {parameters[name]: ref for name, ref in tensors.items() if name in parameters}
-        for name, ref in own.items():
-            if (ref.shape, ref.dtype) != (block.tensors[name].shape, block.tensors[name].dtype):
-                raise ValueError(f"{name} is another type of tensor")
-        blocks.append(replace(block, tensors={**block.tensors, **own}) if own else block)
-    return replace(path, blocks=tuple(blocks))

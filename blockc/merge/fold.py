@@ -7,24 +7,17 @@ model's dtype.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from blockc.graph import Block, Chain
-from blockc.ir import DTYPE_NAME, Op, Param, Place, Side, Structure, TensorRef, Term, sites_of
+from blockc.ir import DTYPE_NAME, Param, Place, Side, Structure, TensorRef, sites_of
+from blockc.tune.folding import FOLDED, bias_of, folded_tensors
 from blockc.tune.full import tensor_ref
+from blockc.tune.stored import read_tensor
 from blockc.zoo import Zoo
-
-# Codecs whose terms can be part of a matrix, a table or a vector.
-_FOLDED = {
-    "linear": frozenset({"in_scale", "rows", "low_rank", "out_scale", "bias"}),
-    "embed": frozenset({"rows", "low_rank"}),
-    "vector": frozenset({"value"}),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +55,14 @@ def _fold_block(block: Block, sides: Sequence[Side], zoo: Zoo) -> tuple[Block, l
         if not _can_fold(block.structure, place, side):
             kept.append(side)
             continue
-        bias = _bias_of(block.structure, place)
-        made, lost = _merged(place, side, tensors, bias, zoo)
-        rounding = max(rounding, lost)
-        for name, value in made.items():
-            ref, data = tensor_ref(value.to(getattr(torch, DTYPE_NAME[tensors[name].dtype])))
+        for name, value in folded_tensors(block.structure, place, side, tensors, zoo).items():
+            rounded = value.to(getattr(torch, DTYPE_NAME[tensors[name].dtype]))
+            if name == place.param:
+                rounding = max(rounding, _lost(read_tensor(zoo, tensors[name]).float(), value, rounded.float()))
+            ref, data = tensor_ref(rounded)
             tensors[name] = ref
             fresh.append((ref, data))
-        if place.kind == "linear" and bias is None and (terms := side.of("bias")):
+        if place.kind == "linear" and bias_of(block.structure, place) is None and (terms := side.of("bias")):
             kept.append(replace(side, terms=terms))
     zoo.put_tensors(fresh)
     return replace(block, tensors=tensors), kept, rounding
@@ -77,7 +70,7 @@ def _fold_block(block: Block, sides: Sequence[Side], zoo: Zoo) -> tuple[Block, l
 
 def _can_fold(structure: Structure, place: Place, side: Side) -> bool:
     """Whether every term is understood, no new row is among them, and nobody else reads the parameter."""
-    if place.param is None or not {term.codec for term in side.terms} <= _FOLDED.get(place.kind, frozenset()):
+    if place.param is None or not {term.codec for term in side.terms} <= FOLDED.get(place.kind, frozenset()):
         return False
     users = [op for op in structure.ops if Param(place.param) in op.args]
     if place.kind != "vector" and len(users) != 1:
@@ -85,52 +78,9 @@ def _can_fold(structure: Structure, place: Place, side: Side) -> bool:
     return not (place.kind == "embed" and side.of("rows"))  # rows beyond the table belong to new tokens
 
 
-def _bias_of(structure: Structure, place: Place) -> str | None:
-    op: Op = next(op for op in structure.ops if op.result in place.ops)
-    bias = op.args[2] if place.kind == "linear" else None
-    return bias.name if isinstance(bias, Param) else None
-
-
-def _merged(
-    place: Place, side: Side, tensors: Mapping[str, TensorRef], bias: str | None, zoo: Zoo
-) -> tuple[dict[str, torch.Tensor], float]:
-    """Parameters by name in float32, and how much of the matrix's change its dtype loses."""
-    assert place.param is not None
-    if place.kind == "vector":
-        return {place.param: read(zoo, side.terms[0]["value"])}, 0.0
-    ref = tensors[place.param]
-    base = read(zoo, ref).float()
-    matrix = base.t().clone() if place.kind == "embed" else base.clone()
-    for term in side.of("rows"):
-        matrix[read(zoo, term["index"])] = read(zoo, term["weight"]).float()
-    for term in side.of("in_scale"):
-        matrix *= read(zoo, term["value"]).float()
-    scale = [read(zoo, term["value"]).float() for term in side.of("out_scale")]
-    for vector in scale:
-        matrix *= vector[:, None]
-    for term in side.of("low_rank"):
-        matrix += _product(term, zoo)
-    made = {place.param: matrix.t() if place.kind == "embed" else matrix}
-    if bias is not None:
-        whole = [read(zoo, term["value"]).float() for term in side.of("bias")]
-        if whole or scale:
-            made[bias] = whole[0] if whole else scale[0] * read(zoo, tensors[bias]).float()
-    change = made[place.param] - base
-    rounded = made[place.param].to(getattr(torch, DTYPE_NAME[ref.dtype])).float() - base
-    norm = float(change.norm())
-    return made, float((rounded - change).norm()) / norm if norm else 0.0
-
-
-def _product(term: Term, zoo: Zoo) -> torch.Tensor:
-    return read(zoo, term["b"]).float() @ read(zoo, term["a"]).float() * float(term.scalar("scale"))
-
-
-def read(zoo: Zoo, ref: TensorRef) -> torch.Tensor:
-    """A tensor of the zoo, copied. Raises `DiagnosticError`."""
-    data = np.frombuffer(zoo.tensor(ref.digest).data, dtype=np.uint8).copy()
-    tensor = torch.from_numpy(data).view(getattr(torch, DTYPE_NAME[ref.dtype]))
-    assert tensor.numel() == math.prod(ref.shape)
-    return tensor.reshape(ref.shape)
+def _lost(base: torch.Tensor, exact: torch.Tensor, rounded: torch.Tensor) -> float:
+    change = float((exact - base).norm())
+    return float((rounded - exact).norm()) / change if change else 0.0
 
 
 def private_bytes(after: Chain, others: Iterable[Chain]) -> int:

@@ -7,6 +7,7 @@ none was missing, none had another shape, held codes, or values that are not fin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,13 @@ from safetensors import SafetensorError
 
 from blockc.diag import Diagnostics, Span
 from blockc.graph import Chain, ModelPath
-from blockc.ir import DTYPE_NAME, Side, TensorRef
+from blockc.ir import DTYPE_NAME, Side, Site, TensorRef
 from blockc.tune.checkpoint import Checkpoint
 from blockc.tune.full import FLOATS, is_finite, tensor_ref
 from blockc.zoo import Zoo
 
 _SHOWN = 5
+_ADAPTER_NAME = re.compile(r"\.default(?=\.|$)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +31,13 @@ class Tuned:
     """What a fine-tune makes of the chain below it.
 
     ``sides``: its own, without those below. ``path``: the one below, or its own where it replaces whole tensors.
+    ``resets``: where what lies below has no say any more.
     """
 
     path: ModelPath
     sides: tuple[Side, ...]
     virtual_tokens: tuple[int, ...] = ()
+    resets: frozenset[Site] = frozenset()
 
 
 class AdapterFiles:
@@ -53,6 +57,9 @@ class AdapterFiles:
         self.config, self.checkpoint, self.written = config, checkpoint, written
         self.parent, self.zoo, self.diags, self.at = parent, zoo, diags, at
         self.dtype: torch.dtype = getattr(torch, DTYPE_NAME[parent.path.dtype])
+        self._names: dict[str, str] = {}
+        for name in sorted(checkpoint.files, key=lambda name: (len(name), name)):
+            self._names.setdefault(plain(name), name)
         self.left = set(checkpoint.files)
         self._missing: list[str] = []
         self._misfits: list[str] = []
@@ -60,13 +67,23 @@ class AdapterFiles:
         self._fresh: dict[str, tuple[TensorRef, memoryview]] = {}
 
     def __contains__(self, name: str) -> bool:
-        """Whether the files hold a tensor of this name that nobody has taken."""
-        return name in self.left
+        """Whether the files hold a tensor of this plain name that nobody has taken."""
+        return self._names.get(name) in self.left
+
+    @property
+    def plain_names(self) -> tuple[str, ...]:
+        """Plain names of all tensors that nobody has taken, sorted."""
+        return tuple(sorted(name for name, held in self._names.items() if held in self.left))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor by its plain name."""
+        return self.checkpoint.shapes[self._names[name]]
 
     def take(self, name: str, shape: Sequence[int] | None = None) -> torch.Tensor | None:
-        """The tensor ``name`` of ``shape`` in the model's dtype; None if something is wrong, which `finish` reports."""
+        """The tensor of a plain name in the model's dtype; None if something is wrong, which `finish` reports."""
+        plain_name, name = name, self._names.get(name, name)
         if name not in self.left:
-            self._missing.append(name)
+            self._missing.append(plain_name)
             return None
         self.left.discard(name)
         held = self.checkpoint.shapes[name]
@@ -89,9 +106,9 @@ class AdapterFiles:
             return None
         return tensor
 
-    def ignore(self, name: str) -> None:
-        """Say that a tensor changes nothing, rightly."""
-        self.left.discard(name)
+    def misfit(self, text: str) -> None:
+        """Report something that does not fit the base (BC202), with all others, in `finish`."""
+        self._misfits.append(text)
 
     def store(self, tensor: torch.Tensor) -> TensorRef:
         """A tensor's reference; `finish` puts its bytes into the zoo."""
@@ -138,6 +155,11 @@ class AdapterFiles:
             return False
         self.zoo.put_tensors(list(self._fresh.values()))
         return True
+
+
+def plain(name: str) -> str:
+    """A tensor's name without PEFT's prefix, and without the name of the adapter, which some versions write."""
+    return _ADAPTER_NAME.sub("", name).removeprefix("base_model.model.").removeprefix("base_model.")
 
 
 def listed(names: Sequence[str]) -> str:

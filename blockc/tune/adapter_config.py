@@ -6,6 +6,7 @@ or a missing term. Names and meanings as in PEFT 0.21's ``LoraConfig``.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 from blockc.diag import Diagnostics, Span
 
 # What inference does not read: training settings, provenance, sharding of the training job.
-_WITHOUT_EFFECT = {
+WITHOUT_EFFECT = {
     "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "lora_dropout", "megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config",
     "lora_ga_config", "velora_config", "monteclora_config", "runtime_config", "qalora_group_size",
@@ -24,8 +25,10 @@ _WITHOUT_EFFECT = {
 }  # fmt: skip
 _APPLIED = {
     "peft_type", "r", "lora_alpha", "target_modules", "exclude_modules", "use_rslora", "layers_to_transform",
-    "layers_pattern", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights",
+    "layers_pattern", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights", "use_dora", "lora_bias",
+    "modules_to_save", "trainable_token_indices", "ensure_weight_tying",
 }  # fmt: skip
+_BIASES = ("none", "all", "lora_only")
 # These initialisations leave the base as it is. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA, and those of tomorrow)
 # subtract the initial adapter from it: the base on disk is then not the base in use.
 _KEEPS_BASE = ("gaussian", "eva", "orthogonal", "mica")
@@ -45,7 +48,12 @@ class LoraSettings:
     exclude_modules: tuple[str, ...] | str
     layers_to_transform: tuple[int, ...] | None
     layers_pattern: tuple[str, ...]
-    base_name: str | None
+    bias: str = "none"
+    dora: bool = False
+    lora_bias: bool = False
+    modules_to_save: tuple[str, ...] = ()
+    trainable_tokens: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    ensure_weight_tying: bool = False
 
     def rank_of(self, module: str) -> int:
         """Rank of a module: the first pattern that matches its path, else the common rank."""
@@ -59,9 +67,9 @@ class LoraSettings:
 
     def targets(self, module: str) -> bool:
         """Whether the configuration adapts the module at this path."""
-        if _listed_or_matched(self.exclude_modules, module):
+        if matches(self.exclude_modules, module):
             return False
-        if not _listed_or_matched(self.target_modules, module):
+        if not matches(self.target_modules, module):
             return False
         if self.layers_to_transform is None or isinstance(self.target_modules, str) or module in self.target_modules:
             return True  # PEFT asks for the layer only where a name is a part of the path
@@ -78,51 +86,56 @@ def read_lora_settings(config: Mapping[str, Any], *, written: str, diags: Diagno
     if kind != "LORA":
         diags.report(
             "BC208", f"{written} is a fine-tune of the kind {str(kind)[:40]!r}", at=at,
-            help="LoRA adapters and full checkpoints are supported; merge others into a full checkpoint with PEFT",
+            help="merge it into a full checkpoint with PEFT; `blockc rule BC208` lists what is served",
         )  # fmt: skip
         return None
     refused = _refusals(config)
     for field, value, why in refused:
         diags.report(
-            "BC207", f"`{field} = {_short(value)}` of {written} is not supported", at=at, notes=(why,),
+            "BC207", f"`{field} = {short(value)}` of {written} is not supported", at=at, notes=(why,),
             help=_CONVERT_HELP if field == "init_lora_weights" else "train without it, or merge the adapter with PEFT",
         )  # fmt: skip
     malformed = _malformed(config)
     for field, wanted in malformed:
         diags.report(
-            "BC207", f"`{field} = {_short(config.get(field))}` of {written} is not {wanted}", at=at,
+            "BC207", f"`{field} = {short(config.get(field))}` of {written} is not {wanted}", at=at,
             help="save the adapter again with PEFT",
         )  # fmt: skip
     if refused or malformed:
         return None
     layers = config.get("layers_to_transform")
-    pattern, base_name = config.get("layers_pattern"), config.get("base_model_name_or_path")
+    pattern = config.get("layers_pattern")
     return LoraSettings(
         rank=config["r"],
         alpha=float(config["lora_alpha"]),
         rank_pattern=config.get("rank_pattern") or {},
         alpha_pattern={key: float(value) for key, value in (config.get("alpha_pattern") or {}).items()},
         rslora=bool(config.get("use_rslora")),
-        target_modules=_names(config["target_modules"]),
-        exclude_modules=_names(config.get("exclude_modules") or ()),
+        target_modules=names_of(config["target_modules"]),
+        exclude_modules=names_of(config.get("exclude_modules") or ()),
         layers_to_transform=None if layers in (None, []) else tuple([layers] if isinstance(layers, int) else layers),
         layers_pattern=() if not pattern else tuple([pattern] if isinstance(pattern, str) else pattern),
-        base_name=base_name if isinstance(base_name, str) else None,
+        bias=config.get("bias") or "none",
+        dora=bool(config.get("use_dora")),
+        lora_bias=bool(config.get("lora_bias")),
+        modules_to_save=tuple(config.get("modules_to_save") or ()),
+        trainable_tokens=token_indices(config.get("trainable_token_indices")),
+        ensure_weight_tying=bool(config.get("ensure_weight_tying")),
     )
 
 
 def _refusals(config: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
     found: list[tuple[str, Any, str]] = []
     for field, value in sorted(config.items()):
-        if field in _WITHOUT_EFFECT:
+        if field in WITHOUT_EFFECT:
             continue
         if field == "init_lora_weights":
             if value is not None and not isinstance(value, bool) and value not in _KEEPS_BASE:
                 found.append((field, value, "this initialisation changes the base model's weights, or is unknown"))
         elif field == "bias":
-            if value not in (None, "none"):
-                found.append((field, value, "trained biases are not supported yet"))
-        elif field not in _APPLIED and not _is_neutral(field, value):
+            if value not in (None, *_BIASES):
+                found.append((field, value, "PEFT knows none, all and lora_only"))
+        elif field not in _APPLIED and not is_neutral(value):
             found.append((field, value, "it changes the result and is not understood"))
     if isinstance(config.get("target_modules"), str):  # PEFT refuses both; neither is read beside a pattern
         why = "it has no meaning where `target_modules` is a pattern"
@@ -133,9 +146,20 @@ def _refusals(config: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
     return found
 
 
-def _is_neutral(field: str, value: Any) -> bool:
+def token_indices(value: Any) -> dict[str, tuple[int, ...]]:
+    """`trainable_token_indices` by module; "" is the table of the input. Raises ValueError."""
+    if not value:
+        return {}
+    named = value if isinstance(value, dict) else {"": value}
+    for rows in named.values():
+        if not isinstance(rows, list) or not all(_is_int(row) and row >= 0 for row in rows) or len({*rows}) < len(rows):
+            raise ValueError
+    return {str(name): tuple(rows) for name, rows in named.items()}
+
+
+def is_neutral(value: Any) -> bool:
     """Whether a field is switched off. An empty mapping is not: as a variant's settings it means all defaults."""
-    return value is None or value is False or value == [] or (field == "trainable_token_indices" and value == {})
+    return value is None or value is False or value == []
 
 
 def _malformed(config: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -155,6 +179,13 @@ def _malformed(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     layers = config.get("layers_to_transform")
     if layers is not None and not _is_int(layers) and not (isinstance(layers, list) and all(map(_is_int, layers))):
         found.append(("layers_to_transform", "an integer or a list of integers"))
+    saved = config.get("modules_to_save")
+    if saved and not _all_str(saved):
+        found.append(("modules_to_save", "a list of module names"))
+    try:
+        token_indices(config.get("trainable_token_indices"))
+    except ValueError:
+        found.append(("trainable_token_indices", "a list of token ids, each once, or one for each module"))
     exclude = config.get("exclude_modules")
     if exclude and not (isinstance(exclude, str) or _all_str(exclude)):
         found.append(("exclude_modules", "a list of module names or a pattern"))
@@ -175,13 +206,15 @@ def _pattern_of(patterns: Mapping[str, Any], module: str) -> str:
     return module
 
 
-def _listed_or_matched(names: tuple[str, ...] | str, module: str) -> bool:
+def matches(names: tuple[str, ...] | str, module: str) -> bool:
+    """Whether a path is named by a list (whole, or its end) or by a pattern (whole), as PEFT matches them."""
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
-def _names(value: Any) -> tuple[str, ...] | str:
+def names_of(value: Any) -> tuple[str, ...] | str:
+    """A list of names, or a pattern."""
     if value == "all-linear":  # PEFT resolves it when it saves; older files keep the word. The head is left out.
         return r"(?!(.*\.)?lm_head$).*"
     return value if isinstance(value, str) else tuple(value)
@@ -209,6 +242,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value in few characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -21,8 +21,8 @@ from blockc.trace import Source, TracedBlock, TracedModel
 from blockc.tune.adapter_config import LoraSettings, read_lora_settings
 from blockc.tune.assets import stop_token_ids
 from blockc.tune.bind import bind
+from blockc.tune.draft import Located, linears
 from blockc.tune.full import tensor_ref
-from blockc.tune.kinds.lora import Target, linears
 from blockc.tune.models import ModelFiles
 from blockc.tune.stack import stack_sides
 from blockc.tune.traced import parameter_of, parameter_shape
@@ -37,7 +37,7 @@ class _Term:
     """What every LoRA of one configuration puts at one linear of one path."""
 
     module: str
-    target: Target
+    target: Located
     rank: int
     scale: float
 
@@ -169,7 +169,7 @@ def _lora_chain(
 def _terms(files: ModelFiles, path: ModelPath, *, diags: Diagnostics) -> tuple[_Term, ...] | None:
     """The linears that a configuration targets, by the rules that its tensors would have to follow."""
     settings = read_lora_settings(files.config, written=files.written, diags=diags, at=files.span)
-    if settings is None:
+    if settings is None or not _follows(files, settings, diags=diags):
         return None
     targets = linears(path)
     if isinstance(files.source, Assumption) and not _all_exist(files, settings, targets, diags=diags):
@@ -192,7 +192,24 @@ def _terms(files: ModelFiles, path: ModelPath, *, diags: Diagnostics) -> tuple[_
     )  # fmt: skip
 
 
-def _all_exist(files: ModelFiles, settings: LoraSettings, targets: Mapping[str, Target], *, diags: Diagnostics) -> bool:
+def _follows(files: ModelFiles, settings: LoraSettings, *, diags: Diagnostics) -> bool:
+    """Whether all that the adapter changes follows from its configuration."""
+    beside = {
+        "bias": settings.bias != "none", "lora_bias": settings.lora_bias, "use_dora": settings.dora,
+        "modules_to_save": settings.modules_to_save, "trainable_token_indices": settings.trainable_tokens,
+    }  # fmt: skip
+    for field, given in beside.items():
+        if given:
+            diags.report(
+                "BC207", f"`{field}` of {files.written} cannot be planned for from its configuration alone",
+                at=files.span, help="compile with its weights: leave `--target sim` out",
+            )  # fmt: skip
+    return not any(beside.values())
+
+
+def _all_exist(
+    files: ModelFiles, settings: LoraSettings, targets: Mapping[str, Located], *, diags: Diagnostics
+) -> bool:
     """Whether each target that a spec writes is a linear: a misspelt one would make the plan too small."""
     if isinstance(settings.target_modules, str):
         return True  # all linears

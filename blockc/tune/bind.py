@@ -38,6 +38,13 @@ def bind(traced: TracedModel, tensors_of: TensorsOf, *, max_model_len: int, kv_d
         max_model_len=max_model_len,
         prefixes=tuple(block.layer_prefix for block in traced.blocks),
         parameters=tuple({source.name: name for name, source in block.sources.items()} for block in traced.blocks),
+        transposed=frozenset(
+            source.name
+            for block in traced.blocks
+            for source in block.sources.values()
+            if source.transform == "transpose"
+        ),
+        tied=traced.loading.tied,
     )
 
 

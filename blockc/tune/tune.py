@@ -21,7 +21,7 @@ from blockc.tune.checkpoint import open_checkpoint
 from blockc.tune.full import OnBytes, bind_checkpoint
 from blockc.tune.kinds import KINDS
 from blockc.tune.models import ModelFiles
-from blockc.tune.stack import stack_sides
+from blockc.tune.stack import StackError, stack_sides
 from blockc.zoo import Zoo
 
 # A model's name, bytes of its weights that are hashed and in the zoo, bytes of its weights in all.
@@ -112,9 +112,17 @@ def _adapter_chain(
     on_bytes(own_bytes, own_bytes)
     base_name = files.config.get("base_model_name_or_path")
     compare_names(files, base_name if isinstance(base_name, str) else None, diags=diags)
+    try:
+        sides = stack_sides(parent.sides, tuned.sides, zoo=zoo, resets=tuned.resets)
+    except StackError as error:
+        diags.report(
+            "BC208", f"{files.written} cannot stand on `{files.lineage[1]}`: {error}", at=files.span,
+            help="merge the lower one into its base, or train this one on the base",
+        )  # fmt: skip
+        return None
     return _chain(
         tuned.path,
-        effective_sides(stack_sides(parent.sides, tuned.sides)),
+        effective_sides(sides),
         files,
         models,
         zoo=zoo,

@@ -112,7 +112,10 @@ def _loaded(loader: Any, directory: Path, dtype: torch.dtype) -> Any:
 
 
 def _with_adapters(model: Any, directories: Sequence[Path]) -> Any:
-    """All adapters of a stack at once; PEFT adds up what is active. Matrices keep the model's dtype."""
+    """A stack of adapters, the lowest first. Matrices keep the model's dtype.
+
+    Plain LoRAs are active at once, and PEFT adds them up; of other stacks all but the highest are merged by PEFT.
+    """
     try:
         from peft import PeftModel
     except ImportError as error:
@@ -121,6 +124,12 @@ def _with_adapters(model: Any, directories: Sequence[Path]) -> Any:
             "BC905", "verifying adapters needs PEFT", help="install it: pip install 'blockc[verify]'",
         )  # fmt: skip
         raise DiagnosticError(diags) from error
+    configs = [json.loads((directory / "adapter_config.json").read_text()) for directory in directories]
+    if not all(config.get("peft_type") == "LORA" and not config.get("use_dora") for config in configs):
+        for lower in directories[:-1]:
+            lowered = PeftModel.from_pretrained(model, lower, autocast_adapter_dtype=False)
+            model = lowered.to(model.dtype).merge_and_unload()
+        directories = directories[-1:]
     names = [f"adapter{index}" for index in range(len(directories))]
     tuned = PeftModel.from_pretrained(model, directories[0], adapter_name=names[0], autocast_adapter_dtype=False)
     for name, directory in zip(names[1:], directories[1:], strict=True):

@@ -14,6 +14,8 @@ VECTORS = "output:vector"
 _DTYPES = ("BF16", "F32")
 _SIDES = (
     "bias@linear",
+    "low_rank@embed",
+    "rows@embed",
     "in_scale@linear",
     "low_rank@linear",
     "out_scale@linear",

@@ -11,8 +11,8 @@ import torch
 from blockc.graph import Chain
 from blockc.ir import Side, Site, sites_of, term
 from blockc.merge import fold
-from blockc.merge.fold import read
 from blockc.tune.full import tensor_ref
+from blockc.tune.stored import read_tensor as read
 from blockc.zoo import Zoo
 from tests.support.adapters import LLAMA_LINEARS, save_lora
 from tests.support.chains import chains_of

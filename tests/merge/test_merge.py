@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from blockc.compiler import compile_deployment
 from blockc.diag import Diagnostics
 from blockc.merge import Demand, gain
+from blockc.place.sizes import sizes_of
 from blockc.plan import ExecutionPlan
 from blockc.spec.deployment import Deployment, Policy, Traffic
 from blockc.verify import failed, verify
@@ -100,12 +101,14 @@ def test_what_is_not_merged(merge: str, change: dict, models: Path, tmp_path: Pa
 
 
 def test_what_does_not_fit_is_not_merged(models: Path, tmp_path: Path) -> None:
-    roomy, _, _ = compiled(spec(models, "auto"), tmp_path)
-    without, _, _ = compiled(spec(models, "never"), tmp_path)
-    used = without.memory[0].used_bytes - without.memory[0].kv_bytes
-    least = used + 2 * 8 * 2 * 16 * 4 * 256  # KV pages of one sequence or two, no second copy of the weights
-    assert roomy.models["hot"].merged is not None
-    tight, _, _ = compiled(spec(models, "auto", memory_bytes=least), tmp_path)
+    roomy, _, zoo = compiled(spec(models, "auto"), tmp_path)
+    merged = roomy.models["hot"].merged
+    assert merged is not None
+    found = {}
+    compile_deployment(spec(models, "never"), zoo=zoo, diags=Diagnostics(), on_result=found.__setitem__)
+    problem, _ = found["place"]
+    least = sizes_of(problem).least(range(len(problem.chains))).used_bytes
+    tight, _, _ = compiled(spec(models, "auto", memory_bytes=least + merged.private_bytes // 4), tmp_path)
     assert tight.models["hot"].merged is None
 
 

@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from blockc.diag import Diagnostics
+from blockc.graph import Chain
 from blockc.trace import trace
-from blockc.tune.adapter_config import read_lora_settings
+from blockc.tune.adapter import AdapterFiles
 from blockc.tune.checkpoint import open_checkpoint
-from blockc.tune.kinds.lora import read_lora
+from blockc.tune.kinds import lora
 from blockc.zoo import Zoo
 from tests.support.adapters import save_lora
 from tests.support.binding import AT, bound
@@ -124,10 +125,12 @@ def adapter(base, tmp_path_factory):
 
 def _read(path, config, tmp_path):
     diags = Diagnostics()
-    settings = read_lora_settings(config, written="copy", diags=diags, at=AT)
     files = open_checkpoint(
         tmp_path / "copy", stem="adapter_model", index=None, written="copy", diags=diags, at=AT
     )  # fmt: skip
     zoo = Zoo(tmp_path / "zoo", create=True)
-    sides = read_lora(path, settings, files, zoo=zoo, written="copy", diags=diags, at=AT)
-    return sides, " ".join(" ".join((item.message, *item.notes)) for item in diags)
+    parent = Chain(path=path, sides=(), assets={}, stop_token_ids=())
+    tuned = lora.read(
+        AdapterFiles(config=config, checkpoint=files, parent=parent, written="copy", zoo=zoo, diags=diags, at=AT)
+    )
+    return None if tuned is None else tuned.sides, " ".join(" ".join((item.message, *item.notes)) for item in diags)

@@ -33,11 +33,10 @@ def test_the_untouched_adapter_is_accepted(base, adapter, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("use_dora", True),
-        ("bias", "lora_only"),
-        ("lora_bias", True),
-        ("modules_to_save", ["lm_head"]),
-        ("trainable_token_indices", [1, 2]),
+        ("bias", "some"),
+        ("modules_to_save", "lm_head"),
+        ("trainable_token_indices", [1, 1]),
+        ("trainable_token_indices", {"lm_head": [-1]}),
         ("layer_replication", [[0, 2]]),
         ("init_lora_weights", "pissa_niter_4"),
         ("a_field_of_tomorrow", 3),
@@ -61,6 +60,24 @@ def test_a_field_that_is_not_understood(field, value, base, copy, tmp_path):
     assert field in found["BC207"]
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "missing"),
+    [
+        ("use_dora", True, "model.layers.0.self_attn.q_proj.lora_magnitude_vector"),
+        ("lora_bias", True, "model.layers.0.self_attn.q_proj.lora_B.bias"),
+        ("modules_to_save", ["lm_head"], "lm_head.weight"),
+        ("modules_to_save", ["score"], "score.weight"),
+        ("trainable_token_indices", [1, 2], "model.embed_tokens.token_adapter.trainable_tokens_delta"),
+        ("trainable_token_indices", {"wte": [1]}, "wte.token_adapter.trainable_tokens_delta"),
+    ],
+)
+def test_a_field_whose_tensors_are_missing(field, value, missing, base, copy, tmp_path):
+    configure(copy, **{field: value})
+    found = _diagnose(base, copy, tmp_path)
+    assert set(found) == {"BC211"}
+    assert missing in found["BC211"]
+
+
 @pytest.mark.parametrize(("field", "value"), [("layers_to_transform", [0]), ("layers_pattern", "layers")])
 def test_layers_beside_a_pattern_of_modules(field, value, base, copy, tmp_path):
     configure(copy, target_modules=r".*\.(q|v)_proj", **{field: value})
@@ -80,8 +97,13 @@ def test_one_matrix_under_two_names(base, copy, tmp_path):
 
 
 def test_another_kind_of_adapter(base, copy, tmp_path):
-    configure(copy, peft_type="IA3")
-    assert "IA3" in _diagnose(base, copy, tmp_path)["BC208"]
+    configure(copy, peft_type="OF_TOMORROW")
+    assert "OF_TOMORROW" in _diagnose(base, copy, tmp_path)["BC208"]
+
+
+def test_a_kind_that_its_tensors_are_not(base, copy, tmp_path):
+    configure(copy, peft_type="IA3", lora_alpha=None, r=None)
+    assert {"BC204", "BC211"} <= set(_diagnose(base, copy, tmp_path))
 
 
 def test_a_rank_that_the_configuration_denies(base, copy, tmp_path):

@@ -56,11 +56,12 @@ class LinearGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteGroup:
-    """A site that is no linear, by itself."""
+    """A site that is no linear, by itself. ``param``: the parameter that it stands for, if any."""
 
     kind: SiteKind
     sites: tuple[str]
     after_selection: bool
+    param: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +146,9 @@ class _Builder:
             tensors=tensors,
             linears=tuple(_group_entry(ops, selected) for ops in self.groups),
             sites=tuple(
-                SiteGroup(kind=place.kind, sites=(place.name,), after_selection=place.after_selection)
+                SiteGroup(
+                    kind=place.kind, sites=(place.name,), after_selection=place.after_selection, param=place.param
+                )
                 for place in self.places
             ),
             windows=tuple(_window(op) for op in self.attentions),

@@ -127,6 +127,7 @@ def build_banks(
                             sides=outputs,
                             rank=rank,
                             biases=[None if name is None else blocks[occurrence].tensors[name] for name in biases],
+                            height=_height(group, blocks[occurrence]),
                         ),
                         store,
                         dtype,
@@ -134,6 +135,12 @@ def build_banks(
         if weights:
             banks.append(Bank(slots={chain: slot for slot, chain in enumerate(members)}, weights=weights))
     return tuple(banks)
+
+
+def _height(group: LinearGroup | SiteGroup, block: BlockEntry) -> int:
+    """Rows of a table that ids are looked up in; 0 for other kinds of site."""
+    param = group.param if isinstance(group, SiteGroup) and group.kind == "embed" else None
+    return 0 if param is None else block.tensors[param].shape[0]
 
 
 def side_sets(uses: Sequence[BankUse], groups: Sequence[tuple[LinearGroup | SiteGroup, ...]]) -> list[list[SideSet]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from blockc.diag import DiagnosticError, Diagnostics
 from blockc.ir import Side, SiteKind, TensorRef
 from blockc_runtime.executor.weights import WeightStore
+from blockc_runtime.ops.embedding.cpu import EmbeddingSides, TableRows
 from blockc_runtime.ops.linear.sides import (
     Additive,
     LowRankOutput,
@@ -30,13 +31,14 @@ from blockc_runtime.ops.linear.sides import (
 class Places:
     """``sides[output][member]``: None for all members where they have none.
 
-    ``rank``: what terms of low rank are padded to; ``biases``: the base's, of each linear.
+    ``rank``: what terms of low rank are padded to; ``biases``: the base's, of each linear; ``height``: rows of a table.
     """
 
     kind: SiteKind
     sides: Sequence[Sequence[Side | None]]
     rank: int
     biases: Sequence[TensorRef | None]
+    height: int = 0
 
 
 def stack(places: Places, store: WeightStore, dtype: torch.dtype) -> Any:
@@ -172,6 +174,26 @@ def _additive(side: Side, store: WeightStore, dtype: torch.dtype) -> tuple[Addit
     return tuple(_ADDITIVE[term.codec](term, store, dtype) for term in side.terms if term.codec not in known)
 
 
+def _stack_tables(places: Places, store: WeightStore, dtype: torch.dtype) -> EmbeddingSides:
+    members = [side for side in places.sides[0] if side is not None]
+    a = b = None
+    if members[0].rank:
+        inputs, outputs = members[0].of("low_rank")[0]["a"].shape[1], members[0].of("low_rank")[0]["b"].shape[0]
+        a = torch.zeros((len(members), inputs, places.rank), dtype=dtype, device=store.device)
+        b = torch.zeros((len(members), places.rank, outputs), dtype=dtype, device=store.device)
+        for slot, side in enumerate(members):
+            own_a, own_b = read_low_rank(side, store, dtype)
+            a[slot, :, : len(own_a)] = own_a.t()
+            b[slot, : own_b.shape[1]] = own_b.t()
+    rows = tuple(
+        TableRows(index=store.read(term["index"]).clone(), weight=store.read(term["weight"]).to(dtype))
+        for side in members
+        for term in side.of("rows")
+    )
+    extends = any(len(own.index) and int(own.index[-1]) >= places.height for own in rows)
+    return EmbeddingSides(a=a, b=b, rows=rows, extends=extends)
+
+
 def _stack_vectors(places: Places, store: WeightStore, dtype: torch.dtype) -> Tensor:
     """``[N, n]``."""
     members = [side for side in places.sides[0] if side is not None]
@@ -181,6 +203,7 @@ def _stack_vectors(places: Places, store: WeightStore, dtype: torch.dtype) -> Te
 # How terms are read that change a linear's matrix in another way: by codec.
 _ADDITIVE: Mapping[str, Callable[..., Additive]] = {}
 _STACKS: Mapping[SiteKind, Callable[[Places, WeightStore, torch.dtype], Any]] = {
+    "embed": _stack_tables,
     "linear": _stack_linears,
     "vector": _stack_vectors,
 }

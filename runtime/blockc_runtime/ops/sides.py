@@ -70,12 +70,14 @@ class SideBatch:
     @cached_property
     def tokens(self) -> Tensor:
         """``[n]``: the places that use a slot, in order."""
-        return torch.tensor([row.first + i for row in self.rows for i in range(row.count)]).to(self.device)
+        places = [row.first + i for row in self.rows for i in range(row.count)]
+        return torch.tensor(places, dtype=torch.int64).to(self.device)
 
     @cached_property
     def slots(self) -> Tensor:
         """``[n]``: the slot of each of ``tokens``."""
-        return torch.tensor([row.slot for row in self.rows for _ in range(row.count)]).to(self.device)
+        slots = [row.slot for row in self.rows for _ in range(row.count)]
+        return torch.tensor(slots, dtype=torch.int64).to(self.device)
 
     @cached_property
     def by_slot(self) -> tuple[tuple[int, Tensor], ...]:

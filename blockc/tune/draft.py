@@ -1,0 +1,171 @@
+"""What a fine-tune changes, collected site by site while its files are read.
+
+In: terms for linears and tables, and whole parameters by name. Out: `Tuned`. Invariant: each parameter is changed in
+one way: as a vector or bias beside the shared one, as rows where few rows of a table or matrix differ, else as a tensor
+of its own, which makes its block a private one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from blockc.graph import Block, ModelPath
+from blockc.ir import Place, Side, Site, TensorRef, Term, sites_of, term
+from blockc.tune.adapter import AdapterFiles, Tuned
+from blockc.tune.folding import bias_of
+from blockc.tune.full import tensor_ref
+from blockc.tune.stored import read_tensor
+from blockc.tune.vocabulary import resized
+
+# Of the rows of a table or matrix: more changed ones than this cost more beside the shared tensor than in one's own.
+_FEW_ROWS = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Located:
+    """A site in a chain. ``weight`` and ``bias``: what its block binds there; ``bias_name`` in its structure."""
+
+    site: Site
+    place: Place
+    weight: TensorRef
+    bias: TensorRef | None = None
+    bias_name: str | None = None
+
+    @property
+    def out_features(self) -> int:
+        """Rows of a linear's matrix."""
+        return self.place.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        """Columns of a linear's matrix."""
+        return self.place.shape[1]
+
+
+def linears(path: ModelPath) -> dict[str, Located]:
+    """Every linear of the chain that a fine-tune may act at, by module path."""
+    found: dict[str, Located] = {}
+    for occurrence, (block, sites) in enumerate(zip(path.blocks, path.sites, strict=True)):
+        places = sites_of(block.structure)
+        for module, name in sites.items():
+            place = places[name]
+            bias = bias_of(block.structure, place)
+            assert place.param is not None
+            found[module] = Located(
+                site=Site(occurrence=occurrence, name=name),
+                place=place,
+                weight=block.tensors[place.param],
+                bias=None if bias is None else block.tensors[bias],
+                bias_name=bias,
+            )
+    return found
+
+
+def tables(path: ModelPath) -> dict[str, Located]:
+    """Every table that token ids are looked up in, by module path."""
+    return {
+        place.name: Located(
+            site=Site(occurrence=occurrence, name=place.name), place=place, weight=block.tensors[str(place.param)]
+        )
+        for occurrence, block in enumerate(path.blocks)
+        for place in sites_of(block.structure).values()
+        if place.kind == "embed"
+    }
+
+
+class Draft:
+    """One fine-tune. ``linears`` and ``tables`` by module path."""
+
+    def __init__(self, files: AdapterFiles) -> None:
+        self.files = files
+        self.path = files.parent.path
+        self.linears, self.tables = linears(self.path), tables(self.path)
+        self._terms: dict[Site, list[Term]] = {}
+        self._replaced: dict[str, TensorRef] = {}
+        self._resets: set[Site] = set()
+        self._owners = {name: i for i, names in enumerate(self.path.parameters) for name in names}
+        self._biases: dict[Site, torch.Tensor] = {}
+        self._below = {side.site for side in files.parent.sides}
+
+    def add(self, site: Site, *terms: Term) -> None:
+        """Terms at a site."""
+        self._terms.setdefault(site, []).extend(terms)
+
+    def trained_bias(self, site: Site) -> torch.Tensor | None:
+        """The bias that was set at a linear, float32."""
+        return self._biases.get(site)
+
+    def set_bias(self, site: Site, whole: torch.Tensor) -> None:
+        """The whole bias of a linear, in place of what was set before."""
+        self._biases[site] = whole.float()
+
+    def has_parameter(self, name: str) -> bool:
+        """Whether the chain has a parameter of this full name."""
+        return name in self._owners
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape in which files hold the parameter: a Conv1D's matrix is ``[in, out]`` there."""
+        block, param = self._bound(name)
+        shape = block.tensors[param].shape
+        return shape[::-1] if name in self.path.transposed else shape
+
+    def set_parameter(self, name: str, value: torch.Tensor) -> None:
+        """The whole parameter, by full name, as a file holds it. Of a table or head the vocabulary may differ."""
+        block, param = self._bound(name)
+        occurrence, old = self._owners[name], block.tensors[param]
+        if name in self.path.transposed:
+            value = value.t()
+        if tensor_ref(value)[0] == old and not self._below:
+            return
+        places = sites_of(block.structure)
+        vector = places.get(param)
+        if vector is not None and vector.kind == "vector":
+            self.add(Site(occurrence=occurrence, name=param), term("value", {"value": self.files.store(value)}))
+            return
+        for place in places.values():
+            site = Site(occurrence=occurrence, name=place.name)
+            if place.kind == "linear" and bias_of(block.structure, place) == param:
+                self.set_bias(site, value)
+                return
+            if place.param == param:
+                self._set_matrix(name, site, old, value)
+                return
+        self._replaced[name] = self.files.store(value)
+
+    def finish(self, why: str = "") -> Tuned | None:
+        """What the files make of the chain, if they were taken in full; tensors are in the zoo then."""
+        for site, bias in self._biases.items():
+            self.add(site, term("bias", {"value": self.files.store(bias.to(self.files.dtype))}))
+        if not self.files.finish(why):
+            return None
+        return Tuned(
+            path=resized(self.path, self._replaced),
+            sides=tuple(Side(site=site, terms=tuple(self._terms[site])) for site in sorted(self._terms)),
+            resets=frozenset(self._resets),
+        )
+
+    def _set_matrix(self, name: str, site: Site, old: TensorRef, value: torch.Tensor) -> None:
+        """Where few rows differ they alone are kept; what fine-tunes below did at this site is gone either way."""
+        if site in self._below:
+            self._resets.add(site)
+        if tensor_ref(value)[0] == old:
+            return
+        if tuple(value.shape) == old.shape:
+            base = read_tensor(self.files.zoo, old)
+            differs = (value != base).any(1).nonzero().flatten()
+            if len(differs) <= _FEW_ROWS * len(value):
+                self.add(site, self.rows(differs, value[differs]))
+                return
+        self._replaced[name] = self.files.store(value)
+
+    def rows(self, index: torch.Tensor, weight: torch.Tensor) -> Term:
+        """A term that replaces rows: ``index [n]``, ``weight [n, width]``."""
+        order = index.argsort()
+        stored = {"index": self.files.store(index[order].to(torch.int64)), "weight": self.files.store(weight[order])}
+        return term("rows", stored)
+
+    def _bound(self, name: str) -> tuple[Block, str]:
+        occurrence = self._owners[name]
+        return self.path.blocks[occurrence], self.path.parameters[occurrence][name]

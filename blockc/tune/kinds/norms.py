@@ -1,0 +1,26 @@
+"""LN tuning in PEFT's layout (arXiv 2312.11420): norms with weights and biases of their own."""
+
+from __future__ import annotations
+
+from blockc.tune.adapter import AdapterFiles, Tuned
+from blockc.tune.draft import Draft
+from blockc.tune.fields import read_targets, report_no_target
+from blockc.tune.kinds import saved
+
+_PART = ".ln_tuning_layers."
+
+
+def read(files: AdapterFiles) -> Tuned | None:
+    """See `blockc.tune.kinds.Reader`."""
+    targets = read_targets(files, applied=("modules_to_save",), without_effect=())
+    if targets is None:
+        return None
+    draft = Draft(files)
+    wanted = [name for names in draft.path.parameters for name in names if name.rpartition(".")[0] in targets]
+    if not wanted:
+        report_no_target(files, targets, "module")
+    for name in sorted(wanted):
+        module, _, part = name.rpartition(".")
+        saved.parameter(files, draft, f"{module}{_PART}{part}", name)
+    saved.modules(files, draft, tuple(files.config.get("modules_to_save") or ()))
+    return draft.finish()
