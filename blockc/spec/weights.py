@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from blockc.diag import Diagnostics, Span
-from blockc.fine_tunes import FULL
+from blockc.fine_tunes import BIAS, FULL
 from blockc.spec.deployment import Deployment, FineTuneKind, LocalSource
 
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -48,7 +48,7 @@ def _check_folder(
         diags.report("BC201", message, at=at, help=_how_made(source))
         return
     wanted = _wanted_config(kind, names)
-    missing = [wanted] if wanted not in names else []
+    missing = [wanted] if wanted not in names and kind != BIAS else []
     if tensors and not any(name.endswith(".safetensors") for name in names):
         pickled = sorted(name for name in names if name.endswith(_PICKLED) and name != "training_args.bin")
         if pickled:

@@ -70,6 +70,10 @@ class AdapterFiles:
         """Whether the files hold a tensor of this plain name that nobody has taken."""
         return self._names.get(name) in self.left
 
+    def holds(self, name: str) -> bool:
+        """Whether the files hold a tensor of this plain name, taken or not."""
+        return name in self._names
+
     @property
     def plain_names(self) -> tuple[str, ...]:
         """Plain names of all tensors that nobody has taken, sorted."""

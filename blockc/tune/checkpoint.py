@@ -91,6 +91,16 @@ def open_checkpoint(
     return Checkpoint(root=root, files=found, shapes=shapes, dtypes=dtypes)
 
 
+def only_vectors(root: Path) -> bool:
+    """Whether `model.safetensors` is there and holds nothing of two dimensions: no whole model is like that."""
+    try:
+        with safe_open(root / "model.safetensors", framework="pt") as handle:
+            shapes = [handle.get_slice(name).get_shape() for name in handle.keys()]  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError):
+        return False
+    return bool(shapes) and all(len(shape) == 1 for shape in shapes)
+
+
 def _damage(file: Path, error: Exception) -> str:
     """What is wrong with a file that safetensors refuses, with the tensor where one is to blame."""
     try:

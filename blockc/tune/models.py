@@ -9,11 +9,11 @@ from typing import Any
 
 from blockc.architectures import why_not
 from blockc.diag import Diagnostics, Span
-from blockc.fine_tunes import FULL, kind_of
+from blockc.fine_tunes import BIAS, FULL, kind_of
 from blockc.spec.deployment import Assumption, Base, Deployment, FineTune, Source
 from blockc.trace import TOKENS, Head
 from blockc.tune.assets import check_assets
-from blockc.tune.checkpoint import read_json
+from blockc.tune.checkpoint import only_vectors, read_json
 from blockc.tune.head import read_head
 from blockc.tune.source import locate, written_as
 
@@ -129,9 +129,11 @@ def _read(
     if directory is None:
         return None
     adapter = not isinstance(item, Base) and (directory / "adapter_config.json").is_file()
-    config = read_json(
-        directory / ("adapter_config.json" if adapter else "config.json"), written=written, diags=diags, at=at
-    )
+    vectors = not adapter and isinstance(item, FineTune) and not configuration_only and only_vectors(directory)
+    config: dict[str, Any] | None = {}
+    if not vectors:
+        name = "adapter_config.json" if adapter else "config.json"
+        config = read_json(directory / name, written=written, diags=diags, at=at)
     if config is None:
         return None
     if isinstance(item, Base) and (directory / "adapter_config.json").is_file():
@@ -141,7 +143,7 @@ def _read(
             help="declare the adapter as a `finetune` of its base, or move adapter_config.json away",
         )  # fmt: skip
         return None
-    kind = "base" if isinstance(item, Base) else kind_of(str(config.get("peft_type"))[:40]) if adapter else FULL
+    kind = _kind(item, config, adapter=adapter, vectors=vectors)
     if isinstance(item, FineTune) and item.kind not in (None, kind):
         diags.report(
             "BC208", f"`{item.name}` is declared as {item.kind}, its files are those of a {kind} fine-tune", at=at,
@@ -149,7 +151,7 @@ def _read(
         )  # fmt: skip
         return None
     head: Head | None = TOKENS
-    if not adapter:
+    if kind in ("base", FULL):
         if not _supported(config, written=written, diags=diags, at=at):
             return None
         head = read_head(directory, config, written=written, diags=diags, at=at)
@@ -167,6 +169,14 @@ def _read(
         span=at,
         head=head,
     )
+
+
+def _kind(item: Base | FineTune, config: Mapping[str, Any], *, adapter: bool, vectors: bool) -> str:
+    if isinstance(item, Base):
+        return "base"
+    if vectors:
+        return BIAS
+    return kind_of(str(config.get("peft_type"))[:40]) if adapter else FULL
 
 
 def _supported(config: Mapping[str, Any], *, written: str, diags: Diagnostics, at: Span) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from blockc.diag import Diagnostics
+from blockc.fine_tunes import BIAS
 from blockc.graph import Chain, ModelPath
 from blockc.ir import DTYPE_CODE, Side, effective_sides
 from blockc.spec.deployment import HubSource
@@ -19,7 +20,7 @@ from blockc.tune.adapter import AdapterFiles, Tuned
 from blockc.tune.assets import stop_token_ids, store_assets
 from blockc.tune.checkpoint import open_checkpoint
 from blockc.tune.full import OnBytes, bind_checkpoint
-from blockc.tune.kinds import KINDS
+from blockc.tune.kinds import KINDS, vectors
 from blockc.tune.models import ModelFiles
 from blockc.tune.stack import StackError, stack_sides
 from blockc.zoo import Zoo
@@ -133,15 +134,16 @@ def _adapter_chain(
 
 def _read_adapter(files: ModelFiles, parent: Chain, *, zoo: Zoo, diags: Diagnostics) -> Tuned | None:
     peft_type = str(files.config.get("peft_type"))[:40]
-    reader = KINDS.get(peft_type)
+    reader = vectors.read if files.kind == BIAS else KINDS.get(peft_type)
     if reader is None:
         diags.report(
             "BC208", f"{files.written} is a fine-tune of the kind {peft_type!r}", at=files.span,
             help="merge it into a full checkpoint with PEFT; `blockc rule BC208` lists what is served",
         )  # fmt: skip
         return None
+    stem = "model" if files.kind == BIAS else "adapter_model"
     checkpoint = open_checkpoint(
-        files.directory, stem="adapter_model", index=None, written=files.written, diags=diags, at=files.span
+        files.directory, stem=stem, index=None, written=files.written, diags=diags, at=files.span
     )
     if checkpoint is None:
         return None

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from blockc.diag import DiagnosticError, Diagnostics
+from blockc.fine_tunes import BIAS
 from blockc.plan import ExecutionPlan, ModelEntry
 from blockc.spec.deployment import HubSource
 from blockc.trace import Head
@@ -66,8 +68,9 @@ def reference(plan: ExecutionPlan, name: str, root: Path, dtype: torch.dtype) ->
     full = next(index for index, step in enumerate(lineage) if plan.models[step].is_full)
     model = _load_full(plan.models[lineage[full]], root, dtype)
     adapters = lineage[:full][::-1]  # the lowest first
-    if adapters:
-        model = _with_adapters(model, [_directory(plan.models[step], root) for step in adapters])
+    model = _with_fine_tunes(
+        model, [(plan.models[step].kind, _directory(plan.models[step], root)) for step in adapters]
+    )
     yield Reference(model.eval())
 
 
@@ -82,8 +85,10 @@ def vector_reference(plan: ExecutionPlan, name: str, root: Path, dtype: torch.dt
     head = encoder_head(directory, json.loads((directory / "config.json").read_text()))
     loader = AutoModelForSequenceClassification if head.kind == "classification" else AutoModel
     model = _loaded(loader, directory, dtype)
-    if full:
-        model = _with_adapters(model, [_directory(plan.models[step], root) for step in lineage[:full][::-1]])
+    adapters = lineage[:full][::-1]
+    model = _with_fine_tunes(
+        model, [(plan.models[step].kind, _directory(plan.models[step], root)) for step in adapters]
+    )
     yield VectorReference(model.eval(), head)
 
 
@@ -109,6 +114,23 @@ def _loaded(loader: Any, directory: Path, dtype: torch.dtype) -> Any:
         if "scaled_dot_product_attention" not in str(error):
             raise
         return loader.from_pretrained(directory, attn_implementation="eager", **options)
+
+
+def _with_fine_tunes(model: Any, steps: Sequence[tuple[str, Path]]) -> Any:
+    """Adapters as PEFT applies them; vectors alone are put in the place of the model's own."""
+    while steps:
+        if steps[0][0] == BIAS:
+            vectors = load_file(steps[0][1] / "model.safetensors")
+            unknown = model.load_state_dict(vectors, strict=False).unexpected_keys
+            assert not unknown, f"the model has no {unknown}"
+            steps = steps[1:]
+            continue
+        upper = next((place for place, (kind, _) in enumerate(steps) if kind == BIAS), len(steps))
+        model = _with_adapters(model, [directory for _, directory in steps[:upper]])
+        if upper < len(steps):
+            model = model.merge_and_unload()
+        steps = steps[upper:]
+    return model
 
 
 def _with_adapters(model: Any, directories: Sequence[Path]) -> Any:

@@ -78,7 +78,7 @@ def _tied(files: AdapterFiles, draft: Draft, module: str, part: str) -> list[Loc
         head
         for other, head in draft.linears.items()
         if module in draft.tables
-        and f"{other}.{part}" not in files
+        and not files.holds(f"{other}.{part}")
         and source in (tied.get(f"{other}.weight"), *([source] if tied.get(source) == f"{other}.weight" else []))
     ]
 
