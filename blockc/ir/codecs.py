@@ -51,6 +51,22 @@ CODECS: Mapping[str, Codec] = MappingProxyType({
     "in_scale": _codec("linear", "value[IN]", "multiplies what the linear reads"),
     "rows": _codec("linear embed", "index[n] weight[n,WIDTH]", "rows of the matrix or table, replaced or new"),
     "low_rank": _codec("linear embed", "a[r,IN] b[OUT,r]", "scale * B A x", additive=True, scale=float),
+    "low_rank_int8": _codec(
+        "linear", "a[r,IN] a_scale[r] b[OUT,r] b_scale[r]",
+        "B A x, a byte a value above 128, a scale for each column of B and row of A", additive=True,
+    ),
+    "sign": _codec(
+        "linear", "bits[OUT,b] scale[OUT]", "scale or -scale for each value of a row, by a bit", additive=True,
+        columns=int,
+    ),
+    "group_int": _codec(
+        "linear", "codes[OUT,c] scale[OUT,g]", "integers of 4 or 8 bits, a scale for each group", additive=True,
+        bits=int, group=int,
+    ),
+    "group_int24": _codec(
+        "linear", "codes[OUT,c] index[OUT,i] scale[OUT,g]", "of each four values two, with their places", additive=True,
+        bits=int, group=int,
+    ),
     "out_scale": _codec("linear", "value[OUT]", "multiplies what the base's matrix yields"),
     "bias": _codec("linear", "value[OUT]", "the whole bias, in place of the base's"),
     "value": _codec("vector", "value[N]", "the parameter itself, in place of the base's"),

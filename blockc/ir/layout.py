@@ -166,9 +166,9 @@ def chain_sides_bytes(sides: Iterable[Side], *, dtype: str) -> int:
     rank = padded_rank(max((side.rank for side in held), default=0))
     total = 0
     for side in held:
-        for term in side.of("low_rank")[:1]:
+        for term in [term for term in side.terms if term.rank][:1]:
             total += _aligned(rank * (term["a"].shape[1] + term["b"].shape[0]) * DTYPE_BYTES[dtype])
-        total += sum(_aligned(term.nbytes) for term in side.terms if term.codec != "low_rank")
+        total += sum(_aligned(term.nbytes) for term in side.terms if not term.rank)
     return total
 
 

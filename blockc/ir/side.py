@@ -15,6 +15,8 @@ from blockc.ir.canonical import text_digest
 from blockc.ir.tensor import DTYPE_BYTES, TensorRef, tensor_digest
 
 Scalar = float | int | str
+# Codecs that a runtime multiplies as two thin matrices.
+LOW_RANK = ("low_rank", "low_rank_int8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -48,7 +50,7 @@ class Term:
     @property
     def rank(self) -> int:
         """Columns of B, rows of A; 0 for what is not of low rank."""
-        return self["a"].shape[0] if self.codec == "low_rank" else 0
+        return self["a"].shape[0] if self.codec in LOW_RANK else 0
 
     @property
     def nbytes(self) -> int:

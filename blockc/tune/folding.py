@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
-from blockc.ir import Op, Param, Place, Side, Structure, TensorRef, Term
+from blockc.delta import ADDITIVE, decode
+from blockc.ir import Op, Param, Place, Side, Structure, TensorRef
 from blockc.tune.stored import read_tensor
 from blockc.zoo import Zoo
 
 # Codecs whose terms can be part of a matrix, a table or a vector.
 FOLDED = {
-    "linear": frozenset({"in_scale", "rows", "low_rank", "out_scale", "bias"}),
+    "linear": frozenset({"in_scale", "rows", "out_scale", "bias"}) | ADDITIVE,
     "embed": frozenset({"rows", "low_rank"}),
     "vector": frozenset({"value"}),
 }
@@ -41,8 +43,9 @@ def folded_matrix(place: Place, side: Side | None, weight: TensorRef, zoo: Zoo) 
         matrix = matrix * read_tensor(zoo, term["value"]).float()
     for term in side.of("out_scale"):
         matrix = matrix * read_tensor(zoo, term["value"]).float()[:, None]
-    for term in side.of("low_rank"):
-        matrix = matrix + product(term, zoo)
+    for term in side.terms:
+        if term.codec in ADDITIVE:
+            matrix = matrix + decode(term, partial(read_tensor, zoo))
     return matrix.t() if place.kind == "embed" else matrix
 
 
@@ -73,8 +76,3 @@ def folded_tensors(
         assert bias is not None
         made[name] = bias
     return made
-
-
-def product(term: Term, zoo: Zoo) -> torch.Tensor:
-    """``scale * B A`` of a term of low rank, float32."""
-    return read_tensor(zoo, term["b"]).float() @ read_tensor(zoo, term["a"]).float() * float(term.scalar("scale"))

@@ -14,7 +14,11 @@ VECTORS = "output:vector"
 _DTYPES = ("BF16", "F32")
 _SIDES = (
     "bias@linear",
+    "group_int24@linear",
+    "group_int@linear",
     "low_rank@embed",
+    "low_rank_int8@linear",
+    "sign@linear",
     "rows@embed",
     "in_scale@linear",
     "low_rank@linear",

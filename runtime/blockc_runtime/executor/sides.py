@@ -90,7 +90,7 @@ def signature(sides: ChainSides) -> Signature:
 
 def form_of(side: Side) -> str:
     """What sides must have in common to be stacked: each codec once."""
-    return " ".join(sorted({term.codec for term in side.terms}))
+    return " ".join(sorted({"low_rank" if term.rank else term.codec for term in side.terms}))
 
 
 def build_banks(

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from blockc.diag import DiagnosticError, Diagnostics
-from blockc.ir import Side, SiteKind, TensorRef
+from blockc.ir import Side, SiteKind, TensorRef, Term
 from blockc_runtime.executor.weights import WeightStore
 from blockc_runtime.ops.embedding.cpu import EmbeddingSides, TableRows
+from blockc_runtime.ops.linear.changes import GroupIntChange, SignChange
 from blockc_runtime.ops.linear.sides import (
     Additive,
     LowRankOutput,
@@ -60,16 +61,23 @@ def check_values(side: Side, store: WeightStore, dtype: torch.dtype) -> None:
 
 def read_low_rank(side: Side, store: WeightStore, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """A ``[r, in]`` and B ``[out, r]``: terms side by side, scale folded in in float32, then cast to ``dtype``."""
-    terms = side.of("low_rank")
-    a = torch.cat([store.read(term["a"]).float() for term in terms], 0)
-    b = torch.cat([store.read(term["b"]).float() * float(term.scalar("scale")) for term in terms], 1)
-    for term in terms:
-        store.release(term["a"])
-        store.release(term["b"])
+    pairs = [_pair(term, store) for term in side.terms if term.rank]
+    for term in side.terms:
+        if term.rank:
+            store.release(term["a"])
+            store.release(term["b"])
+    a, b = torch.cat([a for a, _ in pairs], 0), torch.cat([b for _, b in pairs], 1)
     a, b = a.to(dtype), b.to(dtype)
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         _refuse()
     return a, b
+
+
+def _pair(term: Term, store: WeightStore) -> tuple[Tensor, Tensor]:
+    a, b = store.read(term["a"]).float(), store.read(term["b"]).float()
+    if term.codec == "low_rank":
+        return a, b * float(term.scalar("scale"))
+    return (a - 128) * store.read(term["a_scale"])[:, None], (b - 128) * store.read(term["b_scale"])
 
 
 def _refuse() -> NoReturn:
@@ -87,7 +95,7 @@ def _stack_linears(places: Places, store: WeightStore, dtype: torch.dtype) -> Si
     scales = {output: _vectors(members, "in_scale", store) for output, members in held.items()}
     outputs = [_output(output, members, places.biases[output], store, dtype) for output, members in held.items()]
     return SideWeights(
-        low_rank=_low_rank({n: own for n, own in held.items() if own[0].of("low_rank")}, places.rank, store, dtype),
+        low_rank=_low_rank({n: own for n, own in held.items() if own[0].rank}, places.rank, store, dtype),
         in_scales=tuple((outs, value.to(dtype)) for outs, value in _grouped(scales)),
         outputs=tuple(out for out in outputs if out is not None),
     )
@@ -103,12 +111,12 @@ def _low_rank(
     if not held:
         return None
     members = next(iter(held.values()))
-    slots, inputs = len(members), members[0].of("low_rank")[0]["a"].shape[1]
+    slots, inputs = len(members), _thin(members[0])["a"].shape[1]
     a = torch.zeros((slots, inputs, rank * len(held)), dtype=dtype, device=store.device)
     outputs: list[LowRankOutput] = []
     for number, (output, members) in enumerate(held.items()):
         start = rank * number
-        width = members[0].of("low_rank")[0]["b"].shape[0]
+        width = _thin(members[0])["b"].shape[0]
         b = torch.zeros((slots, rank, width), dtype=dtype, device=store.device)
         for slot, side in enumerate(members):
             own_a, own_b = read_low_rank(side, store, dtype)
@@ -116,6 +124,11 @@ def _low_rank(
             b[slot, : own_b.shape[1]] = own_b.t()
         outputs.append(LowRankOutput(output=output, rank_start=start, rank_stop=start + rank, b=b))
     return LowRankWeights(a=a, outputs=tuple(outputs))
+
+
+def _thin(side: Side) -> Term:
+    """Any of its terms of low rank: all have the same ends."""
+    return next(term for term in side.terms if term.rank)
 
 
 def _output(
@@ -170,15 +183,32 @@ def _grouped(scales: Mapping[int, Tensor | None]) -> list[tuple[frozenset[int], 
 
 def _additive(side: Side, store: WeightStore, dtype: torch.dtype) -> tuple[Additive, ...]:
     """Terms that are not of low rank, in the order of the side."""
-    known = {"in_scale", "rows", "low_rank", "out_scale", "bias"}
-    return tuple(_ADDITIVE[term.codec](term, store, dtype) for term in side.terms if term.codec not in known)
+    return tuple(_ADDITIVE[term.codec](term, store, dtype) for term in side.terms if term.codec in _ADDITIVE)
+
+
+def _sign(term: Term, store: WeightStore, dtype: torch.dtype) -> Additive:
+    return SignChange(
+        bits=store.read(term["bits"]).clone(), scale=store.read(term["scale"]).to(dtype),
+        columns=int(term.scalar("columns")),
+    )  # fmt: skip
+
+
+def _group_int(term: Term, store: WeightStore, dtype: torch.dtype) -> Additive:
+    index = term.get("index")
+    return GroupIntChange(
+        codes=store.read(term["codes"]).clone(),
+        scale=store.read(term["scale"]).to(dtype),
+        index=None if index is None else store.read(index).clone(),
+        bits=int(term.scalar("bits")),
+        group=int(term.scalar("group")),
+    )
 
 
 def _stack_tables(places: Places, store: WeightStore, dtype: torch.dtype) -> EmbeddingSides:
     members = [side for side in places.sides[0] if side is not None]
     a = b = None
     if members[0].rank:
-        inputs, outputs = members[0].of("low_rank")[0]["a"].shape[1], members[0].of("low_rank")[0]["b"].shape[0]
+        inputs, outputs = _thin(members[0])["a"].shape[1], _thin(members[0])["b"].shape[0]
         a = torch.zeros((len(members), inputs, places.rank), dtype=dtype, device=store.device)
         b = torch.zeros((len(members), places.rank, outputs), dtype=dtype, device=store.device)
         for slot, side in enumerate(members):
@@ -201,7 +231,11 @@ def _stack_vectors(places: Places, store: WeightStore, dtype: torch.dtype) -> Te
 
 
 # How terms are read that change a linear's matrix in another way: by codec.
-_ADDITIVE: Mapping[str, Callable[..., Additive]] = {}
+_ADDITIVE: Mapping[str, Callable[[Term, WeightStore, torch.dtype], Additive]] = {
+    "sign": _sign,
+    "group_int": _group_int,
+    "group_int24": _group_int,
+}
 _STACKS: Mapping[SiteKind, Callable[[Places, WeightStore, torch.dtype], Any]] = {
     "embed": _stack_tables,
     "linear": _stack_linears,

@@ -60,7 +60,9 @@ class Rows:
 class Additive(Protocol):
     """A change of one linear's matrix that is not of low rank, in the form in which it is kept."""
 
-    nbytes: int
+    @property
+    def nbytes(self) -> int:
+        """Bytes as it is kept."""
 
     def add_to(self, y: Tensor, x: Tensor) -> None:
         """Add ``x D^T`` to ``y [n, out]`` in place, ``x [n, in]``."""
