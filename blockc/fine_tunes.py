@@ -6,6 +6,9 @@ word; the others go by PEFT's own name in small letters.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 # PEFT's type -> the word, where it is another.
 _WORDS = {
     "PREFIX_TUNING": "prefix",
@@ -28,6 +31,13 @@ PEFT_TYPES = (
 def kind_of(peft_type: str) -> str:
     """The word for a type of PEFT's."""
     return _WORDS.get(peft_type, peft_type.lower())
+
+
+def kind_of_adapter(config: Mapping[str, Any]) -> str:
+    """The word for an adapter by its ``adapter_config.json``. AdapterHub's have a configuration inside it."""
+    if "peft_type" not in config and "config" in config and "model_type" in config:
+        return BOTTLENECK
+    return kind_of(str(config.get("peft_type"))[:40])
 
 
 KINDS = (FULL, BOTTLENECK, BIAS, *sorted({kind_of(name) for name in PEFT_TYPES}))

@@ -5,7 +5,10 @@ is s, ``bias`` is the whole of b (without one it is ``s`` times the base's bias,
 additive terms are the ``D_i``. This form is closed under stacking: what scales a linear with terms below it scales
 those terms at compile time. At a *vector* ``value`` takes the parameter's place. At an *embed* ``rows`` replaces rows
 of the table and appends new ones, ``low_rank`` adds to each row. At a *residual* ``bottleneck`` changes what is added
-to the stream. At a *cache* ``cached`` gives the keys and values of the first positions. Absent terms cost nothing.
+to the stream: with r the stream, y what is added to it and x what it ``reads`` (``sublayer`` y, ``stream`` r, ``sum``
+r + y), the new stream is ``r + y + after(scale * (up act(down before(x) + down_bias) + up_bias))``, with ``before``
+and ``after`` layer norms where their weights are there (eps 1e-5). At a *cache* ``cached`` gives the keys and values
+of the first positions. Absent terms cost nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +19,11 @@ from types import MappingProxyType
 
 from blockc.ir.side import Side, Term
 from blockc.ir.sites import Place, SiteKind
+
+# What a bottleneck may have between its two matrices, and what it may read.
+ACTIVATIONS = frozenset({"relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "leaky_relu"})
+READS = frozenset({"sublayer", "stream", "sum"})
+_CHOICES = MappingProxyType({("bottleneck", "activation"): ACTIVATIONS, ("bottleneck", "reads"): READS})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +78,14 @@ CODECS: Mapping[str, Codec] = MappingProxyType({
     "out_scale": _codec("linear", "value[OUT]", "multiplies what the base's matrix yields"),
     "bias": _codec("linear", "value[OUT]", "the whole bias, in place of the base's"),
     "value": _codec("vector", "value[N]", "the parameter itself, in place of the base's"),
+    "bottleneck": _codec(
+        "residual",
+        "down[b,HIDDEN] up[HIDDEN,b] down_bias?[b] up_bias?[HIDDEN] before_weight?[HIDDEN] before_bias?[HIDDEN] "
+        "after_weight?[HIDDEN] after_bias?[HIDDEN]",
+        "a small network beside what is added to the stream",
+        activation=str, reads=str, scale=float,
+    ),
+    "cached": _codec("cache", "keys[n,HEADS,SIZE] values[n,HEADS,SIZE]", "keys and values of the first positions"),
 })  # fmt: skip
 
 
@@ -126,3 +142,8 @@ def _term_problems(place: Place, term: Term, codec: Codec) -> Iterator[str]:
     for name, value in scalars.items():
         if name in codec.scalars and type(value) is not codec.scalars[name]:
             yield f"{name} of {term.codec} at {place.name} is no {codec.scalars[name].__name__}"
+        elif (choices := _CHOICES.get((term.codec, name))) is not None and value not in choices:
+            yield f"{name} of {term.codec} at {place.name} is {value!r}"
+    for norm in ("before", "after"):
+        if (f"{norm}_weight" in held) != (f"{norm}_bias" in held):
+            yield f"{term.codec} at {place.name} has half a norm"

@@ -160,7 +160,7 @@ def chain_sides_bytes(sides: Iterable[Side], *, dtype: str) -> int:
     """Bytes of one fine-tune's sides in a model of ``dtype``.
 
     Banks stack A as ``[slots, in, rank]`` and B as ``[slots, rank, out]``, with the largest rank at any of its sites: a
-    slot costs the same in any bank. What else a side holds is kept as it is.
+    slot costs the same in any bank. Bottlenecks are padded likewise. What else a side holds is kept as it is.
     """
     held = tuple(sides)
     rank = padded_rank(max((side.rank for side in held), default=0))
@@ -168,6 +168,9 @@ def chain_sides_bytes(sides: Iterable[Side], *, dtype: str) -> int:
     for side in held:
         for term in [term for term in side.terms if term.rank][:1]:
             total += _aligned(rank * (term["a"].shape[1] + term["b"].shape[0]) * DTYPE_BYTES[dtype])
+        for term in side.of("bottleneck"):
+            width, hidden = term["down"].shape
+            total += _aligned((padded_rank(width) - width) * (2 * hidden + 1) * DTYPE_BYTES[dtype])
         total += sum(_aligned(term.nbytes) for term in side.terms if not term.rank)
     return total
 

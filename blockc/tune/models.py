@@ -9,7 +9,7 @@ from typing import Any
 
 from blockc.architectures import why_not
 from blockc.diag import Diagnostics, Span
-from blockc.fine_tunes import BIAS, FULL, kind_of
+from blockc.fine_tunes import BIAS, FULL, kind_of_adapter
 from blockc.spec.deployment import Assumption, Base, Deployment, FineTune, Source
 from blockc.trace import TOKENS, Head
 from blockc.tune.assets import check_assets
@@ -176,7 +176,7 @@ def _kind(item: Base | FineTune, config: Mapping[str, Any], *, adapter: bool, ve
         return "base"
     if vectors:
         return BIAS
-    return kind_of(str(config.get("peft_type"))[:40]) if adapter else FULL
+    return kind_of_adapter(config) if adapter else FULL
 
 
 def _supported(config: Mapping[str, Any], *, written: str, diags: Diagnostics, at: Span) -> bool:

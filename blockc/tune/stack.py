@@ -47,6 +47,8 @@ def _on_top(site: Site, below: Sequence[Term], above: Sequence[Term], zoo: Zoo |
         raise StackError(f"it replaces rows at `{site.name}`, where a fine-tune below acts in another way")
     if "cached" in codecs:
         raise StackError("a prefix stands on another prefix")
+    if "bottleneck" in codecs:
+        raise StackError(f"a bottleneck stands on another one at `{site.name}`")
     found = list(below)
     for codec in ("in_scale", "out_scale"):
         for one in (one for one in above if one.codec == codec):

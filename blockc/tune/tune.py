@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from blockc.diag import Diagnostics
-from blockc.fine_tunes import BIAS
+from blockc.fine_tunes import BIAS, BOTTLENECK
 from blockc.graph import Chain, ModelPath
 from blockc.ir import DTYPE_CODE, Side, effective_sides
 from blockc.spec.deployment import HubSource
@@ -20,7 +20,7 @@ from blockc.tune.adapter import AdapterFiles, Tuned
 from blockc.tune.assets import stop_token_ids, store_assets
 from blockc.tune.checkpoint import open_checkpoint
 from blockc.tune.full import OnBytes, bind_checkpoint
-from blockc.tune.kinds import KINDS, vectors
+from blockc.tune.kinds import KINDS, READERS
 from blockc.tune.models import ModelFiles
 from blockc.tune.stack import StackError, stack_sides
 from blockc.zoo import Zoo
@@ -111,7 +111,7 @@ def _adapter_chain(
         return None
     own_bytes = sum(side.nbytes for side in tuned.sides)
     on_bytes(own_bytes, own_bytes)
-    base_name = files.config.get("base_model_name_or_path")
+    base_name = files.config.get("model_name" if files.kind == BOTTLENECK else "base_model_name_or_path")
     compare_names(files, base_name if isinstance(base_name, str) else None, diags=diags)
     try:
         sides = stack_sides(parent.sides, tuned.sides, zoo=zoo, resets=tuned.resets)
@@ -134,14 +134,14 @@ def _adapter_chain(
 
 def _read_adapter(files: ModelFiles, parent: Chain, *, zoo: Zoo, diags: Diagnostics) -> Tuned | None:
     peft_type = str(files.config.get("peft_type"))[:40]
-    reader = vectors.read if files.kind == BIAS else KINDS.get(peft_type)
+    reader = READERS.get(files.kind) or KINDS.get(peft_type)
     if reader is None:
         diags.report(
             "BC208", f"{files.written} is a fine-tune of the kind {peft_type!r}", at=files.span,
             help="merge it into a full checkpoint with PEFT; `blockc rule BC208` lists what is served",
         )  # fmt: skip
         return None
-    stem = "model" if files.kind == BIAS else "adapter_model"
+    stem = {BIAS: "model", BOTTLENECK: "adapter"}.get(files.kind, "adapter_model")
     checkpoint = open_checkpoint(
         files.directory, stem=stem, index=None, written=files.written, diags=diags, at=files.span
     )

@@ -18,6 +18,10 @@ from blockc.spec.deployment import HubSource
 from blockc.trace import Head
 from blockc.tune.head import encoder_head
 from blockc.tune.source import download
+from blockc.verify.bottleneck import add_bottlenecks, is_bottleneck
+
+# PEFT's types that put virtual tokens before a prompt.
+_VIRTUAL = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
 
 
 class Reference:
@@ -30,7 +34,7 @@ class Reference:
         """Float32 logits ``[len(tokens), vocab]``."""
         with torch.inference_mode():
             output: torch.Tensor = self._model(torch.tensor([list(tokens)]), use_cache=False).logits[0]
-        return output.float()
+        return output[-len(tokens) :].float()  # PEFT answers for virtual tokens as well
 
 
 class VectorReference:
@@ -137,7 +141,14 @@ def _with_adapters(model: Any, directories: Sequence[Path]) -> Any:
     """A stack of adapters, the lowest first. Matrices keep the model's dtype.
 
     Plain LoRAs are active at once, and PEFT adds them up; of other stacks all but the highest are merged by PEFT.
+    What PEFT cannot merge acts on nothing that the others change: bottlenecks, which are ours, come first, and whoever
+    has virtual tokens last.
     """
+    for directory in filter(is_bottleneck, directories):
+        add_bottlenecks(model, directory)
+    directories = [directory for directory in directories if not is_bottleneck(directory)]
+    if not directories:
+        return model
     try:
         from peft import PeftModel
     except ImportError as error:
@@ -146,7 +157,9 @@ def _with_adapters(model: Any, directories: Sequence[Path]) -> Any:
             "BC905", "verifying adapters needs PEFT", help="install it: pip install 'blockc[verify]'",
         )  # fmt: skip
         raise DiagnosticError(diags) from error
-    configs = [json.loads((directory / "adapter_config.json").read_text()) for directory in directories]
+    kinds = {directory: json.loads((directory / "adapter_config.json").read_text()) for directory in directories}
+    directories = sorted(directories, key=lambda directory: kinds[directory].get("peft_type") in _VIRTUAL)
+    configs = [kinds[directory] for directory in directories]
     if not all(config.get("peft_type") == "LORA" and not config.get("use_dora") for config in configs):
         for lower in directories[:-1]:
             lowered = PeftModel.from_pretrained(model, lower, autocast_adapter_dtype=False)
@@ -156,6 +169,8 @@ def _with_adapters(model: Any, directories: Sequence[Path]) -> Any:
     tuned = PeftModel.from_pretrained(model, directories[0], adapter_name=names[0], autocast_adapter_dtype=False)
     for name, directory in zip(names[1:], directories[1:], strict=True):
         tuned.load_adapter(directory, adapter_name=name, autocast_adapter_dtype=False)
+    if configs[-1].get("peft_type") in _VIRTUAL:
+        return tuned
     tuned.base_model.set_adapter(names)
     return tuned.to(model.dtype)
 

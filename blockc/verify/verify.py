@@ -117,7 +117,7 @@ def _questions(plan: ExecutionPlan, *, prompts: int, output_tokens: int, seed: i
     for turn in range(prompts):
         for index, app in enumerate(plan.apps):
             chain = plan.chains[app.chain]
-            room = chain.max_model_len - output_tokens
+            room = chain.max_model_len - len(chain.virtual_tokens) - output_tokens
             length = 1 if turn == 0 else rng.randint(2, max(2, min(room, 96 if turn % 8 else 320)))
             # RoBERTa and its descendants give a padding token inside a text no position: texts have none.
             lowest = _SPECIAL_TOKENS if yields_vectors(plan, index) else 0

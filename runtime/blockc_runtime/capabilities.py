@@ -13,6 +13,8 @@ from blockc.plan import FORMAT_VERSION, ExecutionPlan
 VECTORS = "output:vector"
 _DTYPES = ("BF16", "F32")
 _SIDES = (
+    "bottleneck@residual",
+    "cached@cache",
     "bias@linear",
     "group_int24@linear",
     "group_int@linear",
@@ -44,6 +46,8 @@ def _has(entry: str) -> bool:
             return what in OPS and _has_op(what)
         case "side":
             return what in _SIDES
+        case "input":
+            return what == "virtual"
         case "device":
             return what == "cpu" or (what == "cuda" and _has_cuda())
         case "devices":

@@ -18,13 +18,17 @@ class GroupLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainLimits:
-    """A chain: its KV groups in layer order with the domain of each, its segments in order, its instance."""
+    """A chain: its KV groups in layer order with the domain of each, its segments in order, its instance.
+
+    ``virtual_tokens`` stand before every prompt and count toward ``max_model_len``.
+    """
 
     groups: tuple[int, ...]
     domains: tuple[str, ...]
     segments: tuple[int, ...]
     instance: int
     max_model_len: int
+    virtual_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +65,7 @@ def engine_limits(plan: ExecutionPlan) -> EngineLimits:
                 segments=chain.segments,
                 instance=route_of[index],
                 max_model_len=chain.max_model_len,
+                virtual_tokens=chain.virtual_tokens,
             )
             for index, chain in enumerate(plan.chains)
         ),

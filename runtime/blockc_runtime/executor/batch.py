@@ -38,13 +38,17 @@ class TokenBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowLimits:
-    """What rows of a chain must keep to: exclusive bounds of token ids and positions, and its KV groups' pools."""
+    """What rows of a chain must keep to: exclusive bounds of token ids and positions, and its KV groups' pools.
+
+    ``virtual_tokens`` stand at the first positions, and only there may ids lie beyond the bound.
+    """
 
     token_ids: int
     positions: int
     pages: tuple[int, ...]
     page_tokens: tuple[int, ...]
     windows: tuple[int | None, ...]
+    virtual_tokens: tuple[int, ...] = ()
 
 
 def token_batch(
@@ -95,7 +99,11 @@ def row_problem(row: Row, limits: RowLimits) -> str | None:
         return "a row holds at least one token at a position that is not negative"
     if end > limits.positions:
         return f"position {end - 1} lies beyond the model's {limits.positions}"
-    if min(row.tokens) < 0 or max(row.tokens) >= limits.token_ids:
+    virtual = limits.virtual_tokens[row.start : end]
+    if row.tokens[: len(virtual)] != virtual:
+        return f"positions 0 to {len(limits.virtual_tokens) - 1} are those of its fine-tune's virtual tokens"
+    tokens = row.tokens[len(virtual) :]
+    if tokens and (min(tokens) < 0 or max(tokens) >= limits.token_ids):
         return f"a token id lies outside 0 to {limits.token_ids - 1}"
     if not 0 <= row.samples <= count:
         return f"{row.samples} samples are asked of {count} tokens"

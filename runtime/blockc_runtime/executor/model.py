@@ -252,11 +252,12 @@ class _Loader:
         manifests: dict[int, ChainSides] = {}
         disabled: dict[int, str] = {}
         for index, chain in enumerate(self.plan.chains):
-            if chain.sides is None:
+            if chain.sides is None and not chain.virtual_tokens:
                 continue
             try:
-                sides = read_manifest(self.zoo.blob(chain.sides))
+                sides = {} if chain.sides is None else read_manifest(self.zoo.blob(chain.sides))
                 self._check_sides(chain, sides)
+                self._check_virtual(chain, sides)
                 dtype = torch_dtype(self.plan.paths[chain.path].dtype)
                 for side in sides.values():
                     check_values(side, self.store, dtype)
@@ -278,6 +279,19 @@ class _Loader:
             for problem in side_problems(place, side):
                 raise ValueError(f"occurrence {occurrence}: {problem}")
 
+    def _check_virtual(self, chain: ChainEntry, sides: ChainSides) -> None:
+        """Every virtual token is in the table, or in rows of its own."""
+        blocks = self.plan.paths[chain.path].blocks
+        for occurrence, digest in enumerate(blocks):
+            for place in sites_of(self._program_of(digest).structure).values():
+                if place.kind != "embed":
+                    continue
+                known: set[int] = set()
+                if (side := sides.get((occurrence, place.name))) is not None:
+                    known = {int(i) for term in side.of("rows") for i in self.store.read(term["index"]).tolist()}
+                if any(token >= place.shape[0] and token not in known for token in chain.virtual_tokens):
+                    raise ValueError(f"{place.name} has no rows for its virtual tokens")
+
     def _limits(self, chain: ChainEntry) -> RowLimits:
         groups = [kv.group for kv in chain.kv]
         bounds = {"tokens": chain.vocab_size, "positions": chain.max_model_len}
@@ -294,6 +308,7 @@ class _Loader:
             pages=tuple(self.pools[group].pages for group in groups),
             page_tokens=tuple(self.pools[group].page_tokens for group in groups),
             windows=tuple(self.plan.kv_groups[group].window for group in groups),
+            virtual_tokens=chain.virtual_tokens,
         )
 
 

@@ -24,7 +24,7 @@ from blockc_runtime.ops.table import OpTable
 from blockc_runtime.ops.vector.cpu import layer_norm, rms_norm, vector
 
 # Kinds of site, beside linears, at which something is called.
-_HOOKED = ("vector", "embed")
+_HOOKED = ("vector", "embed", "residual", "cache")
 
 
 @dataclass(slots=True)
@@ -104,6 +104,8 @@ class _Builder:
         self.groups = _linear_groups(structure)
         self.places = [place for place in sites_of(structure).values() if place.kind in _HOOKED]
         self.attentions = [op for op in structure.ops if op.target == "blockc.attention"]
+        self.hooks = {op: place for place in self.places if place.kind in ("residual", "cache") for op in place.ops}
+        self.stream = next((name for name, _ in structure.inputs if name not in ("tokens", "positions")), "")
 
     def build(self) -> Program:
         structure, graph = self.structure, self.graph
@@ -167,7 +169,9 @@ class _Builder:
         match op.target:
             case "blockc.attention":
                 layer, batch = self.caches[op.result]
-                node = call(self.ops.attention, (*args[:3], layer, batch, *args[3:]))
+                node = call(self.ops.attention, (args[0], *self._cached(op, *args[1:3]), layer, batch, *args[3:]))
+            case "aten.add.Tensor" if op.result in self.hooks:
+                node = call(self.ops.residual, (*self._stream_first(op), self.sides[self.hooks[op.result].name]))
             case "blockc.embedding":
                 node = call(self.ops.embedding, (*args[:2], self.sides.get(str(op.args[2]), ())))
             case "aten.layer_norm.default":
@@ -198,6 +202,22 @@ class _Builder:
         spread = [-1 if isinstance(size, str) else size for size in place.spread]
         base = self.params[place.param]
         self.params[place.param] = self.graph.call_function(vector, (base, self.sides[place.name], spread))
+
+    def _cached(self, op: Op, k: Any, v: Any) -> tuple[Any, Any]:
+        """Keys and values, with those that fine-tunes have at the first positions."""
+        if op.result not in self.hooks:
+            return k, v
+        both = self.graph.call_function(self.ops.cached, (k, v, self.sides[self.hooks[op.result].name]))
+        key, value = (self.graph.call_function(operator.getitem, (both, i)) for i in range(2))
+        return key, value
+
+    def _stream_first(self, op: Op) -> tuple[Any, Any]:
+        """The residual stream, and what is added to it; the sum is the stream from here on."""
+        one, other = op.args[:2]
+        if one != Value(self.stream):
+            one, other = other, one
+        self.stream = op.result
+        return self._argument(one), self._argument(other)
 
     def _emit_linear(self, op: Op) -> None:
         """The first linear of a group stands for all: they need nothing but the value that it has."""

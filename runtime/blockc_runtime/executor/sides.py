@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from blockc.ir import Side
+from blockc.ir import Side, Term
 from blockc.ir.layout import padded_rank
 from blockc.plan import BlockEntry, SideManifest
 from blockc_runtime.executor.batch import TokenBatch
@@ -89,8 +89,16 @@ def signature(sides: ChainSides) -> Signature:
 
 
 def form_of(side: Side) -> str:
-    """What sides must have in common to be stacked: each codec once."""
-    return " ".join(sorted({"low_rank" if term.rank else term.codec for term in side.terms}))
+    """What sides must have in common to be stacked: each codec once, and how a bottleneck is built."""
+    return " ".join(sorted({_form(term) for term in side.terms}))
+
+
+def _form(term: Term) -> str:
+    if term.codec != "bottleneck":
+        return "low_rank" if term.rank else term.codec
+    roles = ",".join(role for role, _ in term.tensors)
+    words = f"{term.scalar('activation')},{term.scalar('reads')}"
+    return f"bottleneck({words},{padded_rank(term['down'].shape[0])},{roles})"
 
 
 def build_banks(

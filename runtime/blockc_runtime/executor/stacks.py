@@ -15,7 +15,9 @@ from torch import Tensor
 
 from blockc.diag import DiagnosticError, Diagnostics
 from blockc.ir import Side, SiteKind, TensorRef, Term
+from blockc.ir.layout import padded_rank
 from blockc_runtime.executor.weights import WeightStore
+from blockc_runtime.ops.cache.cpu import CachedKv
 from blockc_runtime.ops.embedding.cpu import EmbeddingSides, TableRows
 from blockc_runtime.ops.linear.changes import GroupIntChange, SignChange
 from blockc_runtime.ops.linear.sides import (
@@ -26,6 +28,7 @@ from blockc_runtime.ops.linear.sides import (
     Rows,
     SideWeights,
 )
+from blockc_runtime.ops.residual.cpu import Bottlenecks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +233,41 @@ def _stack_vectors(places: Places, store: WeightStore, dtype: torch.dtype) -> Te
     return torch.stack([store.read(side.terms[0]["value"]).to(dtype) for side in members])
 
 
+def _stack_bottlenecks(places: Places, store: WeightStore, dtype: torch.dtype) -> Bottlenecks:
+    """Padded to one width: a row of zeros in ``up`` has no say, whatever the activation makes of zero."""
+    terms = [side.of("bottleneck")[0] for side in places.sides[0] if side is not None]
+    width, hidden = padded_rank(terms[0]["down"].shape[0]), terms[0]["down"].shape[1]
+    sizes = {"down": (width, hidden), "up": (hidden, width), "down_bias": (width,)}
+    stacks: dict[str, Tensor] = {}
+    for role, ref in terms[0].tensors:
+        shape = sizes.get(role, ref.shape)
+        stacks[role] = torch.zeros((len(terms), *shape), dtype=dtype, device=store.device)
+        for slot, term in enumerate(terms):
+            value = store.read(term[role])
+            if role in ("up", "up_bias"):
+                value = value.float() * float(term.scalar("scale"))
+            stacks[role][slot][tuple(slice(size) for size in value.shape)] = value.to(dtype)
+            store.release(term[role])
+    return Bottlenecks(
+        down=stacks["down"].transpose(1, 2).contiguous(),
+        up=stacks["up"].transpose(1, 2).contiguous(),
+        down_bias=stacks.get("down_bias"),
+        up_bias=stacks.get("up_bias"),
+        before=(stacks["before_weight"], stacks["before_bias"]) if "before_weight" in stacks else None,
+        after=(stacks["after_weight"], stacks["after_bias"]) if "after_weight" in stacks else None,
+        activation=str(terms[0].scalar("activation")),
+        reads=str(terms[0].scalar("reads")),
+    )
+
+
+def _stack_caches(places: Places, store: WeightStore, dtype: torch.dtype) -> CachedKv:
+    terms = [side.of("cached")[0] for side in places.sides[0] if side is not None]
+    return CachedKv(
+        keys=tuple(store.read(term["keys"]).to(dtype) for term in terms),
+        values=tuple(store.read(term["values"]).to(dtype) for term in terms),
+    )
+
+
 # How terms are read that change a linear's matrix in another way: by codec.
 _ADDITIVE: Mapping[str, Callable[[Term, WeightStore, torch.dtype], Additive]] = {
     "sign": _sign,
@@ -237,7 +275,9 @@ _ADDITIVE: Mapping[str, Callable[[Term, WeightStore, torch.dtype], Additive]] = 
     "group_int24": _group_int,
 }
 _STACKS: Mapping[SiteKind, Callable[[Places, WeightStore, torch.dtype], Any]] = {
+    "cache": _stack_caches,
     "embed": _stack_tables,
     "linear": _stack_linears,
+    "residual": _stack_bottlenecks,
     "vector": _stack_vectors,
 }

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from blockc_runtime.ops.attention import cpu as attention_cpu
 from blockc_runtime.ops.attention import cuda as attention_cuda
+from blockc_runtime.ops.cache import cpu as cache_cpu
+from blockc_runtime.ops.cache import cuda as cache_cuda
 from blockc_runtime.ops.embedding import cpu as embedding_cpu
 from blockc_runtime.ops.experts import cpu as experts_cpu
 from blockc_runtime.ops.experts import cuda as experts_cuda
@@ -17,6 +19,8 @@ from blockc_runtime.ops.linear import cpu as linear_cpu
 from blockc_runtime.ops.linear import cuda as linear_cuda
 from blockc_runtime.ops.norm import cpu as norm_cpu
 from blockc_runtime.ops.norm import cuda as norm_cuda
+from blockc_runtime.ops.residual import cpu as residual_cpu
+from blockc_runtime.ops.residual import cuda as residual_cuda
 from blockc_runtime.ops.sides import SideSet
 
 
@@ -30,6 +34,8 @@ class OpTable:
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     rotary: Callable[[Tensor, Tensor, Tensor, int], Tensor]
     embedding: Callable[[Tensor, Tensor, SideSet], Tensor]
+    residual: Callable[[Tensor, Tensor, SideSet], Tensor]
+    cached: Callable[[Tensor, Tensor, SideSet], tuple[Tensor, Tensor]]
 
 
 def op_table(device: torch.device) -> OpTable:
@@ -42,6 +48,8 @@ def op_table(device: torch.device) -> OpTable:
             rms_norm=norm_cuda.rms_norm,
             rotary=norm_cuda.rotary,
             embedding=embedding_cpu.embedding,
+            residual=residual_cuda.residual,
+            cached=cache_cuda.cached,
         )
     return OpTable(
         attention=attention_cpu.attention,
@@ -50,4 +58,6 @@ def op_table(device: torch.device) -> OpTable:
         rms_norm=norm_cpu.rms_norm,
         rotary=norm_cpu.rotary,
         embedding=embedding_cpu.embedding,
+        residual=residual_cpu.residual,
+        cached=cache_cpu.cached,
     )

@@ -1,7 +1,7 @@
 """A request on its way through the engine: the one mutable record of the scheduler.
 
-Invariant: ``tokens`` (prompt and output) only grows; KV of its first ``computed`` tokens is committed. Decode is not
-a state: a request whose only token without KV is its last one decodes, whatever brought it there.
+Invariant: ``tokens`` (virtual ones, prompt and output) only grows; KV of its first ``computed`` tokens is committed.
+Decode is not a state: a request whose only token without KV is its last one decodes, whatever brought it there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ State = Literal["waiting", "running", "ended"]
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class LiveRequest:
-    """``arrival`` numbers requests in the order of admission; ``limit_tokens`` is the length at which it must end."""
+    """``arrival`` numbers requests in the order of admission; ``limit_tokens`` is the length at which it must end.
+
+    The first ``virtual`` of its tokens are its chain's: nobody outside the engine sees them.
+    """
 
     request: Request
     tenant: int
@@ -26,6 +29,7 @@ class LiveRequest:
     limit_tokens: int
     tokens: list[int]
     prefix: Prefix
+    virtual: int = 0
     state: State = "waiting"
     computed: int = 0
     cached: int | None = None  # prompt tokens found when it first ran
@@ -45,7 +49,7 @@ class LiveRequest:
     @property
     def output_index(self) -> int:
         """Index of the next token among all outputs, those of an earlier engine included."""
-        return self.request.emitted + len(self.tokens) - len(self.request.prompt)
+        return self.request.emitted + len(self.tokens) - self.virtual - len(self.request.prompt)
 
     def row(self, count: int, pages: tuple[tuple[int | None, ...], ...]) -> Row:
         """The next ``count`` tokens as a row; it samples if they reach the end."""

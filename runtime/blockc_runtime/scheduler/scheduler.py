@@ -116,7 +116,8 @@ class Scheduler:
             return (_end(request.id, "error", problem),)
         if request.emitted >= request.max_tokens:
             return (_end(request.id, "length"),)
-        tokens = list(request.prompt)
+        virtual = self._limits.chains[request.chain].virtual_tokens
+        tokens = [*virtual, *request.prompt]
         item = LiveRequest(
             request=request,
             tenant=self._limits.tenants[request.app],
@@ -124,6 +125,7 @@ class Scheduler:
             limit_tokens=self._longest(request),
             tokens=tokens,
             prefix=Prefix(request.isolation_group, tokens),
+            virtual=len(virtual),
         )
         self._arrivals += 1
         self._live[request.id] = item
@@ -178,7 +180,7 @@ class Scheduler:
             return "the plan in force does not have this model"
         if not request.prompt:
             return "the prompt is empty"
-        most = self._limits.chains[request.chain].max_model_len - 1
+        most = self._room(request.chain) - 1
         if len(request.prompt) > most:
             return f"the prompt has {len(request.prompt)} tokens; with room for an answer {most} fit"
         shortage = self._kv.shortage(request.chain, self._longest(request) - 1)  # the last token needs no KV
@@ -189,9 +191,15 @@ class Scheduler:
         return None
 
     def _longest(self, request: Request) -> int:
-        """Prompt and all tokens that may still come."""
+        """Virtual tokens, prompt and all tokens that may still come."""
         wanted = len(request.prompt) + max(1, request.max_tokens - request.emitted)
-        return min(wanted, self._limits.chains[request.chain].max_model_len)
+        virtual = len(self._limits.chains[request.chain].virtual_tokens)
+        return virtual + min(wanted, self._room(request.chain))
+
+    def _room(self, chain: int) -> int:
+        """The most tokens of prompt and answer."""
+        limits = self._limits.chains[chain]
+        return limits.max_model_len - len(limits.virtual_tokens)
 
     def _start(self, item: LiveRequest, reused: int) -> None:
         """A waiting request runs from here on, from its first token without KV."""
@@ -200,8 +208,9 @@ class Scheduler:
         self._running[item.id] = item
         self._queue.leave(item)
         if item.cached is None:  # charged once: preemption is not its tenant's doing
-            item.cached = min(reused, len(item.request.prompt))
-            self._queue.charge(item.tenant, prompt_tokens=len(item.request.prompt))
+            prompt = len(item.request.prompt)
+            item.cached = min(max(0, reused - item.virtual), prompt)
+            self._queue.charge(item.tenant, prompt_tokens=item.virtual + prompt)
 
     def _preempt(self, item: LiveRequest) -> None:
         self._preemptions += 1

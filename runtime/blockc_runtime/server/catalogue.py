@@ -38,7 +38,10 @@ class SamplingDefaults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedApp:
-    """One app as requests need it. ``index`` and ``chain`` are the plan's."""
+    """One app as requests need it. ``index`` and ``chain`` are the plan's.
+
+    ``max_model_len``: prompt and answer; what the chain's virtual tokens take is gone from it.
+    """
 
     index: int
     chain: int
@@ -114,7 +117,7 @@ def _served_app(
         defaults=_defaults(config),
         stop_token_ids=_stop_ids(chain, config),
         vocab_size=chain.vocab_size,
-        max_model_len=chain.max_model_len,
+        max_model_len=chain.max_model_len - len(chain.virtual_tokens),
     )
 
 

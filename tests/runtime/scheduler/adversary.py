@@ -16,7 +16,7 @@ from itertools import groupby
 from blockc_runtime.request import Sampling
 from blockc_runtime.step import Fault, Row, RowResult, Step, StepResult
 
-from .harness import PAGE, Run, alone, limits, request
+from .harness import PAGE, VIRTUAL, Run, alone, limits, request
 
 INJECTED = "injected"
 
@@ -65,7 +65,7 @@ class Adversary:
             self._tick()
         self.is_hostile = False
         # Whoever is left computes at most its context per preemption, and a preemption buys another a token.
-        bound = 4 * sum(own.max_tokens + len(own.prompt) for own in self.requests) + 100
+        bound = 4 * sum(own.max_tokens + len(own.prompt) + len(VIRTUAL) for own in self.requests) + 100
         while self.run.scheduler.has_work:
             bound -= 1
             assert bound > 0, "a request starves"
@@ -81,7 +81,7 @@ class Adversary:
             prompt = [*rng.choice(stems), *(rng.randrange(100) for _ in range(rng.randint(0, 12)))]
             sampling = Sampling(temperature=rng.choice([0.0, 1.0]), seed=rng.randrange(3))
             own = request(
-                f"r{number}", prompt, chain=rng.randrange(5), app=rng.randrange(6),
+                f"r{number}", prompt, chain=rng.randrange(6), app=rng.randrange(6),
                 max_tokens=rng.randint(1, 30), group=rng.choice(["a", "b"]), sampling=sampling,
             )  # fmt: skip
             if rng.random() < 0.2:
@@ -167,6 +167,8 @@ class Adversary:
         assert len(set(flying)) == len(flying), "a request is in flight twice"
         for row in step.rows:
             self._look_at_pages(row)
+            virtual = own.chains[row.chain].virtual_tokens[row.start : row.start + len(row.tokens)]
+            assert row.tokens[: len(virtual)] == virtual, "a chain's virtual tokens stand before every prompt"
         new = [row for row in step.rows if row.request not in self.started]
         self.started.update(row.request for row in new)
         for row in new:
@@ -216,6 +218,9 @@ class Adversary:
                 assert table[index] is not None
                 yield group, table[index]
 
+    def _virtual(self, own) -> int:
+        return len(self.run.own.chains[own.chain].virtual_tokens)
+
     def _judge(self) -> None:
         for own in self.requests:
             end, got, expected = self.run.ends[own.id], self.run.tokens[own.id], alone(own)
@@ -226,7 +231,7 @@ class Adversary:
                 assert got == expected[: len(got)], "tokens of an unfinished request are a beginning of its answer"
             if end.reason == "error":
                 assert INJECTED in end.message or "KV pages" in end.message
-            assert end.cached_tokens % PAGE == 0
+            assert not end.cached_tokens or (self._virtual(own) + end.cached_tokens) % PAGE == 0
             assert end.cached_tokens < len(own.prompt)
         assert self.run.held_pages() == 0, "pages are lost after the last request"
         gauges = self.run.scheduler.gauges()

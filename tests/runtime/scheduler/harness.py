@@ -14,23 +14,32 @@ from blockc_runtime.scheduler import Scheduler
 VOCAB = 50_000
 PAGE = 4
 MAX_MODEL_LEN = 64
+# What stands before every prompt of chain 5: not a whole number of pages, and an id beyond the vocabulary.
+VIRTUAL = (7, 7, VOCAB + 10_000, 7, 7, 7)
 
 
 def limits(*, pages=(40, 40), max_rows=8, max_batched_tokens=32, weights=(1.0, 1.0, 2.0), windows=(None, None)):
-    """Four chains on two KV groups (0 and 1 share both domains, 2 the lower one, 3 none), a fifth on its own."""
+    """Four chains on two KV groups (0 and 1 share both domains, 2 the lower one, 3 none), a fifth on its own.
+
+    A sixth, with virtual tokens, in the groups of the first four.
+    """
     domains = [("low", "high"), ("low", "high"), ("low", "other"), ("foreign", "own")]
     both = [
         ChainLimits(groups=(0, 1), domains=pair, segments=(0, 1 + (i == 3), 3), instance=0, max_model_len=MAX_MODEL_LEN)
         for i, pair in enumerate(domains)
     ]
     third = ChainLimits(groups=(2,), domains=("third",), segments=(4, 5), instance=0, max_model_len=MAX_MODEL_LEN)
+    prefixed = ChainLimits(
+        groups=(0, 1), domains=("prefixed", "prefixed"), segments=(0, 1, 3), instance=0, max_model_len=MAX_MODEL_LEN,
+        virtual_tokens=VIRTUAL,
+    )  # fmt: skip
     return EngineLimits(
         groups=(
             GroupLimits(pages=pages[0], page_tokens=PAGE, window=windows[0]),
             GroupLimits(pages=pages[1], page_tokens=PAGE, window=windows[1]),
             GroupLimits(pages=pages[0] // 2, page_tokens=2 * PAGE, window=None),
         ),
-        chains=(*both, third),
+        chains=(*both, third, prefixed),
         segment_count=6,
         max_batched_tokens=max_batched_tokens,
         max_rows=max_rows,
@@ -72,7 +81,7 @@ def request(name, prompt, *, chain=0, app=0, max_tokens=8, group="g", stop=(), e
 
 def alone(own: Request) -> list[int]:
     """What the null model answers to a request by itself, without pages, batches or neighbours."""
-    tokens, out = list(own.prompt), []
+    tokens, out = [*(VIRTUAL if own.chain == 5 else ()), *own.prompt], []
     while own.emitted + len(out) < own.max_tokens and len(tokens) < MAX_MODEL_LEN:
         if own.sampling.temperature > 0:
             index = own.emitted + len(out)
