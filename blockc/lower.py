@@ -7,6 +7,7 @@ chain that has any; none for a plan that is only simulated. Invariant: the same 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from types import MappingProxyType
 
 from blockc import __version__
@@ -16,6 +17,7 @@ from blockc.merge import Merge
 from blockc.place import Placement, tenant_entries
 from blockc.plan import (
     FORMAT_VERSION,
+    AgreementEntry,
     AppEntry,
     BatchingEntry,
     BlockEntry,
@@ -23,6 +25,7 @@ from blockc.plan import (
     ChainKvEntry,
     CutEntry,
     DeviceEntry,
+    EvidenceManifest,
     ExecutionPlan,
     KvGroupEntry,
     KvLayerEntry,
@@ -30,9 +33,12 @@ from blockc.plan import (
     ModelEntry,
     PathEntry,
     SegmentEntry,
+    SharingEntry,
     SideEntry,
     SideManifest,
+    TensorEvidenceEntry,
 )
+from blockc.share import Evidence
 from blockc.spec.deployment import App, Assumption, Base, Deployment, FineTune, HubSource, LocalSource, Source, Tenant
 from blockc.target import Target
 from blockc.tune import ModelFiles
@@ -51,6 +57,7 @@ def lower(
     parameters: Mapping[str, int],
     zoo: Zoo | None,
     merges: Mapping[str, Merge] = MappingProxyType({}),
+    evidence: Mapping[str, Evidence] = MappingProxyType({}),
 ) -> ExecutionPlan:
     """Write the plan. ``parameters``: of each full model. ``zoo`` None: for the target ``sim``."""
     structures = {block.structure_digest: format_structure(block.structure) for block in graph.blocks.values()}
@@ -85,7 +92,12 @@ def lower(
         routes=placement.routes,
         apps=tuple(_app(app, tenant, graph) for tenant in deployment.tenants.values() for app in tenant.apps),
         models={
-            name: _model(item, files[name], graph, parameters.get(name), merges.get(name))
+            name: _model(item, files[name], graph, parameters.get(name)).model_copy(
+                update={
+                    "merged": _merged(merges.get(name)),
+                    "sharing": _sharing(evidence.get(name), zoo),
+                }
+            )
             for name, item in _items(deployment)
         },
         memory=placement.memory,
@@ -232,9 +244,7 @@ def _written(source: Source | Assumption) -> str | None:
             return None
 
 
-def _model(
-    item: Base | FineTune, files: ModelFiles, graph: UnifiedGraph, parameters: int | None, merge: Merge | None
-) -> ModelEntry:
+def _model(item: Base | FineTune, files: ModelFiles, graph: UnifiedGraph, parameters: int | None) -> ModelEntry:
     source = item.source
     return ModelEntry(
         kind=files.kind,
@@ -244,9 +254,38 @@ def _model(
         revision=None if isinstance(source, Assumption) else commit_of(source, files.directory),
         parent=item.parent if isinstance(item, FineTune) else None,
         chain=graph.chain_of.get(item.name),
-        merged=None
-        if merge is None
-        else MergeEntry(gain=merge.gain, private_bytes=merge.private_bytes, rounding=merge.rounding),
+    )
+
+
+def _merged(merge: Merge | None) -> MergeEntry | None:
+    if merge is None:
+        return None
+    return MergeEntry(gain=merge.gain, private_bytes=merge.private_bytes, rounding=merge.rounding)
+
+
+def _sharing(evidence: Evidence | None, zoo: Zoo | None) -> SharingEntry | None:
+    """The summary; what each tensor lost goes to the zoo."""
+    if evidence is None:
+        return None
+    assert zoo is not None, "evidence comes from weights"
+    entries = tuple(TensorEvidenceEntry(**asdict(item)) for item in evidence.tensors)
+    manifest = canonical_json(EvidenceManifest(tensors=entries).model_dump(mode="json")).encode()
+    agreement = None
+    if evidence.agreement is not None:
+        agreement = AgreementEntry(
+            probe=str(evidence.probe), probe_digest=str(evidence.probe_digest), **asdict(evidence.agreement)
+        )
+    return SharingEntry(
+        verdict=evidence.verdict,
+        base=evidence.base,
+        differing=evidence.differing,
+        shared=evidence.shared,
+        replaced=evidence.replaced,
+        nbytes=sum(item.nbytes for item in evidence.tensors),
+        own_bytes=sum(item.own_bytes for item in evidence.tensors),
+        lost=max((item.lost for item in evidence.tensors), default=0.0),
+        tensors=zoo.put_blob(manifest),
+        agreement=agreement,
     )
 
 

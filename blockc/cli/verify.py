@@ -69,6 +69,11 @@ def _line(report: AppReport) -> str:
         f"{verdict} {report.app:<24} {report.prompts} prompts, greedy {report.agreed}/{report.tokens}"
         f"{f' (+{report.near_ties} near ties)' if report.near_ties else ''}, "
         f"max logit error {report.max_error:.2e} (bound {report.bound:.2e})"
+        + (
+            ""
+            if report.original_error is None
+            else f"; {report.original_error:.2e} from its own files, as the policy allows"
+        )
     )
 
 
@@ -83,6 +88,7 @@ def _entry(report: AppReport) -> dict[str, object]:
         "max_error": report.max_error,
         "bound": report.bound,
         "passed": report.passed,
+        "original_error": report.original_error,
     }
 
 

@@ -150,7 +150,8 @@ def _bytes(value: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 def _codes(tensors: Mapping[str, Tensor], scalars: Mapping[str, Scalar]) -> Tensor:
     bits = int(scalars["bits"])
-    return _unpacked(tensors["codes"], bits).float() - 2 ** (bits - 1)
+    codes: Tensor = _unpacked(tensors["codes"], bits).float()
+    return codes - float(1 << (bits - 1))
 
 
 def _scaled(values: Tensor, scale: Tensor, group: int) -> Tensor:
@@ -169,4 +170,5 @@ def _packed(values: Tensor, bits: int) -> Tensor:
 
 def _unpacked(data: Tensor, bits: int) -> Tensor:
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=data.device)
-    return torch.bitwise_right_shift(data.unsqueeze(2), shifts).bitwise_and_(2**bits - 1).flatten(1)
+    unpacked: Tensor = torch.bitwise_right_shift(data.unsqueeze(2), shifts).bitwise_and_(2**bits - 1)
+    return unpacked.flatten(1)

@@ -11,7 +11,7 @@ DTYPE_BYTES: dict[str, int] = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "I32": 4
 
 # Spec and torch spelling of the dtypes that values may have -> safetensors spelling.
 DTYPE_CODE: dict[str, str] = {
-    "bfloat16": "BF16", "float16": "F16", "float32": "F32", "int64": "I64", "bool": "BOOL",
+    "bfloat16": "BF16", "float16": "F16", "float32": "F32", "int64": "I64", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
 DTYPE_NAME: dict[str, str] = {code: name for name, code in DTYPE_CODE.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from blockc.plan.file import dump_plan, load_plan, read_plan, require_weights, verify_plan, write_plan
 from blockc.plan.model import (
     FORMAT_VERSION,
+    AgreementEntry,
     AppEntry,
     BaselineEntry,
     BatchingEntry,
@@ -14,6 +15,7 @@ from blockc.plan.model import (
     CutEntry,
     DeviceEntry,
     EdgeEntry,
+    EvidenceManifest,
     ExecutionPlan,
     InstanceEntry,
     KvGroupEntry,
@@ -25,16 +27,19 @@ from blockc.plan.model import (
     PathEntry,
     RouteEntry,
     SegmentEntry,
+    SharingEntry,
     SideEntry,
     SideManifest,
     SolverEntry,
     TenantEntry,
+    TensorEvidenceEntry,
     TermEntry,
 )
 from blockc.plan.uses import Use, chains_through, plan_uses, read_manifest
 
 __all__ = [
     "FORMAT_VERSION",
+    "AgreementEntry",
     "AppEntry",
     "BaselineEntry",
     "BatchingEntry",
@@ -44,6 +49,7 @@ __all__ = [
     "CutEntry",
     "DeviceEntry",
     "EdgeEntry",
+    "EvidenceManifest",
     "ExecutionPlan",
     "InstanceEntry",
     "KvGroupEntry",
@@ -55,10 +61,12 @@ __all__ = [
     "PathEntry",
     "RouteEntry",
     "SegmentEntry",
+    "SharingEntry",
     "SideEntry",
     "SideManifest",
     "SolverEntry",
     "TenantEntry",
+    "TensorEvidenceEntry",
     "TermEntry",
     "Use",
     "chains_through",

@@ -239,6 +239,38 @@ class AppEntry(_Entry):
         return f"{self.tenant}/{self.app}"
 
 
+class AgreementEntry(_Entry):
+    """How far a model is from its original on a probe: see `blockc.evaluate.Agreement`."""
+
+    probe: str
+    probe_digest: Digest
+    tokens: int
+    kl_mean: float
+    kl_max: float
+    top1: float
+    perplexity: float
+    original_perplexity: float
+
+
+class SharingEntry(_Entry):
+    """How a full fine-tune is kept on the blocks of ``base``: see `blockc.share.Evidence`.
+
+    ``tensors``: a blob with what each tensor lost (`EvidenceManifest`); ``own_bytes``: of the tensors that it does not
+    store for itself, ``nbytes``: of what it stores in their place; ``lost``: the most that any lost of its change.
+    """
+
+    verdict: Literal["exact", "delta", "approx"]
+    base: str
+    differing: int
+    shared: int
+    replaced: tuple[int, ...]
+    nbytes: int
+    own_bytes: int
+    lost: float
+    tensors: Digest
+    agreement: AgreementEntry | None
+
+
 class MergeEntry(_Entry):
     """Why a fine-tune has private weights in place of sides: see `blockc.merge.Merge`."""
 
@@ -264,6 +296,7 @@ class ModelEntry(_Entry):
     parent: str | None
     chain: int | None
     merged: MergeEntry | None = None
+    sharing: SharingEntry | None = None
 
     @property
     def is_full(self) -> bool:
@@ -374,6 +407,25 @@ def _scalar(entry: TermEntry, name: str) -> Scalar:
     value = entry.scalars[name]
     codec = CODECS.get(entry.codec)
     return float.fromhex(str(value)) if codec is not None and codec.scalars.get(name) is float else value
+
+
+class TensorEvidenceEntry(_Entry):
+    """One tensor of a full fine-tune that is kept beside a shared one: see `blockc.share.TensorEvidence`."""
+
+    occurrence: int
+    parameter: str
+    codec: str
+    lost: float
+    error: float
+    nbytes: int
+    own_bytes: int
+
+
+class EvidenceManifest(_Entry):
+    """What each tensor of one fine-tune lost, kept in the zoo by digest so that plans stay small."""
+
+    format_version: Literal[1] = 1
+    tensors: tuple[TensorEvidenceEntry, ...]
 
 
 SideManifest.model_rebuild()

@@ -31,7 +31,7 @@ class Use:
 
 def plan_uses(plan: ExecutionPlan, read_blob: Callable[[str], bytes], diags: Diagnostics) -> tuple[Use, ...]:
     """All uses. A manifest that cannot be read is reported, and the uses that it would tell of are left out."""
-    return (*_block_uses(plan), *_chain_uses(plan, read_blob, diags))
+    return (*_block_uses(plan), *_chain_uses(plan, read_blob, diags), *_model_uses(plan))
 
 
 def chains_through(plan: ExecutionPlan) -> dict[str, tuple[int, ...]]:
@@ -66,6 +66,13 @@ def _block_uses(plan: ExecutionPlan) -> Iterator[Use]:
         for param, tensor in block.tensors.items():
             what = f"parameter {param} of block {digest[:12]}"
             yield Use(digest=tensor.digest, what=what, chains=passing[digest], tensor=tensor)
+
+
+def _model_uses(plan: ExecutionPlan) -> Iterator[Use]:
+    for name, model in plan.models.items():
+        if model.sharing is not None:
+            chains = () if model.chain is None else (model.chain,)
+            yield Use(digest=model.sharing.tensors, what=f"evidence of {name}", chains=chains)
 
 
 def _chain_uses(plan: ExecutionPlan, read_blob: Callable[[str], bytes], diags: Diagnostics) -> Iterator[Use]:

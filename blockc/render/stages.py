@@ -23,6 +23,7 @@ _RENDERERS: Final[dict[str, Callable[[Any], str]]] = {
     "read": render_models,
     "trace": render_traced,
     "tune": model_chains,
+    "share": lambda shared: model_chains(shared.chains),
     "merge": lambda merged: model_chains(merged.chains),
     "unify": lambda graph: f"{render_blocks(graph_blocks(graph))}\n{graph_segments(graph)}",
     "place": lambda result: render_placement(*result),

@@ -155,6 +155,21 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """What counts as the same block.
+
+    ``exact``: what is equal. ``delta``: a full fine-tune's matrices may lose ``max_error`` of their change. ``approx``:
+    blocks may be replaced by similar ones while ``metric`` of the whole model on the ``probe`` stays within ``bound``.
+    """
+
+    mode: Literal["exact", "delta", "approx"] = "exact"
+    max_error: Fraction | None = None
+    metric: Literal["kl", "top1", "perplexity"] | None = None
+    bound: Fraction | None = None
+    probe: LocalSource | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """How to compile. Fields of the spec that nothing acts on yet are not here: they warn BC804."""
 
@@ -163,6 +178,8 @@ class Policy:
     max_rows: int = 64
     solver_time_limit_s: Fraction = Fraction(60)
     merge: Merging = "never"
+    share: Sharing = Sharing()
+    share_span: Span | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

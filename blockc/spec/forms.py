@@ -6,7 +6,7 @@ In: an evaluated value. Out: the name that is referred to, or of the form, or No
 # ruff: noqa: D102 - `expects` and `convert` are documented once, in ValueType
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from blockc.spec.context import Context, ValueType
@@ -62,11 +62,16 @@ _EXAMPLE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """A call with typed arguments, such as ``delta(max_error = 1%)``. Becomes its name."""
+    """A call with typed arguments, such as ``delta(max_error = 1%)``. Becomes what ``make`` makes of them, or its name.
+
+    ``required``: named arguments that it cannot do without.
+    """
 
     name: str
     positional: tuple[ValueType, ...] = ()
     named: Mapping[str, ValueType] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    make: Callable[[Mapping[str | int, object]], object] | None = None
     in_effect: bool = True
     example: str = ""
 
@@ -74,13 +79,17 @@ class Form:
     def expects(self) -> str:
         return f"`{self.example or self.name + '(...)'}`"
 
-    def convert(self, value: Value, context: Context) -> str | None:
+    def convert(self, value: Value, context: Context) -> object | None:
         arguments = self.arguments(value, context)
         if arguments is None:
             return None
+        for name in self.required:
+            if name not in arguments:
+                context.wrong_type(self.expects, value, help_=f"`{self.name}` needs `{name}`")
+                return None
         if not self.in_effect:
             context.not_in_effect(f"{context.where}: `{self.name}(...)`", value.span)
-        return self.name
+        return self.name if self.make is None else self.make(arguments)
 
     def arguments(self, value: Value, context: Context) -> dict[str | int, object] | None:
         """Return the converted arguments by position or name."""

@@ -27,6 +27,7 @@ from blockc.spec.deployment import (
     Merging,
     Policy,
     Quota,
+    Sharing,
     Slo,
     Source,
     Tenant,
@@ -291,6 +292,7 @@ def _policy(blocks: list[Typed]) -> Policy:
         return Policy()
     policy = blocks[0]
     default = Policy()
+    share = policy.get("share")
     batching, kv, solver = policy.one("batching"), policy.one("kv"), policy.one("solver")
     return Policy(
         kv_page_tokens=cast("int", kv.get("page")) if kv else default.kv_page_tokens,
@@ -298,6 +300,8 @@ def _policy(blocks: list[Typed]) -> Policy:
         max_rows=cast("int", batching.get("max_num_seqs")) if batching else default.max_rows,
         solver_time_limit_s=cast("Fraction", solver.get("time_limit")) if solver else default.solver_time_limit_s,
         merge=cast("Merging", policy.get("merge")),
+        share=share if isinstance(share, Sharing) else default.share,
+        share_span=policy.spans.get("share"),
     )
 
 

@@ -7,15 +7,18 @@ acts on it yet: what nothing acts on is checked like everything else and warns B
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal, cast
 
 from blockc.fine_tunes import KINDS
 from blockc.spec.context import ValueType
+from blockc.spec.deployment import LocalSource, Sharing
 from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc.spec.forms import Either, Form, Named
 from blockc.spec.secrets import SecretName
-from blockc.spec.sources import SourceOf
+from blockc.spec.sources import FileOf, SourceOf
 from blockc.spec.units import (
     BANDWIDTH,
     BYTES,
@@ -299,21 +302,36 @@ TENANT = Kind(
     blocks=(QUOTA, APP),
 )
 
+
+def _delta(given: Mapping[str | int, object]) -> Sharing:
+    probe = cast("LocalSource | None", given.get("probe"))
+    return Sharing(mode="delta", max_error=cast("Fraction", given["max_error"]), probe=probe)
+
+
+def _approx(given: Mapping[str | int, object]) -> Sharing:
+    metric = cast("Literal['kl', 'top1', 'perplexity']", given[0])
+    bound, probe = cast("Fraction", given[1]), cast("LocalSource", given["probe"])
+    return Sharing(mode="approx", metric=metric, bound=bound, probe=probe)
+
+
+_LOSS = Amount(dimension=NUMBER, above=_ZERO, most=_ONE)
 _SHARE = Either(
     otherwise=OneOf(noun="sharing mode", choices=(Choice(word="exact", meaning="exact"),)),
     forms=(
         Form(
             name="delta",
-            named={"max_error": _FRACTION},
-            in_effect=False,
+            named={"max_error": _LOSS, "probe": FileOf()},
+            required=("max_error",),
+            make=_delta,
             example="delta(max_error = 1%)",
         ),
         Form(
             name="approx",
-            positional=(_words("cosine", "kl", "top1", noun="metric"), _FRACTION),
-            named={"probe": Form(name="file", positional=(Text(),), example='file("probe.txt")')},
-            in_effect=False,
-            example='approx(kl, 1%, probe = file("probe.txt"))',
+            positional=(_words("kl", "top1", "perplexity", noun="metric"), _LOSS),
+            named={"probe": FileOf()},
+            required=("probe",),
+            make=_approx,
+            example='approx(kl, 1%, probe = file("./probe.txt"))',
         ),
     ),
 )
@@ -377,7 +395,7 @@ POLICY = Kind(
     doc="how to compile",
     attributes=(
         _attribute("merge", _MERGE, "private weights for fine-tunes: `auto` where it pays and fits", default="never"),
-        _attribute("share", _SHARE, "which blocks count as the same; only `exact` has an effect yet", default="exact"),
+        _attribute("share", _SHARE, "which blocks count as the same", default="exact"),
     ),
     blocks=(BATCHING, KV, SOLVER, SPECULATION),
 )

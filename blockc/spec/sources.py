@@ -20,6 +20,7 @@ from blockc.spec.values import Call, Value, shorten
 from blockc.spec.valuetypes import Text
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_FILE = Form(name="file", positional=(Text(),), example='file("./probe.txt")')
 _HF = Form(name="hf", positional=(Text(),), named={"revision": Text()}, example='hf("./models/tiny")')
 
 
@@ -64,6 +65,17 @@ class SourceOf:
             )
             return None
         return HubSource(repo=written, revision=revision)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileOf:
+    """``file("./probe.txt")``. Becomes a LocalSource."""
+
+    expects: str = '`file("./probe.txt")`'
+
+    def convert(self, value: Value, context: Context) -> LocalSource | None:
+        arguments = _FILE.arguments(value, context)
+        return None if arguments is None else local_source(str(arguments[0]), context.folder)
 
 
 def is_local(written: str) -> bool:

@@ -15,6 +15,7 @@ from blockc.render.chains import plan_chains
 from blockc.render.graph import graph_blocks, plan_blocks, render_blocks
 from blockc.render.segments import graph_segments, plan_segments
 from blockc.render.structures import render_structures
+from blockc.share import Shared
 from tests.plan.fleet import fleet_plan
 from tests.render import pieces
 
@@ -30,6 +31,7 @@ RESULTS = {
     "read": pieces.models,
     "trace": pieces.traced,
     "tune": pieces.chains,
+    "share": lambda: Shared(chains=pieces.chains(), evidence={}),
     "merge": lambda: Merged(chains=pieces.chains(), merges={}),
     "unify": pieces.graph,
     "place": lambda: pieces.placed(1 << 20),
