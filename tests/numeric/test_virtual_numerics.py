@@ -135,7 +135,8 @@ class TestNegativeControls:
         plan = self._changed(served, "prefix", sides=chains["projected"].sides)
         assert self._failed(plan, served, folder) == {"prefix"}
 
-    def test_a_prompt_whose_rows_are_missing_is_not_served(self, served):
-        plan = self._changed(served, "prompt", sides=None)
+    @pytest.mark.parametrize("update", [{"sides": None}, {"virtual_tokens": (-1,)}, {"virtual_tokens": (128,)}])
+    def test_a_prompt_whose_rows_are_missing_is_not_served(self, update, served):
+        plan = self._changed(served, "prompt", **update)
         with pytest.raises(DiagnosticError, match="no rows for its virtual tokens"):
             serve_greedily(plan, served.zoo, [])
