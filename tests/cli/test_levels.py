@@ -60,7 +60,10 @@ def test_levels_as_one_document(plan: Path, capsys) -> None:
     ("arguments", "said"),
     [
         (["viz", "plan.json", "--show", "blocks"], "plan, segments, chains, graph, structures, and all"),
-        (["compile", "a.blk", "--dump-after", "parse"], "read, trace, tune, share, merge, unify, place, lower, and all"),
+        (
+            ["compile", "a.blk", "--dump-after", "parse"],
+            "read, trace, tune, share, merge, unify, place, lower, and all",
+        ),
         (["compile", "a.blk", "--dump-after", "all", "--json"], "--dump-to DIR"),
         (["compile", "a.blk", "--dump-to", "dumps"], "--dump-after"),
     ],
