@@ -13,7 +13,7 @@ import typer
 from blockc.cli.options import JsonOption, PlanArgument, ZooOption, zoo_of
 
 if TYPE_CHECKING:
-    from blockc.plan import ChainEntry, SideManifest
+    from blockc.plan import ChainEntry, EvidenceManifest, ExecutionPlan, SideManifest
 
 AppArgument = Annotated[str, typer.Argument(metavar="APP", help="An app, as clients call it: `tenant/app`.")]
 
@@ -53,7 +53,8 @@ def why(
         chain = loaded.chains[entry.chain]
         assumed = "weights:assumed" in loaded.requires  # nothing of such a plan is in a zoo
         sides = None if assumed else _sides(chain, zoo_of(zoo, plan), given=zoo is not None)
-        found = explain_why(loaded, index, occurrence, sides=sides)
+        evidence = None if assumed else _evidence(loaded, index, zoo_of(zoo, plan), given=zoo is not None)
+        found = explain_why(loaded, index, occurrence, sides=sides, evidence=evidence)
     if as_json:
         print_document("explain why", ok=True, **asdict(found))
     else:
@@ -75,6 +76,17 @@ def pair(plan: PlanArgument, app: AppArgument, other: AppArgument, as_json: Json
         print_document("explain pair", ok=True, **asdict(found))
     else:
         print(pair_text(found), end="")
+
+
+def _evidence(plan: ExecutionPlan, app: int, root: Path, *, given: bool) -> EvidenceManifest | None:
+    """What each tensor of the app's model lost. None: it lost nothing, or there is no zoo to read it from."""
+    from blockc.plan import EvidenceManifest
+    from blockc.zoo import Zoo
+
+    model = plan.models.get(plan.apps[app].model)
+    if model is None or model.sharing is None or not (given or root.is_dir()):
+        return None
+    return EvidenceManifest.model_validate_json(Zoo(root).blob(model.sharing.tensors))
 
 
 def _sides(chain: ChainEntry, root: Path, *, given: bool) -> SideManifest | None:

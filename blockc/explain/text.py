@@ -17,7 +17,7 @@ _SHOWN = 6
 
 def why_text(why: Why) -> str:
     """All sections."""
-    sections = (_head(why), _sharing(why), _segment(why), _adapter(why), _cache(why))
+    sections = (_head(why), _sharing(why), _evidence(why), _segment(why), _adapter(why), _cache(why))
     return "\n".join(printable(line) for section in sections for line in section) + "\n"
 
 
@@ -48,6 +48,30 @@ def _sharing(why: Why) -> Iterator[str]:
         yield from _apart(other)
     if why.sibling is not None and (why.sibling.derives or why.sibling.differences):
         yield from _nearest(why.sibling)
+
+
+def _evidence(why: Why) -> Iterator[str]:
+    kept = why.kept
+    if kept is None:
+        return
+    yield (
+        f"KEPT  on the blocks of `{kept.base}`, verdict {kept.verdict}: {format_bytes(kept.nbytes)} in place of "
+        f"{format_bytes(kept.own_bytes)}"
+        + (f", at most {kept.lost:.1%} of a tensor's change lost" if kept.lost else "")
+    )
+    if kept.agreement:
+        found = kept.agreement
+        yield (
+            f"  beside its original on {found['tokens']} tokens of {found['probe']}: KL {found['kl_mean']:.2g} on "
+            f"average, {found['kl_max']:.2g} at most, same likeliest token {found['top1']:.1%}, "
+            f"perplexity {found['perplexity']:.4g} (original {found['original_perplexity']:.4g})"
+        )
+    if kept.is_replaced:
+        yield f"  this block is `{kept.base}`'s own in place of the fine-tune's"
+    for name, codec, lost, nbytes, own_bytes in kept.tensors:
+        if name:
+            loss = f", {lost:.1%} of its change lost" if lost else ", exact"
+            yield f"    {name}  {codec}: {format_bytes(nbytes)} in place of {format_bytes(own_bytes)}{loss}"
 
 
 def _apart(other: Elsewhere) -> Iterator[str]:

@@ -6,15 +6,26 @@ everything said follows from the plan alone; names of models and apps are labels
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from blockc.explain.difference import Difference, apart_because, block_differences
 from blockc.explain.names import occurrence_names, parameter_names, structure_of
 from blockc.explain.pair import equal_layers
 from blockc.ir.tensor import DTYPE_BYTES
-from blockc.plan import AppEntry, ChainEntry, CutEntry, ExecutionPlan, MergeEntry, PathEntry, SideManifest, TermEntry
+from blockc.plan import (
+    AppEntry,
+    ChainEntry,
+    CutEntry,
+    EvidenceManifest,
+    ExecutionPlan,
+    ModelEntry,
+    PathEntry,
+    SideManifest,
+    TermEntry,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +83,33 @@ class KvFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Merged:
+    """Why the app's fine-tune has private weights (`MergeEntry`)."""
+
+    gain: float
+    private_bytes: int
+    rounding: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """How the app's full fine-tune is kept on another model's blocks (`SharingEntry`), and what of this block.
+
+    ``tensors``: parameter, codec, what it lost of its change, bytes kept, bytes of its own. ``agreement``: on the
+    probe; empty where nothing is lost.
+    """
+
+    verdict: str
+    base: str
+    lost: float
+    nbytes: int
+    own_bytes: int
+    is_replaced: bool
+    agreement: Mapping[str, Any]
+    tensors: tuple[tuple[str, str, float, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Why:
     """All about one block of one app's chain. ``block``: its occurrence; ``sides`` None: unknown without the zoo.
 
@@ -98,12 +136,20 @@ class Why:
     side_rank: int
     sides: tuple[str, ...] | None
     has_sides: bool
-    merged: MergeEntry | None
+    merged: Merged | None
+    kept: Kept | None
     kv: tuple[KvFacts, ...]
 
 
-def explain_why(plan: ExecutionPlan, app: int, occurrence: int, *, sides: SideManifest | None = None) -> Why:
-    """``app`` is an index into the plan's apps; ``sides`` the manifest of its chain."""
+def explain_why(
+    plan: ExecutionPlan,
+    app: int,
+    occurrence: int,
+    *,
+    sides: SideManifest | None = None,
+    evidence: EvidenceManifest | None = None,
+) -> Why:
+    """``app`` is an index into the plan's apps; ``sides`` the manifest of its chain, ``evidence`` that of its model."""
     entry = plan.apps[app]
     chain = plan.chains[entry.chain]
     path = plan.paths[chain.path]
@@ -132,8 +178,30 @@ def explain_why(plan: ExecutionPlan, app: int, occurrence: int, *, sides: SideMa
         side_rank=chain.side_rank,
         sides=_sides(chain, sides, occurrence),
         has_sides=chain.sides is not None,
-        merged=plan.models[entry.model].merged if entry.model in plan.models else None,
+        merged=_merged(plan.models.get(entry.model)),
+        kept=_kept(plan.models.get(entry.model), evidence, occurrence),
         kv=_kv(plan, entry, occurrence),
+    )
+
+
+def _merged(model: ModelEntry | None) -> Merged | None:
+    return None if model is None or model.merged is None else Merged(**model.merged.model_dump())
+
+
+def _kept(model: ModelEntry | None, evidence: EvidenceManifest | None, occurrence: int) -> Kept | None:
+    if model is None or model.sharing is None:
+        return None
+    sharing, agreement = model.sharing, model.sharing.agreement
+    own = () if evidence is None else tuple(item for item in evidence.tensors if item.occurrence == occurrence)
+    return Kept(
+        verdict=sharing.verdict,
+        base=sharing.base,
+        lost=sharing.lost,
+        nbytes=sharing.nbytes,
+        own_bytes=sharing.own_bytes,
+        is_replaced=occurrence in sharing.replaced,
+        agreement={} if agreement is None else agreement.model_dump(),
+        tensors=tuple((item.parameter, item.codec, item.lost, item.nbytes, item.own_bytes) for item in own),
     )
 
 
