@@ -41,3 +41,52 @@ def kind_of_adapter(config: Mapping[str, Any]) -> str:
 
 
 KINDS = (FULL, BOTTLENECK, BIAS, *sorted({kind_of(name) for name in PEFT_TYPES}))
+
+# Types that PEFT merges into the weights, and what each is. All were tried (`tests/numeric/test_merged.py`).
+MERGED = {
+    "ADALORA": "LoRA with ranks chosen while training",
+    "BOFT": "butterfly factors of an orthogonal matrix",
+    "C3A": "circular convolution",
+    "DEFT": "projections that remove and inject",
+    "DELORA": "LoRA with a bounded norm",
+    "FOURIERFT": "coefficients of a discrete Fourier transform",
+    "FROD": "rotations from shared factors",
+    "GLORA": "scales and shifts of weights and biases",
+    "GRALORA": "LoRA by sub-blocks",
+    "HIRA": "an elementwise product of the weight and a matrix of low rank",
+    "HRA": "Householder reflections",
+    "LOHA": "an elementwise product of two matrices of low rank",
+    "LOKR": "a Kronecker product",
+    "MISS": "one small matrix, repeated",
+    "OFT": "an orthogonal matrix by blocks",
+    "OSF": "a part of the weight's own singular directions",
+    "PEANUT": "a small network over the weights",
+    "PSOFT": "an orthogonal matrix in the principal subspace",
+    "PVERA": "VeRA with a distribution, its mean at inference",
+    "RANDLORA": "a sum of random matrices of low rank",
+    "ROAD": "rotations of pairs of outputs",
+    "SHIRA": "single values of the weight",
+    "SUPERTUNING": "single values in shared factors",
+    "TINYLORA": "very few values in frozen factors",
+    "UNILORA": "one vector projected to all matrices",
+    "VBLORA": "vectors from a shared bank",
+    "WAVEFT": "coefficients of a wavelet transform",
+}
+# Types that are neither served beside shared weights nor merged.
+REFUSED = {
+    "ADAMSS": "PEFT needs scikit-learn to make one, and it has not been tried",
+    "ADAPTION_PROMPT": "it changes attention by gated prompts of its own",
+    "BEFT": "PEFT merges it into some biases and not into others",
+    "CARTRIDGE": "a trained cache that PEFT cannot merge",
+    "CPT": "virtual tokens that depend on the task's own examples",
+    "LILY": "its matrices are chosen by what they read",
+    "MULTITASK_PROMPT_TUNING": "each request would have to name a task",
+    "POLY": "each request would have to name a task",
+    "SHADOW": "a second network beside the first",
+    "XLORA": "its adapters are mixed by what they read",
+}
+
+
+def why_refused(peft_type: str) -> str:
+    """Why a type of PEFT's is refused, in words that follow its name."""
+    return REFUSED.get(peft_type, "which has not been tried with this version")

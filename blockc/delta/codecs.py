@@ -21,7 +21,7 @@ from torch import Tensor
 from blockc.ir import Scalar, TensorRef, Term
 
 Read = Callable[[TensorRef], Tensor]
-ADDITIVE = frozenset({"low_rank", "low_rank_int8", "sign", "group_int", "group_int24"})
+ADDITIVE = frozenset({"low_rank", "low_rank_int8", "sign", "sparse", "group_int", "group_int24"})
 _GROUPS = (64, 32, 16, 8)
 
 
@@ -66,6 +66,10 @@ def _decode(codec: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Sca
             places = _unpacked(tensors["index"], 2).view(rows, kept // 2, 2).long()
             quads = torch.zeros(rows, kept // 2, 4).scatter_(2, places, codes.view(rows, kept // 2, 2))
             return _scaled(quads.view(rows, 2 * kept), tensors["scale"], int(scalars["group"]))
+        case "sparse":
+            dense = torch.zeros(int(scalars["rows"]) * int(scalars["columns"]))
+            dense[tensors["index"].long()] = tensors["value"].float()
+            return dense.view(int(scalars["rows"]), int(scalars["columns"]))
     raise KeyError(codec)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from blockc.evaluate.sides import Hook, hooks_of
 from blockc.graph import Block, Chain
 from blockc.ir import DTYPE_NAME, Arg, Bound, DtypeArg, Op, Param, Side, Symbol, Value, sites_of
 from blockc.tune.folding import FOLDED, bias_of, folded_bias, folded_tensors
@@ -27,9 +28,11 @@ class NotEvaluatedError(ValueError):
 
 
 def logits(chain: Chain, zoo: Zoo, texts: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Float32 logits ``[len(text), vocab]`` of each text by itself. Raises `NotEvaluatedError`, `DiagnosticError`."""
-    if chain.virtual_tokens:
-        raise NotEvaluatedError("virtual tokens")
+    """Float32 logits ``[len(text), vocab]`` of each text by itself, after the chain's virtual tokens.
+
+    Raises `NotEvaluatedError`, `DiagnosticError`.
+    """
+    texts = [(*chain.virtual_tokens, *text) for text in texts]
     sides: dict[int, list[Side]] = {}
     for side in chain.sides:
         sides.setdefault(side.site.occurrence, []).append(side)
@@ -46,23 +49,28 @@ def logits(chain: Chain, zoo: Zoo, texts: Sequence[Sequence[int]]) -> list[Tenso
                 state = states[index]
                 inputs = step if state is None else {**step, "x": state}
                 (states[index],) = bound.run(inputs, tuple(context[place] for place in block.contexts))
-    return [state[0] for state in states if state is not None]
+    return [state[0, len(chain.virtual_tokens) :] for state in states if state is not None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Bound:
-    """A block with its tensors in float32. ``biases``: of linears whose structure has none, by site."""
+    """A block with its tensors in float32. ``biases``: of linears whose structure has none, by site.
+
+    ``hooks``: what of its sides is part of no tensor, by the result of the op.
+    """
 
     block: Block
     tensors: Mapping[str, Tensor]
     biases: Mapping[str, Tensor]
+    hooks: Mapping[str, Hook]
 
     @classmethod
     def of(cls, block: Block, sides: Sequence[Side], zoo: Zoo) -> _Bound:
         tensors = {name: _wide(read_tensor(zoo, ref)) for name, ref in block.tensors.items()}
         biases: dict[str, Tensor] = {}
         places = sites_of(block.structure)
-        for side in sides:
+        hooks, folded = hooks_of(block.structure, sides, zoo)
+        for side in folded:
             place = places[side.site.name]
             if not {term.codec for term in side.terms} <= FOLDED.get(place.kind, frozenset()):
                 raise NotEvaluatedError(f"a side at {place.name}, a site of the kind {place.kind}")
@@ -70,7 +78,7 @@ class _Bound:
             if place.kind == "linear" and bias_of(block.structure, place) is None:
                 bias = folded_bias(side, None, zoo)
                 biases |= {} if bias is None else {place.name: bias}
-        return cls(block=block, tensors=tensors, biases=biases)
+        return cls(block=block, tensors=tensors, biases=biases, hooks=hooks)
 
     def run(self, inputs: Mapping[str, Tensor], contexts: Sequence[Tensor]) -> tuple[Tensor, ...]:
         structure = self.block.structure
@@ -100,12 +108,15 @@ class _Bound:
                 return arg
 
     def _call(self, op: Op, args: list[Any]) -> Tensor:
+        hook = self.hooks.get(op.result)
         match op.target:
             case "blockc.linear":
                 y = functional.linear(*args[:3])
                 return y + self.biases[args[3]] if args[3] in self.biases else y
             case "blockc.embedding":
-                return functional.embedding(args[0], args[1])
+                return functional.embedding(args[0], args[1]) if hook is None else hook.embedding(args[0], args[1])
+            case "aten.add.Tensor" if hook is not None:
+                return hook.residual(*(args[:2] if op.args[0] == hook.stream else args[1::-1]))
             case "blockc.rms_norm":
                 return functional.rms_norm(args[0], args[1].shape, args[1], args[2])
             case "blockc.select_rows":
@@ -117,7 +128,8 @@ class _Bound:
             case "blockc.expert_linear":
                 return _expert_linear(*args)
             case "blockc.attention":
-                return _attention(*args)
+                keys_values = args[1:3] if hook is None else hook.cached(*args[1:3])
+                return _attention(args[0], *keys_values, *args[3:])
             case "aten.gelu.default":
                 return functional.gelu(args[0], approximate=args[1])
             case "blockc.encode" | "blockc.pool":

@@ -75,6 +75,10 @@ CODECS: Mapping[str, Codec] = MappingProxyType({
         "linear", "codes[OUT,c] index[OUT,i] scale[OUT,g]", "of each four values two, with their places", additive=True,
         bits=int, group=int,
     ),
+    "sparse": _codec(
+        "linear", "index[n] value[n]", "single values of the matrix, by their place in its rows one after the other",
+        additive=True, rows=int, columns=int,
+    ),
     "out_scale": _codec("linear", "value[OUT]", "multiplies what the base's matrix yields"),
     "bias": _codec("linear", "value[OUT]", "the whole bias, in place of the base's"),
     "value": _codec("vector", "value[N]", "the parameter itself, in place of the base's"),

@@ -41,7 +41,10 @@ class Tuned:
 
 
 class AdapterFiles:
-    """One adapter. ``dtype``: what its tensors are cast to, that of the model that it is put on."""
+    """One adapter. ``dtype``: what its tensors are cast to, that of the model that it is put on.
+
+    ``model_config``: config.json of the whole model below it.
+    """
 
     def __init__(
         self,
@@ -53,9 +56,11 @@ class AdapterFiles:
         zoo: Zoo,
         diags: Diagnostics,
         at: Span,
+        model_config: Mapping[str, Any] | None = None,
     ) -> None:
         self.config, self.checkpoint, self.written = config, checkpoint, written
         self.parent, self.zoo, self.diags, self.at = parent, zoo, diags, at
+        self.model_config = model_config or {}
         self.dtype: torch.dtype = getattr(torch, DTYPE_NAME[parent.path.dtype])
         self._names: dict[str, str] = {}
         for name in sorted(checkpoint.files, key=lambda name: (len(name), name)):
@@ -109,6 +114,11 @@ class AdapterFiles:
             )  # fmt: skip
             return None
         return tensor
+
+    @property
+    def has_misfits(self) -> bool:
+        """Whether `misfit` was called, or a shape was another."""
+        return bool(self._misfits)
 
     def misfit(self, text: str) -> None:
         """Report something that does not fit the base (BC202), with all others, in `finish`."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from blockc.diag import Diagnostics
-from blockc.fine_tunes import BIAS, BOTTLENECK
+from blockc.fine_tunes import BIAS, BOTTLENECK, why_refused
 from blockc.graph import Chain, ModelPath
 from blockc.ir import DTYPE_CODE, Side, effective_sides
 from blockc.spec.deployment import HubSource
@@ -106,7 +106,7 @@ def _adapter_chain(
     on_bytes: OnBytes,
 ) -> Chain | None:
     own = Diagnostics()
-    tuned = _read_adapter(files, parent, zoo=zoo, diags=own)
+    tuned = _read_adapter(files, parent, models, zoo=zoo, diags=own)
     diags.items += own.items
     if tuned is None or own.has_errors:
         return None
@@ -133,13 +133,16 @@ def _adapter_chain(
     )
 
 
-def _read_adapter(files: ModelFiles, parent: Chain, *, zoo: Zoo, diags: Diagnostics) -> Tuned | None:
+def _read_adapter(
+    files: ModelFiles, parent: Chain, models: Mapping[str, ModelFiles], *, zoo: Zoo, diags: Diagnostics
+) -> Tuned | None:
     peft_type = str(files.config.get("peft_type"))[:40]
     reader = READERS.get(files.kind) or KINDS.get(peft_type)
     if reader is None:
         diags.report(
             "BC208", f"{files.written} is a fine-tune of the kind {peft_type!r}", at=files.span,
-            help="merge it into a full checkpoint with PEFT; `blockc rule BC208` lists what is served",
+            notes=(f"{peft_type} is not supported: {why_refused(peft_type)}",),
+            help="merge it into a full checkpoint with PEFT, if PEFT can; `blockc rule BC208` lists what is served",
         )  # fmt: skip
         return None
     stem = {BIAS: "model", BOTTLENECK: "adapter"}.get(files.kind, "adapter_model")
@@ -156,6 +159,7 @@ def _read_adapter(files: ModelFiles, parent: Chain, *, zoo: Zoo, diags: Diagnost
         zoo=zoo,
         diags=diags,
         at=files.span,
+        model_config=next(models[name].config for name in files.lineage if models[name].is_full),
     )
     try:
         return reader(adapter)

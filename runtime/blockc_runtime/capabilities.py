@@ -21,6 +21,7 @@ _SIDES = (
     "low_rank@embed",
     "low_rank_int8@linear",
     "sign@linear",
+    "sparse@linear",
     "rows@embed",
     "in_scale@linear",
     "low_rank@linear",

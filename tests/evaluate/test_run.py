@@ -7,17 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel
+from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from blockc.evaluate import compare, logits, read_probe
 from blockc.evaluate.probe import ProbeError, random_probe
 from blockc.evaluate.run import NotEvaluatedError
+from blockc.ir import Side, Site, term
 from tests.support.chains import chains_of
 from tests.support.deployments import deployment
 from tests.support.fine_tunes import save_adapter
 from tests.support.tiny_models import save_model
 
+HUB = Path(__file__).parent.parent / "fixtures" / "adapterhub"
 TEXTS = [[3, 17, 90, 41, 5, 66, 120, 8], [1, 2, 3], [9]]
 
 
@@ -41,8 +44,35 @@ def test_equals_transformers_and_peft(name: str, target: str, tmp_path: Path) ->
 
 def test_what_it_cannot_evaluate(tmp_path: Path) -> None:
     chains, zoo, _ = chains_of(deployment(save_model("llama", tmp_path / "base")), tmp_path / "zoo")
+    side = Side(site=Site(occurrence=1, name="residual.0"), terms=(term("of_tomorrow", {}),))
     with pytest.raises(NotEvaluatedError):
-        logits(replace(chains["base"], virtual_tokens=(0,)), zoo, TEXTS)
+        logits(replace(chains["base"], sides=(side,)), zoo, TEXTS)
+
+
+def test_virtual_tokens(tmp_path: Path) -> None:
+    base = save_model("mistral", tmp_path / "base")
+    task = {"num_virtual_tokens": 5, "task_type": "CAUSAL_LM"}
+    tunes = {
+        "prefix": save_adapter(base, tmp_path / "prefix", PrefixTuningConfig(**task)),
+        "prompt": save_adapter(base, tmp_path / "prompt", PromptTuningConfig(**task)),
+    }
+    chains, zoo, _ = chains_of(deployment(base, {n: ("base", path) for n, path in tunes.items()}), tmp_path / "zoo")
+    for model, path in tunes.items():
+        reference = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), path)
+        for text, found in zip(TEXTS, logits(chains[model], zoo, TEXTS), strict=True):
+            with torch.no_grad():
+                wanted = reference(torch.tensor([text]), use_cache=False).logits[0, -len(text) :]
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=2e-5)
+
+
+def test_bottlenecks(tmp_path: Path) -> None:
+    expected = load_file(HUB / "expected.safetensors")
+    cases = ("llama-houlsby", "llama-norms", "llama-parallel", "llama-channel", "llama-uneven")
+    tunes = {case.replace("-", "_"): ("base", HUB / case) for case in cases}
+    chains, zoo, _ = chains_of(deployment(HUB / "llama", tunes, max_model_len=64), tmp_path / "zoo")
+    for case in cases:
+        (found,) = logits(chains[case.replace("-", "_")], zoo, expected["tokens"].tolist())
+        torch.testing.assert_close(found, expected[case], rtol=1e-4, atol=2e-5)
 
 
 def test_agreement() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import IA3Config, PrefixTuningConfig, PromptTuningConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -15,11 +16,23 @@ from blockc.plan import SideManifest
 from blockc.verify.bottleneck import add_bottlenecks
 from blockc.verify.served import Question, serve_greedily
 from blockc.verify.verify import verify
+from blockc_runtime.executor.model import load_model
+from tests.support.adapters import save_lora
 from tests.support.deployments import deployment
+from tests.support.fine_tunes import save_adapter
 from tests.support.serving import compiled
+from tests.support.traced_once import traced_once
 
+# What a plan adds to each tensor so that it may be aligned.
+_SLACK_BYTES = 512 << 8
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "adapterhub"
 CASES = sorted(path.parent.name for path in FIXTURES.glob("*-*/adapter.safetensors"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _traced_once():
+    with traced_once():
+        yield
 
 
 @cache
@@ -133,3 +146,41 @@ def test_names_of_the_bare_decoder(tmp_path):
     tuned = {"whole": ("base", FIXTURES / "llama-houlsby"), "bare": ("base", copy)}
     served = compiled(deployment(FIXTURES / "llama", tuned, max_model_len=64), tmp_path / "zoo")
     assert len(served.plan.chains) == 2
+
+
+def test_beside_other_kinds_and_stacked_with_them(tmp_path):
+    """One batch of a base and six kinds; bottlenecks below and above the others."""
+    base = shutil.copytree(FIXTURES / "llama", tmp_path / "llama")
+    for case in ("llama-houlsby", "llama-parallel"):
+        shutil.copytree(FIXTURES / case, tmp_path / case)
+    task = {"task_type": "CAUSAL_LM"}
+    save_lora(base, tmp_path / "lora", target_modules=["q_proj", "down_proj"])
+    save_adapter(base, tmp_path / "ia3", IA3Config(**task))
+    save_adapter(base, tmp_path / "prefix", PrefixTuningConfig(num_virtual_tokens=7, **task))
+    save_adapter(base, tmp_path / "prompt", PromptTuningConfig(num_virtual_tokens=3, **task))
+    parents = {
+        "houlsby": ("base", "llama-houlsby"), "parallel": ("base", "llama-parallel"), "lora": ("base", "lora"),
+        "ia3": ("base", "ia3"), "prefix": ("base", "prefix"), "prompt": ("base", "prompt"),
+        "houlsby_on_lora": ("lora", "llama-houlsby"), "prefix_on_houlsby": ("houlsby", "prefix"),
+        "parallel_on_prompt": ("prompt", "llama-parallel"), "ia3_on_parallel": ("parallel", "ia3"),
+    }  # fmt: skip
+    fine_tunes = {name: (parent, tmp_path / folder) for name, (parent, folder) in parents.items()}
+    served = compiled(deployment(base, fine_tunes, max_model_len=64), tmp_path / "zoo")
+    reports = verify(served.plan, served.zoo, root=tmp_path, prompts=4, output_tokens=8)
+    assert len(reports) == len(parents) + 1
+    for report in reports:
+        assert report.passed, report
+        assert report.max_error < 2e-4, report
+    model = load_model(served.plan, served.zoo, device=torch.device("cpu"))
+    planned = served.plan.memory[0].sides_bytes
+    assert 0.9 * planned < model.sides_bytes + _SLACK_BYTES
+    assert model.sides_bytes <= planned
+
+
+def test_bfloat16_logits_are_as_close_as_rounding_allows(tmp_path):
+    cases = ("llama-houlsby", "llama-channel", "llama-norms", "llama-parallel-both")
+    fine_tunes = {case.replace("-", "_"): ("base", FIXTURES / case) for case in cases}
+    spec = deployment(FIXTURES / "llama", fine_tunes, max_model_len=64, dtype="bfloat16")
+    served = compiled(spec, tmp_path / "zoo")
+    for report in verify(served.plan, served.zoo, root=FIXTURES, prompts=3, output_tokens=4):
+        assert report.max_error <= report.bound, report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -118,3 +119,10 @@ def test_the_same_ids_in_two_fine_tunes_are_different_tokens(base, prompt, tmp_p
 def test_a_prefix_leaves_no_domain_of_its_base(base, prefix, tmp_path):
     chains, _, _ = chains_of(deployment(base, {"tuned": ("base", prefix)}), tmp_path / "zoo")
     assert not set(kv_domains(chains["tuned"])) & set(kv_domains(chains["base"]))
+
+
+def test_a_cached_side_counts_from_its_own_layer_on(base, prefix, tmp_path):
+    chains, _, _ = chains_of(deployment(base, {"tuned": ("base", prefix)}), tmp_path / "zoo")
+    upper = replace(chains["base"], sides=chains["tuned"].sides[2:])
+    same = [one == other for one, other in zip(kv_domains(upper), kv_domains(chains["base"]), strict=True)]
+    assert same == [True, True, False, False]

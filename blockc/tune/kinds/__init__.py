@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from blockc.fine_tunes import BIAS, BOTTLENECK
+from blockc.fine_tunes import BIAS, BOTTLENECK, MERGED
 from blockc.tune.adapter import AdapterFiles, Tuned
-from blockc.tune.kinds import bottleneck, ia3, lora, norms, prefix, prompt, tokens, vectors, vera
+from blockc.tune.kinds import bottleneck, ia3, lora, merged, norms, prefix, prompt, tokens, vectors, vera
 
 # What the fine-tune adds to the chain that the files have as parent; None where something is wrong and reported.
 Reader = Callable[[AdapterFiles], Tuned | None]
@@ -21,6 +21,7 @@ KINDS: Mapping[str, Reader] = MappingProxyType({
     "P_TUNING": prompt.read,
     "TRAINABLE_TOKENS": tokens.read,
     "VERA": vera.read,
+    **dict.fromkeys(MERGED, merged.read),
 })  # fmt: skip
 READERS: Mapping[str, Reader] = MappingProxyType({
     BIAS: vectors.read,

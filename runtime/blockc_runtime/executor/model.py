@@ -289,7 +289,7 @@ class _Loader:
                 known: set[int] = set()
                 if (side := sides.get((occurrence, place.name))) is not None:
                     known = {int(i) for term in side.of("rows") for i in self.store.read(term["index"]).tolist()}
-                if any(token >= place.shape[0] and token not in known for token in chain.virtual_tokens):
+                if any(not 0 <= token < place.shape[0] and token not in known for token in chain.virtual_tokens):
                     raise ValueError(f"{place.name} has no rows for its virtual tokens")
 
     def _limits(self, chain: ChainEntry) -> RowLimits:

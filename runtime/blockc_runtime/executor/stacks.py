@@ -19,7 +19,7 @@ from blockc.ir.layout import padded_rank
 from blockc_runtime.executor.weights import WeightStore
 from blockc_runtime.ops.cache.cpu import CachedKv
 from blockc_runtime.ops.embedding.cpu import EmbeddingSides, TableRows
-from blockc_runtime.ops.linear.changes import GroupIntChange, SignChange
+from blockc_runtime.ops.linear.changes import GroupIntChange, SignChange, SparseChange
 from blockc_runtime.ops.linear.sides import (
     Additive,
     LowRankOutput,
@@ -196,6 +196,12 @@ def _sign(term: Term, store: WeightStore, dtype: torch.dtype) -> Additive:
     )  # fmt: skip
 
 
+def _sparse(term: Term, store: WeightStore, dtype: torch.dtype) -> Additive:
+    index, columns = store.read(term["index"]), int(term.scalar("columns"))
+    row, column = index.div(columns, rounding_mode="floor"), index.remainder(columns)
+    return SparseChange(row=row, column=column, value=store.read(term["value"]).to(dtype))
+
+
 def _group_int(term: Term, store: WeightStore, dtype: torch.dtype) -> Additive:
     index = term.get("index")
     return GroupIntChange(
@@ -273,6 +279,7 @@ _ADDITIVE: Mapping[str, Callable[[Term, WeightStore, torch.dtype], Additive]] = 
     "sign": _sign,
     "group_int": _group_int,
     "group_int24": _group_int,
+    "sparse": _sparse,
 }
 _STACKS: Mapping[SiteKind, Callable[[Places, WeightStore, torch.dtype], Any]] = {
     "cache": _stack_caches,

@@ -13,6 +13,7 @@ from blockc.zoo import Zoo
 from blockc_runtime.request import Request
 from blockc_runtime.server.auth import Caller
 from blockc_runtime.server.catalogue import Catalogue, ServedApp, load_catalogue
+from blockc_runtime.server.errors import ApiError
 from blockc_runtime.server.generation import chat_generation, completion_generation
 from blockc_runtime.server.schemas import ChatBody, CompletionBody, validate
 from tests.runtime.server import world
@@ -122,3 +123,20 @@ def test_long_texts_are_tokenised_beside_the_loop(tmp_path: Path):
     app = app_with(tmp_path)
     text = "the fox " * 700
     assert completion(app, prompt=text, max_tokens=1).prompt == tuple(world.tokenizer().encode(text).ids)
+
+
+def test_virtual_tokens_take_room_and_no_client_sees_them(tmp_path: Path):
+    path, zoo = world.build(tmp_path, world.assets())
+    plan = load_plan(path)
+    virtual = tuple(range(1 << 32, (1 << 32) + 48))
+    chains = tuple(chain.model_copy(update={"virtual_tokens": virtual}) for chain in plan.chains)
+    catalogue = load_catalogue(plan.model_copy(update={"chains": chains}), Zoo(zoo), lambda line: None)
+    app = catalogue.find("acme/chat", EVERYBODY)
+    assert app is not None
+    assert app.max_model_len == world.MAX_MODEL_LEN - 48
+    assert completion(app).prompt == (5, 6)
+    assert completion(app, max_tokens=app.max_model_len - 2).max_tokens == app.max_model_len - 2
+    with pytest.raises(ApiError, match=f"this model takes {app.max_model_len} tokens"):
+        completion(app, max_tokens=app.max_model_len - 1)
+    with pytest.raises(ApiError, match="token ids run from 0"):
+        completion(app, prompt=[virtual[0]])

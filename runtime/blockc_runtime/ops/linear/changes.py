@@ -1,4 +1,4 @@
-"""Changes of a whole matrix that are kept compressed: signs, and integers by group.
+"""Changes of a whole matrix that are kept compressed: signs, integers by group, single values.
 
 Decoded a slab of rows at a time while they are multiplied, so that no dense copy is ever held. The forms are those of
 `blockc.ir.codecs`; a row of the slab is a row of the matrix.
@@ -66,6 +66,24 @@ class GroupIntChange:
             codes = dense.scatter_(2, places, codes.view(-1, quads, 2)).flatten(1)
         scale = self.scale[start:stop].unsqueeze(2)
         return codes.view(len(codes), -1, self.group).mul_(scale).flatten(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparseChange:
+    """Single values: ``value [n]`` at ``row [n]`` and ``column [n]``."""
+
+    row: Tensor
+    column: Tensor
+    value: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes as it is kept."""
+        return self.row.nbytes + self.column.nbytes + self.value.nbytes
+
+    def add_to(self, y: Tensor, x: Tensor) -> None:
+        """``y [n, out] += x D^T``, ``x [n, in]``."""
+        y.index_add_(1, self.row, x.index_select(1, self.column).mul_(self.value))
 
 
 def unpacked(data: Tensor, bits: int) -> Tensor:
