@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from peft import IA3Config, LNTuningConfig, LoraConfig, TrainableTokensConfig, VeraConfig, get_peft_model
+from peft import IA3Config, LNTuningConfig, LoHaConfig, LoraConfig, TrainableTokensConfig, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -283,3 +283,29 @@ def test_modules_of_ia3_that_are_no_names(value, kinds, base, tmp_path):
     copy = shutil.copytree(kinds["ia3"], tmp_path / "copy")
     configure(copy, feedforward_modules=value)
     assert "feedforward_modules" in _diagnose(base, copy, tmp_path)[1]["BC207"][0]
+
+
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern"])
+def test_patterns_of_types_that_peft_merges_backtrack_as_little(field, base, tmp_path, monkeypatch):
+    """PEFT matches with `re`: it is given paths, never the patterns."""
+    monkeypatch.setattr(patterns.Matcher.__init__, "__defaults__", (0.05,))
+    copy = save_adapter(base, tmp_path / "copy", LoHaConfig(r=2, target_modules=["q_proj"]))
+    slow = r"(.|\w)*[0-9]{2}\Z"
+    configure(copy, **{field: {slow: 2} if field == "rank_pattern" else slow})
+    assert "take more than 1 s" in _diagnose(base, copy, tmp_path)[1]["BC207"][0]
+
+
+def test_patterns_of_types_that_peft_merges_mean_what_they_mean_to_peft(base, tmp_path):
+    """One that is written with patterns is the one that is written without."""
+    config = LoHaConfig(r=2, target_modules=["q_proj", "k_proj"], rank_pattern={"k_proj": 3})
+    copy = save_adapter(base, tmp_path / "copy", config)
+    digests = set()
+    for targets, ranks in (
+        (["q_proj", "k_proj"], {"k_proj": 3}),
+        (r".*\.(q|k)_proj", {r"model\.layers\.\d+\..*k_proj": 3}),
+    ):
+        configure(copy, target_modules=targets, rank_pattern=ranks)
+        chains, found = _diagnose(base, copy, tmp_path)
+        assert found == {}
+        digests.add(chains["tuned"].digest)
+    assert len(digests) == 1
