@@ -23,6 +23,7 @@ from blockc.tune.assets import stop_token_ids
 from blockc.tune.bind import bind
 from blockc.tune.draft import Located, linears
 from blockc.tune.full import tensor_ref
+from blockc.tune.kinds import KINDS
 from blockc.tune.models import ModelFiles
 from blockc.tune.patterns import SlowPatternError
 from blockc.tune.stack import stack_sides
@@ -173,6 +174,14 @@ def _lora_chain(
 
 def _terms(files: ModelFiles, path: ModelPath, *, diags: Diagnostics) -> tuple[_Term, ...] | None:
     """The linears that a configuration targets, by the rules that its tensors would have to follow."""
+    kind = str(files.config.get("peft_type"))[:40]
+    if kind in KINDS and kind != "LORA":
+        diags.report(
+            "BC208", f"{files.written} is a fine-tune of the kind {kind!r}, which is planned for with its weights only",
+            at=files.span, notes=("without weights there are plans for LoRA and for full fine-tunes",),
+            help="compile with its weights: leave `--target sim` out",
+        )  # fmt: skip
+        return None
     settings = read_lora_settings(files.config, written=files.written, diags=diags, at=files.span)
     if settings is None or not _follows(files, settings, diags=diags):
         return None
