@@ -86,7 +86,94 @@ REFUSED = {
     "XLORA": "its adapters are mixed by what they read",
 }
 
+# What is served beside shared weights: PEFT's type or another kind -> what it is here, and where it acts.
+SERVED = {
+    "LORA": "low-rank terms at linears and the token table; DoRA, rsLoRA, rank and alpha patterns, trained biases, "
+    "`lora_bias`, `modules_to_save`, `trainable_token_indices`, resized vocabularies",
+    "IA3": "scales of what linears read or yield; `modules_to_save`",
+    "VERA": "low-rank terms with the vectors folded in; the shared matrices must be in the file",
+    "LN_TUNING": "vectors in place of those of norms",
+    "TRAINABLE_TOKENS": "rows of the token table, and of a head that is tied to it",
+    "PROMPT_TUNING": "virtual tokens with embeddings of their own",
+    "P_TUNING": "virtual tokens with embeddings of their own, from the saved result of its encoder",
+    "PREFIX_TUNING": "virtual tokens with keys and values of their own",
+    BOTTLENECK: "AdapterHub's Houlsby, Pfeiffer and parallel adapters, before the sums into the residual stream",
+    BIAS: "a checkpoint of vectors alone (BitFit)",
+    FULL: "whole checkpoints: equal blocks shared, vectors and few rows beside shared blocks, the rest as policy says",
+}
+# Fields of a LoRA configuration that are refused with a value that switches them on.
+LORA_REFUSED = {
+    "alora_invocation_tokens": "the adapter would begin in the middle of a text",
+    "arrow_config": "its adapters are mixed by what they read",
+    "kasa_config": "it changes the base's weights",
+    "layer_replication": "it makes another model of the base",
+    "target_parameters": "it acts on weights that are no module, such as fused experts",
+    "use_bdlora": "its blocks are sharded over devices",
+    "use_qalora": "it pools what it reads by the groups of a quantised base",
+    "init_lora_weights": "pissa, olora, corda, loftq and lora_ga change the base that is on disk",
+}
+# Combinations that have no meaning of their own, or none that PEFT could be compared with.
+COMBINATIONS = {
+    "a fine-tune with virtual tokens on another": "refused: PEFT does not say whose stand first",
+    "a prefix on a model that reads a text as a whole": "refused: it keeps no keys and values",
+    "rows of tokens on a LoRA of the same table or head": "refused: which of them a row follows is not defined",
+    "a LoRA of a table on rows of it that are replaced": "refused, for the same reason",
+    "LoRA, DoRA, IA3, VeRA, norms, biases on each other": "composed at compile time, in the order of the stack",
+    "LoRA below or on a prefix, a prompt, a bottleneck": "served: they act at different places",
+    "any adapter on a full fine-tune": "served; on one that is kept as a delta, beside its changes",
+}
+
 
 def why_refused(peft_type: str) -> str:
     """Why a type of PEFT's is refused, in words that follow its name."""
     return REFUSED.get(peft_type, "which has not been tried with this version")
+
+
+def _word(name: str) -> str:
+    return kind_of(name) if name in PEFT_TYPES else name
+
+
+def render_table() -> str:
+    """`docs/fine-tunes.md`."""
+    lines = [
+        "# Fine-tunes",
+        "",
+        "By the `peft_type` of `adapter_config.json`, or by kind where PEFT has none. This page is made of",
+        "`blockc/fine_tunes.py` (a test compares them). A kind, field or combination that is not here is refused.",
+        "",
+        "## Beside shared weights, all in one batch",
+        "",
+        "| kind | in a spec | what it is |",
+        "|---|---|---|",
+        *(
+            f"| `{name}` | `{kind_of(name) if name in PEFT_TYPES else name}` | {text} |"
+            for name, text in SERVED.items()
+        ),
+        "",
+        "## Merged by PEFT at compile time",
+        "",
+        "What changed is kept beside the shared weights where it is sparse or of low rank, else as private blocks.",
+        "",
+        "| type | what it is |",
+        "|---|---|",
+        *(f"| `{name}` | {text} |" for name, text in MERGED.items()),
+        "",
+        "## Refused",
+        "",
+        "| type | because |",
+        "|---|---|",
+        *(f"| `{name}` | {text} |" for name, text in REFUSED.items()),
+        "",
+        "Fields of a LoRA that are refused when they are on:",
+        "",
+        "| field | because |",
+        "|---|---|",
+        *(f"| `{name}` | {text} |" for name, text in LORA_REFUSED.items()),
+        "",
+        "## Combinations",
+        "",
+        "| combination | |",
+        "|---|---|",
+        *(f"| {what} | {text} |" for what, text in COMBINATIONS.items()),
+    ]
+    return "\n".join(lines) + "\n"

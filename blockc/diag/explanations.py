@@ -90,7 +90,11 @@ _PAGES: dict[str, str] = {
         Ignoring it could give wrong answers.
         """,
     "BC208": """
-        This kind of fine-tune is not supported yet. Supported are LoRA and full fine-tunes.
+        This kind of fine-tune, or this stack of two, is not supported. Served beside shared
+        weights are LoRA with its variants, IA3, VeRA, LN tuning, trainable tokens, prompt, p- and
+        prefix tuning, AdapterHub's bottlenecks, vectors alone (BitFit) and full checkpoints; most
+        other types of PEFT's are merged when a spec is compiled. `docs/fine-tunes.md` has the
+        whole table, and why the rest is refused.
         """,
     "BC209": """
         Quantised checkpoints are not supported: `config.json` says so, or a weight is stored as

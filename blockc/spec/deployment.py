@@ -179,7 +179,7 @@ class Policy:
     solver_time_limit_s: Fraction = Fraction(60)
     merge: Merging = "never"
     share: Sharing = Sharing()
-    share_span: Span | None = None
+    share_span: Span | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

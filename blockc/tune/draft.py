@@ -138,6 +138,9 @@ class Draft:
         """What the files make of the chain, if they were taken in full; tensors are in the zoo then."""
         for site, bias in self._biases.items():
             self.add(site, term("bias", {"value": self.files.store(bias.to(self.files.dtype))}))
+        for module, table in self.tables.items():
+            if {"rows", "low_rank"} <= {own.codec for own in self._terms.get(table.site, ())}:
+                self.files.misfit(f"rows of {module} are replaced and changed by a LoRA at once")
         if not self.files.finish(why):
             return None
         return Tuned(

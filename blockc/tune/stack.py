@@ -45,6 +45,8 @@ def _on_top(site: Site, below: Sequence[Term], above: Sequence[Term], zoo: Zoo |
         return tuple(above)
     if "rows" in codecs and any(one.codec != "rows" and one.codec != "bias" for one in below):
         raise StackError(f"it replaces rows at `{site.name}`, where a fine-tune below acts in another way")
+    if any(_crosses(rows, one) for rows in below for one in above):
+        raise StackError(f"it changes rows of the table `{site.name}` that a fine-tune below replaces")
     if "cached" in codecs:
         raise StackError("a prefix stands on another prefix")
     if "bottleneck" in codecs:
@@ -63,6 +65,11 @@ def _on_top(site: Site, below: Sequence[Term], above: Sequence[Term], zoo: Zoo |
         elif one.codec not in ("in_scale", "out_scale"):
             found.append(one)
     return tuple(found)
+
+
+def _crosses(rows: Term, one: Term) -> bool:
+    """Whether a term of low rank acts on a table whose rows are replaced: there the replaced rows stand alone."""
+    return rows.codec == "rows" and one.codec == "low_rank" and rows["weight"].shape[1] != one["a"].shape[1]
 
 
 def _scaled(one: Term, by: str, scale: TensorRef, zoo: Zoo | None) -> Term:

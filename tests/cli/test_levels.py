@@ -36,7 +36,7 @@ def test_every_level(plan: Path, capsys) -> None:
 
 def test_sides_come_from_the_zoo(plan: Path, tmp_path: Path, capsys) -> None:
     assert main(["viz", str(plan), "--show", "chains"]) == 0
-    assert "side 1 q: rank 8 x 2 (A " in capsys.readouterr().out
+    assert "side 1 q: rank 8 x 2 (a " in capsys.readouterr().out
     (tmp_path / "zoo").rename(tmp_path / "away")
     assert main(["viz", str(plan), "--show", "chains"]) == 0
     assert "not shown: no zoo here" in capsys.readouterr().out
@@ -60,7 +60,10 @@ def test_levels_as_one_document(plan: Path, capsys) -> None:
     ("arguments", "said"),
     [
         (["viz", "plan.json", "--show", "blocks"], "plan, segments, chains, graph, structures, and all"),
-        (["compile", "a.blk", "--dump-after", "parse"], "read, trace, tune, unify, place, lower, and all"),
+        (
+            ["compile", "a.blk", "--dump-after", "parse"],
+            "read, trace, tune, share, merge, unify, place, lower, and all",
+        ),
         (["compile", "a.blk", "--dump-after", "all", "--json"], "--dump-to DIR"),
         (["compile", "a.blk", "--dump-to", "dumps"], "--dump-after"),
     ],

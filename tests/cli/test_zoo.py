@@ -123,9 +123,9 @@ def test_show_a_side_and_a_blob(folder: Path, blockc):
     plan = ExecutionPlan.model_validate(json.loads((folder / "a.json").read_bytes())["plan"])
     manifest = plan.chains[3].sides
     assert manifest is not None
-    side = json.loads(Zoo(folder / "zoo").blob(manifest))["sides"][0]["terms"][0]["a"]["digest"]
+    side = json.loads(Zoo(folder / "zoo").blob(manifest))["sides"][0]["terms"][0]["tensors"]["a"]["digest"]
     done = blockc("zoo", "show", side)
-    assert "A of the side at q of occurrence 1: models adapter1" in done.out
+    assert "a of low_rank at q of occurrence 1: models adapter1" in done.out
     assert plan_of(folder, "b.json")[:12] not in done.out, "its second adapter is another"
     assert "manifest of sides: models adapter1" in blockc("zoo", "show", manifest).out
     assert (

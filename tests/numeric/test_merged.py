@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from blockc.compiler import compile_deployment
 from blockc.diag import Diagnostics
-from blockc.fine_tunes import MERGED, PEFT_TYPES, REFUSED
+from blockc.fine_tunes import MERGED, PEFT_TYPES, REFUSED, SERVED, render_table
 from blockc.tune.kinds import KINDS
 from blockc.verify import verify
 from blockc.zoo import Zoo
@@ -109,3 +109,9 @@ def test_a_type_that_is_refused_says_why(name: str, base: Path, tmp_path: Path) 
     (found,) = diags
     assert found.code.id == "BC208"
     assert REFUSED[name] in found.notes[0]
+
+
+def test_the_page_is_made_of_the_tables() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "fine-tunes.md").read_text()
+    assert page == render_table()
+    assert SERVED.keys() >= KINDS.keys() - MERGED.keys()

@@ -113,9 +113,8 @@ def test_another_kind_of_adapter(base, copy, tmp_path):
 
 
 def test_a_kind_that_its_tensors_are_not(base, copy, tmp_path):
-    config = {"peft_type": "IA3", "target_modules": ["q_proj", "v_proj"]}
-    (copy / "adapter_config.json").write_text(json.dumps(config))
-    assert {"BC204", "BC211"} == set(_diagnose(base, copy, tmp_path))
+    (copy / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3", "target_modules": ["q_proj"]}))
+    assert {"BC204", "BC211"} <= set(_diagnose(base, copy, tmp_path))
 
 
 def test_a_rank_that_the_configuration_denies(base, copy, tmp_path):

@@ -63,6 +63,18 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A term of any codec at a site. ``kind``: of the site."""
+
+    occurrence: int
+    site: str
+    kind: str
+    codec: str
+    tensors: dict[str, Tensor]
+    scalars: dict[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """Blocks of a base model and the sides of each of its chains (an empty tuple: the base itself)."""
 
@@ -96,7 +108,7 @@ class PlanBuilder:
         self.groups: list[KvGroupEntry] = []
         self.tensors: dict[TensorRef, bytes] = {}
 
-    def add(self, spec: ModelSpec, sides: tuple[tuple[Term, ...], ...] = ((),)) -> list[int]:
+    def add(self, spec: ModelSpec, sides: tuple[tuple[Term | Part, ...], ...] = ((),)) -> list[int]:
         """Chains of one model, one per element of ``sides``. Returns their indices."""
         prelude = None if spec.prelude is None else self._block(spec.prelude, None)
         digests = tuple(self._block(block, prelude) for block in spec.blocks)
@@ -112,8 +124,8 @@ class PlanBuilder:
                     digest=hashlib.sha256(f"chain {len(self.chains)}".encode()).hexdigest(),
                     path=path,
                     sides=self._manifest(terms) if terms else None,
-                    side_kinds=("low_rank@linear",) if terms else (),
-                    side_rank=max((term.a.shape[0] for term in terms), default=0),
+                    side_kinds=tuple(sorted({_kind(term) for term in terms})),
+                    side_rank=max((term.a.shape[0] for term in terms if isinstance(term, Term)), default=0),
                     segments=segments,
                     kv=tuple(ChainKvEntry(group=group, domain="0" * 64) for group in groups),
                     assets={},
@@ -224,8 +236,18 @@ class PlanBuilder:
                 layers += parse_structure(text).attention_count
         return tuple(range(first_segment, len(self.segments)))
 
-    def _manifest(self, terms: tuple[Term, ...]) -> str:
-        places: dict[tuple[int, str], list[Term]] = {}
+    def _entry(self, term: Term | Part) -> TermEntry:
+        if isinstance(term, Term):
+            tensors, scalars = {"a": self._put(term.a), "b": self._put(term.b)}, {"scale": float(term.scale).hex()}
+            return TermEntry(codec="low_rank", tensors=tensors, scalars=scalars)
+        return TermEntry(
+            codec=term.codec,
+            tensors={role: self._put(value) for role, value in term.tensors.items()},
+            scalars={name: value.hex() if isinstance(value, float) else value for name, value in term.scalars.items()},
+        )
+
+    def _manifest(self, terms: tuple[Term | Part, ...]) -> str:
+        places: dict[tuple[int, str], list[Term | Part]] = {}
         for term in terms:
             places.setdefault((term.occurrence, term.site), []).append(term)
         manifest = SideManifest(
@@ -233,16 +255,13 @@ class PlanBuilder:
                 SideEntry(
                     occurrence=occurrence,
                     site=site,
-                    terms=tuple(
-                        TermEntry(
-                            codec="low_rank",
-                            tensors={"a": self._put(term.a), "b": self._put(term.b)},
-                            scalars={"scale": float(term.scale).hex()},
-                        )
-                        for term in terms
-                    ),
+                    terms=tuple(map(self._entry, terms)),
                 )
                 for (occurrence, site), terms in sorted(places.items())
             )
         )
         return self.zoo.put_blob(canonical_json(manifest.model_dump(mode="json")).encode())
+
+
+def _kind(term: Term | Part) -> str:
+    return "low_rank@linear" if isinstance(term, Term) else f"{term.codec}@{term.kind}"
