@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from blockc.diag import Diagnostics, Span
+from blockc.tune.patterns import MOST_PATTERNS, Keyed, Matcher, end, is_plain
+from blockc.tune.targets import Targets, are_patterns, is_int, malformed, targets_of
 
 # What inference does not read: training settings, provenance, sharding of the training job.
 WITHOUT_EFFECT = {
@@ -23,7 +24,7 @@ WITHOUT_EFFECT = {
     "lora_ga_config", "velora_config", "monteclora_config", "runtime_config", "qalora_group_size",
     "fan_in_fan_out",
 }  # fmt: skip
-_APPLIED = {
+APPLIED = {
     "peft_type", "r", "lora_alpha", "target_modules", "exclude_modules", "use_rslora", "layers_to_transform",
     "layers_pattern", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights", "use_dora", "lora_bias",
     "modules_to_save", "trainable_token_indices", "ensure_weight_tying",
@@ -32,6 +33,17 @@ _BIASES = ("none", "all", "lora_only")
 # These initialisations leave the base as it is. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA, and those of tomorrow)
 # subtract the initial adapter from it: the base on disk is then not the base in use.
 _KEEPS_BASE = ("gaussian", "eva", "orthogonal", "mica")
+# Why what PEFT offers is not served.
+REASONS = {
+    "alora_invocation_tokens": "its matrices act from these tokens on; here a fine-tune acts on every token of its row",
+    "arrow_config": "it chooses among several adapters token by token",
+    "kasa_config": "it takes singular values out of the base's matrices: the base on disk is not the base in use",
+    "layer_replication": "it repeats layers of the base, which makes another model of it",
+    "target_parameters": "it adapts parameters that no linear reads",
+    "use_bdlora": "its matrices are blocks on a diagonal, stored without what is between them",
+    "use_qalora": "it adds up what a linear reads in groups, which only the quantised base does that it was trained on",
+}
+_SWITCHES = ("use_rslora", "use_dora", "lora_bias", "ensure_weight_tying")
 _CONVERT_HELP = "convert it with PEFT's `path_initial_model_for_weight_conversion` when saving, or merge it"
 
 
@@ -41,13 +53,10 @@ class LoraSettings:
 
     rank: int
     alpha: float
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: Keyed
+    alpha_pattern: Keyed
     rslora: bool
-    target_modules: tuple[str, ...] | str
-    exclude_modules: tuple[str, ...] | str
-    layers_to_transform: tuple[int, ...] | None
-    layers_pattern: tuple[str, ...]
+    targeted: Targets
     bias: str = "none"
     dora: bool = False
     lora_bias: bool = False
@@ -57,31 +66,20 @@ class LoraSettings:
 
     def rank_of(self, module: str) -> int:
         """Rank of a module: the first pattern that matches its path, else the common rank."""
-        return self.rank_pattern.get(_pattern_of(self.rank_pattern, module), self.rank)
+        return int(self.rank_pattern.get(module, self.rank))
 
     def scale_of(self, module: str) -> float:
         """``alpha / r``, or ``alpha / sqrt(r)`` with rsLoRA (arXiv 2312.03732)."""
-        alpha = self.alpha_pattern.get(_pattern_of(self.alpha_pattern, module), self.alpha)
-        rank = self.rank_of(module)
+        alpha, rank = self.alpha_pattern.get(module, self.alpha), self.rank_of(module)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
     def targets(self, module: str) -> bool:
-        """Whether the configuration adapts the module at this path."""
-        if matches(self.exclude_modules, module):
-            return False
-        if not matches(self.target_modules, module):
-            return False
-        if self.layers_to_transform is None or isinstance(self.target_modules, str) or module in self.target_modules:
-            return True  # PEFT asks for the layer only where a name is a part of the path
-        patterns = self.layers_pattern or (r"[^.]*",)
-        for pattern in patterns:
-            if match := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
-                return int(match[1]) in self.layers_to_transform
-        return False
+        """Whether the configuration adapts the module at this path. Raises `SlowPatternError`."""
+        return module in self.targeted
 
 
 def read_lora_settings(config: Mapping[str, Any], *, written: str, diags: Diagnostics, at: Span) -> LoraSettings | None:
-    """Understand a configuration in full, or say what is not understood and return None."""
+    """Understand a configuration in full, or say what is not understood and return None. Raises `SlowPatternError`."""
     kind = config.get("peft_type")
     if kind != "LORA":
         diags.report(
@@ -89,32 +87,28 @@ def read_lora_settings(config: Mapping[str, Any], *, written: str, diags: Diagno
             help="merge it into a full checkpoint with PEFT; `blockc rule BC208` lists what is served",
         )  # fmt: skip
         return None
+    matcher = Matcher()
     refused = _refusals(config)
     for field, value, why in refused:
         diags.report(
             "BC207", f"`{field} = {short(value)}` of {written} is not supported", at=at, notes=(why,),
             help=_CONVERT_HELP if field == "init_lora_weights" else "train without it, or merge the adapter with PEFT",
         )  # fmt: skip
-    malformed = _malformed(config)
-    for field, wanted in malformed:
+    wrong = _malformed(config, matcher)
+    for field, wanted in wrong:
         diags.report(
             "BC207", f"`{field} = {short(config.get(field))}` of {written} is not {wanted}", at=at,
             help="save the adapter again with PEFT",
         )  # fmt: skip
-    if refused or malformed:
+    if refused or wrong:
         return None
-    layers = config.get("layers_to_transform")
-    pattern = config.get("layers_pattern")
     return LoraSettings(
         rank=config["r"],
         alpha=float(config["lora_alpha"]),
-        rank_pattern=config.get("rank_pattern") or {},
-        alpha_pattern={key: float(value) for key, value in (config.get("alpha_pattern") or {}).items()},
+        rank_pattern=Keyed(config.get("rank_pattern") or {}, matcher),
+        alpha_pattern=Keyed({key: float(value) for key, value in (config.get("alpha_pattern") or {}).items()}, matcher),
         rslora=bool(config.get("use_rslora")),
-        target_modules=names_of(config["target_modules"]),
-        exclude_modules=names_of(config.get("exclude_modules") or ()),
-        layers_to_transform=None if layers in (None, []) else tuple([layers] if isinstance(layers, int) else layers),
-        layers_pattern=() if not pattern else tuple([pattern] if isinstance(pattern, str) else pattern),
+        targeted=targets_of(config, matcher),
         bias=config.get("bias") or "none",
         dora=bool(config.get("use_dora")),
         lora_bias=bool(config.get("lora_bias")),
@@ -135,8 +129,10 @@ def _refusals(config: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
         elif field == "bias":
             if value not in (None, *_BIASES):
                 found.append((field, value, "PEFT knows none, all and lora_only"))
-        elif field not in _APPLIED and not is_neutral(value):
-            found.append((field, value, "it changes the result and is not understood"))
+        elif field not in APPLIED and not is_neutral(value):
+            found.append((field, value, REASONS.get(field, "it changes the result and is not understood")))
+    if config.get("lora_bias") and config.get("use_dora"):
+        found.append(("lora_bias", True, "PEFT knows no bias of DoRA's matrices"))
     if isinstance(config.get("target_modules"), str):  # PEFT refuses both; neither is read beside a pattern
         why = "it has no meaning where `target_modules` is a pattern"
         fields = [field for field in ("layers_to_transform", "layers_pattern") if config.get(field) is not None]
@@ -152,7 +148,7 @@ def token_indices(value: Any) -> dict[str, tuple[int, ...]]:
         return {}
     named = value if isinstance(value, dict) else {"": value}
     for rows in named.values():
-        if not isinstance(rows, list) or not all(_is_int(row) and row >= 0 for row in rows) or len({*rows}) < len(rows):
+        if not isinstance(rows, list) or not all(is_int(row) and row >= 0 for row in rows) or len({*rows}) < len(rows):
             raise ValueError
     return {str(name): tuple(rows) for name, rows in named.items()}
 
@@ -162,80 +158,35 @@ def is_neutral(value: Any) -> bool:
     return value is None or value is False or value == []
 
 
-def _malformed(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _malformed(config: Mapping[str, Any], matcher: Matcher) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
-    if not _is_int(config.get("r")) or config["r"] < 1:
+    if not is_int(config.get("r")) or config["r"] < 1:
         found.append(("r", "a positive integer"))
     if not _is_number(config.get("lora_alpha")):
         found.append(("lora_alpha", "a number"))
-    targets = config.get("target_modules")
-    if not targets or not (isinstance(targets, str) or _all_str(targets)):
+    if not config.get("target_modules"):
         found.append(("target_modules", "a list of module names or a pattern"))
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    if not isinstance(ranks, dict) or not all(_is_int(value) and value > 0 for value in ranks.values()):
-        found.append(("rank_pattern", "a mapping to positive integers"))
-    if not isinstance(alphas, dict) or not all(_is_number(value) for value in alphas.values()):
-        found.append(("alpha_pattern", "a mapping to numbers"))
-    layers = config.get("layers_to_transform")
-    if layers is not None and not _is_int(layers) and not (isinstance(layers, list) and all(map(_is_int, layers))):
-        found.append(("layers_to_transform", "an integer or a list of integers"))
-    saved = config.get("modules_to_save")
-    if saved and not _all_str(saved):
-        found.append(("modules_to_save", "a list of module names"))
+    found += [(field, "true or false") for field in _SWITCHES if not isinstance(config.get(field), bool | None)]
+    for field, kind, fits in (
+        ("rank_pattern", "positive integers", _is_rank),
+        ("alpha_pattern", "numbers", _is_number),
+    ):
+        values = config.get(field) or {}
+        if not isinstance(values, dict) or not all(map(fits, values.values())):
+            found.append((field, f"a mapping to {kind}"))
+        elif len(values) > MOST_PATTERNS:
+            found.append((field, f"a mapping of at most {MOST_PATTERNS} patterns"))
+        elif not are_patterns([end(key) for key in values if not is_plain(key)], matcher):
+            found.append((field, "a mapping from valid regular expressions"))
     try:
         token_indices(config.get("trainable_token_indices"))
     except ValueError:
         found.append(("trainable_token_indices", "a list of token ids, each once, or one for each module"))
-    exclude = config.get("exclude_modules")
-    if exclude and not (isinstance(exclude, str) or _all_str(exclude)):
-        found.append(("exclude_modules", "a list of module names or a pattern"))
-    pattern = config.get("layers_pattern")
-    if pattern and not (isinstance(pattern, str) or _all_str(pattern)):
-        found.append(("layers_pattern", "a name or a list of names"))
-    for field in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
-        if field not in {name for name, _ in found} and not _compiles(config.get(field)):
-            found.append((field, "a valid regular expression"))
-    return found
+    return found + malformed(config, matcher)
 
 
-def _pattern_of(patterns: Mapping[str, Any], module: str) -> str:
-    """PEFT's rule: the first key that matches the end of the path."""
-    for key in patterns:
-        if re.match(rf"(.*\.)?({key})$", module):
-            return key
-    return module
-
-
-def matches(names: tuple[str, ...] | str, module: str) -> bool:
-    """Whether a path is named by a list (whole, or its end) or by a pattern (whole), as PEFT matches them."""
-    if isinstance(names, str):
-        return re.fullmatch(names, module) is not None
-    return any(module == name or module.endswith(f".{name}") for name in names)
-
-
-def names_of(value: Any) -> tuple[str, ...] | str:
-    """A list of names, or a pattern."""
-    if value == "all-linear":  # PEFT resolves it when it saves; older files keep the word. The head is left out.
-        return r"(?!(.*\.)?lm_head$).*"
-    return value if isinstance(value, str) else tuple(value)
-
-
-def _compiles(value: Any) -> bool:
-    patterns = [value] if isinstance(value, str) else list(value) if isinstance(value, dict) else []
-    try:
-        for pattern in patterns:
-            re.compile(rf"(?:^|.*?\.){pattern}\.(\d+)\.")
-    except (re.error, RecursionError):
-        return False
-    return True
-
-
-def _all_str(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_rank(value: Any) -> bool:
+    return is_int(value) and value > 0
 
 
 def _is_number(value: Any) -> bool:

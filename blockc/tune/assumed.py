@@ -23,10 +23,12 @@ from blockc.tune.assets import stop_token_ids
 from blockc.tune.bind import bind
 from blockc.tune.draft import Located, linears
 from blockc.tune.full import tensor_ref
+from blockc.tune.kinds import KINDS
 from blockc.tune.models import ModelFiles
+from blockc.tune.patterns import SlowPatternError
 from blockc.tune.stack import stack_sides
 from blockc.tune.traced import parameter_of, parameter_shape
-from blockc.tune.tune import compare_names, longest_sequence
+from blockc.tune.tune import compare_names, longest_sequence, report_slow
 
 _LAYER = re.compile(r"(?P<stack>.*?)\.(?P<index>\d+)\.")
 _SHOWN = 8
@@ -143,7 +145,11 @@ def _lora_chain(
     files: ModelFiles, parent: Chain, models: Mapping[str, ModelFiles], known: _Terms, *, diags: Diagnostics
 ) -> Chain | None:
     key = (parent.path.digest, canonical_json(dict(files.config)))
-    terms = known.get(key) or _terms(files, parent.path, diags=diags)
+    try:
+        terms = known.get(key) or _terms(files, parent.path, diags=diags)
+    except SlowPatternError:
+        report_slow(files, diags=diags)
+        return None
     if terms is None:
         return None
     known[key] = terms
@@ -168,6 +174,14 @@ def _lora_chain(
 
 def _terms(files: ModelFiles, path: ModelPath, *, diags: Diagnostics) -> tuple[_Term, ...] | None:
     """The linears that a configuration targets, by the rules that its tensors would have to follow."""
+    kind = str(files.config.get("peft_type"))[:40]
+    if kind in KINDS and kind != "LORA":
+        diags.report(
+            "BC208", f"{files.written} is a fine-tune of the kind {kind!r}, which is planned for with its weights only",
+            at=files.span, notes=("without weights there are plans for LoRA and for full fine-tunes",),
+            help="compile with its weights: leave `--target sim` out",
+        )  # fmt: skip
+        return None
     settings = read_lora_settings(files.config, written=files.written, diags=diags, at=files.span)
     if settings is None or not _follows(files, settings, diags=diags):
         return None
@@ -180,7 +194,7 @@ def _terms(files: ModelFiles, path: ModelPath, *, diags: Diagnostics) -> tuple[_
             "BC211",
             f"the configuration of {files.written} targets no linear of its base",
             at=files.span,
-            notes=(f"target_modules = {settings.target_modules}",),
+            notes=(f"target_modules = {settings.targeted}",),
             help="check which base the adapter was made for",
         )
         return None
@@ -211,11 +225,11 @@ def _all_exist(
     files: ModelFiles, settings: LoraSettings, targets: Mapping[str, Located], *, diags: Diagnostics
 ) -> bool:
     """Whether each target that a spec writes is a linear: a misspelt one would make the plan too small."""
-    if isinstance(settings.target_modules, str):
+    if isinstance(settings.targeted.names, str):
         return True  # all linears
     unknown = [
         name
-        for name in settings.target_modules
+        for name in sorted(settings.targeted.names)
         if not any(module == name or module.endswith(f".{name}") for module in targets)
     ]
     for name in unknown:

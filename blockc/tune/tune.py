@@ -22,6 +22,7 @@ from blockc.tune.checkpoint import open_checkpoint
 from blockc.tune.full import OnBytes, bind_checkpoint
 from blockc.tune.kinds import KINDS, READERS
 from blockc.tune.models import ModelFiles
+from blockc.tune.patterns import SECONDS, SlowPatternError
 from blockc.tune.stack import StackError, stack_sides
 from blockc.zoo import Zoo
 
@@ -150,18 +151,29 @@ def _read_adapter(
     )
     if checkpoint is None:
         return None
-    return reader(
-        AdapterFiles(
-            config=files.config,
-            checkpoint=checkpoint,
-            parent=parent,
-            written=files.written,
-            zoo=zoo,
-            diags=diags,
-            at=files.span,
-            model_config=next(models[name].config for name in files.lineage if models[name].is_full),
-        )
+    adapter = AdapterFiles(
+        config=files.config,
+        checkpoint=checkpoint,
+        parent=parent,
+        written=files.written,
+        zoo=zoo,
+        diags=diags,
+        at=files.span,
+        model_config=next(models[name].config for name in files.lineage if models[name].is_full),
     )
+    try:
+        return reader(adapter)
+    except SlowPatternError:
+        report_slow(files, diags=diags)
+        return None
+
+
+def report_slow(files: ModelFiles, *, diags: Diagnostics) -> None:
+    """Refuse patterns that backtrack without end."""
+    diags.report(
+        "BC207", f"the patterns of {files.written} take more than {SECONDS:g} s to match", at=files.span,
+        help="name the modules in a list, or write patterns without repetitions of repetitions",
+    )  # fmt: skip
 
 
 def compare_names(files: ModelFiles, named: str | None, *, diags: Diagnostics) -> None:

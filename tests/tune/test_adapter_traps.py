@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LNTuningConfig, LoHaConfig, LoraConfig, TrainableTokensConfig, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from blockc.tune import patterns
+from blockc.tune.adapter_config import APPLIED, REASONS, WITHOUT_EFFECT
 from tests.support.adapters import LLAMA_LINEARS, configure, save_lora
 from tests.support.chains import chains_of
 from tests.support.deployments import deployment
+from tests.support.fine_tunes import save_adapter
 from tests.support.tiny_models import save_model
 
 _SILENT = {"bias": "none", "lora_dropout": 0.05, "modules_to_save": None, "peft_type": "LORA", "task_type": "CAUSAL_LM"}
@@ -156,3 +161,151 @@ def test_integers_in_place_of_matrices(base, copy, tmp_path):
     name = sorted(tensors)[0]
     save_file(tensors | {name: tensors[name].to(torch.int8)}, copy / "adapter_model.safetensors")
     assert f"{name} is I8" in _diagnose(base, copy, tmp_path)[1]["BC209"][1]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("alora_invocation_tokens", [5, 6], "act from these tokens on"),
+        ("arrow_config", {"top_k": 3}, "token by token"),
+        ("kasa_config", {"beta": 1e-4}, "the base on disk is not the base in use"),
+        ("layer_replication", [[0, 2], [1, 4]], "repeats layers"),
+        ("target_parameters", ["mlp.experts.gate_up_proj"], "that no linear reads"),
+        ("use_bdlora", {"nblocks": 2}, "blocks on a diagonal"),
+        ("use_qalora", True, "in groups"),
+    ],
+)
+def test_variants_of_lora_that_are_not_served(field, value, why, base, copy, tmp_path):
+    configure(copy, **{field: value})
+    message, reason, _ = _diagnose(base, copy, tmp_path)[1]["BC207"]
+    assert message == f"`{field} = {value!r}` of ./copy is not supported"
+    assert why in reason
+
+
+def test_every_field_of_pefts_is_applied_refused_or_of_training_alone():
+    """A field that a new version of PEFT adds must be looked at: here it is missing then."""
+    fields = {field.name for field in dataclasses.fields(LoraConfig)}
+    refused = {field for field in fields - WITHOUT_EFFECT - APPLIED if field in REASONS}
+    assert fields - WITHOUT_EFFECT - APPLIED == refused
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": r"(.|\w)*[0-9]{2}\Z"},
+        {"exclude_modules": r"(.|\w)*[0-9]{2}\Z"},
+        {"rank_pattern": {r"(.|\w)*[0-9]{2}": 4}},
+        {"layers_to_transform": [1], "layers_pattern": r"(.|\w)*[0-9]{2}"},
+        {"modules_to_save": [r"(.|\w)*[0-9]{2}"]},
+    ],
+    ids=lambda fields: "-".join(fields),
+)
+def test_patterns_that_backtrack_without_end(fields, base, copy, tmp_path, monkeypatch):
+    """Python's own `re` would match them for longer than anybody waits."""
+    monkeypatch.setattr(patterns.Matcher.__init__, "__defaults__", (0.05,))
+    configure(copy, **fields)
+    message, _ = _diagnose(base, copy, tmp_path)[1]["BC207"]
+    assert message == "the patterns of ./copy take more than 1 s to match"
+
+
+def test_a_module_that_is_saved_whole_has_no_matrices(base, tmp_path):
+    """As in PEFT, which puts no adapter into what it saves: a name may stand in both fields."""
+    copy = save_lora(base, tmp_path / "copy", target_modules=["q_proj", "v_proj"], modules_to_save=["v_proj"])
+    chains, found = _diagnose(base, copy, tmp_path)
+    assert found == {}
+    assert len(chains["tuned"].sides) == 4
+
+
+# Of each other kind one adapter, and the end of the name of one of its tensors.
+_KINDS = {
+    "ia3": (IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]), "q_proj.ia3_l"),
+    "vera": (VeraConfig(r=4, target_modules=["q_proj", "v_proj"]), "q_proj.vera_lambda_b"),
+    "norms": (LNTuningConfig(target_modules=["input_layernorm"]), "input_layernorm.ln_tuning_layers.weight"),
+    "tokens": (TrainableTokensConfig(token_indices=[3, 5]), "embed_tokens.trainable_tokens_delta"),
+    "dora": (LoraConfig(target_modules=["q_proj"], use_dora=True), "q_proj.lora_magnitude_vector"),
+}
+
+
+@pytest.fixture(scope="module")
+def kinds(base, tmp_path_factory):
+    root = tmp_path_factory.mktemp("kinds")
+    return {name: save_adapter(base, root / name, config) for name, (config, _) in _KINDS.items()}
+
+
+def _spoilt(directory, tmp_path, end, change):
+    """A copy with one tensor changed; None leaves it out."""
+    copy = shutil.copytree(directory, tmp_path / "copy")
+    tensors = load_file(copy / "adapter_model.safetensors")
+    name = min(name for name in tensors if name.endswith(end))
+    value = change(tensors.pop(name))
+    save_file(tensors | ({} if value is None else {name: value}), copy / "adapter_model.safetensors")
+    return copy, name
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_adapters_of_all_kinds_that_are_damaged(kind, kinds, base, tmp_path):
+    changes = {
+        "BC203": lambda value: value * torch.nan,
+        "BC202": lambda value: value[..., :-1].contiguous() if value.shape[-1] > 1 else value[:-1].contiguous(),
+        "BC209": lambda value: value.to(torch.int8),
+        "BC211": lambda value: None,
+    }
+    for code, change in changes.items():
+        copy, name = _spoilt(kinds[kind], tmp_path / code, _KINDS[kind][1], change)
+        _, found = _diagnose(base, copy, tmp_path)
+        assert found.keys() == {code}
+        assert name.removeprefix("base_model.model.") in " ".join(found[code])
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_adapters_of_all_kinds_with_a_tensor_or_field_too_many(kind, kinds, base, tmp_path):
+    copy = shutil.copytree(kinds[kind], tmp_path / "copy")
+    tensors = load_file(copy / "adapter_model.safetensors")
+    save_file(tensors | {"base_model.model.of_tomorrow": torch.ones(3)}, copy / "adapter_model.safetensors")
+    assert "of_tomorrow" in _diagnose(base, copy, tmp_path)[1]["BC204"][1]
+    save_file(tensors, copy / "adapter_model.safetensors")
+    assert _diagnose(base, copy, tmp_path)[1] == {}
+    configure(copy, field_of_tomorrow=0.5)
+    assert "field_of_tomorrow" in _diagnose(base, copy, tmp_path)[1]["BC207"][0]
+
+
+@pytest.mark.parametrize("kind", ["ia3", "vera", "norms"])
+@pytest.mark.parametrize("value", [["W_pack"], 3, "(", [1]])
+def test_other_kinds_that_target_nothing(kind, value, kinds, base, tmp_path):
+    copy = shutil.copytree(kinds[kind], tmp_path / "copy")
+    configure(copy, target_modules=value)
+    found = _diagnose(base, copy, tmp_path)[1]
+    assert ("BC211" if value == ["W_pack"] else "BC207") in found
+
+
+@pytest.mark.parametrize("value", [3, "(", [1]])
+def test_modules_of_ia3_that_are_no_names(value, kinds, base, tmp_path):
+    copy = shutil.copytree(kinds["ia3"], tmp_path / "copy")
+    configure(copy, feedforward_modules=value)
+    assert "feedforward_modules" in _diagnose(base, copy, tmp_path)[1]["BC207"][0]
+
+
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern"])
+def test_patterns_of_types_that_peft_merges_backtrack_as_little(field, base, tmp_path, monkeypatch):
+    """PEFT matches with `re`: it is given paths, never the patterns."""
+    monkeypatch.setattr(patterns.Matcher.__init__, "__defaults__", (0.05,))
+    copy = save_adapter(base, tmp_path / "copy", LoHaConfig(r=2, target_modules=["q_proj"]))
+    slow = r"(.|\w)*[0-9]{2}\Z"
+    configure(copy, **{field: {slow: 2} if field == "rank_pattern" else slow})
+    assert "take more than 1 s" in _diagnose(base, copy, tmp_path)[1]["BC207"][0]
+
+
+def test_patterns_of_types_that_peft_merges_mean_what_they_mean_to_peft(base, tmp_path):
+    """One that is written with patterns is the one that is written without."""
+    config = LoHaConfig(r=2, target_modules=["q_proj", "k_proj"], rank_pattern={"k_proj": 3})
+    copy = save_adapter(base, tmp_path / "copy", config)
+    digests = set()
+    for targets, ranks in (
+        (["q_proj", "k_proj"], {"k_proj": 3}),
+        (r".*\.(q|k)_proj", {r"model\.layers\.\d+\..*k_proj": 3}),
+    ):
+        configure(copy, target_modules=targets, rank_pattern=ranks)
+        chains, found = _diagnose(base, copy, tmp_path)
+        assert found == {}
+        digests.add(chains["tuned"].digest)
+    assert len(digests) == 1

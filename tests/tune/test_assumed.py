@@ -211,6 +211,8 @@ def test_assumptions_that_the_base_contradicts(
         ({"r": 0}, "BC207"),
         ({"init_lora_weights": "pissa"}, "BC207"),
         ({"peft_type": "IA3"}, "BC208"),
+        ({"peft_type": "OF_TOMORROW"}, "BC208"),
+        ({"rank_pattern": {r"(.|\w)*[0-9]{2}": 4}}, "BC207"),
     ],
 )
 def test_adapter_configurations_are_refused_as_with_weights(change: dict[str, Any], code: str, tmp_path: Path) -> None:

@@ -51,6 +51,17 @@ def test_the_untouched_adapter_is_accepted(base, adapter, tmp_path):
         ("target_modules", "("),
         ("rank_pattern", {"q_proj": "4"}),
         ("layers_to_transform", [1.5]),
+        ("use_rslora", "false"),  # a word is true to Python
+        ("use_dora", 1),
+        ("modules_to_save", ["("]),
+        ("exclude_modules", 3),
+        ("layers_pattern", {"layers": 1}),
+        ("rank_pattern", {"(": 4}),
+        ("target_modules", "q{e<=1}_proj"),  # `re` and `regex` read it in two ways
+        ("target_modules", "[[:alpha:]]_proj"),
+        ("target_modules", "(" * 10_000),
+        ("target_modules", "(q|v)*" * 10_000),
+        ("rank_pattern", {f"layers.{index}.q_proj": 4 for index in range(100_000)}),
     ],
 )
 def test_a_field_that_is_not_understood(field, value, base, copy, tmp_path):

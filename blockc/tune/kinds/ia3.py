@@ -7,28 +7,27 @@ from __future__ import annotations
 
 from blockc.ir import term
 from blockc.tune.adapter import AdapterFiles, Tuned
-from blockc.tune.adapter_config import matches, names_of
 from blockc.tune.draft import Draft
 from blockc.tune.fields import read_targets, report_no_target
 from blockc.tune.kinds import saved
+from blockc.tune.targets import names_of
 
-_APPLIED = ("feedforward_modules", "modules_to_save")
 _TRAINING = ("init_ia3_weights",)
 
 
 def read(files: AdapterFiles) -> Tuned | None:
     """See `blockc.tune.kinds.Reader`."""
-    targets = read_targets(files, applied=_APPLIED, without_effect=_TRAINING)
+    targets = read_targets(files, names=("feedforward_modules",), without_effect=_TRAINING)
     if targets is None:
         return None
-    inputs = names_of(files.config.get("feedforward_modules") or ())
+    inputs = names_of(files.config.get("feedforward_modules"))
     draft = Draft(files)
     wanted = [module for module in draft.linears if module in targets]
     if not wanted:
         report_no_target(files, targets, "linear")
     for module in wanted:
         linear = draft.linears[module]
-        scales_input = matches(inputs, module)
+        scales_input = targets.matcher.matches(inputs, module)
         size = linear.in_features if scales_input else linear.out_features
         value = files.take(f"{module}.ia3_l", (1, size) if scales_input else (size, 1))
         if value is not None:

@@ -37,7 +37,7 @@ def read(files: AdapterFiles) -> Tuned | None:
     if not wanted and not looked_up:
         files.diags.report(
             "BC211", f"the configuration of {files.written} targets no linear of its base", at=files.at,
-            notes=(f"target_modules = {settings.target_modules}",),
+            notes=(f"target_modules = {settings.targeted}",),
             help="check which base the adapter was made for",
         )  # fmt: skip
     saved.tokens(files, draft, settings.trainable_tokens, "token_adapter.trainable_tokens_delta")
@@ -133,4 +133,4 @@ def _why(files: AdapterFiles, draft: Draft, settings: LoraSettings) -> str:
     if module not in draft.linears:
         near = [known for known in draft.linears if known.endswith(module.rsplit(".", 1)[-1])]
         return f"the base has no linear `{module}`" + (f"; it has `{near[0]}`" if near else "")
-    return f"the adapter's configuration does not target `{module}`: {settings.target_modules}"
+    return f"the adapter's configuration does not target `{module}`: {settings.targeted}"

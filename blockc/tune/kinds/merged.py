@@ -9,6 +9,8 @@ whole while this runs, in float32: PEFT's tuners share matrices across modules, 
 from __future__ import annotations
 
 import inspect
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +27,9 @@ from blockc.tune.adapter_config import WITHOUT_EFFECT, is_neutral, short
 from blockc.tune.draft import Draft, Located
 from blockc.tune.folding import folded_tensors
 from blockc.tune.full import is_finite
+from blockc.tune.patterns import Keyed, Matcher, SlowPatternError
 from blockc.tune.stored import read_tensor
+from blockc.tune.targets import Targets, malformed, targets_of
 
 # Of a matrix' values: beyond it a sparse term takes more than the matrix.
 _SPARSE = 1 / 8
@@ -106,18 +110,29 @@ def _merge(files: AdapterFiles) -> tuple[Mapping[str, torch.Tensor], Mapping[str
             "BC207", f"`{field} = {short(value)}` of {files.written} is not supported", at=files.at,
             notes=(f"PEFT {peft.__version__} does not know it",), help="merge the adapter with the PEFT that made it",
         )  # fmt: skip
-    if strange:
+    matcher = Matcher()
+    wrong = malformed(files.config, matcher)
+    for field, wanted in wrong:
+        files.diags.report(
+            "BC207", f"`{field} = {short(files.config[field])}` of {files.written} is not {wanted}", at=files.at,
+            help="save the adapter again with PEFT",
+        )  # fmt: skip
+    if strange or wrong:
         return None
     try:
         model = _model(files)
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        tuned = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(files.checkpoint.root))
+        config = peft.PeftConfig.from_pretrained(files.checkpoint.root)
+        _resolve(config, targets_of(files.config, matcher), [name for name, _ in model.named_modules() if name])
+        tuned = peft.get_peft_model(model, config)
         if not _load(files, tuned):
             return None
         merged: Any = tuned.eval().merge_and_unload()
         return before, merged.state_dict()
     except (SafetensorError, OSError) as error:
         files.damaged(str(error).splitlines()[0][:200])
+    except SlowPatternError:
+        raise
     except Exception as error:  # PEFT raises what it likes
         files.diags.report(
             "BC208", f"PEFT cannot put {files.written} on its base: {' '.join(str(error).split())[:200]}", at=files.at,
@@ -125,6 +140,24 @@ def _merge(files: AdapterFiles) -> tuple[Mapping[str, torch.Tensor], Mapping[str
             help="check which base the adapter was made for",
         )  # fmt: skip
     return None
+
+
+def _resolve(config: Any, targets: Targets, modules: list[str]) -> None:
+    """Write paths where patterns stand, which PEFT would match for as long as they take."""
+    named = getattr(config, "target_modules", None)
+    if named and not (isinstance(named, str) and named.lower() == "all-linear"):
+        config.target_modules = {module for module in modules if module in targets}
+        for field in ("exclude_modules", "layers_to_transform", "layers_pattern"):
+            if hasattr(config, field):
+                setattr(config, field, None)
+    elif targets.excluded:
+        config.exclude_modules = {name for name in modules if targets.matcher.matches(targets.excluded, name)}
+    for field in ("rank_pattern", "alpha_pattern"):
+        if patterns := getattr(config, field, None):
+            keyed = Keyed(patterns, targets.matcher)
+            values = {module: keyed.get(module, math.nan) for module in modules}
+            found = {f"^{re.escape(name)}$": value for name, value in values.items() if not math.isnan(value)}
+            setattr(config, field, found)
 
 
 def _load(files: AdapterFiles, tuned: Any) -> bool:
