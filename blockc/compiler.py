@@ -89,7 +89,7 @@ def compile_deployment(
             report_sharing(files, shared.chains, diags=diags)
             report_effects(files, chains, diags=diags)
     with clock.stage("place") as stage:
-        problem = place_problem(deployment, graph)
+        problem = place_problem(deployment, graph, originals=chains)
         placement = place(problem, diags=diags)
         stage.result = (problem, placement)
     with clock.stage("lower") as stage:

@@ -6,7 +6,7 @@ bytes of the baselines are those of the tensors themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from functools import cache, partial
 
@@ -26,8 +26,12 @@ from blockc.spec.deployment import Base, Deployment, FineTune
 from blockc.unify import Segment, UnifiedGraph
 
 
-def place_problem(deployment: Deployment, graph: UnifiedGraph) -> PlaceProblem:
-    """Count the bytes."""
+def place_problem(
+    deployment: Deployment, graph: UnifiedGraph, *, originals: Mapping[str, Chain] | None = None
+) -> PlaceProblem:
+    """Count the bytes. ``originals``: models as their files are, for the baselines; None: as they are in the graph."""
+    given = originals or {app.model: graph.chains[graph.chain_of[app.model]] for app in deployment.apps}
+    models = [given[app.model] for app in deployment.apps]
     page_tokens = deployment.policy.kv_page_tokens
     activation = _activations(deployment, graph)
     kernel_bytes = _kernel_bytes(deployment, graph)
@@ -68,8 +72,8 @@ def place_problem(deployment: Deployment, graph: UnifiedGraph) -> PlaceProblem:
         ),
         chains=_chains(deployment, graph),
         max_rows=deployment.policy.max_rows,
-        pm_bytes=_pm_bytes(deployment, graph),
-        ps_bytes=_ps_bytes(graph),
+        pm_bytes=_pm_bytes(models),
+        ps_bytes=_ps_bytes(models),
         ours_bytes=_ours_bytes(graph),
         solver_time_limit_s=deployment.policy.solver_time_limit_s,
         expect=tuple(
@@ -179,16 +183,16 @@ def _bytes(tensors: Iterable[TensorRef]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _pm_bytes(deployment: Deployment, graph: UnifiedGraph) -> int:
+def _pm_bytes(models: Sequence[Chain]) -> int:
     """Every app's model by itself, its adapters beside it."""
-    chains = [graph.chains[graph.chain_of[app.model]] for app in deployment.apps]
-    return sum(_bytes(_tensors(chain.path)) + _bytes(_matrices(chain)) for chain in chains)
+    return sum(_bytes(_tensors(chain.path)) + _bytes(_matrices(chain)) for chain in models)
 
 
-def _ps_bytes(graph: UnifiedGraph) -> int:
+def _ps_bytes(models: Sequence[Chain]) -> int:
     """Every full model by itself, adapters on it shared: what a server with LoRA on shared bases stores."""
-    matrices: set[TensorRef] = set().union(*(_matrices(chain) for chain in graph.chains))
-    return sum(_bytes(_tensors(path)) for path in graph.paths.values()) + _bytes(matrices)
+    paths = {chain.path.digest: chain.path for chain in models}
+    matrices: set[TensorRef] = set().union(*(_matrices(chain) for chain in models))
+    return sum(_bytes(_tensors(path)) for path in paths.values()) + _bytes(matrices)
 
 
 def _ours_bytes(graph: UnifiedGraph) -> int:
