@@ -88,7 +88,7 @@ def test_a_pickle_with_another_name_is_never_read(refused, tmp_path: Path):
     refused(lambda folder: (folder / BASE).write_bytes(pickle.dumps({})), "BC203", "model.safetensors of ./base")
 
 
-@pytest.mark.parametrize(("field", "value"), [("brand_new_trick", 3), ("use_dora", True), ("bias", "all")])
+@pytest.mark.parametrize(("field", "value"), [("brand_new_trick", 3), ("bias", "some"), ("use_qalora", True)])
 def test_a_field_that_is_not_understood_is_named(refused, field, value):
     def add(folder: Path) -> None:
         path = folder / "german" / "adapter_config.json"

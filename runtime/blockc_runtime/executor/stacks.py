@@ -53,10 +53,11 @@ def stack(places: Places, store: WeightStore, dtype: torch.dtype) -> Any:
 def check_values(side: Side, store: WeightStore, dtype: torch.dtype) -> None:
     """Raises `DiagnosticError` (BC203) for values that are not finite, before anybody is served with them."""
     for term in side.terms:
-        for _, ref in term.tensors:
+        for _, ref in () if term.rank else term.tensors:
             tensor = store.read(ref)
             if tensor.is_floating_point() and not torch.isfinite(tensor.to(dtype)).all():
                 _refuse()
+            del tensor
             store.release(ref)
     if side.rank:
         read_low_rank(side, store, dtype)
@@ -65,11 +66,12 @@ def check_values(side: Side, store: WeightStore, dtype: torch.dtype) -> None:
 def read_low_rank(side: Side, store: WeightStore, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """A ``[r, in]`` and B ``[out, r]``: terms side by side, scale folded in in float32, then cast to ``dtype``."""
     pairs = [_pair(term, store) for term in side.terms if term.rank]
+    a, b = torch.cat([a for a, _ in pairs], 0), torch.cat([b for _, b in pairs], 1)
+    del pairs  # as long as anything looks at the zoo's file it stays in memory
     for term in side.terms:
         if term.rank:
             store.release(term["a"])
             store.release(term["b"])
-    a, b = torch.cat([a for a, _ in pairs], 0), torch.cat([b for _, b in pairs], 1)
     a, b = a.to(dtype), b.to(dtype)
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         _refuse()
