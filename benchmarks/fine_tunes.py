@@ -210,7 +210,7 @@ def measure(full: Loaded, bare: Loaded, pairs: int) -> dict[str, Any]:
 
 
 def _side_cost(found: Mapping[str, Any], layers: int) -> float:
-    """Time of a byte of LoRAs beside that of a byte of weights: what `blockc.merge.pays` takes for 4."""
+    """Time of a byte of LoRAs beside that of a byte of weights: `SIDE_COST` of `blockc.merge.pays`."""
     sides = ROWS * sum(16 * (fan_in + fan_out) for _, _, fan_in, fan_out in places())
     weights = sum(fan_in * fan_out for _, _, fan_in, fan_out in places()) + shape.VOCAB * shape.HIDDEN
     return (found["16 LoRAs of rank 16 / base"]["ratio"] - 1) / (sides / weights) if layers else 0.0

@@ -1,7 +1,6 @@
 """Whether a private copy saves time: decoding reads weights, so time is counted in bytes read for each step.
 
-A fine-tune beside shared weights costs its sides at every step that it takes part in, at some multiple of their bytes
-since they are read in small pieces. Merged it costs nothing then, and a whole model's weights whenever anybody else is
+A fine-tune beside shared weights costs its sides at every step that it takes part in, at some multiple of their bytes. Merged it costs nothing then, and a whole model's weights whenever anybody else is
 decoding on the shared ones. So it pays exactly if others are rarely there:
 
     P(others) * weights < SIDE_COST * sides
@@ -17,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 # Time of a byte of sides beside that of a byte of weights (`benchmarks/fine_tunes.py` measures it).
-SIDE_COST = 4.0
+SIDE_COST = 1.0
 _DEFAULT_OUTPUT_TOKENS = 256
 # What one token takes, where no target says: what an interactive service is usually held to.
 _DEFAULT_TOKEN_S = 0.05
