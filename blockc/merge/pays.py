@@ -1,7 +1,8 @@
 """Whether a private copy saves time: decoding reads weights, so time is counted in bytes read for each step.
 
-A fine-tune beside shared weights costs its sides at every step that it takes part in, at some multiple of their bytes. Merged it costs nothing then, and a whole model's weights whenever anybody else is
-decoding on the shared ones. So it pays exactly if others are rarely there:
+A fine-tune beside shared weights costs its sides at every step that it takes part in. Merged it costs nothing then, and
+a whole model's weights whenever anybody else is decoding on the shared ones. So it pays exactly if others are rarely
+there:
 
     P(others) * weights < SIDE_COST * sides
 
