@@ -103,13 +103,13 @@ SERVED = {
 }
 # Fields of a LoRA configuration that are refused with a value that switches them on.
 LORA_REFUSED = {
-    "alora_invocation_tokens": "the adapter would begin in the middle of a text",
-    "arrow_config": "its adapters are mixed by what they read",
-    "kasa_config": "it changes the base's weights",
-    "layer_replication": "it makes another model of the base",
-    "target_parameters": "it acts on weights that are no module, such as fused experts",
-    "use_bdlora": "its blocks are sharded over devices",
-    "use_qalora": "it pools what it reads by the groups of a quantised base",
+    "alora_invocation_tokens": "its matrices act from these tokens on; here a fine-tune acts on every token of its row",
+    "arrow_config": "it chooses among several adapters token by token",
+    "kasa_config": "it takes singular values out of the base's matrices: the base on disk is not the base in use",
+    "layer_replication": "it repeats layers of the base, which makes another model of it",
+    "target_parameters": "it adapts parameters that no linear reads",
+    "use_bdlora": "its matrices are blocks on a diagonal, stored without what is between them",
+    "use_qalora": "it adds up what a linear reads in groups, which only the quantised base does that it was trained on",
     "init_lora_weights": "pissa, olora, corda, loftq and lora_ga change the base that is on disk",
 }
 # Combinations that have no meaning of their own, or none that PEFT could be compared with.

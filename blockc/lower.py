@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from blockc import __version__
 from blockc.graph import Block, Chain, ModelPath
-from blockc.ir import canonical_json, format_structure, json_digest, sites_of
+from blockc.ir import canonical_json, format_structure, json_digest
 from blockc.merge import Merge
 from blockc.place import Placement, tenant_entries
 from blockc.plan import (
@@ -141,7 +141,7 @@ def side_kinds(chain: Chain) -> tuple[str, ...]:
     """What the chain's sides are, such as ``low_rank@linear``."""
     kinds: set[str] = set()
     for side in chain.sides:
-        place = sites_of(chain.path.blocks[side.site.occurrence].structure)[side.site.name]
+        place = chain.path.blocks[side.site.occurrence].places[side.site.name]
         kinds |= {f"{term.codec}@{place.kind}" for term in side.terms}
     return tuple(sorted(kinds))
 

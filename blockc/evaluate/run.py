@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from blockc.evaluate.sides import Hook, hooks_of
+from blockc.evaluate.sides import Hook, hooks_of, wide
 from blockc.graph import Block, Chain
-from blockc.ir import DTYPE_NAME, Arg, Bound, DtypeArg, Op, Param, Side, Symbol, Value, sites_of
-from blockc.tune.folding import FOLDED, bias_of, folded_bias, folded_tensors
+from blockc.ir import DTYPE_NAME, Arg, Bound, DtypeArg, Op, Param, Side, Symbol, Value
+from blockc.tune.folding import FOLDED, folded_bias, folded_tensors
 from blockc.tune.stored import read_tensor
 from blockc.zoo import Zoo
 
@@ -33,9 +33,6 @@ def logits(chain: Chain, zoo: Zoo, texts: Sequence[Sequence[int]]) -> list[Tenso
     Raises `NotEvaluatedError`, `DiagnosticError`.
     """
     texts = [(*chain.virtual_tokens, *text) for text in texts]
-    sides: dict[int, list[Side]] = {}
-    for side in chain.sides:
-        sides.setdefault(side.site.occurrence, []).append(side)
     steps = [{"tokens": torch.tensor([text]), "positions": torch.arange(len(text))[None]} for text in texts]
     contexts: list[tuple[Tensor, ...]] = [()] * len(texts)
     with torch.inference_mode():
@@ -44,7 +41,7 @@ def logits(chain: Chain, zoo: Zoo, texts: Sequence[Sequence[int]]) -> list[Tenso
             contexts = [prelude.run(step, ()) for step in steps]
         states: list[Tensor | None] = [None] * len(texts)
         for occurrence, block in enumerate(chain.path.blocks):
-            bound = _Bound.of(block, sides.get(occurrence, ()), zoo)
+            bound = _Bound.of(block, chain.sides_at.get(occurrence, ()), zoo)
             for index, (step, context) in enumerate(zip(steps, contexts, strict=True)):
                 state = states[index]
                 inputs = step if state is None else {**step, "x": state}
@@ -66,16 +63,15 @@ class _Bound:
 
     @classmethod
     def of(cls, block: Block, sides: Sequence[Side], zoo: Zoo) -> _Bound:
-        tensors = {name: _wide(read_tensor(zoo, ref)) for name, ref in block.tensors.items()}
+        tensors = {name: wide(read_tensor(zoo, ref)) for name, ref in block.tensors.items()}
         biases: dict[str, Tensor] = {}
-        places = sites_of(block.structure)
-        hooks, folded = hooks_of(block.structure, sides, zoo)
+        hooks, folded = hooks_of(block, sides, zoo)
         for side in folded:
-            place = places[side.site.name]
+            place = block.places[side.site.name]
             if not {term.codec for term in side.terms} <= FOLDED.get(place.kind, frozenset()):
                 raise NotEvaluatedError(f"a side at {place.name}, a site of the kind {place.kind}")
-            tensors |= folded_tensors(block.structure, place, side, block.tensors, zoo)
-            if place.kind == "linear" and bias_of(block.structure, place) is None:
+            tensors |= folded_tensors(place, side, block.tensors, zoo)
+            if place.kind == "linear" and place.bias is None:
                 bias = folded_bias(side, None, zoo)
                 biases |= {} if bias is None else {place.name: bias}
         return cls(block=block, tensors=tensors, biases=biases, hooks=hooks)
@@ -170,7 +166,3 @@ def _expert_linear(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor
         chosen = index == expert
         out[chosen] = functional.linear(spread[chosen], weight[expert], None if bias is None else bias[expert])
     return out
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor

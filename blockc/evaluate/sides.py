@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from blockc.ir import Side, Structure, Term, Value, sites_of
+from blockc.graph import Block
+from blockc.ir import Side, Term, Value
 from blockc.tune.stored import read_tensor
 from blockc.zoo import Zoo
 
@@ -63,35 +64,22 @@ class Hook:
         return stream + value + _norm(functional.linear(inner, held["up"], held.get("up_bias")) * scale, held, "after")
 
 
-def hooks_of(structure: Structure, sides: Sequence[Side], zoo: Zoo) -> tuple[dict[str, Hook], list[Side]]:
+def hooks_of(block: Block, sides: Sequence[Side], zoo: Zoo) -> tuple[dict[str, Hook], list[Side]]:
     """Hooks by the op's result, and what is left of the sides."""
-    places = sites_of(structure)
-    streams = _streams(structure)
     hooks: dict[str, Hook] = {}
     left = []
     for side in sides:
-        place = places[side.site.name]
+        place = block.places[side.site.name]
         own = [term for term in side.terms if _KINDS.get(term.codec) == place.kind]
         for term in own:
             (result,) = place.ops
-            tensors = {role: _wide(read_tensor(zoo, ref)) for role, ref in term.tensors}
-            hooks[result] = Hook(term=term, tensors=tensors, stream=streams.get(result))
+            tensors = {role: wide(read_tensor(zoo, ref)) for role, ref in term.tensors}
+            stream = None if place.stream is None else Value(place.stream)
+            hooks[result] = Hook(term=term, tensors=tensors, stream=stream)
         rest = tuple(term for term in side.terms if term not in own)
         if rest:
             left.append(Side(site=side.site, terms=rest))
     return hooks, left
-
-
-def _streams(structure: Structure) -> dict[str, Value]:
-    """For each sum into the residual stream the operand that is the stream."""
-    stream = next((name for name, _ in structure.inputs if name not in ("tokens", "positions")), "")
-    found = {}
-    for place in sites_of(structure).values():
-        if place.kind == "residual":
-            (result,) = place.ops
-            found[result] = Value(stream)
-            stream = result
-    return found
 
 
 def _norm(x: Tensor, held: Mapping[str, Tensor], name: str) -> Tensor:
@@ -100,5 +88,6 @@ def _norm(x: Tensor, held: Mapping[str, Tensor], name: str) -> Tensor:
     return functional.layer_norm(x, x.shape[-1:], held[f"{name}_weight"], held[f"{name}_bias"])
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
+    """Floating-point values as float32."""
     return tensor.float() if tensor.is_floating_point() else tensor

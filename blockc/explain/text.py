@@ -131,8 +131,8 @@ def _adapter(why: Why) -> Iterator[str]:
             f"{why.merged.gain:.1%} of a step's time; rounding took {why.merged.rounding:.2%} of its change"
         )
     if why.sides is None:
-        rank = f" of rank {why.side_rank}" if why.side_rank else ""
-        yield f"ADAPTER {rank or ' there is one'}; where it acts is in the zoo, which is not at hand (`--zoo DIR`)"
+        what = f"of rank {why.side_rank}" if why.side_rank else "there is one"
+        yield f"ADAPTER  {what}; where it acts is in the zoo, which is not at hand (`--zoo DIR`)"
     elif why.sides:
         yield f"ADAPTER  acts here, beside the shared weights: {'; '.join(why.sides)}"
     else:

@@ -9,7 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from blockc.ir import Side, Structure, TensorRef, block_parts, json_digest, side_digest, structure_digest
+from blockc.ir import (
+    Place,
+    Side,
+    Structure,
+    TensorRef,
+    block_parts,
+    json_digest,
+    side_digest,
+    sites_of,
+    structure_digest,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +55,11 @@ class Block:
                 "contexts": self.contexts,
             },
         )
+
+    @cached_property
+    def places(self) -> Mapping[str, Place]:
+        """Its sites by name."""
+        return sites_of(self.structure)
 
     @cached_property
     def parts(self) -> dict[str, str]:
@@ -117,6 +132,14 @@ class Chain:
     assets: Mapping[str, str]
     stop_token_ids: tuple[int, ...]
     virtual_tokens: tuple[int, ...] = ()
+
+    @cached_property
+    def sides_at(self) -> Mapping[int, tuple[Side, ...]]:
+        """The sides of each occurrence that has any, in order."""
+        found: dict[int, tuple[Side, ...]] = {}
+        for side in self.sides:
+            found[side.site.occurrence] = (*found.get(side.site.occurrence, ()), side)
+        return found
 
     @cached_property
     def side_digests(self) -> tuple[str, ...]:

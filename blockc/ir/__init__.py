@@ -7,7 +7,7 @@ from blockc.ir.codecs import CODECS, side_problems
 from blockc.ir.identity import block_parts, differing_parts
 from blockc.ir.parse import StructureError, parse_structure, verify_structure
 from blockc.ir.side import Scalar, Side, Site, Term, effective_sides, low_rank, scalar_text, side_digest, term
-from blockc.ir.sites import Place, SiteKind, sites_of
+from blockc.ir.sites import Place, SiteKind, place_of, sites_of
 from blockc.ir.structure import (
     Arg,
     Bound,
@@ -55,6 +55,7 @@ __all__ = [
     "json_digest",
     "low_rank",
     "parse_structure",
+    "place_of",
     "scalar_text",
     "side_digest",
     "side_problems",

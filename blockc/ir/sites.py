@@ -35,7 +35,8 @@ class Place:
 
     ``shape``: of a linear's matrix ``[out, in]``, a vector ``[n]``, a table ``[vocab, hidden]``, the residual stream
     ``[hidden]``, cached keys ``[heads, size]``. ``dtype``: of the values there. ``spread``: for a vector, the shape in
-    which one for each token meets the values, with 1 for axes that it does not have.
+    which one for each token meets the values, with 1 for axes that it does not have. ``bias``: the parameter that is a
+    linear's bias, if it has one. ``stream``: the value that is the residual stream before the sum.
     """
 
     name: str
@@ -46,6 +47,8 @@ class Place:
     dtype: str
     after_selection: bool
     spread: tuple[Dim, ...] = ()
+    bias: str | None = None
+    stream: str | None = None
 
 
 @lru_cache(maxsize=1024)
@@ -55,9 +58,11 @@ def sites_of(structure: Structure) -> Mapping[str, Place]:
     params = dict(structure.params)
     found: dict[str, Place] = {}
     for op in structure.ops:
+        bias = None
         if op.target == "blockc.linear" and isinstance(op.args[3], str) and isinstance(op.args[1], Param):
             weight = params[op.args[1].name]
             name, kind, param = op.args[3], "linear", op.args[1].name
+            bias = op.args[2].name if isinstance(op.args[2], Param) else None
         elif op.target == "blockc.embedding" and op.args[0] == Value("tokens") and isinstance(op.args[1], Param):
             weight = params[op.args[1].name]
             name, kind, param = str(op.args[2]), "embed", op.args[1].name
@@ -66,11 +71,16 @@ def sites_of(structure: Structure) -> Mapping[str, Place]:
         found[name] = Place(
             name=name, kind=kind, ops=frozenset({op.result}), param=param,  # type: ignore[arg-type]
             shape=tuple(int(size) for size in weight.shape), dtype=weight.dtype,
-            after_selection=_selected(types, op.result),
+            after_selection=_selected(types, op.result), bias=bias,
         )  # fmt: skip
     found |= {place.name: place for place in (*_vectors(structure, types), *_residuals(structure, types))}
     found |= {place.name: place for place in _caches(structure, types)}
     return found
+
+
+def place_of(structure: Structure, param: str) -> Place | None:
+    """The site at which a parameter can be changed: as a vector, as a linear's bias, or as a matrix or table."""
+    return next((place for place in sites_of(structure).values() if param in (place.param, place.bias)), None)
 
 
 def _vectors(structure: Structure, types: Types) -> Iterator[Place]:
@@ -145,7 +155,7 @@ def _residuals(structure: Structure, types: Types) -> Iterator[Place]:
             continue
         yield Place(
             name=f"residual.{count}", kind="residual", ops=frozenset({op.result}), param=None,
-            shape=(int(type_.shape[-1]),), dtype=type_.dtype, after_selection=False,
+            shape=(int(type_.shape[-1]),), dtype=type_.dtype, after_selection=False, stream=stream,
         )  # fmt: skip
         count += 1
         stream = op.result

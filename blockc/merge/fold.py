@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from blockc.graph import Block, Chain
-from blockc.ir import DTYPE_NAME, Param, Place, Side, Structure, TensorRef, sites_of
-from blockc.tune.folding import FOLDED, bias_of, folded_tensors
+from blockc.ir import DTYPE_NAME, Param, Place, Side, Structure, TensorRef
+from blockc.tune.folding import FOLDED, folded_tensors
 from blockc.tune.full import tensor_ref
 from blockc.tune.stored import read_tensor
 from blockc.zoo import Zoo
@@ -33,11 +33,8 @@ class Folded:
 
 def fold(chain: Chain, zoo: Zoo) -> Folded:
     """Fold every side that can be; tensors that this makes are in the zoo afterwards. Raises `DiagnosticError`."""
-    by_occurrence: dict[int, list[Side]] = {}
-    for side in chain.sides:
-        by_occurrence.setdefault(side.site.occurrence, []).append(side)
     blocks, left, rounding = list(chain.path.blocks), [], 0.0
-    for occurrence, sides in sorted(by_occurrence.items()):
+    for occurrence, sides in chain.sides_at.items():
         blocks[occurrence], kept, lost = _fold_block(blocks[occurrence], sides, zoo)
         left += kept
         rounding = max(rounding, lost)
@@ -47,22 +44,21 @@ def fold(chain: Chain, zoo: Zoo) -> Folded:
 
 
 def _fold_block(block: Block, sides: Sequence[Side], zoo: Zoo) -> tuple[Block, list[Side], float]:
-    places = sites_of(block.structure)
     tensors, kept, rounding = dict(block.tensors), [], 0.0
     fresh: list[tuple[TensorRef, memoryview]] = []
     for side in sides:
-        place = places[side.site.name]
+        place = block.places[side.site.name]
         if not _can_fold(block.structure, place, side):
             kept.append(side)
             continue
-        for name, value in folded_tensors(block.structure, place, side, tensors, zoo).items():
+        for name, value in folded_tensors(place, side, tensors, zoo).items():
             rounded = value.to(getattr(torch, DTYPE_NAME[tensors[name].dtype]))
             if name == place.param:
                 rounding = max(rounding, _lost(read_tensor(zoo, tensors[name]).float(), value, rounded.float()))
             ref, data = tensor_ref(rounded)
             tensors[name] = ref
             fresh.append((ref, data))
-        if place.kind == "linear" and bias_of(block.structure, place) is None and (terms := side.of("bias")):
+        if place.kind == "linear" and place.bias is None and (terms := side.of("bias")):
             kept.append(replace(side, terms=terms))
     zoo.put_tensors(fresh)
     return replace(block, tensors=tensors), kept, rounding

@@ -15,15 +15,12 @@ from torch import Tensor
 
 from blockc.delta import choose
 from blockc.graph import Block
-from blockc.ir import DTYPE_NAME, Place, Side, Site, TensorRef, Term, sites_of, term
+from blockc.ir import DTYPE_NAME, Place, Side, Site, TensorRef, Term, place_of, term
 from blockc.share.evidence import TensorEvidence
-from blockc.tune.folding import bias_of
+from blockc.tune.draft import few_rows
 from blockc.tune.full import tensor_ref
 from blockc.tune.stored import read_tensor
 from blockc.zoo import Zoo
-
-# Of a matrix' rows: beyond it, the rows that changed are no longer few.
-_FEW_ROWS = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +30,6 @@ class Beside:
     sides: tuple[Side, ...]
     evidence: tuple[TensorEvidence, ...]
     fresh: tuple[tuple[TensorRef, memoryview], ...]
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether nothing is lost."""
-        return all(item.lost == 0 for item in self.evidence)
 
 
 def same_form(block: Block, base: Block) -> bool:
@@ -55,8 +47,7 @@ def beside(block: Block, base: Block, occurrence: int, *, zoo: Zoo, max_error: f
     for name, ref in block.tensors.items():
         if ref != base.tensors[name] and not work.keep(name):
             return None
-    own = sum(ref.nbytes for name, ref in block.tensors.items() if ref != base.tensors[name])
-    if sum(item.nbytes for item in work.evidence) > own:
+    if sum(item.nbytes for item in work.evidence) > own_bytes(block, base.tensors):
         return None
     return Beside(
         sides=tuple(
@@ -83,21 +74,18 @@ class _Work:
 
     def keep(self, name: str) -> bool:
         """Whether the tensor can be kept beside the base's."""
-        places = sites_of(self.block.structure)
-        vector = places.get(name)
-        if vector is not None and vector.kind == "vector":
-            return self._add(name, name, [term("value", {"value": self.block.tensors[name]})])
-        for place in places.values():
-            if place.kind == "linear" and bias_of(self.block.structure, place) == name:
-                return self._add(name, place.name, [term("bias", {"value": self.block.tensors[name]})])
-            if place.param == name and place.kind in ("linear", "embed"):
-                return self._matrix(name, place)
-        return False
+        place = place_of(self.block.structure, name)
+        if place is None:
+            return False
+        if place.kind == "vector" or name == place.bias:
+            codec = "value" if place.kind == "vector" else "bias"
+            return self._add(name, place.name, [term(codec, {"value": self.block.tensors[name]})])
+        return self._matrix(name, place)
 
     def _matrix(self, name: str, place: Place) -> bool:
         tuned, base = (read_tensor(self.zoo, item.tensors[name]) for item in (self.block, self.base))
-        differs = (tuned != base).any(1).nonzero().flatten()
-        if len(differs) <= _FEW_ROWS * len(tuned):
+        differs = few_rows(base, tuned)
+        if differs is not None:
             rows = {"index": self._store(differs), "weight": self._store(tuned[differs])}
             return self._add(name, place.name, [term("rows", rows)])
         if self.max_error is None or place.kind != "linear":

@@ -17,7 +17,7 @@ from blockc.diag import Diagnostics
 from blockc.evaluate import Agreement, Probe, ProbeError, compare, logits, read_probe
 from blockc.evaluate.probe import random_probe
 from blockc.evaluate.run import NotEvaluatedError
-from blockc.graph import Block, Chain
+from blockc.graph import Chain
 from blockc.ir import Side
 from blockc.share.beside import Beside, beside, likeness, own_bytes, same_form
 from blockc.share.evidence import Evidence, TensorEvidence, Verdict
@@ -115,8 +115,8 @@ class _Sharing:
         self.sides += own.sides
         self.tensors += own.evidence
 
-    def _chain(self, blocks: Sequence[Block] | None = None) -> Chain:
-        path = replace(self.chain.path, blocks=tuple(blocks or self.blocks))
+    def _chain(self) -> Chain:
+        path = replace(self.chain.path, blocks=tuple(self.blocks))
         return replace(self.chain, path=path, sides=tuple(sorted(self.sides, key=lambda side: side.site)))
 
     def _deltas(self, indices: Sequence[int], max_error: float) -> None:

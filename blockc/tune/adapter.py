@@ -19,10 +19,9 @@ from blockc.diag import Diagnostics, Span
 from blockc.graph import Chain, ModelPath
 from blockc.ir import DTYPE_NAME, Side, Site, TensorRef
 from blockc.tune.checkpoint import Checkpoint
-from blockc.tune.full import FLOATS, is_finite, tensor_ref
+from blockc.tune.full import FLOATS, is_finite, listed, tensor_ref
 from blockc.zoo import Zoo
 
-_SHOWN = 5
 _ADAPTER_NAME = re.compile(r"\.default(?=\.|$)")
 
 
@@ -145,25 +144,26 @@ class AdapterFiles:
                 f"{len(self.left)} of {len(self.checkpoint.files)} tensors of {self.written} change nothing that its "
                 "base has",
                 at=self.at,
-                notes=tuple(note for note in (listed(sorted(self.left)), why) if note),
+                notes=tuple(note for note in (listed(sorted(self.left), "; "), why) if note),
                 help="what is not applied in full is not served: check which base and modules the adapter was made for",
             )
         if self._missing:
             self.diags.report(
                 "BC211",
                 f"{len(self._missing)} tensors that its configuration promises are missing from {self.written}",
-                at=self.at, notes=(listed(self._missing),), help="save the adapter again with the library that made it",
+                at=self.at, notes=(listed(self._missing, "; "),),
+                help="save the adapter again with the library that made it",
             )  # fmt: skip
         if self._misfits:
             self.diags.report(
                 "BC202", f"{len(self._misfits)} tensors of {self.written} do not fit its base", at=self.at,
-                notes=(listed(self._misfits),),
+                notes=(listed(self._misfits, "; "),),
                 help="shapes decide: the adapter was made for another base, or its configuration was changed",
             )  # fmt: skip
         if self._coded:
             self.diags.report(
                 "BC209", f"{len(self._coded)} tensors of {self.written} are no floating-point numbers", at=self.at,
-                notes=(listed(self._coded),), help="save the adapter unquantised",
+                notes=(listed(self._coded, "; "),), help="save the adapter unquantised",
             )  # fmt: skip
         if self.diags.has_errors:
             return False
@@ -174,9 +174,3 @@ class AdapterFiles:
 def plain(name: str) -> str:
     """A tensor's name without PEFT's prefix, and without the name of the adapter, which some versions write."""
     return _ADAPTER_NAME.sub("", name).removeprefix("base_model.model.").removeprefix("base_model.")
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return "; ".join(names[:_SHOWN]) + more

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from blockc.diag import Diagnostics, Span
+from blockc.fine_tunes import LORA_REFUSED
 from blockc.tune.patterns import MOST_PATTERNS, Keyed, Matcher, end, is_plain
 from blockc.tune.targets import Targets, are_patterns, is_int, malformed, targets_of
 
@@ -29,20 +30,11 @@ APPLIED = {
     "layers_pattern", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights", "use_dora", "lora_bias",
     "modules_to_save", "trainable_token_indices", "ensure_weight_tying",
 }  # fmt: skip
+NOT_UNDERSTOOD = "it changes the result and is not understood"
 _BIASES = ("none", "all", "lora_only")
 # These initialisations leave the base as it is. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA, and those of tomorrow)
 # subtract the initial adapter from it: the base on disk is then not the base in use.
 _KEEPS_BASE = ("gaussian", "eva", "orthogonal", "mica")
-# Why what PEFT offers is not served.
-REASONS = {
-    "alora_invocation_tokens": "its matrices act from these tokens on; here a fine-tune acts on every token of its row",
-    "arrow_config": "it chooses among several adapters token by token",
-    "kasa_config": "it takes singular values out of the base's matrices: the base on disk is not the base in use",
-    "layer_replication": "it repeats layers of the base, which makes another model of it",
-    "target_parameters": "it adapts parameters that no linear reads",
-    "use_bdlora": "its matrices are blocks on a diagonal, stored without what is between them",
-    "use_qalora": "it adds up what a linear reads in groups, which only the quantised base does that it was trained on",
-}
 _SWITCHES = ("use_rslora", "use_dora", "lora_bias", "ensure_weight_tying")
 _CONVERT_HELP = "convert it with PEFT's `path_initial_model_for_weight_conversion` when saving, or merge it"
 
@@ -130,7 +122,7 @@ def _refusals(config: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
             if value not in (None, *_BIASES):
                 found.append((field, value, "PEFT knows none, all and lora_only"))
         elif field not in APPLIED and not is_neutral(value):
-            found.append((field, value, REASONS.get(field, "it changes the result and is not understood")))
+            found.append((field, value, LORA_REFUSED.get(field, NOT_UNDERSTOOD)))
     if config.get("lora_bias") and config.get("use_dora"):
         found.append(("lora_bias", True, "PEFT knows no bias of DoRA's matrices"))
     if isinstance(config.get("target_modules"), str):  # PEFT refuses both; neither is read beside a pattern

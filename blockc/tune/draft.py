@@ -12,26 +12,30 @@ from dataclasses import dataclass
 import torch
 
 from blockc.graph import Block, ModelPath
-from blockc.ir import Place, Side, Site, TensorRef, Term, sites_of, term
+from blockc.ir import Place, Side, Site, TensorRef, Term, place_of, term
 from blockc.tune.adapter import AdapterFiles, Tuned
-from blockc.tune.folding import bias_of
 from blockc.tune.full import tensor_ref
 from blockc.tune.stored import read_tensor
-from blockc.tune.vocabulary import resized
+from blockc.tune.vocabulary import may_resize, resized
 
 # Of the rows of a table or matrix: more changed ones than this cost more beside the shared tensor than in one's own.
 _FEW_ROWS = 0.25
 
 
+def few_rows(base: torch.Tensor, value: torch.Tensor) -> torch.Tensor | None:
+    """``[n]``: the rows in which two matrices of one shape differ; None where they are not few."""
+    differs = (value != base).any(1).nonzero().flatten()
+    return differs if len(differs) <= _FEW_ROWS * len(value) else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Located:
-    """A site in a chain. ``weight`` and ``bias``: what its block binds there; ``bias_name`` in its structure."""
+    """A site in a chain. ``weight`` and ``bias``: what its block binds there."""
 
     site: Site
     place: Place
     weight: TensorRef
     bias: TensorRef | None = None
-    bias_name: str | None = None
 
     @property
     def out_features(self) -> int:
@@ -48,17 +52,14 @@ def linears(path: ModelPath) -> dict[str, Located]:
     """Every linear of the chain that a fine-tune may act at, by module path."""
     found: dict[str, Located] = {}
     for occurrence, (block, sites) in enumerate(zip(path.blocks, path.sites, strict=True)):
-        places = sites_of(block.structure)
         for module, name in sites.items():
-            place = places[name]
-            bias = bias_of(block.structure, place)
+            place = block.places[name]
             assert place.param is not None
             found[module] = Located(
                 site=Site(occurrence=occurrence, name=name),
                 place=place,
                 weight=block.tensors[place.param],
-                bias=None if bias is None else block.tensors[bias],
-                bias_name=bias,
+                bias=None if place.bias is None else block.tensors[place.bias],
             )
     return found
 
@@ -70,7 +71,7 @@ def tables(path: ModelPath) -> dict[str, Located]:
             site=Site(occurrence=occurrence, name=place.name), place=place, weight=block.tensors[str(place.param)]
         )
         for occurrence, block in enumerate(path.blocks)
-        for place in sites_of(block.structure).values()
+        for place in block.places.values()
         if place.kind == "embed"
     }
 
@@ -111,6 +112,11 @@ class Draft:
         shape = block.tensors[param].shape
         return shape[::-1] if name in self.path.transposed else shape
 
+    def may_resize(self, name: str) -> bool:
+        """Whether the parameter may have another height: a table of token ids, or a head."""
+        block, param = self._bound(name)
+        return may_resize(block.structure, param)
+
     def set_parameter(self, name: str, value: torch.Tensor) -> None:
         """The whole parameter, by full name, as a file holds it. Of a table or head the vocabulary may differ."""
         block, param = self._bound(name)
@@ -119,20 +125,17 @@ class Draft:
             value = value.t()
         if tensor_ref(value)[0] == old and not self._below:
             return
-        places = sites_of(block.structure)
-        vector = places.get(param)
-        if vector is not None and vector.kind == "vector":
-            self.add(Site(occurrence=occurrence, name=param), term("value", {"value": self.files.store(value)}))
+        place = place_of(block.structure, param)
+        if place is None:
+            self._replaced[name] = self.files.store(value)
             return
-        for place in places.values():
-            site = Site(occurrence=occurrence, name=place.name)
-            if place.kind == "linear" and bias_of(block.structure, place) == param:
-                self.set_bias(site, value)
-                return
-            if place.param == param:
-                self._set_matrix(name, site, old, value)
-                return
-        self._replaced[name] = self.files.store(value)
+        site = Site(occurrence=occurrence, name=place.name)
+        if place.kind == "vector":
+            self.add(site, term("value", {"value": self.files.store(value)}))
+        elif param == place.bias:
+            self.set_bias(site, value)
+        else:
+            self._set_matrix(name, site, old, value)
 
     def finish(self, why: str = "") -> Tuned | None:
         """What the files make of the chain, if they were taken in full; tensors are in the zoo then."""
@@ -156,9 +159,8 @@ class Draft:
         if tensor_ref(value)[0] == old:
             return
         if tuple(value.shape) == old.shape:
-            base = read_tensor(self.files.zoo, old)
-            differs = (value != base).any(1).nonzero().flatten()
-            if len(differs) <= _FEW_ROWS * len(value):
+            differs = few_rows(read_tensor(self.files.zoo, old), value)
+            if differs is not None:
                 self.add(site, self.rows(differs, value[differs]))
                 return
         self._replaced[name] = self.files.store(value)

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from blockc.delta import ADDITIVE, decode
-from blockc.ir import Op, Param, Place, Side, Structure, TensorRef
+from blockc.ir import Place, Side, TensorRef
 from blockc.tune.stored import read_tensor
 from blockc.zoo import Zoo
 
@@ -18,13 +18,6 @@ FOLDED = {
     "embed": frozenset({"rows", "low_rank"}),
     "vector": frozenset({"value"}),
 }
-
-
-def bias_of(structure: Structure, place: Place) -> str | None:
-    """The parameter that is the bias of a linear site, if it has one."""
-    op: Op = next(op for op in structure.ops if op.result in place.ops)
-    bias = op.args[2] if place.kind == "linear" else None
-    return bias.name if isinstance(bias, Param) else None
 
 
 def folded_matrix(place: Place, side: Side | None, weight: TensorRef, zoo: Zoo) -> torch.Tensor:
@@ -62,17 +55,14 @@ def folded_bias(side: Side | None, bias: TensorRef | None, zoo: Zoo) -> torch.Te
     return value
 
 
-def folded_tensors(
-    structure: Structure, place: Place, side: Side, tensors: Mapping[str, TensorRef], zoo: Zoo
-) -> dict[str, torch.Tensor]:
+def folded_tensors(place: Place, side: Side, tensors: Mapping[str, TensorRef], zoo: Zoo) -> dict[str, torch.Tensor]:
     """The parameters that a side changes, by name, float32. A bias that the structure has not is left out."""
     assert place.param is not None
     if place.kind == "vector":
         return {place.param: read_tensor(zoo, side.terms[0]["value"]).float()}
     made = {place.param: folded_matrix(place, side, tensors[place.param], zoo)}
-    name = bias_of(structure, place)
-    if name is not None and (side.of("bias") or side.of("out_scale")):
-        bias = folded_bias(side, tensors[name], zoo)
+    if place.bias is not None and (side.of("bias") or side.of("out_scale")):
+        bias = folded_bias(side, tensors[place.bias], zoo)
         assert bias is not None
-        made[name] = bias
+        made[place.bias] = bias
     return made

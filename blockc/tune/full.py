@@ -181,19 +181,19 @@ def _match(
     if missing:
         diags.report(
             "BC211", f"{len(missing)} tensors that {traced.architecture} needs are missing from {written}", at=at,
-            notes=(_listed(missing),),
+            notes=(listed(missing),),
             help="export the whole checkpoint again; an adapter directory has an `adapter_config.json`",
         )  # fmt: skip
     if recipes.strange:
         diags.report(
             "BC204", f"{len(recipes.strange)} tensors of {written} change nothing that {traced.architecture} has",
-            at=at, notes=(_listed(recipes.strange),),
+            at=at, notes=(listed(recipes.strange),),
             help="what is not applied in full is not served: check that config.json belongs to these weights",
         )  # fmt: skip
     if recipes.misfits:
         diags.report(
             "BC202", f"{len(recipes.misfits)} tensors of {written} do not fit its configuration", at=at,
-            notes=(_listed(recipes.misfits),), help="the weights and config.json belong to different models",
+            notes=(listed(recipes.misfits),), help="the weights and config.json belong to different models",
         )  # fmt: skip
     report_coded(
         checkpoint, (name for _, own in found.values() for name in own.names), written=written, diags=diags, at=at
@@ -207,7 +207,7 @@ def report_coded(checkpoint: Checkpoint, names: Iterable[str], *, written: str, 
     if coded:
         diags.report(
             "BC209", f"{len(coded)} tensors of {written} are no floating-point numbers", at=at,
-            notes=(_listed(coded),), help="use the unquantised checkpoint",
+            notes=(listed(coded),), help="use the unquantised checkpoint",
         )  # fmt: skip
 
 
@@ -218,6 +218,7 @@ def _partners(parameter: str, traced: TracedModel) -> list[str]:
     return [parameter, source, *(target for target, own in tied.items() if own == source)]
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str], between: str = ", ") -> str:
+    """The first few names."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return between.join(names[:_SHOWN]) + more

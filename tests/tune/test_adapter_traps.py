@@ -12,8 +12,9 @@ from peft import IA3Config, LNTuningConfig, LoHaConfig, LoraConfig, TrainableTok
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from blockc.fine_tunes import LORA_REFUSED
 from blockc.tune import patterns
-from blockc.tune.adapter_config import APPLIED, REASONS, WITHOUT_EFFECT
+from blockc.tune.adapter_config import APPLIED, WITHOUT_EFFECT
 from tests.support.adapters import LLAMA_LINEARS, configure, save_lora
 from tests.support.chains import chains_of
 from tests.support.deployments import deployment
@@ -185,7 +186,7 @@ def test_variants_of_lora_that_are_not_served(field, value, why, base, copy, tmp
 def test_every_field_of_pefts_is_applied_refused_or_of_training_alone():
     """A field that a new version of PEFT adds must be looked at: here it is missing then."""
     fields = {field.name for field in dataclasses.fields(LoraConfig)}
-    refused = {field for field in fields - WITHOUT_EFFECT - APPLIED if field in REASONS}
+    refused = {field for field in fields - WITHOUT_EFFECT - APPLIED if field in LORA_REFUSED}
     assert fields - WITHOUT_EFFECT - APPLIED == refused
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from blockc.graph import ModelPath
-from blockc.ir import Site, Term, sites_of, term
+from blockc.ir import Site, Term, term
 from blockc.tune.adapter import AdapterFiles, Tuned, plain
 from blockc.tune.draft import Draft
 from blockc.tune.kinds.bottleneck_config import BottleneckSettings, read_settings
@@ -59,7 +59,7 @@ def read(files: AdapterFiles) -> Tuned | None:
         )  # fmt: skip
         return None
     draft = Draft(files)
-    hidden = sites_of(files.parent.path.blocks[layers[0].sums[0].occurrence].structure)[layers[0].sums[0].name].shape[0]
+    hidden = files.parent.path.blocks[layers[0].sums[0].occurrence].places[layers[0].sums[0].name].shape[0]
     if settings.hidden_size != hidden:
         files.misfit(f"hidden_size is {settings.hidden_size}, its base has {hidden}")
     found = False
@@ -85,7 +85,7 @@ def _layers(path: ModelPath) -> list[_Layer] | None:
     """The decoder's layers; None if one of them has other than two sums."""
     found: dict[str, list[Site]] = {}
     for occurrence, (block, prefix) in enumerate(zip(path.blocks, path.prefixes, strict=True)):
-        for place in sites_of(block.structure).values():
+        for place in block.places.values():
             if place.kind == "residual":
                 found.setdefault(prefix, []).append(Site(occurrence=occurrence, name=place.name))
     if not path.kv_layers or len(found) != len(path.kv_layers) or not all(map(_LAYER.fullmatch, found)):

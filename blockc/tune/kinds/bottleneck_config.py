@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from blockc.tune.adapter import AdapterFiles
-from blockc.tune.adapter_config import is_neutral, short
+from blockc.tune.adapter_config import NOT_UNDERSTOOD, is_neutral, short
+from blockc.tune.fields import report_fields
 
 # The library's own layers of these add to the stream as this module says. On others it hooks what it finds, and its
 # hooks hand every layer the norm of the last one.
@@ -91,11 +92,7 @@ def read_settings(files: AdapterFiles) -> BottleneckSettings | None:
     assert isinstance(inner, dict)
     problems = [(field, config[field], "it is not understood") for field in sorted(config.keys() - _DESCRIPTIVE)]
     problems += _problems(config, inner)
-    for field, value, why in problems:
-        files.diags.report(
-            "BC207", f"`{field} = {short(value)}` of {files.written} is not supported", at=files.at, notes=(why,),
-            help="train without it",
-        )  # fmt: skip
+    report_fields(files, problems, "train without it")
     if problems:
         return None
     values = {**_DEFAULTS, **inner}
@@ -131,7 +128,7 @@ def _problems(config: Mapping[str, Any], inner: Mapping[str, Any]) -> list[tuple
     for field, value in sorted(inner.items()):
         is_of_compacter = "phm" in field or field in ("hypercomplex_nonlinearity",)
         if field not in known and not is_of_compacter and not is_neutral(value):
-            found.append((field, value, "it changes the result and is not understood"))
+            found.append((field, value, NOT_UNDERSTOOD))
     values = {**_DEFAULTS, **inner}
     found += [
         (field, values[field], "it is neither true nor false") for field in _FLAGS if type(values[field]) is not bool

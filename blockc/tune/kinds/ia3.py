@@ -33,5 +33,5 @@ def read(files: AdapterFiles) -> Tuned | None:
         if value is not None:
             codec = "in_scale" if scales_input else "out_scale"
             draft.add(linear.site, term(codec, {"value": files.store(value.flatten())}))
-    saved.modules(files, draft, tuple(files.config.get("modules_to_save") or ()))
+    saved.modules(files, draft, targets.saved)
     return draft.finish()

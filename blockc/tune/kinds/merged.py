@@ -20,11 +20,12 @@ from safetensors.torch import load_file
 
 from blockc.delta.codecs import directions
 from blockc.fine_tunes import MERGED
-from blockc.ir import Side, sites_of, term
+from blockc.ir import term
 from blockc.trace import UntraceableError, config_of
 from blockc.tune.adapter import AdapterFiles, Tuned
-from blockc.tune.adapter_config import WITHOUT_EFFECT, is_neutral, short
+from blockc.tune.adapter_config import short
 from blockc.tune.draft import Draft, Located
+from blockc.tune.fields import report_fields, strange_fields
 from blockc.tune.folding import folded_tensors
 from blockc.tune.full import is_finite
 from blockc.tune.patterns import Keyed, Matcher, SlowPatternError
@@ -100,16 +101,8 @@ def _merge(files: AdapterFiles) -> tuple[Mapping[str, torch.Tensor], Mapping[str
         return None
     kind = str(files.config["peft_type"])
     known = inspect.signature(PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)]).parameters
-    strange = [
-        (field, value)
-        for field, value in sorted(files.config.items())
-        if field not in known and field not in WITHOUT_EFFECT and not is_neutral(value)
-    ]
-    for field, value in strange:
-        files.diags.report(
-            "BC207", f"`{field} = {short(value)}` of {files.written} is not supported", at=files.at,
-            notes=(f"PEFT {peft.__version__} does not know it",), help="merge the adapter with the PEFT that made it",
-        )  # fmt: skip
+    strange = strange_fields(files.config, known, f"PEFT {peft.__version__} does not know it")
+    report_fields(files, strange, "merge the adapter with the PEFT that made it")
     matcher = Matcher()
     wrong = malformed(files.config, matcher)
     for field, wanted in wrong:
@@ -191,17 +184,13 @@ def _model(files: AdapterFiles) -> Any:
     except UntraceableError as error:  # its own problem was reported where it is declared
         raise ValueError(str(error)) from error
     path = files.parent.path
-    sides: dict[int, list[Side]] = {}
-    for side in files.parent.sides:
-        sides.setdefault(side.site.occurrence, []).append(side)
     state: dict[str, torch.Tensor] = {}
     for occurrence, (block, parameters) in enumerate(zip(path.blocks, path.parameters, strict=True)):
         tensors = {name: read_tensor(files.zoo, ref) for name, ref in block.tensors.items()}
-        places = sites_of(block.structure)
-        for side in sides.get(occurrence, ()):
-            place = places[side.site.name]
+        for side in files.parent.sides_at.get(occurrence, ()):
+            place = block.places[side.site.name]
             if place.param is not None:
-                tensors |= folded_tensors(block.structure, place, side, block.tensors, files.zoo)
+                tensors |= folded_tensors(place, side, block.tensors, files.zoo)
         for full, name in parameters.items():
             value = tensors[name]
             state[full] = value.t() if full in path.transposed else value

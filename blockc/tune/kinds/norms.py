@@ -12,7 +12,7 @@ _PART = ".ln_tuning_layers."
 
 def read(files: AdapterFiles) -> Tuned | None:
     """See `blockc.tune.kinds.Reader`."""
-    targets = read_targets(files, applied=("modules_to_save",), without_effect=())
+    targets = read_targets(files, without_effect=())
     if targets is None:
         return None
     draft = Draft(files)
@@ -22,5 +22,5 @@ def read(files: AdapterFiles) -> Tuned | None:
     for name in sorted(wanted):
         module, _, part = name.rpartition(".")
         saved.parameter(files, draft, f"{module}{_PART}{part}", name)
-    saved.modules(files, draft, tuple(files.config.get("modules_to_save") or ()))
+    saved.modules(files, draft, targets.saved)
     return draft.finish()

@@ -7,7 +7,7 @@ in turn. Layers with a window see them as they see any token: as long as they ar
 
 from __future__ import annotations
 
-from blockc.ir import Site, sites_of, term
+from blockc.ir import Site, term
 from blockc.tune.adapter import AdapterFiles, Tuned
 from blockc.tune.draft import Draft
 from blockc.tune.kinds.virtual import EMBEDDINGS, expect, virtual_token_count
@@ -25,7 +25,7 @@ def read(files: AdapterFiles) -> Tuned | None:
     caches = [
         (Site(occurrence=occurrence, name=place.name), place.shape)
         for occurrence, block in enumerate(files.parent.path.blocks)
-        for place in sites_of(block.structure).values()
+        for place in block.places.values()
         if place.kind == "cache"
     ]
     layers = len(files.parent.path.kv_layers)

@@ -12,7 +12,6 @@ import torch
 from blockc.tune.adapter import AdapterFiles
 from blockc.tune.adapter_config import LoraSettings
 from blockc.tune.draft import Draft, Located
-from blockc.tune.vocabulary import may_resize
 
 
 def modules(files: AdapterFiles, draft: Draft, names: Sequence[str]) -> None:
@@ -36,10 +35,7 @@ def parameter(files: AdapterFiles, draft: Draft, held: str, name: str) -> None:
         files.take(held)  # is missing, and reported
         return
     shape = draft.shape_of(name)
-    occurrence = next(i for i, names in enumerate(draft.path.parameters) if name in names)
-    param = draft.path.parameters[occurrence][name]
-    structure = draft.path.blocks[occurrence].structure
-    if may_resize(structure, param) and len(files.shape(held)) == 2:
+    if draft.may_resize(name) and len(files.shape(held)) == 2:
         shape = (files.shape(held)[0], *shape[1:])
     value = files.take(held, shape)
     if value is not None:

@@ -13,7 +13,8 @@ _PART = "trainable_tokens_delta"
 
 def read(files: AdapterFiles) -> Tuned | None:
     """See `blockc.tune.kinds.Reader`."""
-    if read_targets(files, applied=("token_indices", "modules_to_save"), without_effect=("init_weights",)) is None:
+    targets = read_targets(files, applied=("token_indices",), without_effect=("init_weights",))
+    if targets is None:
         return None
     try:
         rows = token_indices(files.config.get("token_indices")).get("", ())
@@ -28,5 +29,5 @@ def read(files: AdapterFiles) -> Tuned | None:
     draft = Draft(files)
     modules = [name.removesuffix(f".{_PART}") for name in files.plain_names if name.endswith(f".{_PART}")]
     saved.tokens(files, draft, dict.fromkeys(modules or [""], rows), _PART)
-    saved.modules(files, draft, tuple(files.config.get("modules_to_save") or ()))
+    saved.modules(files, draft, targets.saved)
     return draft.finish()

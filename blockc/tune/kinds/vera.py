@@ -12,7 +12,7 @@ from blockc.tune.draft import Draft
 from blockc.tune.fields import read_targets, report_no_target
 from blockc.tune.kinds import saved
 
-_APPLIED = ("r", "modules_to_save", "save_projection")
+_APPLIED = ("r", "save_projection")
 _TRAINING = ("vera_dropout", "d_initial", "projection_prng_key", "init_weights", "bias")
 
 
@@ -51,5 +51,5 @@ def read(files: AdapterFiles) -> Tuned | None:
             own_b = outer.float()[:, None] * b[: linear.out_features].float()
             stored = files.store(own_a.to(files.dtype)), files.store(own_b.to(files.dtype))
             draft.add(linear.site, low_rank(*stored, 1.0))
-    saved.modules(files, draft, tuple(files.config.get("modules_to_save") or ()))
+    saved.modules(files, draft, targets.saved)
     return draft.finish()

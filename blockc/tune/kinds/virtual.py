@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from blockc.tune.adapter import AdapterFiles
-from blockc.tune.adapter_config import WITHOUT_EFFECT, is_neutral, short
+from blockc.tune.adapter_config import short
+from blockc.tune.fields import report_fields, strange_fields
 
 EMBEDDINGS = "prompt_embeddings"
 _APPLIED = {"peft_type", "num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers"}
@@ -25,12 +26,7 @@ def virtual_token_count(files: AdapterFiles, *, without_effect: Collection[str])
     ``without_effect``: training settings of the kind.
     """
     config, parent = files.config, files.parent
-    known = {*_APPLIED, *without_effect, *WITHOUT_EFFECT, _PARTS}
-    problems = [
-        (field, value, "it changes the result and is not understood")
-        for field, value in sorted(config.items())
-        if field not in known and not is_neutral(value)
-    ]
+    problems = strange_fields(config, {*_APPLIED, *without_effect, _PARTS})
     count = config.get("num_virtual_tokens")
     if type(count) is not int or not 0 < count < _MOST:
         problems.append(("num_virtual_tokens", count, "it is no number of tokens"))
@@ -38,11 +34,7 @@ def virtual_token_count(files: AdapterFiles, *, without_effect: Collection[str])
         problems.append(("task_type", config.get("task_type"), "PEFT puts virtual tokens before other tasks otherwise"))
     if config.get(_PARTS) not in (None, 1):
         problems.append((_PARTS, config[_PARTS], "a decoder has one part"))
-    for field, value, why in problems:
-        files.diags.report(
-            "BC207", f"`{field} = {short(value)}` of {files.written} is not supported", at=files.at, notes=(why,),
-            help="save the adapter again with PEFT, for a causal language model",
-        )  # fmt: skip
+    report_fields(files, problems, "save the adapter again with PEFT, for a causal language model")
     if problems:
         return None
     assert isinstance(count, int)

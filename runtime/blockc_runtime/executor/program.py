@@ -105,7 +105,6 @@ class _Builder:
         self.places = [place for place in sites_of(structure).values() if place.kind in _HOOKED]
         self.attentions = [op for op in structure.ops if op.target == "blockc.attention"]
         self.hooks = {op: place for place in self.places if place.kind in ("residual", "cache") for op in place.ops}
-        self.stream = next((name for name, _ in structure.inputs if name not in ("tokens", "positions")), "")
 
     def build(self) -> Program:
         structure, graph = self.structure, self.graph
@@ -212,11 +211,10 @@ class _Builder:
         return key, value
 
     def _stream_first(self, op: Op) -> tuple[Any, Any]:
-        """The residual stream, and what is added to it; the sum is the stream from here on."""
+        """The residual stream, and what is added to it."""
         one, other = op.args[:2]
-        if one != Value(self.stream):
+        if one != Value(str(self.hooks[op.result].stream)):
             one, other = other, one
-        self.stream = op.result
         return self._argument(one), self._argument(other)
 
     def _emit_linear(self, op: Op) -> None:

@@ -44,6 +44,11 @@ class Places:
     biases: Sequence[TensorRef | None]
     height: int = 0
 
+    @property
+    def members(self) -> list[Side]:
+        """The sides of a site that is by itself."""
+        return [side for side in self.sides[0] if side is not None]
+
 
 def stack(places: Places, store: WeightStore, dtype: torch.dtype) -> Any:
     """The weights of one bank. Raises ValueError for a codec that this runtime lacks."""
@@ -216,34 +221,30 @@ def _group_int(term: Term, store: WeightStore, dtype: torch.dtype) -> Additive:
 
 
 def _stack_tables(places: Places, store: WeightStore, dtype: torch.dtype) -> EmbeddingSides:
-    members = [side for side in places.sides[0] if side is not None]
-    a = b = None
-    if members[0].rank:
-        inputs, outputs = _thin(members[0])["a"].shape[1], _thin(members[0])["b"].shape[0]
-        a = torch.zeros((len(members), inputs, places.rank), dtype=dtype, device=store.device)
-        b = torch.zeros((len(members), places.rank, outputs), dtype=dtype, device=store.device)
-        for slot, side in enumerate(members):
-            own_a, own_b = read_low_rank(side, store, dtype)
-            a[slot, :, : len(own_a)] = own_a.t()
-            b[slot, : own_b.shape[1]] = own_b.t()
+    members = places.members
+    low_rank = _low_rank({0: members} if members[0].rank else {}, places.rank, store, dtype)
     rows = tuple(
         TableRows(index=store.read(term["index"]).clone(), weight=store.read(term["weight"]).to(dtype))
         for side in members
         for term in side.of("rows")
     )
     extends = any(len(own.index) and int(own.index[-1]) >= places.height for own in rows)
-    return EmbeddingSides(a=a, b=b, rows=rows, extends=extends)
+    return EmbeddingSides(
+        a=None if low_rank is None else low_rank.a,
+        b=None if low_rank is None else low_rank.outputs[0].b,
+        rows=rows,
+        extends=extends,
+    )
 
 
 def _stack_vectors(places: Places, store: WeightStore, dtype: torch.dtype) -> Tensor:
     """``[N, n]``."""
-    members = [side for side in places.sides[0] if side is not None]
-    return torch.stack([store.read(side.terms[0]["value"]).to(dtype) for side in members])
+    return torch.stack([store.read(side.terms[0]["value"]).to(dtype) for side in places.members])
 
 
 def _stack_bottlenecks(places: Places, store: WeightStore, dtype: torch.dtype) -> Bottlenecks:
     """Padded to one width: a row of zeros in ``up`` has no say, whatever the activation makes of zero."""
-    terms = [side.of("bottleneck")[0] for side in places.sides[0] if side is not None]
+    terms = [side.of("bottleneck")[0] for side in places.members]
     width, hidden = padded_rank(terms[0]["down"].shape[0]), terms[0]["down"].shape[1]
     sizes = {"down": (width, hidden), "up": (hidden, width), "down_bias": (width,)}
     stacks: dict[str, Tensor] = {}
@@ -269,7 +270,7 @@ def _stack_bottlenecks(places: Places, store: WeightStore, dtype: torch.dtype) -
 
 
 def _stack_caches(places: Places, store: WeightStore, dtype: torch.dtype) -> CachedKv:
-    terms = [side.of("cached")[0] for side in places.sides[0] if side is not None]
+    terms = [side.of("cached")[0] for side in places.members]
     return CachedKv(
         keys=tuple(store.read(term["keys"]).to(dtype) for term in terms),
         values=tuple(store.read(term["values"]).to(dtype) for term in terms),

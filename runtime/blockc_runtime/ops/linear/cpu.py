@@ -11,26 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blockc_runtime.ops.linear.sides import LowRankWeights, add_span, apply_outputs, products
+from blockc_runtime.ops.linear.sides import LowRankWeights, linears_with
 from blockc_runtime.ops.linear.weights import LinearWeights
 from blockc_runtime.ops.sides import DecodeSides, SideSet
 
 
 def linears(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, ...]:
     """``x [1,T,in]`` or ``[T,in]`` -> ``[1,T,out]`` or ``[T,out]`` for each linear that reads ``x``."""
-    if x.ndim == 2:
-        return tuple(y[0] for y in linears(x.unsqueeze(0), weights, sides))
-    if not sides:
-        return weights(x)
-    ys = products(x, weights, sides)
-    for side, batch in sides:
-        apply_outputs(ys, x, side, batch)
-        if side.low_rank is not None:
-            for decode in batch.singles:
-                _add_decode(ys, x, side.low_rank, decode)
-            for span in batch.spans:
-                add_span(ys, x, side.low_rank, span)
-    return ys
+    return linears_with(x, weights, sides, _add_decode)
 
 
 def _add_decode(ys: Sequence[Tensor], x: Tensor, side: LowRankWeights, decode: DecodeSides) -> None:

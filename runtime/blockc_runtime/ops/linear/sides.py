@@ -6,7 +6,7 @@ Invariant: a place gets its own fine-tune's terms and no other's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from blockc_runtime.ops.linear.weights import LinearWeights
-from blockc_runtime.ops.sides import SideBatch, SideSet, Span
+from blockc_runtime.ops.sides import DecodeSides, SideBatch, SideSet, Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +105,28 @@ class SideWeights:
         return total + sum(scale.nbytes for _, scale in self.in_scales) + sum(out.nbytes for out in self.outputs)
 
 
-def products(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, ...]:
+# Adds terms of low rank to rows of one token each, in place: ``(ys, x, weights, rows)``.
+AddDecode = Callable[[Sequence[Tensor], Tensor, LowRankWeights, DecodeSides], None]
+
+
+def linears_with(x: Tensor, weights: LinearWeights, sides: SideSet, add_decode: AddDecode) -> tuple[Tensor, ...]:
+    """``x [1,T,in]`` or ``[T,in]`` -> ``[1,T,out]`` or ``[T,out]`` for each linear that reads ``x``."""
+    if x.ndim == 2:
+        return tuple(y[0] for y in linears_with(x.unsqueeze(0), weights, sides, add_decode))
+    if not sides:
+        return weights(x)
+    ys = _products(x, weights, sides)
+    for side, batch in sides:
+        _apply_outputs(ys, x, side, batch)
+        if side.low_rank is not None:
+            for decode in batch.singles:
+                add_decode(ys, x, side.low_rank, decode)
+            for span in batch.spans:
+                _add_span(ys, x, side.low_rank, span)
+    return ys
+
+
+def _products(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, ...]:
     """``W (t o x) + b`` of each linear, ``x [1, T, in]``. A second product where t holds for some outputs only."""
     apart: list[tuple[frozenset[int], Tensor, SideBatch]] = []
     inputs = x
@@ -128,7 +149,7 @@ def _scaled(x: Tensor, scale: Tensor, batch: SideBatch) -> Tensor:
     return x[0].index_select(0, batch.tokens).mul_(scale.index_select(0, batch.slots))
 
 
-def apply_outputs(ys: Sequence[Tensor], x: Tensor, weights: SideWeights, batch: SideBatch) -> None:
+def _apply_outputs(ys: Sequence[Tensor], x: Tensor, weights: SideWeights, batch: SideBatch) -> None:
     """All but the terms of low rank, in place. ``ys[i] [1, T, out]``, ``x [1, T, in]``."""
     for out in weights.outputs:
         y = ys[out.output][0]
@@ -164,7 +185,7 @@ def _scale_and_shift(y: Tensor, out: OutputSides, batch: SideBatch) -> Tensor:
     return own
 
 
-def add_span(ys: Sequence[Tensor], x: Tensor, weights: LowRankWeights, span: Span) -> None:
+def _add_span(ys: Sequence[Tensor], x: Tensor, weights: LowRankWeights, span: Span) -> None:
     """Many tokens of one fine-tune. ``ys[i] [1, T, out]`` is updated in place, ``x [1, T, in]``."""
     rows = slice(span.start, span.stop)
     inner = torch.mm(x[0, rows], weights.a[span.slot])
