@@ -21,6 +21,7 @@ from blockc.spec.deployment import (
     Tenant,
     Traffic,
 )
+from tests.support.device import DEVICE
 
 AT = Span(file="test.blk", start_line=1, start_column=1, end_line=1, end_column=2)
 
@@ -57,7 +58,7 @@ def deployment(
         cluster=Cluster(
             name="box",
             devices=(
-                Device(address="local/d0", kind="cpu", memory_bytes=memory_bytes, reserve_bytes=0, span=AT),
+                Device(address="local/d0", kind=DEVICE, memory_bytes=memory_bytes, reserve_bytes=0, span=AT),
             ),
             span=AT,
         ),

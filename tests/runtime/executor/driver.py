@@ -14,6 +14,7 @@ from blockc.zoo import Zoo
 from blockc_runtime.executor.torch_ import TorchExecutor
 from blockc_runtime.request import Sampling
 from blockc_runtime.step import Launch, Row, RowResult, Step
+from tests.support.device import DEVICE
 
 
 @dataclass(slots=True)
@@ -34,7 +35,7 @@ class Driver:
     def __init__(self, plan: ExecutionPlan, zoo: Zoo, *, seed: int = 0) -> None:
         self.plan = plan
         self.tapped: dict[int, Tensor] = {}
-        self.executor = TorchExecutor(plan, zoo, device="cpu", logits_tap=lambda row, logits: self._tap(row, logits))
+        self.executor = TorchExecutor(plan, zoo, device=DEVICE, logits_tap=lambda row, logits: self._tap(row, logits))
         shuffled = torch.Generator().manual_seed(seed)
         self.free = [
             torch.randperm(plan.instances[0].kv_pages[group], generator=shuffled).tolist()
@@ -43,7 +44,7 @@ class Driver:
         self.steps = 0
 
     def _tap(self, row: int, logits: Tensor) -> None:
-        self.tapped[row] = logits.float().clone()
+        self.tapped[row] = logits.float().cpu().clone()
 
     def start(self, chain: int, prompt: Sequence[int]) -> Sequence_:
         groups = len(self.plan.chains[chain].kv)

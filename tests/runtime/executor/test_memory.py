@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -31,7 +32,6 @@ from blockc_runtime.ops.linear.weights import packs
 from tests.runtime.executor import structures
 from tests.runtime.executor.plans import BlockSpec, ModelSpec, PlanBuilder, Term
 
-ROOT = Path(__file__).parents[3]
 TOKENS, ROWS, CONTEXT, PAGE_TOKENS = 256, 8, 128, 16
 WITHIN = 0.03
 
@@ -218,7 +218,7 @@ def test_a_process_takes_what_was_predicted(tmp_path: Path) -> None:
         [sys.executable, str(script), *arguments],
         capture_output=True,
         check=True,
-        env={"PYTHONPATH": f"{ROOT}:{ROOT}/runtime:{ROOT}/grammar", "OMP_NUM_THREADS": "1"},
+        env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
     )
     found = json.loads(finished.stdout)
     expected, parts = predicted(plan, LARGE), found["parts"]
