@@ -20,6 +20,7 @@ from blockc.lower import isolation_group, lower
 from blockc.merge import Merged, merge, merges_any
 from blockc.place import place, place_problem
 from blockc.plan import ExecutionPlan, verify_plan
+from blockc.quantize import quantize
 from blockc.share import Shared, share
 from blockc.spec.deployment import Deployment
 from blockc.target import Target, check_target
@@ -83,8 +84,10 @@ def compile_deployment(
         if zoo is not None and merges_any(deployment):
             merged = merge(deployment, shared.chains, zoo=zoo, fits=lambda found: _fits(deployment, found), diags=diags)
         stage.result = merged
+    with clock.stage("quantize") as stage:
+        stage.result = quantized = quantize(deployment, files, merged.chains, zoo=zoo, diags=diags)
     with clock.stage("unify") as stage:
-        stage.result = graph = _unify(deployment, merged.chains)
+        stage.result = graph = _unify(deployment, quantized.chains)
         if target != "sim":  # nobody knows what files that were not read have in common
             report_sharing(files, shared.chains, diags=diags)
             report_effects(files, chains, diags=diags)
@@ -98,6 +101,7 @@ def compile_deployment(
         stage.result = plan = lower(
             deployment, files, graph, placement,
             target=target, parameters=parameters, zoo=zoo, merges=merged.merges, evidence=shared.evidence,
+            quantizations=quantized.quantizations,
         )  # fmt: skip
         verify_plan(plan)
     return Compiled(zoo=zoo, plan=plan, models=chains, stages=clock.seconds)

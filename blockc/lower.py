@@ -6,11 +6,12 @@ chain that has any; none for a plan that is only simulated. Invariant: the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
 
 from blockc import __version__
+from blockc.evaluate import Agreement, Probe
 from blockc.graph import Block, Chain, ModelPath
 from blockc.ir import canonical_json, format_structure, json_digest
 from blockc.merge import Merge
@@ -32,13 +33,15 @@ from blockc.plan import (
     MergeEntry,
     ModelEntry,
     PathEntry,
+    QuantizationEntry,
     SegmentEntry,
     SharingEntry,
     SideEntry,
     SideManifest,
     TensorEvidenceEntry,
 )
-from blockc.share import Evidence
+from blockc.quantize import Quantization
+from blockc.share import Evidence, TensorEvidence
 from blockc.spec.deployment import App, Assumption, Base, Deployment, FineTune, HubSource, LocalSource, Source, Tenant
 from blockc.target import Target
 from blockc.tune import ModelFiles
@@ -58,6 +61,7 @@ def lower(
     zoo: Zoo | None,
     merges: Mapping[str, Merge] = MappingProxyType({}),
     evidence: Mapping[str, Evidence] = MappingProxyType({}),
+    quantizations: Mapping[str, Quantization] = MappingProxyType({}),
 ) -> ExecutionPlan:
     """Write the plan. ``parameters``: of each full model. ``zoo`` None: for the target ``sim``."""
     structures = {block.structure_digest: format_structure(block.structure) for block in graph.blocks.values()}
@@ -96,6 +100,7 @@ def lower(
                 update={
                     "merged": _merged(merges.get(name)),
                     "sharing": _sharing(evidence.get(name), zoo),
+                    "quantization": _quantization(quantizations.get(name), zoo),
                 }
             )
             for name, item in _items(deployment)
@@ -268,13 +273,6 @@ def _sharing(evidence: Evidence | None, zoo: Zoo | None) -> SharingEntry | None:
     if evidence is None:
         return None
     assert zoo is not None, "evidence comes from weights"
-    entries = tuple(TensorEvidenceEntry(**asdict(item)) for item in evidence.tensors)
-    manifest = canonical_json(EvidenceManifest(tensors=entries).model_dump(mode="json")).encode()
-    agreement = None
-    if evidence.agreement is not None:
-        agreement = AgreementEntry(
-            probe=str(evidence.probe), probe_digest=str(evidence.probe_digest), **asdict(evidence.agreement)
-        )
     return SharingEntry(
         verdict=evidence.verdict,
         base=evidence.base,
@@ -284,9 +282,35 @@ def _sharing(evidence: Evidence | None, zoo: Zoo | None) -> SharingEntry | None:
         nbytes=sum(item.nbytes for item in evidence.tensors),
         own_bytes=sum(item.own_bytes for item in evidence.tensors),
         lost=max((item.lost for item in evidence.tensors), default=0.0),
-        tensors=zoo.put_blob(manifest),
-        agreement=agreement,
+        tensors=_tensor_evidence(evidence.tensors, zoo),
+        agreement=_agreement(evidence.agreement, evidence.probe),
     )
+
+
+def _quantization(quantization: Quantization | None, zoo: Zoo | None) -> QuantizationEntry | None:
+    """Without a zoo there are sizes, and no errors."""
+    if quantization is None:
+        return None
+    return QuantizationEntry(
+        bits=quantization.bits,
+        group=quantization.group,
+        nbytes=quantization.nbytes,
+        own_bytes=quantization.own_bytes,
+        error=max((item.error for item in quantization.tensors), default=0.0),
+        tensors=None if zoo is None else _tensor_evidence(quantization.tensors, zoo),
+        agreement=_agreement(quantization.agreement, quantization.probe),
+    )
+
+
+def _tensor_evidence(tensors: Sequence[TensorEvidence], zoo: Zoo) -> str:
+    entries = tuple(TensorEvidenceEntry(**asdict(item)) for item in tensors)
+    return zoo.put_blob(canonical_json(EvidenceManifest(tensors=entries).model_dump(mode="json")).encode())
+
+
+def _agreement(agreement: Agreement | None, probe: Probe | None) -> AgreementEntry | None:
+    if agreement is None or probe is None:
+        return None
+    return AgreementEntry(probe=probe.source, probe_digest=probe.digest, **asdict(agreement))
 
 
 def _requires(

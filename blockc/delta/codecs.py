@@ -11,13 +11,13 @@ what the runtime adds; errors are measured on it and never derived.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from blockc.delta.integers import packed, unpacked
 from blockc.ir import Scalar, TensorRef, Term
 
 Read = Callable[[TensorRef], Tensor]
@@ -56,14 +56,14 @@ def _decode(codec: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Sca
             a = (tensors["a"].float() - 128) * tensors["a_scale"].float()[:, None]
             return ((tensors["b"].float() - 128) * tensors["b_scale"].float()) @ a
         case "sign":
-            bits = _unpacked(tensors["bits"], 1)[:, : int(scalars["columns"])]
+            bits = unpacked(tensors["bits"], 1)[:, : int(scalars["columns"])]
             return (2 * bits.float() - 1) * tensors["scale"].float()[:, None]
         case "group_int":
             return _scaled(_codes(tensors, scalars), tensors["scale"], int(scalars["group"]))
         case "group_int24":
             codes = _codes(tensors, scalars)
             rows, kept = codes.shape
-            places = _unpacked(tensors["index"], 2).view(rows, kept // 2, 2).long()
+            places = unpacked(tensors["index"], 2).view(rows, kept // 2, 2).long()
             quads = torch.zeros(rows, kept // 2, 4).scatter_(2, places, codes.view(rows, kept // 2, 2))
             return _scaled(quads.view(rows, 2 * kept), tensors["scale"], int(scalars["group"]))
         case "sparse":
@@ -75,7 +75,7 @@ def _decode(codec: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Sca
 
 def encode_sign(change: Tensor) -> Encoded:
     """One bit a value; the scale of a row is the mean of its absolute values, which loses least."""
-    bits = _packed((change >= 0).to(torch.uint8), 1)
+    bits = packed((change >= 0).to(torch.uint8), 1)
     scale = change.abs().mean(1)
     return Encoded(codec="sign", tensors={"bits": bits, "scale": scale}, scalars={"columns": change.shape[1]})
 
@@ -90,7 +90,7 @@ def encode_group_int(change: Tensor, *, bits: int, sparse: bool = False) -> Enco
     if sparse:
         quads = change.view(len(change), columns // 4, 4)
         places = quads.abs().topk(2, 2).indices.sort(2).values
-        index = _packed(places.reshape(len(change), columns // 2).to(torch.uint8), 2)
+        index = packed(places.reshape(len(change), columns // 2).to(torch.uint8), 2)
         mask = torch.zeros_like(quads).scatter_(2, places, 1.0)
         change = (quads * mask).view_as(change)
         kept = quads.gather(2, places).view(len(change), columns // 2)
@@ -99,7 +99,7 @@ def encode_group_int(change: Tensor, *, bits: int, sparse: bool = False) -> Enco
     scale = scale.clamp(min=torch.finfo(torch.float16).tiny)
     spread = scale.float().repeat_interleave(kept.shape[1] // scale.shape[1], 1)
     codes = (kept / spread).round_().clamp_(-largest, largest).add_(2 ** (bits - 1)).to(torch.uint8)
-    tensors = {"codes": _packed(codes, bits), "scale": scale}
+    tensors = {"codes": packed(codes, bits), "scale": scale}
     if index is not None:
         tensors["index"] = index
     return Encoded(
@@ -154,25 +154,9 @@ def _bytes(value: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 def _codes(tensors: Mapping[str, Tensor], scalars: Mapping[str, Scalar]) -> Tensor:
     bits = int(scalars["bits"])
-    codes: Tensor = _unpacked(tensors["codes"], bits).float()
+    codes: Tensor = unpacked(tensors["codes"], bits).float()
     return codes - float(1 << (bits - 1))
 
 
 def _scaled(values: Tensor, scale: Tensor, group: int) -> Tensor:
     return values * scale.float().repeat_interleave(group, 1)
-
-
-def _packed(values: Tensor, bits: int) -> Tensor:
-    """``[rows, n]`` of small numbers -> bytes ``[rows, ceil(n * bits / 8)]``, the first in the lowest bits."""
-    each = 8 // bits
-    rows, count = values.shape
-    padded = torch.nn.functional.pad(values, (0, -count % each)).view(rows, math.ceil(count / each), each)
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-    packed: Tensor = torch.bitwise_left_shift(padded, shifts).sum(2)
-    return packed.to(torch.uint8)
-
-
-def _unpacked(data: Tensor, bits: int) -> Tensor:
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=data.device)
-    unpacked: Tensor = torch.bitwise_right_shift(data.unsqueeze(2), shifts).bitwise_and_(2**bits - 1)
-    return unpacked.flatten(1)

@@ -13,6 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from blockc.diag import Diagnostics, Span
+from blockc.graph import Chain
+from blockc.spec.deployment import LocalSource
+from blockc.zoo import Zoo
+
 _LENGTH = 128
 _TEXTS = 16
 _RANDOM_TEXTS = 8
@@ -65,6 +70,33 @@ def read_probe(
     if not texts:
         raise ProbeError("it holds no text of two tokens or more")
     return Probe(texts=texts, source=written)
+
+
+def probe_of(chain: Chain, source: LocalSource | None, zoo: Zoo) -> Probe:
+    """The probe of a chain: a file's texts in its own tokens, or random ones. Raises `ProbeError`, OSError."""
+    path = chain.path
+    if source is None:
+        return random_probe(path.vocab_size, path.max_model_len)
+    digest = chain.assets.get("tokenizer.json")
+    tokenize = None
+    if digest is not None:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(zoo.blob(digest).decode())
+        tokenize = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
+    return read_probe(
+        source.path, source.written, tokenize=tokenize, vocab_size=path.vocab_size, longest=path.max_model_len
+    )
+
+
+def report_probe(error: ProbeError | OSError, source: LocalSource, *, at: Span | None, diags: Diagnostics) -> None:
+    """Report that a probe cannot be used."""
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    diags.report(
+        "BC201" if isinstance(error, OSError) else "BC203",
+        f"the probe {source.written} cannot be used: {reason}", at=at,
+        help="a probe is a text file, or JSON lines with a list of token ids each",
+    )  # fmt: skip
 
 
 def _pieces(ids: Sequence[int], length: int) -> list[Sequence[int]]:

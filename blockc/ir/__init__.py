@@ -22,7 +22,15 @@ from blockc.ir.structure import (
     format_structure,
     structure_digest,
 )
-from blockc.ir.tensor import DTYPE_BYTES, DTYPE_CODE, DTYPE_NAME, TensorRef, tensor_digest
+from blockc.ir.tensor import (
+    DTYPE_BYTES,
+    DTYPE_CODE,
+    DTYPE_NAME,
+    QuantizedRef,
+    TensorRef,
+    quantized_ref,
+    tensor_digest,
+)
 
 __all__ = [
     "CODECS",
@@ -36,6 +44,7 @@ __all__ = [
     "Op",
     "Param",
     "Place",
+    "QuantizedRef",
     "Scalar",
     "Side",
     "Site",
@@ -56,6 +65,7 @@ __all__ = [
     "low_rank",
     "parse_structure",
     "place_of",
+    "quantized_ref",
     "scalar_text",
     "side_digest",
     "side_problems",

@@ -15,7 +15,7 @@ from typing import Final, Literal
 from blockc.ir.infer import Types, value_types
 from blockc.ir.side import Side
 from blockc.ir.structure import Arg, Op, Param, Structure, Value, ValueType
-from blockc.ir.tensor import DTYPE_BYTES, TensorRef
+from blockc.ir.tensor import DTYPE_BYTES, QuantizedRef, TensorRef
 
 # Of any allocation: a cache line on CPU, and what a CUDA allocator rounds small blocks to is not far above.
 ALIGNMENT_BYTES: Final = 512
@@ -23,6 +23,8 @@ ALIGNMENT_BYTES: Final = 512
 TILE: Final = 64
 # Ranks are padded to a power of two from here on, so that fine-tunes of similar rank are stacked in one bank.
 SMALLEST_RANK: Final = 8
+# Scales of integers: as one kernel reads them, beside a shift, and as another does.
+_SCALE_COPIES: Final = 3
 # Logits of all rows in float32: as they are, and twice more while log probabilities are made of them.
 _LOGIT_COPIES: Final = 3
 # Sampling takes so many logits at once, each as float32 and three times in 8 bytes (`runtime/.../sampling.py`).
@@ -49,6 +51,8 @@ class ResidentTensor:
     def nbytes(self) -> int:
         """Bytes in memory, with padding."""
         shape = self.ref.shape
+        if isinstance(self.ref, QuantizedRef):
+            return _aligned(self.ref.codes.nbytes + _SCALE_COPIES * (self.ref.nbytes - self.ref.codes.nbytes))
         if self.form == "linear" and len(shape) == 2:
             padded = math.prod(-(-size // TILE) * TILE for size in shape)
             return _aligned(padded * DTYPE_BYTES[self.ref.dtype])

@@ -29,9 +29,52 @@ class TensorRef:
     shape: tuple[int, ...]
 
     @property
+    def parts(self) -> tuple[TensorRef, ...]:
+        """The tensors that it is kept as: itself."""
+        return (self,)
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of the values."""
+        """Bytes of the values as they are kept."""
         return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class QuantizedRef(TensorRef):
+    """A matrix ``[out, in]`` kept as integers: ``(codes - 2^(bits-1)) * scale + shift``, group by group of a row.
+
+    ``codes`` U8 ``[out, in * bits / 8]``, the first value in the lowest bits; ``scale`` and ``shift``
+    ``[out, in / group]`` in the dtype of the matrix; without a ``shift`` it is 0. The digest covers all of that, for
+    it is another function than the matrix that it was made of.
+    """
+
+    codes: TensorRef
+    scale: TensorRef
+    shift: TensorRef | None = None
+    bits: int
+    group: int
+
+    @property
+    def parts(self) -> tuple[TensorRef, ...]:
+        """The tensors that it is kept as."""
+        return (self.codes, self.scale) if self.shift is None else (self.codes, self.scale, self.shift)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its parts."""
+        return sum(part.nbytes for part in self.parts)
+
+
+def quantized_ref(
+    shape: tuple[int, ...], codes: TensorRef, scale: TensorRef, shift: TensorRef | None, *, bits: int, group: int
+) -> QuantizedRef:
+    """The matrix of ``shape`` that is kept as these parts."""
+    digests = [part.digest for part in (codes, scale) + (() if shift is None else (shift,))]
+    text = f"quantized v1 {scale.dtype} {','.join(map(str, shape))} {bits} {group} {' '.join(digests)}"
+    return QuantizedRef(
+        digest=hashlib.sha256(text.encode()).hexdigest(), dtype=scale.dtype, shape=shape,
+        codes=codes, scale=scale, shift=shift, bits=bits, group=group,
+    )  # fmt: skip
 
 
 def tensor_digest(dtype: str, shape: tuple[int, ...], data: memoryview | bytes) -> str:

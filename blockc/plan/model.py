@@ -14,7 +14,7 @@ from blockc.fine_tunes import FULL
 from blockc.ir.codecs import CODECS
 from blockc.ir.identity import block_parts
 from blockc.ir.side import Scalar, Side, Site, term
-from blockc.ir.tensor import TensorRef
+from blockc.ir.tensor import QuantizedRef, TensorRef
 
 FORMAT_VERSION = 1
 
@@ -31,7 +31,7 @@ class BlockEntry(_Entry):
     """A structure with the tensors and scalars bound to it. ``prelude`` is the block whose outputs are its context."""
 
     structure: Digest
-    tensors: dict[str, TensorRef]
+    tensors: dict[str, QuantizedRef | TensorRef]
     binds: dict[str, float | int | None]
     prelude: Digest | None
     contexts: tuple[int, ...]  # for each context input of the structure: which output of the prelude
@@ -271,6 +271,22 @@ class SharingEntry(_Entry):
     agreement: AgreementEntry | None
 
 
+class QuantizationEntry(_Entry):
+    """What a model's matrices are kept as: see `blockc.quantize.Quantization`.
+
+    ``tensors``: a blob with the error of each (`EvidenceManifest`); ``own_bytes``: of what they were, ``nbytes``: of
+    what they are; ``error``: the largest, relative Frobenius norm.
+    """
+
+    bits: int
+    group: int | None
+    nbytes: int
+    own_bytes: int
+    error: float
+    tensors: Digest | None
+    agreement: AgreementEntry | None
+
+
 class MergeEntry(_Entry):
     """Why a fine-tune has private weights in place of sides: see `blockc.merge.Merge`."""
 
@@ -297,6 +313,7 @@ class ModelEntry(_Entry):
     chain: int | None
     merged: MergeEntry | None = None
     sharing: SharingEntry | None = None
+    quantization: QuantizationEntry | None = None
 
     @property
     def is_full(self) -> bool:

@@ -65,14 +65,16 @@ def _block_uses(plan: ExecutionPlan) -> Iterator[Use]:
     for digest, block in plan.blocks.items():
         for param, tensor in block.tensors.items():
             what = f"parameter {param} of block {digest[:12]}"
-            yield Use(digest=tensor.digest, what=what, chains=passing[digest], tensor=tensor)
+            for part in tensor.parts:
+                yield Use(digest=part.digest, what=what, chains=passing[digest], tensor=part)
 
 
 def _model_uses(plan: ExecutionPlan) -> Iterator[Use]:
     for name, model in plan.models.items():
-        if model.sharing is not None:
-            chains = () if model.chain is None else (model.chain,)
-            yield Use(digest=model.sharing.tensors, what=f"evidence of {name}", chains=chains)
+        chains = () if model.chain is None else (model.chain,)
+        for evidence in (model.sharing, model.quantization):
+            if evidence is not None and evidence.tensors is not None:
+                yield Use(digest=evidence.tensors, what=f"evidence of {name}", chains=chains)
 
 
 def _chain_uses(plan: ExecutionPlan, read_blob: Callable[[str], bytes], diags: Diagnostics) -> Iterator[Use]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from blockc.ir.infer import value_types
 from blockc.ir.parse import StructureError, parse_structure
 from blockc.ir.structure import Structure, ValueType, format_structure, structure_digest
-from blockc.ir.tensor import DTYPE_BYTES
+from blockc.ir.tensor import DTYPE_BYTES, QuantizedRef, TensorRef, quantized_ref
 from blockc.plan.model import BlockEntry, ExecutionPlan
 from blockc.plan.verify_chains import chain_problems
 from blockc.plan.verify_placement import placement_problems
@@ -61,9 +61,28 @@ def _blocks(plan: ExecutionPlan, structures: dict[str, Structure]) -> Iterator[s
             yield f"{name} binds other tensors than its structure declares"
         if not all(_DIGEST.fullmatch(tensor.digest) for tensor in block.tensors.values()):
             yield f"{name} binds a tensor without a digest"
+        if not all(map(_holds_together, block.tensors.values())):
+            yield f"{name} binds integers that are not those of its matrix"
         if set(block.binds) != set(structure.binds):
             yield f"{name} binds other scalars than its structure declares"
         yield from _context(plan, structures, name, block)
+
+
+def _holds_together(tensor: TensorRef) -> bool:
+    """Whether the parts of a quantised matrix are what it says."""
+    if not isinstance(tensor, QuantizedRef):
+        return True
+    bits, group, leading, columns = tensor.bits, tensor.group, tensor.shape[:-1], tensor.shape[-1]
+    if bits not in (4, 8) or group < 1 or columns % group or columns * bits % 8:
+        return False
+    scales = tuple((part.dtype, part.shape) for part in tensor.parts[1:])
+    made = quantized_ref(tensor.shape, tensor.codes, tensor.scale, tensor.shift, bits=bits, group=group)
+    return (
+        (tensor.codes.dtype, tensor.codes.shape) == ("U8", (*leading, columns * bits // 8))
+        and set(scales) == {(tensor.dtype, (*leading, columns // group))}
+        and made == tensor
+        and all(_DIGEST.fullmatch(part.digest) for part in tensor.parts)
+    )
 
 
 def _context(plan: ExecutionPlan, structures: dict[str, Structure], name: str, block: BlockEntry) -> Iterator[str]:

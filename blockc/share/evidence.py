@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from blockc.evaluate import Agreement
+from blockc.evaluate import Agreement, Probe
 
 Verdict = Literal["exact", "delta", "approx"]
 
@@ -41,5 +41,4 @@ class Evidence:
     tensors: tuple[TensorEvidence, ...]
     replaced: tuple[int, ...] = ()
     agreement: Agreement | None = None
-    probe: str | None = None
-    probe_digest: str | None = None
+    probe: Probe | None = None

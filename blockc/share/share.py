@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from blockc.diag import Diagnostics
-from blockc.evaluate import Agreement, Probe, ProbeError, compare, logits, read_probe
-from blockc.evaluate.probe import random_probe
+from blockc.evaluate import Agreement, Probe, ProbeError, compare, logits, probe_of, report_probe
 from blockc.evaluate.run import NotEvaluatedError
 from blockc.graph import Chain
 from blockc.ir import Side
@@ -102,8 +101,7 @@ class _Sharing:
             tensors=tuple(self.tensors),
             replaced=tuple(self.replaced),
             agreement=self.agreement,
-            probe=None if self.probe is None else self.probe.source,
-            probe_digest=None if self.probe is None else self.probe.digest,
+            probe=self.probe,
         )
 
     def _is_private(self, index: int) -> bool:
@@ -165,36 +163,15 @@ class _Sharing:
     def _original(self) -> list[Tensor] | None:
         """Logits of the fine-tune as it is; None where it cannot be evaluated or its probe not be read."""
         try:
-            self.probe = self._read_probe()
+            self.probe = probe_of(self.chain, self.policy.share.probe, self.zoo)
             return logits(self.chain, self.zoo, self.probe.texts)
         except NotEvaluatedError:
             return None
         except (ProbeError, OSError) as error:
-            source = self.policy.share.probe
-            assert source is not None
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            self.diags.report(
-                "BC201" if isinstance(error, OSError) else "BC203",
-                f"the probe {source.written} cannot be used: {reason}", at=self.policy.share_span,
-                help="a probe is a text file, or JSON lines with a list of token ids each",
-            )  # fmt: skip
+            assert self.policy.share.probe is not None
+            report_probe(error, self.policy.share.probe, at=self.policy.share_span, diags=self.diags)
             return None
 
     def _agreement(self, original: Sequence[Tensor]) -> Agreement:
         assert self.probe is not None
         return compare(original, logits(self._chain(), self.zoo, self.probe.texts), self.probe.texts)
-
-    def _read_probe(self) -> Probe:
-        source, path = self.policy.share.probe, self.chain.path
-        if source is None:
-            return random_probe(path.vocab_size, path.max_model_len)
-        digest = self.chain.assets.get("tokenizer.json")
-        tokenize = None
-        if digest is not None:
-            from tokenizers import Tokenizer
-
-            tokenizer = Tokenizer.from_str(self.zoo.blob(digest).decode())
-            tokenize = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
-        return read_probe(
-            source.path, source.written, tokenize=tokenize, vocab_size=path.vocab_size, longest=path.max_model_len
-        )

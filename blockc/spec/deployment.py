@@ -55,8 +55,20 @@ class Assumption:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Quantize:
+    """Matrices as integers of ``bits``, with a scale for each ``group`` of a row; None: for each row.
+
+    What that does to the model is measured on ``probe``; None: on random tokens.
+    """
+
+    bits: int
+    group: int | None
+    probe: LocalSource | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """A base model. ``max_model_len`` None means the model's own limit."""
+    """A base model. ``max_model_len`` None means the model's own limit, ``quantize`` None the matrices as they are."""
 
     name: str
     source: Source
@@ -65,6 +77,8 @@ class Base:
     max_model_len: int | None
     span: Span
     source_span: Span
+    quantize: Quantize | None = None
+    quantize_span: Span | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,13 +64,14 @@ _EXAMPLE = {
 class Form:
     """A call with typed arguments, such as ``delta(max_error = 1%)``. Becomes what ``make`` makes of them, or its name.
 
-    ``required``: named arguments that it cannot do without.
+    ``required``: named arguments that it cannot do without; ``bare``: its name alone means it without arguments.
     """
 
     name: str
     positional: tuple[ValueType, ...] = ()
     named: Mapping[str, ValueType] = field(default_factory=dict)
     required: tuple[str, ...] = ()
+    bare: bool = False
     make: Callable[[Mapping[str | int, object]], object] | None = None
     in_effect: bool = True
     example: str = ""
@@ -132,6 +133,8 @@ class Either:
         if not isinstance(value.data, Call):
             for form in self.forms:
                 if isinstance(value.data, Word) and value.data.name == form.name:
+                    if form.bare and form.make is not None:
+                        return form.make({})
                     context.wrong_type(self.expects, value, help_=f"write {form.expects}")
                     return None
             return self.otherwise.convert(value, context)

@@ -26,6 +26,7 @@ from blockc.spec.deployment import (
     Isolation,
     Merging,
     Policy,
+    Quantize,
     Quota,
     Sharing,
     Slo,
@@ -168,7 +169,7 @@ def _check_cluster(clusters: list[Typed], start: Span, diags: Diagnostics) -> No
 
 def _base(block: Typed) -> Base:
     dtype = cast("Dtype", block.get("dtype"))
-    kv_cache_dtype = block.get("kv_cache_dtype")
+    kv_cache_dtype, quantize = block.get("kv_cache_dtype"), block.get("quantize")
     assert block.parent_span is not None, "the schema requires a parent"
     return Base(
         name=block.name,
@@ -178,6 +179,8 @@ def _base(block: Typed) -> Base:
         max_model_len=cast("int | None", block.get("max_model_len")),
         span=block.header,
         source_span=block.parent_span,
+        quantize=quantize if isinstance(quantize, Quantize) else None,
+        quantize_span=block.spans.get("quantize"),
     )
 
 

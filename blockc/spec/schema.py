@@ -7,14 +7,14 @@ acts on it yet: what nothing acts on is checked like everything else and warns B
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, cast
 
 from blockc.fine_tunes import KINDS
 from blockc.spec.context import ValueType
-from blockc.spec.deployment import LocalSource, Sharing
+from blockc.spec.deployment import LocalSource, Quantize, Sharing
 from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc.spec.forms import Either, Form, Named
 from blockc.spec.secrets import SecretName
@@ -141,6 +141,32 @@ def _words(*words: str, noun: str = "value") -> OneOf:
 
 _MERGE = _words("never", "auto", "always", noun="choice")
 
+
+def _integers(bits: int, group: int | None) -> Callable[[Mapping[str | int, object]], Quantize]:
+    """``int8`` or ``int4``, with the group that it has unless it says another."""
+
+    def make(given: Mapping[str | int, object]) -> Quantize:
+        probe = cast("LocalSource | None", given.get("probe"))
+        return Quantize(bits=bits, group=cast("int | None", given.get("group", group)), probe=probe)
+
+    return make
+
+
+_GROUP = Amount(dimension=NUMBER, whole=True, least=Fraction(8), most=Fraction(1 << 16))
+_QUANTIZE = Either(
+    otherwise=_words("none", noun="precision"),
+    forms=tuple(
+        Form(
+            name=f"int{bits}",
+            named={"group": _GROUP, "probe": FileOf()},
+            bare=True,
+            make=_integers(bits, group),
+            example=example,
+        )
+        for bits, group, example in ((8, None, "int8"), (4, 64, "int4(group = 64)"))
+    ),
+)
+
 BLOCKC = Kind(
     name="blockc",
     doc="the edition of the language that a file is written in",
@@ -165,6 +191,7 @@ BASE = Kind(
         _attribute("dtype", _DTYPE, "of weights and activations", default="bfloat16"),
         _attribute("kv_cache_dtype", _KV_DTYPE, "`auto` is the dtype; `fp8` has no effect yet", default="auto"),
         _attribute("max_model_len", _TOKEN_COUNT, "longest sequence; without it, the model's own"),
+        _attribute("quantize", _QUANTIZE, "matrices as integers, of its full fine-tunes too", default="none"),
     ),
 )
 

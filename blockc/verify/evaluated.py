@@ -32,7 +32,7 @@ def is_lossy(plan: ExecutionPlan, model: str | None) -> bool:
     """Whether a model, or any that it derives from, is served within a budget or bound instead of exactly."""
     while model is not None:
         entry = plan.models[model]
-        if entry.sharing is not None and entry.sharing.verdict != "exact":
+        if entry.quantization is not None or (entry.sharing is not None and entry.sharing.verdict != "exact"):
             return True
         model = entry.parent
     return False

@@ -233,7 +233,7 @@ class _Loader:
                 _fail("BC901", f"block {digest} and its KV group differ in window")
         bound_args = (
             *binds,
-            *(self.store.tensor(_tensor(block, name)) for name in program.tensors),
+            *(self.store.operand(_tensor(block, name)) for name in program.tensors),
             *(self.store.linears(self._linear_refs(block, group)) for group in program.linears),
             *(self.pools[group].layers[layer] for group, layer in places),
         )

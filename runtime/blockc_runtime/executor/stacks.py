@@ -19,6 +19,7 @@ from blockc.ir.layout import padded_rank
 from blockc_runtime.executor.weights import WeightStore
 from blockc_runtime.ops.cache.cpu import CachedKv
 from blockc_runtime.ops.embedding.cpu import EmbeddingSides, TableRows
+from blockc_runtime.ops.integers import IntegerMatrix
 from blockc_runtime.ops.linear.changes import GroupIntChange, SignChange, SparseChange
 from blockc_runtime.ops.linear.sides import (
     Additive,
@@ -210,14 +211,15 @@ def _sparse(term: Term, store: WeightStore, dtype: torch.dtype) -> Additive:
 
 
 def _group_int(term: Term, store: WeightStore, dtype: torch.dtype) -> Additive:
-    index = term.get("index")
-    return GroupIntChange(
+    index, group = term.get("index"), int(term.scalar("group"))
+    kept = IntegerMatrix(
         codes=store.read(term["codes"]).clone(),
         scale=store.read(term["scale"]).to(dtype),
-        index=None if index is None else store.read(index).clone(),
+        shift=None,
         bits=int(term.scalar("bits")),
-        group=int(term.scalar("group")),
+        group=group if index is None else group // 2,
     )
+    return GroupIntChange(kept=kept, index=None if index is None else store.read(index).clone())
 
 
 def _stack_tables(places: Places, store: WeightStore, dtype: torch.dtype) -> EmbeddingSides:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from blockc.diag import DiagnosticError, Diagnostics
-from blockc.ir import TensorRef
+from blockc.ir import QuantizedRef, TensorRef
 from blockc.zoo import Zoo
 from blockc_runtime.ops.dtypes import torch_dtype
+from blockc_runtime.ops.integers import IntegerMatrix
+from blockc_runtime.ops.linear.integers import IntegerWeights
 from blockc_runtime.ops.linear.weights import (
     DenseWeights,
     JoinedWeights,
@@ -94,11 +96,20 @@ class WeightStore:
             self._linears[key] = self._make(refs)
         return self._linears[key]
 
+    def operand(self, ref: TensorRef) -> Tensor | IntegerMatrix:
+        """What an op that is no linear reads, kept as long as the store."""
+        if not isinstance(ref, QuantizedRef):
+            return self.tensor(ref)
+        return _integers(ref, self.tensor)
+
     def _make(self, refs: LinearRefs) -> LinearWeights:
         split = len(refs) > 1 and any(weight.digest in self._shared for weight, _ in refs)
+        if any(isinstance(weight, QuantizedRef) for weight, _ in refs):
+            alike = len({_form(weight) for weight, _ in refs}) == 1
+            return self._joined_integers(refs) if alike and not split else self._separate(refs)
         packed = packs(torch_dtype(refs[0][0].dtype), self.device)
         if packed and split:
-            return SeparateWeights([self.linears((pair,)) for pair in refs])
+            return self._separate(refs)
         if packed:
             return self._copied(PackedWeights, refs)
         if split or len(refs) == 1 or self.device.type == "cpu":
@@ -107,6 +118,19 @@ class WeightStore:
                 [None if bias is None else self.tensor(bias) for _, bias in refs],
             )
         return self._copied(JoinedWeights, refs)
+
+    def _separate(self, refs: LinearRefs) -> LinearWeights:
+        return SeparateWeights([self.linears((pair,)) for pair in refs])
+
+    def _joined_integers(self, refs: LinearRefs) -> LinearWeights:
+        pairs = [(weight, bias) for weight, bias in refs if isinstance(weight, QuantizedRef)]
+        made = IntegerWeights(
+            [_integers(weight, self.read) for weight, _ in pairs],
+            [None if bias is None else self.read(bias) for _, bias in pairs],
+        )
+        for part in (part for weight, bias in pairs for part in (*weight.parts, bias) if part is not None):
+            self.release(part)
+        return made
 
     def _copied(self, form: type[PackedWeights | JoinedWeights], refs: LinearRefs) -> LinearWeights:
         """``form`` copies, so that what it was made of need not stay."""
@@ -131,6 +155,16 @@ class SeparateWeights:
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """``x [..., in]`` -> ``[..., out]`` of each linear."""
         return tuple(y for part in self.parts for y in part(x))
+
+
+def _integers(ref: QuantizedRef, read: Callable[[TensorRef], Tensor]) -> IntegerMatrix:
+    codes, scale, *shift = map(read, ref.parts)
+    return IntegerMatrix(codes=codes, scale=scale, shift=shift[0] if shift else None, bits=ref.bits, group=ref.group)
+
+
+def _form(ref: TensorRef) -> tuple[int, int, bool] | None:
+    """What quantised matrices must have in common to be joined."""
+    return (ref.bits, ref.group, ref.shift is None) if isinstance(ref, QuantizedRef) else None
 
 
 def _key(refs: LinearRefs) -> tuple[str | None, ...]:

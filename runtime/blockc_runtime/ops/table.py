@@ -15,6 +15,7 @@ from blockc_runtime.ops.cache import cuda as cache_cuda
 from blockc_runtime.ops.embedding import cpu as embedding_cpu
 from blockc_runtime.ops.experts import cpu as experts_cpu
 from blockc_runtime.ops.experts import cuda as experts_cuda
+from blockc_runtime.ops.integers import IntegerMatrix
 from blockc_runtime.ops.linear import cpu as linear_cpu
 from blockc_runtime.ops.linear import cuda as linear_cuda
 from blockc_runtime.ops.norm import cpu as norm_cpu
@@ -30,7 +31,7 @@ class OpTable:
 
     attention: Callable[..., Tensor]
     linears: Callable[..., tuple[Tensor, ...]]
-    expert_linear: Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
+    expert_linear: Callable[[Tensor, Tensor | IntegerMatrix, Tensor | None, Tensor], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     rotary: Callable[[Tensor, Tensor, Tensor, int], Tensor]
     embedding: Callable[[Tensor, Tensor, SideSet], Tensor]

@@ -1,6 +1,6 @@
 """Expert linears on CPU: one multiplication per expert that any token chose.
 
-In: as in `reference.py`. Out: the same. Invariant: an expert that nobody chose is not read.
+In: as in `reference.py`, or matrices of integers. Out: the same. Invariant: an expert that nobody chose is not read.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from blockc_runtime.ops.integers import IntegerMatrix
 
-def expert_linear(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor) -> Tensor:
+
+def expert_linear(x: Tensor, weight: Tensor | IntegerMatrix, bias: Tensor | None, index: Tensor) -> Tensor:
     """``x [T,in]`` or ``[T,k,in]``, ``weight [E,out,in]``, ``bias [E,out]``, ``index [T,k]`` -> ``[T,k,out]``."""
     choices = index.shape[1]
     order = index.reshape(-1).argsort(stable=True)

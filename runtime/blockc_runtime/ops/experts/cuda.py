@@ -9,12 +9,19 @@ import torch
 from torch import Tensor
 
 from blockc_runtime.ops.experts import cpu
+from blockc_runtime.ops.integers import IntegerMatrix
 
 
-def expert_linear(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor) -> Tensor:
+def expert_linear(x: Tensor, weight: Tensor | IntegerMatrix, bias: Tensor | None, index: Tensor) -> Tensor:
     """``x [T,in]`` or ``[T,k,in]``, ``weight [E,out,in]``, ``bias [E,out]``, ``index [T,k]`` -> ``[T,k,out]``."""
     grouped = getattr(torch.nn.functional, "grouped_mm", None)
-    if grouped is None or x.dtype != torch.bfloat16 or x.shape[-1] % 8 or weight.shape[1] % 8:
+    if (
+        isinstance(weight, IntegerMatrix)
+        or grouped is None
+        or x.dtype != torch.bfloat16
+        or x.shape[-1] % 8
+        or weight.shape[1] % 8
+    ):
         return cpu.expert_linear(x, weight, bias, index)  # its rows are 16-byte aligned bfloat16 or nothing
     choices = index.shape[1]
     chosen, order = index.reshape(-1).sort(stable=True)
