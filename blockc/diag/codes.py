@@ -67,6 +67,7 @@ _TABLE: tuple[tuple[str, str, Severity, str], ...] = (
     ("BC301", "no-sharing", _W, "a full fine-tune shares nothing with its base"),
     ("BC302", "without-effect", _W, "an adapter changes nothing"),
     ("BC303", "merge-rounds", _W, "merging rounds away part of what a fine-tune changes"),
+    ("BC304", "merge-quantized", _E, "a fine-tune cannot be merged into integers"),
     ("BC401", "infeasible-memory", _E, "the plan needs more memory than the devices offer"),
     ("BC402", "unsat-placement", _E, "constraints cannot hold together"),
     ("BC403", "solver-gap", _W, "the solver stopped before proving the plan optimal"),

@@ -124,6 +124,11 @@ _PAGES: dict[str, str] = {
         A fine-tune is merged into weights whose dtype is too coarse for its change: W + dW is rounded, and where dW is
         small beside W much of it is lost. Beside the weights it is applied in full.
         """,
+    "BC304": """
+        `merge = always` asks for weights with the fine-tune's change in them, and the base's matrices are integers
+        (`quantize`): what is merged would be rounded to integers again, and most fine-tunes change less than a step.
+        Beside the integers a fine-tune is applied in full, in the base's dtype. `merge = auto` leaves it there.
+        """,
     "BC401": """
         The plan needs more memory than the devices offer after their reserve. The biggest
         contributors and the smallest relaxation are named. Exit code 3.

@@ -5,7 +5,8 @@ In: the data of `why` and `pair`. Out: lines. Invariant: pure, and nothing that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from blockc.explain.difference import Difference
 from blockc.explain.pair import Pair, PairKv
@@ -17,7 +18,7 @@ _SHOWN = 6
 
 def why_text(why: Why) -> str:
     """All sections."""
-    sections = (_head(why), _sharing(why), _evidence(why), _segment(why), _adapter(why), _cache(why))
+    sections = (_head(why), _sharing(why), _evidence(why), _integers(why), _segment(why), _adapter(why), _cache(why))
     return "\n".join(printable(line) for section in sections for line in section) + "\n"
 
 
@@ -60,18 +61,35 @@ def _evidence(why: Why) -> Iterator[str]:
         + (f", at most {kept.lost:.1%} of a tensor's change lost" if kept.lost else "")
     )
     if kept.agreement:
-        found = kept.agreement
-        yield (
-            f"  beside its original on {found['tokens']} tokens of {found['probe']}: KL {found['kl_mean']:.2g} on "
-            f"average, {found['kl_max']:.2g} at most, same likeliest token {found['top1']:.1%}, "
-            f"perplexity {found['perplexity']:.4g} (original {found['original_perplexity']:.4g})"
-        )
+        yield _agreement("its original", kept.agreement)
     if kept.is_replaced:
         yield f"  this block is `{kept.base}`'s own in place of the fine-tune's"
     for name, codec, lost, nbytes, own_bytes in kept.tensors:
         if name:
             loss = f", {lost:.1%} of its change lost" if lost else ", exact"
             yield f"    {name}  {codec}: {format_bytes(nbytes)} in place of {format_bytes(own_bytes)}{loss}"
+
+
+def _integers(why: Why) -> Iterator[str]:
+    found = why.integers
+    if found is None:
+        return
+    group = "each row" if found.group is None else f"each {found.group} of a row"
+    yield (
+        f"INTEGERS  {len(found.matrices)} matri{'x' if len(found.matrices) == 1 else 'ces'} of {found.bits} bits with a scale for {group}, "
+        f"{format_bytes(found.nbytes)}"
+        + (f"; at most {found.error:.2%} of a matrix of `{found.model}` lost" if found.error else "")
+    )
+    if found.agreement:
+        yield _agreement(f"`{found.model}` as its files are", found.agreement)
+
+
+def _agreement(other: str, found: Mapping[str, Any]) -> str:
+    return (
+        f"  beside {other} on {found['tokens']} tokens of {found['probe']}: KL {found['kl_mean']:.2g} on "
+        f"average, {found['kl_max']:.2g} at most, same likeliest token {found['top1']:.1%}, "
+        f"perplexity {found['perplexity']:.4g} (original {found['original_perplexity']:.4g})"
+    )
 
 
 def _apart(other: Elsewhere) -> Iterator[str]:

@@ -6,12 +6,12 @@ everything said follows from the plan alone; names of models and apps are labels
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from blockc.explain.difference import Difference, apart_because, block_differences
+from blockc.explain.evidence import Integers, Kept, Merged, integers_of, kept_of, merged_of
 from blockc.explain.names import occurrence_names, parameter_names, structure_of
 from blockc.explain.pair import equal_layers
 from blockc.ir.tensor import DTYPE_BYTES
@@ -21,7 +21,6 @@ from blockc.plan import (
     CutEntry,
     EvidenceManifest,
     ExecutionPlan,
-    ModelEntry,
     PathEntry,
     SideManifest,
     TermEntry,
@@ -83,33 +82,6 @@ class KvFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Merged:
-    """Why the app's fine-tune has private weights (`MergeEntry`)."""
-
-    gain: float
-    private_bytes: int
-    rounding: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """How the app's full fine-tune is kept on another model's blocks (`SharingEntry`), and what of this block.
-
-    ``tensors``: parameter, codec, what it lost of its change, bytes kept, bytes of its own. ``agreement``: on the
-    probe; empty where nothing is lost.
-    """
-
-    verdict: str
-    base: str
-    lost: float
-    nbytes: int
-    own_bytes: int
-    is_replaced: bool
-    agreement: Mapping[str, Any]
-    tensors: tuple[tuple[str, str, float, int, int], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Why:
     """All about one block of one app's chain. ``block``: its occurrence; ``sides`` None: unknown without the zoo.
 
@@ -138,6 +110,7 @@ class Why:
     has_sides: bool
     merged: Merged | None
     kept: Kept | None
+    integers: Integers | None
     kv: tuple[KvFacts, ...]
 
 
@@ -178,30 +151,10 @@ def explain_why(
         side_rank=chain.side_rank,
         sides=_sides(chain, sides, occurrence),
         has_sides=chain.sides is not None,
-        merged=_merged(plan.models.get(entry.model)),
-        kept=_kept(plan.models.get(entry.model), evidence, occurrence),
+        merged=merged_of(plan.models.get(entry.model)),
+        kept=kept_of(plan.models.get(entry.model), evidence, occurrence),
+        integers=integers_of(plan, entry.model, plan.blocks[digest]),
         kv=_kv(plan, entry, occurrence),
-    )
-
-
-def _merged(model: ModelEntry | None) -> Merged | None:
-    return None if model is None or model.merged is None else Merged(**model.merged.model_dump())
-
-
-def _kept(model: ModelEntry | None, evidence: EvidenceManifest | None, occurrence: int) -> Kept | None:
-    if model is None or model.sharing is None:
-        return None
-    sharing, agreement = model.sharing, model.sharing.agreement
-    own = () if evidence is None else tuple(item for item in evidence.tensors if item.occurrence == occurrence)
-    return Kept(
-        verdict=sharing.verdict,
-        base=sharing.base,
-        lost=sharing.lost,
-        nbytes=sharing.nbytes,
-        own_bytes=sharing.own_bytes,
-        is_replaced=occurrence in sharing.replaced,
-        agreement={} if agreement is None else agreement.model_dump(),
-        tensors=tuple((item.parameter, item.codec, item.lost, item.nbytes, item.own_bytes) for item in own),
     )
 
 

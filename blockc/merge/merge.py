@@ -14,7 +14,7 @@ from blockc.diag import Diagnostics
 from blockc.graph import Chain
 from blockc.merge.fold import fold, private_bytes
 from blockc.merge.pays import Demand, gain
-from blockc.spec.deployment import App, Deployment, FineTune
+from blockc.spec.deployment import App, Base, Deployment, FineTune, base_of
 from blockc.zoo import Zoo
 
 # Of a change, by its Frobenius norm: what rounding may take before a merged model is no longer the same to its users.
@@ -56,7 +56,10 @@ def merge(
     fits: Callable[[Mapping[str, Chain]], bool],
     diags: Diagnostics,
 ) -> Merged:
-    """``fits``: whether the devices can hold these chains; asked only for what ``auto`` would add."""
+    """``fits``: whether the devices can hold these chains; asked only for what ``auto`` would add.
+
+    What stands on integers is not merged: BC304 for one that has to be.
+    """
     found = dict(chains)
     merges: dict[str, Merge] = {}
     candidates: list[tuple[float, str, Chain, Merge]] = []
@@ -64,6 +67,11 @@ def merge(
         wanted = fine_tune.merge or deployment.policy.merge
         apps = [app for app in deployment.apps if app.model == name]
         if wanted == "never" or name not in chains or not apps or not chains[name].sides:
+            continue
+        base = base_of(deployment, name)
+        if base.quantize is not None:
+            if wanted == "always":
+                _refuse(fine_tune, base, diags=diags)
             continue
         saved = _gain(deployment, chains, name, apps)
         if wanted == "auto" and saved <= 0:
@@ -84,6 +92,14 @@ def merge(
         if fits(found | {name: chain}):
             found[name], merges[name] = chain, why
     return Merged(chains=found, merges=merges)
+
+
+def _refuse(fine_tune: FineTune, base: Base, *, diags: Diagnostics) -> None:
+    diags.report(
+        "BC304", f"`{fine_tune.name}` cannot be merged: the matrices of `{base.name}` are integers", at=fine_tune.span,
+        notes=("its change would be rounded to their steps; beside them it is applied in full",),
+        help="leave `merge` out, or `quantize`",
+    )  # fmt: skip
 
 
 def _report(fine_tune: FineTune, chain: Chain, why: Merge, *, diags: Diagnostics) -> None:

@@ -21,7 +21,7 @@ from blockc.graph import Block, Chain, ModelPath
 from blockc.ir import DTYPE_NAME, QuantizedRef, TensorRef, quantized_ref, text_digest
 from blockc.quantize.places import quantizable
 from blockc.share import TensorEvidence
-from blockc.spec.deployment import Base, Deployment, Quantize
+from blockc.spec.deployment import Base, Deployment, Quantize, base_of
 from blockc.tune import ModelFiles
 from blockc.tune.full import tensor_ref
 from blockc.tune.stored import read_tensor
@@ -69,7 +69,7 @@ def quantize(
     quantizations: dict[str, Quantization] = {}
     work = _Work(zoo=zoo)
     for name, chain in chains.items():
-        base = deployment.bases[files[name].lineage[-1]]
+        base = base_of(deployment, name)
         if base.quantize is None:
             continue
         found[name] = replace(chain, path=work.path(chain.path, base.quantize))

@@ -25,6 +25,7 @@ _RENDERERS: Final[dict[str, Callable[[Any], str]]] = {
     "tune": model_chains,
     "share": lambda shared: model_chains(shared.chains),
     "merge": lambda merged: model_chains(merged.chains),
+    "quantize": lambda quantized: model_chains(quantized.chains),
     "unify": lambda graph: f"{render_blocks(graph_blocks(graph))}\n{graph_segments(graph)}",
     "place": lambda result: render_placement(*result),
     "lower": lambda plan: render_plan(plan, width=_WIDTH),

@@ -221,3 +221,10 @@ class Deployment:
     def apps(self) -> tuple[App, ...]:
         """All apps, by tenant, then in the order of the spec."""
         return tuple(app for tenant in self.tenants.values() for app in tenant.apps)
+
+
+def base_of(deployment: Deployment, model: str) -> Base:
+    """The base that a model is, or stands on."""
+    while model in deployment.fine_tunes:
+        model = deployment.fine_tunes[model].parent
+    return deployment.bases[model]

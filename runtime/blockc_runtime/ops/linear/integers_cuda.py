@@ -28,7 +28,7 @@ class CudaProduct:
 
     def __init__(self, matrix: IntegerMatrix) -> None:
         self.matrix, self.nbytes = matrix, matrix.nbytes
-        self.columns = _columns(matrix)
+        self.columns = kernel_columns(matrix)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Float32 sums, rounded once."""
@@ -40,7 +40,7 @@ class CudaProduct:
         return y
 
 
-def _columns(matrix: IntegerMatrix) -> int | None:
+def kernel_columns(matrix: IntegerMatrix) -> int | None:
     """How many columns the kernel takes at once; None where groups are too small for it."""
     columns = _MOST_COLUMNS
     while matrix.group % columns:
