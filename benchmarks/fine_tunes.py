@@ -2,22 +2,17 @@
 
     OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=10000 python -m benchmarks.fine_tunes [--out results.json]
 
-A Llama shape (hidden 1024, 16 heads, 4 KV heads, intermediate 2816, vocabulary 32,000) of some layers in float32 on
-CPU, random weights, 16 rows with 191 tokens in their cache. Every figure is a ratio of steps that were measured in
-turns in this run: the median of pairs, with the 95 % interval of that median.
+A Llama shape (hidden 1024, 16 heads, 4 KV heads, intermediate 2816, vocabulary 32,000) of some layers, random weights,
+16 rows with 191 tokens in their cache. Every figure is a ratio of steps that were measured in turns in this run: the
+median of pairs, with the 95 % interval of that median.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import statistics
-import subprocess
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +20,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import step as shape
+from benchmarks.pairs import paired, text_of, write
+from blockc.ir import DTYPE_CODE
 from blockc.zoo import Zoo
 from blockc_runtime.executor.torch_ import TorchExecutor
 from blockc_runtime.step import Step
@@ -100,7 +97,9 @@ def bottleneck(width: int = 64) -> list[Term | Part]:
 class Loaded:
     """An executor with a base and fine-tunes by name."""
 
-    def __init__(self, folder: Path, spec: Any, tunes: Mapping[str, Sequence[Sequence[Term | Part]]]) -> None:
+    def __init__(
+        self, folder: Path, spec: Any, tunes: Mapping[str, Sequence[Sequence[Term | Part]]], device: str
+    ) -> None:
         zoo = Zoo(folder, create=True)
         builder = PlanBuilder(zoo, pages=ROWS * (CONTEXT // shape.PAGE_TOKENS + 1), page_tokens=shape.PAGE_TOKENS)
         chains = builder.add(spec, ((), *(tuple(own) for members in tunes.values() for own in members)))
@@ -109,7 +108,7 @@ class Loaded:
         self.chains: dict[str, list[int]] = {}
         for name, members in tunes.items():
             self.chains[name], rest = rest[: len(members)], rest[len(members) :]
-        self.executor = TorchExecutor(self.plan, zoo, device="cpu")
+        self.executor = TorchExecutor(self.plan, zoo, device=device)
 
     def step(self, **counts: int) -> Step:
         """A decode step: so many rows of each name, and rows of the base up to all."""
@@ -136,35 +135,18 @@ class Loaded:
         return counter
 
 
-def seconds(call: Callable[[], None]) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
-
-
-def paired(one: Callable[[], None], other: Callable[[], None], pairs: int) -> dict[str, float]:
-    """Median of ``one / other`` over pairs in turns, with the 95 % interval of the median (order statistics)."""
-    for call in (one, other, one, other):
-        call()
-    ratios = []
-    for turn in range(pairs):
-        first, second = (one, other) if turn % 2 else (other, one)
-        times = {first: seconds(first), second: seconds(second)}
-        ratios.append(times[one] / times[other])
-    ratios.sort()
-    spread = 1.96 * math.sqrt(pairs) / 2
-    low, high = max(0, int(pairs / 2 - spread)), min(pairs - 1, math.ceil(pairs / 2 + spread))
-    return {"ratio": statistics.median(ratios), "low": ratios[low], "high": ratios[high]}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--commit")
     options = parser.parse_args()
     torch.manual_seed(0)
-    shape.LAYERS, shape.DTYPE, shape.CODE = options.layers, torch.float32, "F32"
+    shape.LAYERS, shape.DTYPE = options.layers, getattr(torch, options.dtype)
+    shape.CODE = DTYPE_CODE[options.dtype]
     spec = shape.model()
     kinds = {"lora": lora(16), "dora": dora(), "ia3": ia3(), "bottleneck": bottleneck()}
     tunes: dict[str, list[list[Term | Part]]] = {
@@ -173,17 +155,14 @@ def main() -> None:
         **{name: [kinds[name]] * 4 for name in ("dora", "ia3", "bottleneck")},
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        full = Loaded(Path(folder) / "full", spec, tunes)
-        bare = Loaded(Path(folder) / "bare", spec, {})
+        full = Loaded(Path(folder) / "full", spec, tunes, options.device)
+        bare = Loaded(Path(folder) / "bare", spec, {}, options.device)
         found = measure(full, bare, options.pairs)
     found["side_cost"] = _side_cost(found, options.layers)
     for name, value in found.items():
-        print(f"{name:44} {_text(value)}", flush=True)
+        print(f"{name:44} {text_of(value)}", flush=True)
     if options.out is not None:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        command = f"python -m benchmarks.fine_tunes --layers {options.layers} --pairs {options.pairs}"
-        about = {"commit": commit, "command": command, "threads": torch.get_num_threads()}
-        options.out.write_text(json.dumps(about | found, indent=1) + "\n")
+        write(options.out, "benchmarks.fine_tunes", found, device=options.device, commit=options.commit)
 
 
 def measure(full: Loaded, bare: Loaded, pairs: int) -> dict[str, Any]:
@@ -214,12 +193,6 @@ def _side_cost(found: Mapping[str, Any], layers: int) -> float:
     sides = ROWS * sum(16 * (fan_in + fan_out) for _, _, fan_in, fan_out in places())
     weights = sum(fan_in * fan_out for _, _, fan_in, fan_out in places()) + shape.VOCAB * shape.HIDDEN
     return (found["16 LoRAs of rank 16 / base"]["ratio"] - 1) / (sides / weights) if layers else 0.0
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"{value['ratio']:.3f}  ({value['low']:.3f} to {value['high']:.3f})"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

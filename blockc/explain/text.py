@@ -76,8 +76,8 @@ def _integers(why: Why) -> Iterator[str]:
         return
     group = "each row" if found.group is None else f"each {found.group} of a row"
     yield (
-        f"INTEGERS  {len(found.matrices)} matri{'x' if len(found.matrices) == 1 else 'ces'} of {found.bits} bits with a scale for {group}, "
-        f"{format_bytes(found.nbytes)}"
+        f"INTEGERS  {len(found.matrices)} matri{'x' if len(found.matrices) == 1 else 'ces'} of {found.bits} bits "
+        f"with a scale for {group}, {format_bytes(found.nbytes)}"
         + (f"; at most {found.error:.2%} of a matrix of `{found.model}` lost" if found.error else "")
     )
     if found.agreement:

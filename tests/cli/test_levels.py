@@ -62,7 +62,7 @@ def test_levels_as_one_document(plan: Path, capsys) -> None:
         (["viz", "plan.json", "--show", "blocks"], "plan, segments, chains, graph, structures, and all"),
         (
             ["compile", "a.blk", "--dump-after", "parse"],
-            "read, trace, tune, share, merge, unify, place, lower, and all",
+            "read, trace, tune, share, merge, quantize, unify, place, lower, and all",
         ),
         (["compile", "a.blk", "--dump-after", "all", "--json"], "--dump-to DIR"),
         (["compile", "a.blk", "--dump-to", "dumps"], "--dump-after"),

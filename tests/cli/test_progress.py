@@ -70,7 +70,7 @@ def test_events_of_a_compilation(tmp_path, monkeypatch, capsys):
     json.loads(output.out)
     events = [json.loads(line) for line in output.err.splitlines()]
     assert [each["stage"] for each in events if each["event"] == "stage"] == [
-        "read", "trace", "tune", "share", "merge", "unify", "place", "lower",
+        "read", "trace", "tune", "share", "merge", "quantize", "unify", "place", "lower",
     ]  # fmt: skip
     for model in ("b", "tuned"):
         told = [each for each in events if each["event"] == "bytes" and each["model"] == model]

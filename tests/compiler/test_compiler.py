@@ -163,7 +163,7 @@ def _results(wanted: Deployment, root: Path) -> tuple[dict[str, str], list[str]]
 def test_what_stages_yield_can_be_read_when_a_later_one_fails(models, tmp_path):
     texts, codes = _results(deployment(models / "base", memory_bytes=1 << 10), tmp_path / "zoo")
     assert codes == ["BC401"]
-    assert list(texts) == ["read", "trace", "tune", "share", "merge", "unify", "place"]
+    assert list(texts) == ["read", "trace", "tune", "share", "merge", "quantize", "unify", "place"]
     assert "no placement" in texts["place"]
     assert "model base: LlamaForCausalLM, F32" in texts["trace"]
 

@@ -10,6 +10,7 @@ import pytest
 from blockc.ir import parse_structure, structure_digest
 from blockc.merge import Merged
 from blockc.plan import ExecutionPlan, SideManifest
+from blockc.quantize import Quantized
 from blockc.render import STAGES, render_stage
 from blockc.render.chains import plan_chains
 from blockc.render.graph import graph_blocks, plan_blocks, render_blocks
@@ -33,6 +34,7 @@ RESULTS = {
     "tune": pieces.chains,
     "share": lambda: Shared(chains=pieces.chains(), evidence={}),
     "merge": lambda: Merged(chains=pieces.chains(), merges={}),
+    "quantize": lambda: Quantized(chains=pieces.chains(), quantizations={}),
     "unify": pieces.graph,
     "place": lambda: pieces.placed(1 << 20),
     "lower": fleet_plan,
