@@ -18,7 +18,7 @@ from blockc_runtime.ops.linear.kernels import integer_product
 FEW_ROWS, _SMALLEST_TILE = 64, 16
 # Columns at once: a divisor of the group.
 _MOST_COLUMNS, _LEAST_COLUMNS = 128, 32
-_OUTPUTS = 32
+OUTPUTS, WARPS = 32, 4
 # Programs that keep a large device busy; the columns are split among them where the outputs are too few.
 _PROGRAMS = 512
 
@@ -48,13 +48,13 @@ def kernel_columns(matrix: IntegerMatrix) -> int | None:
     return columns if columns >= _LEAST_COLUMNS else None
 
 
-def product(x: Tensor, matrix: IntegerMatrix, columns: int) -> Tensor:
+def product(x: Tensor, matrix: IntegerMatrix, columns: int, *, outputs: int = OUTPUTS, warps: int = WARPS) -> Tensor:
     """``x [n, in]`` -> ``[n, out]`` by the kernel."""
     x = x.contiguous()
     rows, width = x.shape
     outs = matrix.shape[0]
     tile = max(_SMALLEST_TILE, triton.next_power_of_2(rows))
-    blocks = triton.cdiv(outs, _OUTPUTS)
+    blocks = triton.cdiv(outs, outputs)
     steps = width // columns
     splits = max(1, min(_PROGRAMS // blocks, steps // 4))
     steps_each = triton.cdiv(steps, splits)
@@ -64,6 +64,6 @@ def product(x: Tensor, matrix: IntegerMatrix, columns: int) -> Tensor:
     integer_product[(blocks, splits)](
         x, matrix.codes, matrix.scale, shift, parts, rows, outs, width, width // matrix.group, steps,
         STEPS=steps_each, GROUP=matrix.group, BITS=matrix.bits, HAS_SHIFT=matrix.shift is not None,
-        ROWS=tile, OUTPUTS=_OUTPUTS, COLUMNS=columns,
+        ROWS=tile, OUTPUTS=outputs, COLUMNS=columns, num_warps=warps,
     )  # fmt: skip
     return parts[0].to(x.dtype) if splits == 1 else parts.sum(0).to(x.dtype)

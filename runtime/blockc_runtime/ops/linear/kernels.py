@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def integer_product(
-    x: Any, codes: Any, scales: Any, shifts: Any, out: Any,
-    rows: Any, outs: Any, width: Any, groups: Any, steps: Any,
+    x, codes, scales, shifts, out, rows, outs, width, groups, steps,
     STEPS: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr, HAS_SHIFT: tl.constexpr,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
