@@ -127,7 +127,7 @@ def _experts(
     inner = product(hidden_states, up, up_bias)
     inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
     outer = product(inner, "down_proj", "down_proj_bias")
-    if module.has_post_expert_norm:
+    if getattr(module, "has_post_expert_norm", False):  # transformers 5.17 knows none
         outer = module.post_expert_norm(outer)
     return (outer * top_k_weights.unsqueeze(-1)).sum(dim=1).to(hidden_states.dtype)
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from blockc.delta import Encoded, choose
 from blockc.delta.codecs import directions, encode_group_int, encode_sign
+from blockc_runtime.ops.integers import IntegerMatrix
 from blockc_runtime.ops.linear.changes import GroupIntChange, SignChange
 
 SHAPES = st.tuples(st.integers(1, 24), st.sampled_from([8, 16, 24, 64, 96, 200]))
@@ -86,11 +87,11 @@ def test_the_runtime_adds_what_is_decoded(change: torch.Tensor, rows: int, kind:
         term: SignChange | GroupIntChange = SignChange(**tensors, columns=change.shape[1])
     else:
         index = tensors.pop("index", None)
-        term = GroupIntChange(
-            codes=tensors["codes"],
-            scale=tensors["scale"].float(),
-            index=index,
-            **encoded.scalars,  # type: ignore[arg-type]
-        )
+        bits, group = int(encoded.scalars["bits"]), int(encoded.scalars["group"])
+        kept = IntegerMatrix(
+            codes=tensors["codes"], scale=tensors["scale"].float(), shift=None, bits=bits,
+            group=group if index is None else group // 2,
+        )  # fmt: skip
+        term = GroupIntChange(kept=kept, index=index)
     term.add_to(y, x)
     torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-5)
