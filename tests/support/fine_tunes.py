@@ -13,14 +13,24 @@ _AROUND_ONE = ("ia3_l", "magnitude", "norm", "ln_")  # what multiplies
 
 
 def save_adapter(
-    base: Path, root: Path, config: PeftConfig, *, seed: int = 0, vocabulary: int | None = None, model: Any = None
+    base: Path,
+    root: Path,
+    config: PeftConfig,
+    *,
+    seed: int = 0,
+    vocabulary: int | None = None,
+    model: Any = None,
+    **saving: Any,
 ) -> Path:
-    """A random adapter of the base by its configuration; ``vocabulary``: the base is resized to it before."""
+    """A random adapter of the base by its configuration; ``vocabulary``: the base is resized to it before.
+
+    ``saving``: options of PEFT's `save_pretrained`.
+    """
     torch.manual_seed(seed)
     if model is None:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if vocabulary is not None:
-        model.resize_token_embeddings(vocabulary)
+        _resize(model, vocabulary)
     tuned = get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
@@ -32,5 +42,15 @@ def save_adapter(
                 parameter.normal_(0, 0.3)
             else:
                 parameter.normal_(0, 0.1)
-    tuned.save_pretrained(root)
+    tuned.save_pretrained(root, **saving)
     return root
+
+
+def _resize(model: Any, vocabulary: int) -> None:
+    """With rows for added tokens that are as large as those of others."""
+    height = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(vocabulary)
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        for parameter in (model.get_input_embeddings().weight, *head.parameters()):
+            parameter[height:].normal_(0, 0.12)

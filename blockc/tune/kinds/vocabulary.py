@@ -156,6 +156,13 @@ def _set_rows(files: AdapterFiles, draft: Draft, values: _Matrices, placed: Mapp
         delta = taken[held]
         if delta is None or not rows:
             continue
+        if located.place.bias is not None:
+            files.diags.report(
+                "BC208", f"{files.written} trains rows of {module}, which has a bias", at=files.at,
+                notes=("PEFT leaves the bias out while such an adapter acts, and adds it when it is merged",),
+                help="save the module whole (`modules_to_save`)",
+            )  # fmt: skip
+            continue
         height = len(values[module]) if module in values else located.place.shape[0]
         added = max(rows) + 1 - height
         if added > 0:
