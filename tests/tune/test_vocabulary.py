@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 
 from tests.support.adapters import configure
 from tests.support.chains import chains_of
@@ -200,3 +201,14 @@ def test_rows_of_a_head_with_a_bias(bases, tmp_path):
     found = _diagnose(bases["phi"], tuned, tmp_path)
     assert found.keys() == {"BC208"}
     assert "trains rows of lm_head, which has a bias" in found["BC208"]
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_tokenizer_with_tokens_that_have_no_rows(saved, bases, tmp_path):
+    tuned = _saved(bases, "llama", tmp_path, saving={"save_embedding_layers": saved})
+    words = Tokenizer(models.WordLevel({f"w{index}": index for index in range(128)}, unk_token="w0"))
+    words.add_tokens([f"<new{index}>" for index in range(12)])
+    words.save(str(tuned / "tokenizer.json"))
+    found = _diagnose(bases["llama"], tuned, tmp_path)
+    assert found.keys() == (set() if saved else {"BC213"})
+    assert saved or "12 tokens that it holds no rows for <new0>, <new1>" in found["BC213"]
