@@ -5,6 +5,7 @@ The base's rows share each batch with theirs. Float32.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,15 +112,33 @@ def served(name: str, root: Path) -> Compiled:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_logits_and_tokens_equal_each_adapter_alone(name: str, tmp_path: Path) -> None:
-    found = served(name, tmp_path)
-    reports = verify(found.plan, found.zoo, root=tmp_path, prompts=4, output_tokens=6)
     own = cases(ARCHITECTURES[name])
-    assert {report.model for report in reports} == {"base", *own}
-    for report in reports:
-        size = found.plan.chains[next(app.chain for app in found.plan.apps if app.model == report.model)].vocab_size
-        assert size == (BASE if report.model == "base" else own[report.model].vocabulary)
+    sizes = {"base": BASE, **{case: one.vocabulary for case, one in own.items()}}
+    check(served(name, tmp_path), tmp_path, sizes)
+
+
+def check(found: Compiled, root: Path, sizes: Mapping[str, int]) -> None:
+    chains = {app.model: found.plan.chains[app.chain] for app in found.plan.apps}
+    assert {model: chain.vocab_size for model, chain in chains.items()} == sizes
+    for report in verify(found.plan, found.zoo, root=root, prompts=4, output_tokens=6):
         assert report.passed, report
         assert report.max_error < TOLERANCE, report
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_in_stacks(name: str, tmp_path: Path) -> None:
+    """Below another fine-tune, which has its vocabulary then, and on one."""
+    base, own = save_model(name, tmp_path / "base"), ARCHITECTURES[name]
+    lora = LoraConfig(target_modules=[own.linear], fan_in_fan_out=name == "gpt2")
+    ia3 = IA3Config(target_modules=[own.linear], feedforward_modules=[], fan_in_fan_out=name == "gpt2")
+    save_adapter(base, tmp_path / "lora", lora, seed=1)
+    save_adapter(base, tmp_path / "ia3", ia3, seed=2)
+    save_adapter(base, tmp_path / "worded", lora, seed=3, vocabulary=WHOLE)
+    parents = {"lora": "base", "worded": "base", "lora on worded": "worded", "ia3 on worded": "worded",
+               "worded on lora": "lora"}  # fmt: skip
+    tunes = {model: (parent, tmp_path / model.partition(" ")[0]) for model, parent in parents.items()}
+    found = compiled(deployment(base, tunes), tmp_path / "zoo")
+    check(found, tmp_path, {"base": BASE, **{model: WHOLE if "worded" in model else BASE for model in parents}})
 
 
 def test_another_vocabulary_is_caught(tmp_path: Path) -> None:
