@@ -73,7 +73,8 @@ def configurations(names: Names) -> dict[str, PeftConfig]:
 
 
 # Stacks: name -> (upper, lower).
-STACKS = {"dora on ia3": ("dora", "ia3"), "ia3 on lora": ("ia3", "rank 4"), "biases on dora": ("vectors", "dora")}
+STACKS = {"dora on ia3": ("dora", "ia3"), "ia3 on lora": ("ia3", "rank 4"), "biases on dora": ("vectors", "dora"),
+          "a table twice": ("table", "table")}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,7 +97,7 @@ def _traced_once():
         yield
 
 
-def served(name: str, root: Path) -> Compiled:
+def served(name: str, root: Path, **settings: Any) -> Compiled:
     base = save_model(name, root / "base")
     tunes = {}
     for seed, (case, own) in enumerate(cases(ARCHITECTURES[name]).items()):
@@ -105,7 +105,7 @@ def served(name: str, root: Path) -> Compiled:
             base, root / case, own.config, seed=seed, vocabulary=own.vocabulary, **own.saving
         )  # fmt: skip
         tunes[case] = ("base", directory)
-    found = compiled(deployment(base, tunes, memory_bytes=4 << 30), root / "zoo")
+    found = compiled(deployment(base, tunes, memory_bytes=4 << 30, **settings), root / "zoo")
     assert not list(found.diags)
     return found
 
@@ -123,6 +123,12 @@ def check(found: Compiled, root: Path, sizes: Mapping[str, int]) -> None:
     for report in verify(found.plan, found.zoo, root=root, prompts=4, output_tokens=6):
         assert report.passed, report
         assert report.max_error < TOLERANCE, report
+
+
+def test_bfloat16_logits_are_as_close_as_rounding_allows(tmp_path: Path) -> None:
+    found = served("llama-tied", tmp_path, dtype="bfloat16")
+    for report in verify(found.plan, found.zoo, root=tmp_path, prompts=2, output_tokens=3):
+        assert report.max_error <= report.bound, report
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
