@@ -105,8 +105,8 @@ class Draft:
 
     @property
     def vocabulary(self) -> dict[str, Located]:
-        """Every table of token ids and every head, by module path."""
-        return self.tables | {module: linear for module, linear in self.linears.items() if is_head(linear.place)}
+        """Every table of token ids and every head that yields a logit for each token, by module path."""
+        return self.tables | {module: linear for module, linear in self.linears.items() if self._yields_tokens(module)}
 
     def tied(self, module: str) -> list[str]:
         """Tables and heads that the model keeps as one with this one, whatever the chain binds to them."""
@@ -142,7 +142,7 @@ class Draft:
     def may_resize(self, name: str) -> bool:
         """Whether the parameter may have another height: a table of token ids, a head, or its bias."""
         block, param = self._bound(name)
-        return may_resize(block.structure, param)
+        return name.rpartition(".")[0] in self.vocabulary and may_resize(block.structure, param)
 
     def set_parameter(self, name: str, value: torch.Tensor) -> None:
         """The whole parameter, by full name, as a file holds it. Of a table or head the vocabulary may differ."""
@@ -226,6 +226,11 @@ class Draft:
         order = index.argsort()
         stored = {"index": self.files.store(index[order].to(torch.int64)), "weight": self.files.store(weight[order])}
         return term("rows", stored)
+
+    def _yields_tokens(self, module: str) -> bool:
+        """Not so a classifier, nor any other linear of a model that reads a text as a whole."""
+        _, place = self._place(module)
+        return is_head(place) and bool(self.path.kv_layers) and place.shape[0] == self.path.vocab_size
 
     @property
     def _zoo(self) -> Zoo:

@@ -9,8 +9,10 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
+from transformers import AutoModelForSequenceClassification
 
 from tests.support.adapters import configure
+from tests.support.architectures import tiny_config
 from tests.support.chains import chains_of
 from tests.support.deployments import deployment
 from tests.support.fine_tunes import save_adapter
@@ -50,7 +52,7 @@ def _rewritten(directory, root, change):
 
 
 def _diagnose(base, directory, tmp_path):
-    chains, _, diags = chains_of(deployment(base, {"tuned": ("base", directory)}), tmp_path / "zoo")
+    chains, _, diags = chains_of(deployment(base, {"tuned": ("base", directory)}, max_model_len=64), tmp_path / "zoo")
     assert ("tuned" in chains) == (not diags.has_errors)
     return {item.code.id: " ".join((item.message, *item.notes)) for item in diags}
 
@@ -212,3 +214,27 @@ def test_a_tokenizer_with_tokens_that_have_no_rows(saved, bases, tmp_path):
     found = _diagnose(bases["llama"], tuned, tmp_path)
     assert found.keys() == (set() if saved else {"BC213"})
     assert saved or "12 tokens that it holds no rows for <new0>, <new1>" in found["BC213"]
+
+
+@pytest.mark.parametrize("part", ["dense", "out_proj"])
+def test_a_classifier_is_no_vocabulary(part, tmp_path):
+    """Its linears come after the choice of a token, as heads do, and keep their heights all the same."""
+    torch.manual_seed(0)
+    base, model = (
+        tmp_path / "base",
+        AutoModelForSequenceClassification.from_config(tiny_config("roberta", num_labels=3)),
+    )
+    model.save_pretrained(base)
+    saved = ["classifier.dense", "classifier.out_proj"]
+    tuned = save_adapter(
+        base, tmp_path / "tuned", LoraConfig(target_modules=["query"], modules_to_save=saved), model=model
+    )  # fmt: skip
+    assert _diagnose(base, tuned, tmp_path) == {}
+
+    def higher(held):
+        for name in [name for name in held if f"classifier.{part}" in name]:
+            held[name] = torch.cat([held[name], held[name][:1]])
+
+    found = _diagnose(base, _rewritten(tuned, tmp_path, higher), tmp_path)
+    assert found.keys() == {"BC202"}
+    assert f"classifier.{part}.weight" in found["BC202"]
