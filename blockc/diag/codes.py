@@ -64,6 +64,7 @@ _TABLE: tuple[tuple[str, str, Severity, str], ...] = (
     ("BC210", "base-name-differs", _W, "an adapter names another base; its shapes fit"),
     ("BC211", "tensor-missing", _E, "a checkpoint lacks tensors that the model needs"),
     ("BC212", "weights-assumed", _E, "a fine-tune that is only assumed cannot be served"),
+    ("BC213", "tokens-without-rows", _W, "a fine-tune's tokenizer has tokens that its files hold no rows for"),
     ("BC301", "no-sharing", _W, "a full fine-tune shares nothing with its base"),
     ("BC302", "without-effect", _W, "an adapter changes nothing"),
     ("BC303", "merge-rounds", _W, "merging rounds away part of what a fine-tune changes"),

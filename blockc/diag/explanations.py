@@ -112,6 +112,12 @@ _PAGES: dict[str, str] = {
         The spec assumes what a fine-tune will be: `assume { ... }` in place of `weights`. A plan
         for it can be made with `--target sim`; nothing can serve it before its files exist.
         """,
+    "BC213": """
+        A fine-tune brings a tokenizer with tokens beyond its vocabulary: they were added, and the
+        rows of table and head that were trained with them are not in its files. Without those
+        tokens it is served as it is; a text that contains one is refused. If they matter, save the
+        adapter again with `save_embedding_layers=True`.
+        """,
     "BC301": """
         A full fine-tune changes every block of its base, so nothing is shared and it costs as
         much memory as a model of its own.

@@ -114,6 +114,28 @@ class AdapterFiles:
             return None
         return tensor
 
+    def take_copy(self, name: str, of: str) -> None:
+        """Take a tensor that PEFT saves beside another one; it must be equal to that bit for bit (else BC202)."""
+        own, other = self._names[name], self._names.get(of)
+        self.left.discard(own)
+        if other is None:
+            return  # whoever needs the other reports that it is missing
+        types = [(self.checkpoint.dtypes[held], self.checkpoint.shapes[held]) for held in (own, other)]
+        equal = types[0] == types[1]
+        if equal and types[0][0] in FLOATS:
+            try:
+                refs = [tensor_ref(self.checkpoint.read(held))[0] for held in (own, other)]
+            except (SafetensorError, OSError) as error:
+                self.damaged(str(error).splitlines()[0][:200])
+                return
+            equal = refs[0] == refs[1]
+        if not equal:
+            self.misfit(f"{own} should be a copy of {other} and is not")
+
+    def precision(self, name: str) -> torch.dtype:
+        """The dtype in which the files hold a tensor of floating-point numbers, by its plain name."""
+        return getattr(torch, DTYPE_NAME[self.checkpoint.dtypes[self._names[name]]])  # type: ignore[no-any-return]
+
     @property
     def has_misfits(self) -> bool:
         """Whether `misfit` was called, or a shape was another."""

@@ -6,6 +6,7 @@ A file that is there and cannot be read is an error (BC203): without it the mode
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,13 @@ def store_assets(directories: tuple[Path, ...], zoo: Zoo, *, diags: Diagnostics,
             found[path.name] = zoo.put_blob(path.read_bytes())
             break
     return found
+
+
+def tokens_without_rows(directory: Path, vocab_size: int) -> list[str]:
+    """Added tokens of the tokenizer that lies there, which was found to be intact, whose ids no vocabulary reaches."""
+    path = directory / _TOKENIZER
+    added = json.loads(path.read_bytes()).get("added_tokens") or [] if path.is_file() else []
+    return [str(token["content"]) for token in added if token["id"] >= vocab_size]
 
 
 def stop_token_ids(

@@ -17,9 +17,9 @@ from blockc.ir import DTYPE_CODE, Side, effective_sides
 from blockc.spec.deployment import HubSource
 from blockc.trace import TracedModel
 from blockc.tune.adapter import AdapterFiles, Tuned
-from blockc.tune.assets import stop_token_ids, store_assets
+from blockc.tune.assets import stop_token_ids, store_assets, tokens_without_rows
 from blockc.tune.checkpoint import open_checkpoint
-from blockc.tune.full import OnBytes, bind_checkpoint
+from blockc.tune.full import OnBytes, bind_checkpoint, listed
 from blockc.tune.kinds import KINDS, READERS
 from blockc.tune.models import ModelFiles
 from blockc.tune.patterns import SECONDS, SlowPatternError
@@ -114,6 +114,12 @@ def _adapter_chain(
     on_bytes(own_bytes, own_bytes)
     base_name = files.config.get("model_name" if files.kind == BOTTLENECK else "base_model_name_or_path")
     compare_names(files, base_name if isinstance(base_name, str) else None, diags=diags)
+    if strange := tokens_without_rows(files.directory, tuned.path.vocab_size):
+        diags.report(
+            "BC213", f"the tokenizer of {files.written} has {len(strange)} tokens that it holds no rows for",
+            at=files.span, notes=(listed(strange)[:200],),
+            help="save the adapter again with `save_embedding_layers=True`; until then texts with them are refused",
+        )  # fmt: skip
     try:
         sides = stack_sides(parent.sides, tuned.sides, zoo=zoo, resets=tuned.resets)
     except StackError as error:

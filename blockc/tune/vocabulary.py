@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from blockc.graph import Block, ModelPath
-from blockc.ir import Structure, TensorRef, ValueType, sites_of, verify_structure
+from blockc.ir import Place, Structure, TensorRef, ValueType, sites_of, verify_structure
 
 
 def resized(path: ModelPath, tensors: Mapping[str, TensorRef]) -> ModelPath:
@@ -27,11 +27,16 @@ def resized(path: ModelPath, tensors: Mapping[str, TensorRef]) -> ModelPath:
 
 
 def may_resize(structure: Structure, param: str) -> bool:
-    """Whether a parameter is a table of token ids or a head: what may have another number of rows."""
+    """Whether a parameter is a table of token ids, a head or a head's bias: what may have another number of rows."""
     return any(
-        place.param == param and (place.kind == "embed" or (place.kind == "linear" and place.after_selection))
+        (place.kind == "embed" and place.param == param) or (is_head(place) and param in (place.param, place.bias))
         for place in sites_of(structure).values()
     )
+
+
+def is_head(place: Place) -> bool:
+    """Whether a site is a linear that yields logits."""
+    return place.kind == "linear" and place.after_selection
 
 
 def _rebound(block: Block, own: Mapping[str, TensorRef]) -> tuple[Block, int | None]:
@@ -44,8 +49,8 @@ def _rebound(block: Block, own: Mapping[str, TensorRef]) -> tuple[Block, int | N
             raise ValueError(f"{name} is another type of tensor")
         if ref.shape != old.shape:
             types[name] = ValueType(dtype=ref.dtype, shape=ref.shape)
-            heads = [place for place in sites_of(block.structure).values() if place.param == name]
-            height = ref.shape[0] if any(place.kind == "linear" for place in heads) else height
+            heads = [place for place in sites_of(block.structure).values() if is_head(place) and place.param == name]
+            height = ref.shape[0] if heads else height
     structure = replace(block.structure, params=tuple((name, types[name]) for name, _ in block.structure.params))
     verify_structure(structure)
     return replace(block, structure=structure, tensors={**block.tensors, **own}), height

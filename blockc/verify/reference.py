@@ -19,6 +19,7 @@ from blockc.trace import Head
 from blockc.tune.head import encoder_head
 from blockc.tune.source import download
 from blockc.verify.bottleneck import add_bottlenecks, is_bottleneck
+from blockc.verify.resize import resize, resized
 
 # PEFT's types that put virtual tokens before a prompt.
 _VIRTUAL = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
@@ -142,7 +143,7 @@ def _with_adapters(model: Any, directories: Sequence[Path]) -> Any:
 
     Plain LoRAs are active at once, and PEFT adds them up; of other stacks all but the highest are merged by PEFT.
     What PEFT cannot merge acts on nothing that the others change: bottlenecks, which are ours, come first, and whoever
-    has virtual tokens last.
+    has virtual tokens last. Before an adapter with another vocabulary the model is resized, as PEFT wants it.
     """
     for directory in filter(is_bottleneck, directories):
         add_bottlenecks(model, directory)
@@ -160,11 +161,14 @@ def _with_adapters(model: Any, directories: Sequence[Path]) -> Any:
     kinds = {directory: json.loads((directory / "adapter_config.json").read_text()) for directory in directories}
     directories = sorted(directories, key=lambda directory: kinds[directory].get("peft_type") in _VIRTUAL)
     configs = [kinds[directory] for directory in directories]
-    if not all(config.get("peft_type") == "LORA" and not config.get("use_dora") for config in configs):
+    together = all(config.get("peft_type") == "LORA" and not config.get("use_dora") for config in configs)
+    if not together or any(resized(model, directory) for directory in directories):
         for lower in directories[:-1]:
+            resize(model, lower)
             lowered = PeftModel.from_pretrained(model, lower, autocast_adapter_dtype=False)
             model = lowered.to(model.dtype).merge_and_unload()
         directories = directories[-1:]
+    resize(model, directories[0])
     names = [f"adapter{index}" for index in range(len(directories))]
     tuned = PeftModel.from_pretrained(model, directories[0], adapter_name=names[0], autocast_adapter_dtype=False)
     for name, directory in zip(names[1:], directories[1:], strict=True):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from blockc.diag import CODES, DiagnosticError, Diagnostics
 from blockc.plan import ExecutionPlan
 from blockc.zoo import Zoo
+
+if TYPE_CHECKING:
+    from blockc_runtime.step import Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +33,18 @@ class Answer:
     logits: torch.Tensor
 
 
-def serve_greedily(plan: ExecutionPlan, zoo: Zoo, questions: Sequence[Question]) -> list[Answer]:
-    """All questions at once, batched as a server would batch them. Raises :class:`DiagnosticError`."""
+def serve_greedily(
+    plan: ExecutionPlan,
+    zoo: Zoo,
+    questions: Sequence[Question],
+    *,
+    together: bool = False,
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> list[Answer]:
+    """All questions, batched as a server would batch them: a few arrive in each step.
+
+    ``together``: all of them arrive before the first step. ``on_step`` sees every step. Raises `DiagnosticError`.
+    """
     from blockc_runtime.capabilities import missing
     from blockc_runtime.executor.torch_ import TorchExecutor
     from blockc_runtime.kv.index import KvIndex
@@ -51,7 +65,8 @@ def serve_greedily(plan: ExecutionPlan, zoo: Zoo, questions: Sequence[Question])
     waiting = list(enumerate(questions))
     now_s = 0.0
     while waiting or scheduler.has_work:
-        while waiting and len(waiting) > len(questions) - _arrived(now_s):
+        arrived = len(questions) if together else _arrived(now_s)
+        while waiting and len(waiting) > len(questions) - arrived:
             index, question = waiting.pop(0)
             app = plan.apps[question.app]
             scheduler.admit(
@@ -66,6 +81,7 @@ def serve_greedily(plan: ExecutionPlan, zoo: Zoo, questions: Sequence[Question])
         now_s += 1.0
         if step is None:
             continue
+        on_step(step)
         taps.clear()
         executor.submit(step)
         result = executor.collect()

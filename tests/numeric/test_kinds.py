@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from peft import IA3Config, LNTuningConfig, LoraConfig, PeftConfig, TrainableTokensConfig, VeraConfig
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
 
 from blockc.compiler import compile_deployment
 from blockc.diag import Diagnostics
@@ -19,7 +17,7 @@ from blockc.verify import AppReport, verify
 from blockc.zoo import Zoo
 from tests.support.adapters import LLAMA_LINEARS
 from tests.support.deployments import deployment
-from tests.support.fine_tunes import save_adapter
+from tests.support.fine_tunes import save_adapter, save_vectors
 from tests.support.tiny_models import save_model
 
 # Logits of an engine in float32 that batches otherwise than the reference does.
@@ -60,6 +58,8 @@ def configurations(names: Names) -> dict[str, PeftConfig]:
         "table": lora([linears[0], table]),
         "saved modules": lora(linears[:1], modules_to_save=[table, "lm_head", *names.norms]),
         "saved table": lora(linears[:1], modules_to_save=[table]),
+        "saved as one": lora(linears[:1], modules_to_save=[table, "lm_head"], ensure_weight_tying=True),
+        "table and head as one": lora([linears[0], table], ensure_weight_tying=True),
         "rows of tokens": lora(linears[:1], trainable_token_indices=[5, 3, 77]),
         "tokens": TrainableTokensConfig(token_indices=[3, 5, 8], target_modules=[table]),
         "ia3": IA3Config(target_modules=linears[1:], feedforward_modules=linears[-1:], **names.options),
@@ -73,7 +73,8 @@ def configurations(names: Names) -> dict[str, PeftConfig]:
 
 
 # Stacks: name -> (upper, lower).
-STACKS = {"dora on ia3": ("dora", "ia3"), "ia3 on lora": ("ia3", "rank 4"), "biases on dora": ("vectors", "dora")}
+STACKS = {"dora on ia3": ("dora", "ia3"), "ia3 on lora": ("ia3", "rank 4"), "biases on dora": ("vectors", "dora"),
+          "a table twice": ("table", "table")}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,19 +101,6 @@ def compiled(architecture: str, names: Names, root: Path) -> Served:
     return Served(root=root, plan=plan, zoo=zoo)
 
 
-def save_vectors(base: Path, root: Path) -> Path:
-    """BitFit: every bias, and where there is none every norm."""
-    torch.manual_seed(5)
-    state = AutoModelForCausalLM.from_pretrained(base).state_dict()
-    vectors = {name: value for name, value in state.items() if value.ndim == 1}
-    biases = {name: value for name, value in vectors.items() if name.endswith(".bias")} or vectors
-    root.mkdir()
-    save_file(
-        {name: value + 0.3 * torch.rand_like(value) for name, value in biases.items()}, root / "model.safetensors"
-    )
-    return root
-
-
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Served:
     return compiled("llama-tied", LLAMA, tmp_path_factory.mktemp("llama"))
@@ -125,6 +113,21 @@ def test_kinds_on_a_llama_with_a_tied_head(llama: Served) -> None:
 def test_kinds_on_gpt2(tmp_path: Path) -> None:
     """Conv1D, biases, layer norms, a fused projection, a tied head."""
     check(compiled("gpt2", GPT2, tmp_path))
+
+
+def test_biases_alone_on_opt(tmp_path: Path) -> None:
+    """BitFit, alone and on a LoRA, where linears, norms and all else have biases."""
+    base = save_model("opt", tmp_path / "base")
+    lora = save_adapter(base, tmp_path / "lora", LoraConfig(target_modules=["q_proj", "fc1"]))
+    vectors = save_vectors(base, tmp_path / "vectors")
+    assert len(load_file(vectors / "model.safetensors")) == 3 * 8 + 1
+    tunes = {"lora": ("base", lora), "vectors": ("base", vectors), "both": ("lora", vectors)}
+    zoo, diags = Zoo(tmp_path / "zoo", create=True), Diagnostics()
+    plan = compile_deployment(deployment(base, tunes), zoo=zoo, diags=diags).plan
+    reports = Served(root=tmp_path, plan=plan, zoo=zoo).verified()
+    assert plan.models["vectors"].kind == "bias"
+    assert len(plan.chains) == len(reports) == 4
+    assert all(report.passed and report.max_error <= TOLERANCE for report in reports.values()), reports
 
 
 @pytest.mark.slow

@@ -9,13 +9,13 @@ import random
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from blockc.plan import SideManifest
 from blockc.verify.served import Question, serve_greedily
 from blockc.verify.verify import verify
 from tests.support.adapters import save_lora
 from tests.support.deployments import deployment
+from tests.support.fine_tunes import save_full
 from tests.support.serving import compiled
 from tests.support.tiny_models import save_model
 
@@ -33,21 +33,9 @@ def folder(request, tmp_path_factory):
     save_lora(base, root / "all", seed=1, **everything)
     save_lora(base, root / "qv", seed=2, r=12, use_rslora=True, **some)
     save_lora(base, root / "stacked", seed=3, **some)
-    _full(base, root / "top", only="h.3." if gpt2 else "layers.3.")
-    _full(base, root / "whole", only="")
+    save_full(base, root / "top", only="h.3." if gpt2 else "layers.3.")
+    save_full(base, root / "whole", only="")
     return root
-
-
-def _full(base, target, only):
-    target.mkdir()
-    for file in base.glob("*.json"):
-        (target / file.name).write_bytes(file.read_bytes())
-    torch.manual_seed(len(only))
-    tensors = load_file(base / "model.safetensors")
-    changed = {
-        name: tensor + 0.02 * torch.randn_like(tensor) if only in name else tensor for name, tensor in tensors.items()
-    }
-    save_file(changed, target / "model.safetensors", metadata={"format": "pt"})
 
 
 def _deployment(root, dtype="float32"):

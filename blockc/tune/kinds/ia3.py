@@ -9,7 +9,7 @@ from blockc.ir import term
 from blockc.tune.adapter import AdapterFiles, Tuned
 from blockc.tune.draft import Draft
 from blockc.tune.fields import read_targets, report_no_target
-from blockc.tune.kinds import saved
+from blockc.tune.kinds import saved, vocabulary
 from blockc.tune.targets import names_of
 
 _TRAINING = ("init_ia3_weights",)
@@ -22,6 +22,7 @@ def read(files: AdapterFiles) -> Tuned | None:
         return None
     inputs = names_of(files.config.get("feedforward_modules"))
     draft = Draft(files)
+    vocabulary.read(files, draft, targets.saved)
     wanted = [module for module in draft.linears if module in targets]
     if not wanted:
         report_no_target(files, targets, "linear")

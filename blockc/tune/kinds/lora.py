@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import torch
 
-from blockc.ir import Side, Term, low_rank, term
+from blockc.ir import Term, low_rank, term
 from blockc.tune.adapter import AdapterFiles, Tuned
 from blockc.tune.adapter_config import LoraSettings, read_lora_settings
 from blockc.tune.draft import Draft, Located
-from blockc.tune.folding import folded_bias, folded_matrix
-from blockc.tune.kinds import saved
+from blockc.tune.kinds import saved, vocabulary
 
+# Of tables that are LoRA's targets PEFT ties only those of these names to heads.
+_KNOWN_TABLES = ("embed_tokens", "lm_head")
 _LARGEST = float(torch.finfo(torch.float32).max)  # scales are applied in float32
 
 
@@ -25,12 +26,13 @@ def read(files: AdapterFiles) -> Tuned | None:
     if settings is None:
         return None
     draft = Draft(files)
-    below = {side.site: side for side in files.parent.sides}
+    vocabulary.read(
+        files, draft, settings.modules_to_save, tying=settings.ensure_weight_tying, rows=settings.trainable_tokens
+    )
     saved.biases(files, draft, settings)
-    wanted = [module for module in draft.linears if _targets(files, settings, module)]
+    wanted = [module for module in draft.linears if _targets(files, draft, settings, module)]
     for module in wanted:
-        linear = draft.linears[module]
-        _linear(files, draft, settings, module, below.get(linear.site))
+        _linear(files, draft, settings, module)
     looked_up = [module for module in draft.tables if settings.targets(module)]
     for module in looked_up:
         draft.add(draft.tables[module].site, *_table(files, settings, module, draft.tables[module]))
@@ -40,18 +42,22 @@ def read(files: AdapterFiles) -> Tuned | None:
             notes=(f"target_modules = {settings.targeted}",),
             help="check which base the adapter was made for",
         )  # fmt: skip
-    saved.tokens(files, draft, settings.trainable_tokens, "token_adapter.trainable_tokens_delta")
     saved.modules(files, draft, settings.modules_to_save)
-    saved.copies(files, draft)
     return draft.finish(_why(files, draft, settings))
 
 
-def _targets(files: AdapterFiles, settings: LoraSettings, module: str) -> bool:
-    """PEFT puts the adapter of a table at a tied head as well if `ensure_weight_tying` is set."""
-    return settings.targets(module) or (settings.ensure_weight_tying and f"{module}.lora_A.weight" in files)
+def _targets(files: AdapterFiles, draft: Draft, settings: LoraSettings, module: str) -> bool:
+    """PEFT puts the adapter of a table at a tied head as well if `ensure_weight_tying` is set.
+
+    It does so for tables of names that it knows; under another name it saves that adapter and does not load it.
+    """
+    follows = settings.ensure_weight_tying and any(
+        settings.targets(table) and table.rpartition(".")[2] in _KNOWN_TABLES for table in draft.tied(module)
+    )
+    return settings.targets(module) or (follows and f"{module}.lora_A.weight" in files)
 
 
-def _linear(files: AdapterFiles, draft: Draft, settings: LoraSettings, module: str, below: Side | None) -> None:
+def _linear(files: AdapterFiles, draft: Draft, settings: LoraSettings, module: str) -> None:
     linear = draft.linears[module]
     rank, scale = settings.rank_of(module), settings.scale_of(module)
     a = files.take(f"{module}.lora_A.weight", (rank, linear.in_features))
@@ -63,11 +69,9 @@ def _linear(files: AdapterFiles, draft: Draft, settings: LoraSettings, module: s
         return
     if a is None or b is None:
         return
-    whole = draft.trained_bias(linear.site)
-    if whole is None:
-        whole = folded_bias(below, linear.bias, files.zoo)
+    whole = draft.bias(module)
     if magnitude is not None:
-        draft.add(linear.site, *_dora(files, linear, below, a, b, scale, magnitude))
+        draft.add(linear.site, *_dora(files, module, draft.matrix(module), a, b, scale, magnitude))
     else:
         draft.add(linear.site, low_rank(files.store(a), files.store(b), scale))
     if bias is not None:
@@ -83,18 +87,17 @@ def _magnitude(files: AdapterFiles, module: str, linear: Located) -> torch.Tenso
 
 def _dora(
     files: AdapterFiles,
-    linear: Located,
-    below: Side | None,
+    module: str,
+    weight: torch.Tensor,
     a: torch.Tensor,
     b: torch.Tensor,
     scale: float,
     magnitude: torch.Tensor,
 ) -> list[Term]:
-    weight = folded_matrix(linear.place, below, linear.weight, files.zoo)
     norm = torch.linalg.vector_norm(weight + scale * (b.float() @ a.float()), dim=1)
     factor = magnitude.float() / norm
     if not torch.isfinite(factor).all():
-        files.misfit(f"a row of {linear.site.name} has no direction that DoRA could scale")
+        files.misfit(f"a row of {module} has no direction that DoRA could scale")
         return []
     return [
         term("out_scale", {"value": files.store(factor.to(files.dtype))}),
@@ -104,7 +107,7 @@ def _dora(
 
 def _table(files: AdapterFiles, settings: LoraSettings, module: str, table: Located) -> list[Term]:
     rank, scale = settings.rank_of(module), settings.scale_of(module)
-    height, width = _height(files, module, table), table.place.shape[1]
+    height, width = table.place.shape
     a = files.take(f"{module}.lora_embedding_A", (rank, height))
     b = files.take(f"{module}.lora_embedding_B", (width, rank))
     if settings.dora:
@@ -112,12 +115,6 @@ def _table(files: AdapterFiles, settings: LoraSettings, module: str, table: Loca
     if a is None or b is None:
         return []
     return [low_rank(files.store(a), files.store(b), scale)]
-
-
-def _height(files: AdapterFiles, module: str, table: Located) -> int:
-    """The vocabulary of the fine-tune: that of the table that is saved along, else the base's."""
-    name = f"{module}.base_layer.weight"
-    return files.shape(name)[0] if name in files else table.place.shape[0]
 
 
 def _why(files: AdapterFiles, draft: Draft, settings: LoraSettings) -> str:

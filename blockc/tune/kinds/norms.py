@@ -5,7 +5,7 @@ from __future__ import annotations
 from blockc.tune.adapter import AdapterFiles, Tuned
 from blockc.tune.draft import Draft
 from blockc.tune.fields import read_targets, report_no_target
-from blockc.tune.kinds import saved
+from blockc.tune.kinds import saved, vocabulary
 
 _PART = ".ln_tuning_layers."
 
@@ -16,6 +16,7 @@ def read(files: AdapterFiles) -> Tuned | None:
     if targets is None:
         return None
     draft = Draft(files)
+    vocabulary.read(files, draft, targets.saved)
     wanted = [name for names in draft.path.parameters for name in names if name.rpartition(".")[0] in targets]
     if not wanted:
         report_no_target(files, targets, "module")

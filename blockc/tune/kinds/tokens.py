@@ -6,7 +6,7 @@ from blockc.tune.adapter import AdapterFiles, Tuned
 from blockc.tune.adapter_config import token_indices
 from blockc.tune.draft import Draft
 from blockc.tune.fields import read_targets
-from blockc.tune.kinds import saved
+from blockc.tune.kinds import saved, vocabulary
 
 _PART = "trainable_tokens_delta"
 
@@ -28,6 +28,6 @@ def read(files: AdapterFiles) -> Tuned | None:
         return None
     draft = Draft(files)
     modules = [name.removesuffix(f".{_PART}") for name in files.plain_names if name.endswith(f".{_PART}")]
-    saved.tokens(files, draft, dict.fromkeys(modules or [""], rows), _PART)
+    vocabulary.read(files, draft, targets.saved, rows=dict.fromkeys(modules or [""], rows), part=_PART)
     saved.modules(files, draft, targets.saved)
     return draft.finish()

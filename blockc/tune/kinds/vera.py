@@ -10,7 +10,7 @@ from blockc.ir import low_rank
 from blockc.tune.adapter import AdapterFiles, Tuned
 from blockc.tune.draft import Draft
 from blockc.tune.fields import read_targets, report_no_target
-from blockc.tune.kinds import saved
+from blockc.tune.kinds import saved, vocabulary
 
 _APPLIED = ("r", "save_projection")
 _TRAINING = ("vera_dropout", "d_initial", "projection_prng_key", "init_weights", "bias")
@@ -36,6 +36,7 @@ def read(files: AdapterFiles) -> Tuned | None:
         )  # fmt: skip
         return None
     draft = Draft(files)
+    vocabulary.read(files, draft, targets.saved)
     wanted = [module for module in draft.linears if module in targets]
     if not wanted:
         report_no_target(files, targets, "linear")
