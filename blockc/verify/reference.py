@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from blockc.architectures import ENCODERS
 from blockc.diag import DiagnosticError, Diagnostics
 from blockc.fine_tunes import BIAS
 from blockc.plan import ExecutionPlan, ModelEntry
 from blockc.spec.deployment import HubSource
 from blockc.trace import Head
-from blockc.tune.head import encoder_head
+from blockc.tune.adapter_head import is_for_classes
+from blockc.tune.head import encoder_head, pooled_head
 from blockc.tune.source import download
 from blockc.verify.bottleneck import add_bottlenecks, is_bottleneck
 
@@ -38,7 +40,7 @@ class Reference:
 
 
 class VectorReference:
-    """One app's encoder as transformers runs it, pooled as its files say. One text at a time."""
+    """One app's encoder or classifier as transformers runs it, pooled as its files say. One text at a time."""
 
     def __init__(self, model: Any, head: Head) -> None:
         self._model = model
@@ -81,19 +83,51 @@ def reference(plan: ExecutionPlan, name: str, root: Path, dtype: torch.dtype) ->
 @contextmanager
 def vector_reference(plan: ExecutionPlan, name: str, root: Path, dtype: torch.dtype) -> Iterator[VectorReference]:
     """As :func:`reference`, for a model that yields one vector for a text."""
-    from transformers import AutoModel, AutoModelForSequenceClassification
+    from transformers import AutoModel
 
     lineage = _lineage(plan.models, name)
     full = next(index for index, step in enumerate(lineage) if plan.models[step].is_full)
     directory = _directory(plan.models[lineage[full]], root)
-    head = encoder_head(directory, json.loads((directory / "config.json").read_text()))
-    loader = AutoModelForSequenceClassification if head.kind == "classification" else AutoModel
-    model = _loaded(loader, directory, dtype)
-    adapters = lineage[:full][::-1]
-    model = _with_fine_tunes(
-        model, [(plan.models[step].kind, _directory(plan.models[step], root)) for step in adapters]
-    )
-    yield VectorReference(model.eval(), head)
+    steps = [(plan.models[step].kind, _directory(plan.models[step], root)) for step in lineage[:full][::-1]]
+    chain = plan.models[name].chain
+    assert chain is not None, "models of apps have chains"
+    if labels := plan.chains[chain].labels:
+        model = _classifier(directory, steps, len(labels), dtype)
+        yield VectorReference(model.eval(), Head(kind="classification"))
+        return
+    pooled = next((own for _, own in steps[::-1] if (own / "modules.json").is_file()), None)
+    head = pooled_head(pooled) if pooled else encoder_head(directory, _config(directory))
+    yield VectorReference(_with_fine_tunes(_loaded(AutoModel, directory, dtype), steps).eval(), head)
+
+
+def _classifier(directory: Path, steps: Sequence[tuple[str, Path]], classes: int, dtype: torch.dtype) -> Any:
+    """A model with a head for so many classes, its own or that of the lowest fine-tune which brings one.
+
+    Fine-tunes below that one are put on the model as it is, which is then given the head.
+    """
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    options = {"num_labels": classes, "ignore_mismatched_sizes": True}
+    model = _loaded(AutoModelForSequenceClassification, directory, dtype, **options)
+    config = _config(directory)
+    model.config.get_text_config().pad_token_id = None  # a text by itself has no padding, whatever it ends with
+    lower = next((place for place, (_, own) in enumerate(steps) if _brings_classes(own)), len(steps))
+    if config["architectures"][0].endswith("ForSequenceClassification") or not lower:
+        return _with_fine_tunes(model, steps)
+    loader = AutoModel if config["model_type"] in ENCODERS else AutoModelForCausalLM
+    body = _with_fine_tunes(_loaded(loader, directory, dtype), steps[:lower])
+    body = body.merge_and_unload() if hasattr(body, "merge_and_unload") else body
+    setattr(model, model.base_model_prefix, body.base_model)
+    return _with_fine_tunes(model, steps[lower:])
+
+
+def _brings_classes(directory: Path) -> bool:
+    path = directory / "adapter_config.json"
+    return path.is_file() and is_for_classes(json.loads(path.read_text()))
+
+
+def _config(directory: Path) -> Any:
+    return json.loads((directory / "config.json").read_text())
 
 
 def _lineage(models: Mapping[str, ModelEntry], name: str) -> list[str]:
@@ -109,9 +143,9 @@ def _load_full(entry: ModelEntry, root: Path, dtype: torch.dtype) -> Any:
     return _loaded(AutoModelForCausalLM, _directory(entry, root), dtype)
 
 
-def _loaded(loader: Any, directory: Path, dtype: torch.dtype) -> Any:
+def _loaded(loader: Any, directory: Path, dtype: torch.dtype, **more: Any) -> Any:
     """With fused attention, or without where the architecture has none (softcaps, sinks)."""
-    options = {"dtype": dtype, "use_safetensors": True}
+    options = {"dtype": dtype, "use_safetensors": True, **more}
     try:
         return loader.from_pretrained(directory, attn_implementation="sdpa", **options)
     except ValueError as error:
@@ -140,7 +174,8 @@ def _with_fine_tunes(model: Any, steps: Sequence[tuple[str, Path]]) -> Any:
 def _with_adapters(model: Any, directories: Sequence[Path]) -> Any:
     """A stack of adapters, the lowest first. Matrices keep the model's dtype.
 
-    Plain LoRAs are active at once, and PEFT adds them up; of other stacks all but the highest are merged by PEFT.
+    Plain LoRAs are active at once, and PEFT adds them up; of other stacks, and of classifiers, all but the highest are
+    merged by PEFT.
     What PEFT cannot merge acts on nothing that the others change: bottlenecks, which are ours, come first, and whoever
     has virtual tokens last.
     """
@@ -160,7 +195,10 @@ def _with_adapters(model: Any, directories: Sequence[Path]) -> Any:
     kinds = {directory: json.loads((directory / "adapter_config.json").read_text()) for directory in directories}
     directories = sorted(directories, key=lambda directory: kinds[directory].get("peft_type") in _VIRTUAL)
     configs = [kinds[directory] for directory in directories]
-    if not all(config.get("peft_type") == "LORA" and not config.get("use_dora") for config in configs):
+    if not all(
+        config.get("peft_type") == "LORA" and not config.get("use_dora") and not is_for_classes(config)
+        for config in configs
+    ):
         for lower in directories[:-1]:
             lowered = PeftModel.from_pretrained(model, lower, autocast_adapter_dtype=False)
             model = lowered.to(model.dtype).merge_and_unload()
