@@ -73,10 +73,9 @@ def is_for_classes(config: Mapping[str, Any]) -> bool:
 
 
 def _classes(directory: Path, below: Below, *, written: str, diags: Diagnostics, at: Span) -> Found | None:
-    shapes = _shapes(directory / "adapter_model.safetensors")
-    count = next((shapes[name][0] for name in _LAST if len(shapes.get(name, ())) == 2), None)
+    count = class_count(directory)
     if count is None:
-        if below.labels or not shapes:
+        if below.labels or not _shapes(directory):
             return below.head, below.labels
         diags.report(
             "BC211", f"{written} was trained for classification, and holds no classifier", at=at,
@@ -104,10 +103,16 @@ def _classes(directory: Path, below: Below, *, written: str, diags: Diagnostics,
     return head, class_names(beside, count)
 
 
-def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+def class_count(directory: Path) -> int | None:
+    """Classes by the last matrix of an adapter's classifier; None if it has no classifier."""
+    shapes = _shapes(directory)
+    return next((shapes[name][0] for name in _LAST if len(shapes.get(name, ())) == 2), None)
+
+
+def _shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     """By plain name; empty if the file cannot be read, which is reported by who reads all of it."""
     try:
-        with safe_open(file, framework="pt") as handle:
+        with safe_open(directory / "adapter_model.safetensors", framework="pt") as handle:
             names = handle.keys()
             return {plain(name): tuple(handle.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError):

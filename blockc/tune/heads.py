@@ -26,6 +26,7 @@ from blockc.tune.checkpoint import Checkpoint
 from blockc.tune.full import FLOATS, is_finite, listed, partners, tensor_ref
 from blockc.tune.models import ModelFiles
 from blockc.tune.recipe import recipes_for
+from blockc.tune.targets import lies_in
 from blockc.tune.traced import parameter_shape
 from blockc.zoo import TensorBytes, Zoo
 
@@ -93,8 +94,8 @@ def without_absent_classifiers(config: Mapping[str, Any], path: ModelPath) -> Ma
     saved = config.get("modules_to_save")
     if not is_for_classes(config) or not isinstance(saved, list):
         return config
-    modules = [name.rpartition(".")[0] for names in path.parameters for name in names]
-    kept = [name for name in saved if name not in CLASSIFIERS or any(module.endswith(name) for module in modules)]
+    parameters = [name for names in path.parameters for name in names]
+    kept = [name for name in saved if name not in CLASSIFIERS or any(lies_in(own, name) for own in parameters)]
     return {**config, "modules_to_save": list(dict.fromkeys(kept))}
 
 

@@ -17,8 +17,8 @@ from blockc.fine_tunes import BIAS
 from blockc.plan import ExecutionPlan, ModelEntry
 from blockc.spec.deployment import HubSource
 from blockc.trace import Head
-from blockc.tune.adapter_head import is_for_classes
-from blockc.tune.head import encoder_head, pooled_head
+from blockc.tune.adapter_head import class_count, is_for_classes
+from blockc.tune.head import class_names, encoder_head, pooled_head
 from blockc.tune.source import download
 from blockc.verify.bottleneck import add_bottlenecks, is_bottleneck
 
@@ -101,9 +101,9 @@ def vector_reference(plan: ExecutionPlan, name: str, root: Path, dtype: torch.dt
 
 
 def _classifier(directory: Path, steps: Sequence[tuple[str, Path]], classes: int, dtype: torch.dtype) -> Any:
-    """A model with a head for so many classes, its own or that of the lowest fine-tune which brings one.
+    """A model with a head for so many classes: its own, or one that a fine-tune brings.
 
-    Fine-tunes below that one are put on the model as it is, which is then given the head.
+    Fine-tunes below that one are merged into the model as it was for them, whose layers are then put under the head.
     """
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -111,19 +111,28 @@ def _classifier(directory: Path, steps: Sequence[tuple[str, Path]], classes: int
     model = _loaded(AutoModelForSequenceClassification, directory, dtype, **options)
     config = _config(directory)
     model.config.get_text_config().pad_token_id = None  # a text by itself has no padding, whatever it ends with
-    lower = next((place for place, (_, own) in enumerate(steps) if _brings_classes(own)), len(steps))
-    if config["architectures"][0].endswith("ForSequenceClassification") or not lower:
+    own = len(class_names(config)) if config["architectures"][0].endswith("ForSequenceClassification") else None
+    heads = [own]
+    for _, step in steps:
+        heads.append(_classes(step) or heads[-1])
+    lower = next(place for place in range(len(heads)) if set(heads[place:]) == {classes}) - 1
+    if lower <= 0:  # nothing below the fine-tune that brings the head, if it is not the model's own
         return _with_fine_tunes(model, steps)
-    loader = AutoModel if config["model_type"] in ENCODERS else AutoModelForCausalLM
-    body = _with_fine_tunes(_loaded(loader, directory, dtype), steps[:lower])
+    below = heads[lower]
+    if below is not None:
+        body = _classifier(directory, steps[:lower], below, dtype)
+    else:
+        loader = AutoModel if config["model_type"] in ENCODERS else AutoModelForCausalLM
+        body = _with_fine_tunes(_loaded(loader, directory, dtype), steps[:lower])
     body = body.merge_and_unload() if hasattr(body, "merge_and_unload") else body
     setattr(model, model.base_model_prefix, body.base_model)
     return _with_fine_tunes(model, steps[lower:])
 
 
-def _brings_classes(directory: Path) -> bool:
+def _classes(directory: Path) -> int | None:
+    """For how many classes an adapter brings a head; None if it brings none."""
     path = directory / "adapter_config.json"
-    return path.is_file() and is_for_classes(json.loads(path.read_text()))
+    return class_count(directory) if path.is_file() and is_for_classes(json.loads(path.read_text())) else None
 
 
 def _config(directory: Path) -> Any:

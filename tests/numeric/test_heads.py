@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
@@ -99,3 +99,112 @@ def test_a_batch_of_generation_and_two_tenants_classes_equals_peft(name, tmp_pat
     assert len(seen) == 3
     for report in verify(plan, served.zoo, root=tmp_path, prompts=4, output_tokens=4):
         assert report.passed, report
+
+
+def _verified(base, fine_tunes, tmp_path, *, dtype="float32", room=256, apps=None):
+    served = compiled(deployment(base, fine_tunes, dtype=dtype, max_model_len=room, apps=apps), tmp_path / "zoo")
+    reports = {
+        report.model: report for report in verify(served.plan, served.zoo, root=tmp_path, prompts=4, output_tokens=4)
+    }
+    for report in reports.values():
+        assert report.passed, report
+    return served, reports
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        _lora(use_dora=True),
+        _lora(modules_to_save=["norm"]),
+        _lora(target_modules="all-linear"),
+        _lora(task_type=None, modules_to_save=["score"]),
+        IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="SEQ_CLS"),
+        LoHaConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS"),
+    ],
+    ids=["dora", "norms", "all-linear", "auto-mapping", "ia3", "merged"],
+)
+def test_a_head_comes_with_any_kind_of_adapter(config, tmp_path):
+    base = save_model("llama", tmp_path / "base")
+    tuned = _save_classifier(base, tmp_path / "tuned", config, classes=3)
+    served, _ = _verified(base, {"tuned": ("base", tuned)}, tmp_path)
+    (text,) = serve_greedily(served.plan, served.zoo, [Question(app=1, tokens=(5, 9, 6), output_tokens=1)])
+    expected = _scores(base, tuned, [5, 9, 6], classes=3)
+    torch.testing.assert_close(text.logits[0], expected, atol=2e-5, rtol=1e-4)
+
+
+def test_a_head_on_a_stack_keeps_what_lies_below_it_and_not_the_head_below(tmp_path):
+    base = save_model("llama", tmp_path / "base")
+    lower = save_lora(base, tmp_path / "lower", seed=3, modules_to_save=["lm_head", "norm"])
+    upper = _save_classifier(base, tmp_path / "upper", _lora(), classes=2, seed=4)
+    again = _save_classifier(base, tmp_path / "again", _lora(target_modules=["q_proj"]), classes=2, seed=5)
+    other = _save_classifier(base, tmp_path / "other", _lora(target_modules=["q_proj"]), classes=7, seed=6)
+    stack = {"lower": ("base", lower), "upper": ("lower", upper), "again": ("upper", again), "other": ("upper", other)}
+    served, _ = _verified(base, stack, tmp_path)
+    assert [len(served.plan.chains[served.plan.models[name].chain].labels) for name in stack] == [0, 2, 2, 7]
+
+
+def test_a_whole_checkpoint_with_classes_shares_the_layers_and_carries_adapters(tmp_path):
+    base = save_model("llama", tmp_path / "base")
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=3, id2label={0: "bad", 1: "fair", 2: "good"}, dtype=torch.float32
+    )
+    model.save_pretrained(tmp_path / "whole")
+    on_it = _save_classifier(tmp_path / "whole", tmp_path / "on_it", _lora(), classes=3, seed=2)
+    more = _save_classifier(tmp_path / "whole", tmp_path / "more", _lora(), classes=6, seed=3)
+    served, _ = _verified(
+        base, {"whole": ("base", tmp_path / "whole"), "on_it": ("whole", on_it), "more": ("whole", more)}, tmp_path
+    )
+    plan = served.plan
+    paths = [plan.paths[plan.chains[app.chain].path].blocks[:-1] for app in plan.apps]
+    assert len(set(paths)) == 1
+    assert plan.chains[plan.models["on_it"].chain].labels == ("bad", "fair", "good")
+    assert plan.chains[plan.models["more"].chain].labels == tuple(f"LABEL_{place}" for place in range(6))
+
+
+def test_names_of_classes_are_those_beside_the_adapter(tmp_path):
+    base = save_model("llama", tmp_path / "base")
+    tuned = _save_classifier(base, tmp_path / "tuned", _lora(), classes=1)
+    (tuned / "config.json").write_text(json.dumps({"id2label": {"0": "reward"}}))
+    served, _ = _verified(base, {"tuned": ("base", tuned)}, tmp_path)
+    assert served.plan.chains[served.plan.models["tuned"].chain].labels == ("reward",)
+    (tuned / "config.json").write_text(json.dumps({"id2label": {"0": "yes", "1": "no"}}))
+    chains, _, diags = chains_of(deployment(base, {"tuned": ("base", tuned)}), tmp_path / "zoo")
+    assert "tuned" not in chains
+    assert [item.code.id for item in diags] == ["BC202"]
+
+
+def test_in_bfloat16_a_head_is_as_exact_as_the_reference(tmp_path):
+    base = save_model("llama", tmp_path / "base")
+    tuned = _save_classifier(base, tmp_path / "tuned", _lora(), classes=4)
+    _verified(base, {"tuned": ("base", tuned)}, tmp_path, dtype="bfloat16")
+
+
+_ENCODER = r".*(query|value|Wqkv|q_lin|q_proj|dense)"
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "modernbert"])
+@pytest.mark.parametrize("loader", [AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification])
+def test_classifiers_on_encoders_share_the_layers_of_their_base(model_type, loader, tmp_path):
+    torch.manual_seed(0)
+    model = randomize(loader.from_config(tiny_config(model_type)))
+    model.save_pretrained(tmp_path / "base")
+    base = tmp_path / "base"
+    if model_type == "bert" and loader is AutoModelForMaskedLM:  # as the published ones, which keep their pooler
+        tensors = load_file(base / "model.safetensors")
+        tensors |= {"bert.pooler.dense.weight": torch.randn(64, 64) / 8, "bert.pooler.dense.bias": torch.randn(64) / 8}
+        tensors |= {"cls.seq_relationship.weight": torch.randn(2, 64), "cls.seq_relationship.bias": torch.randn(2)}
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    own = ["head", "classifier"] if model_type == "modernbert" else None
+    configs = [_lora(target_modules=_ENCODER, modules_to_save=own) for _ in range(2)]
+    two = _save_classifier(base, tmp_path / "two", configs[0], classes=2, seed=1)
+    five = _save_classifier(base, tmp_path / "five", configs[1], classes=5, seed=2)
+    served, _ = _verified(base, {"two": ("base", two), "five": ("base", five)}, tmp_path, room=_ROOM)
+    plan = served.plan
+    assert len({plan.paths[plan.chains[app.chain].path].blocks[:-1] for app in plan.apps}) == 1
+    texts = [Question(app=app, tokens=(5, 6, 7, 8), output_tokens=1) for app in range(3)]
+    apps = [app.model for app in plan.apps]
+    for text, vector in zip(texts, encode(plan, served.zoo, texts), strict=True):
+        if (name := apps[text.app]) != "base":
+            expected = _scores(base, tmp_path / name, [5, 6, 7, 8], classes={"two": 2, "five": 5}[name])
+            torch.testing.assert_close(vector, expected, atol=2e-5, rtol=1e-4)

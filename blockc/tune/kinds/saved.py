@@ -12,19 +12,19 @@ import torch
 from blockc.tune.adapter import AdapterFiles
 from blockc.tune.adapter_config import LoraSettings
 from blockc.tune.draft import Draft, Located
+from blockc.tune.targets import lies_in
 
 
 def modules(files: AdapterFiles, draft: Draft, names: Sequence[str]) -> None:
-    """`modules_to_save`: parameters of every module whose path ends in one of the names, as PEFT matches them."""
+    """`modules_to_save`: parameters in every module whose path ends in one of the names, as PEFT matches them."""
     for wanted in names:
         found = False
         for name in files.plain_names:
-            module, _, _ = name.rpartition(".")
-            if module.endswith(wanted) and draft.has_parameter(name):
+            if lies_in(name, wanted) and draft.has_parameter(name):
                 found = True
                 parameter(files, draft, name, name)
         if not found:
-            promised = [name for names in draft.path.parameters for name in names if _module(name).endswith(wanted)]
+            promised = [name for names in draft.path.parameters for name in names if lies_in(name, wanted)]
             for name in promised or [f"{wanted}.weight"]:
                 files.take(name)  # is missing, and reported
 
