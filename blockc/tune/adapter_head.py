@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from blockc.architectures import ENCODERS
 from blockc.diag import Diagnostics, Span
+from blockc.fine_tunes import kind_of_adapter
 from blockc.ir.strict_json import StrictJsonError
 from blockc.trace import Head
 from blockc.tune.adapter import plain
@@ -27,6 +28,7 @@ CLASSIFIERS = ("classifier", "score")
 # The matrix whose rows are classes, in models of transformers.
 _LAST = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 _OF_TOKENS = {"TOKEN_CLS": "classes of each token", "QUESTION_ANS": "where an answer begins and ends"}
+_VIRTUAL = ("prompt", "prefix")
 
 Found = tuple[Head, tuple[str, ...]]
 
@@ -58,7 +60,9 @@ def read_adapter_head(
             help="what is served yields tokens, one embedding or one row of scores for a text",
         )  # fmt: skip
         return None
-    if is_for_classes(config) and not configuration_only:  # without tensors its `modules_to_save` is refused later
+    # Readers refuse virtual tokens of any task but generation, and without tensors `modules_to_save`.
+    elsewhere = configuration_only or kind_of_adapter(config) in _VIRTUAL
+    if is_for_classes(config) and not elsewhere:
         return _classes(directory, below, written=written, diags=diags, at=at)
     if (directory / "modules.json").is_file():
         return _pooled(directory, below, written=written, diags=diags, at=at)

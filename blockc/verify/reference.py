@@ -110,7 +110,8 @@ def _classifier(directory: Path, steps: Sequence[tuple[str, Path]], classes: int
     options = {"num_labels": classes, "ignore_mismatched_sizes": True}
     model = _loaded(AutoModelForSequenceClassification, directory, dtype, **options)
     config = _config(directory)
-    model.config.get_text_config().pad_token_id = None  # a text by itself has no padding, whatever it ends with
+    if config["model_type"] not in ENCODERS:
+        model.config.get_text_config().pad_token_id = None  # a text by itself has no padding, whatever it ends with
     own = len(class_names(config)) if config["architectures"][0].endswith("ForSequenceClassification") else None
     heads = [own]
     for _, step in steps:
