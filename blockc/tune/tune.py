@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from blockc.diag import Diagnostics
@@ -19,6 +20,7 @@ from blockc.trace import TracedModel
 from blockc.tune.adapter import AdapterFiles, Tuned
 from blockc.tune.assets import stop_token_ids, store_assets
 from blockc.tune.checkpoint import Checkpoint, open_checkpoint
+from blockc.tune.draft import tables
 from blockc.tune.full import OnBytes, bind_checkpoint
 from blockc.tune.heads import under_own_head, without_absent_classifiers
 from blockc.tune.kinds import KINDS, READERS
@@ -261,6 +263,9 @@ def _chain(
     virtual_tokens: tuple[int, ...] = (),
 ) -> Chain:
     directories = tuple(models[name].directory for name in files.lineage)
+    if files.labels:  # there is no head of tokens that would say how many there are
+        heights = [table.place.shape[0] for table in tables(path).values()]
+        path = replace(path, vocab_size=min(heights, default=path.vocab_size))
     # The nearest full model's configuration: adapters have none of their own.
     config = next(models[name].config for name in files.lineage if models[name].is_full)
     return Chain(

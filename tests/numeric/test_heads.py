@@ -208,3 +208,13 @@ def test_classifiers_on_encoders_share_the_layers_of_their_base(model_type, load
         if (name := apps[text.app]) != "base":
             expected = _scores(base, tmp_path / name, [5, 6, 7, 8], classes={"two": 2, "five": 5}[name])
             torch.testing.assert_close(vector, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "mixtral", "opt", "gpt_neox", "phi3", "olmo", "gpt_oss"])
+def test_decoders_of_many_architectures_take_a_head(model_type, tmp_path):
+    torch.manual_seed(0)
+    randomize(AutoModelForCausalLM.from_config(tiny_config(model_type))).save_pretrained(tmp_path / "base")
+    # Of experts PEFT adapts parameters in place of linears, which is refused by itself.
+    config = _lora(target_modules=["q_proj", "v_proj"] if model_type in ("mixtral", "gpt_oss") else "all-linear")
+    tuned = _save_classifier(tmp_path / "base", tmp_path / "tuned", config, classes=3)
+    _verified(tmp_path / "base", {"tuned": ("base", tuned)}, tmp_path, room=_ROOM)
