@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
+from blockc.spec.deployment import Quantize, Sharing
 from blockc.verify.served import Question, encode, serve_greedily
 from blockc.verify.verify import verify
 from tests.support.adapters import LLAMA_LINEARS, save_lora
@@ -218,3 +222,36 @@ def test_decoders_of_many_architectures_take_a_head(model_type, tmp_path):
     config = _lora(target_modules=["q_proj", "v_proj"] if model_type in ("mixtral", "gpt_oss") else "all-linear")
     tuned = _save_classifier(tmp_path / "base", tmp_path / "tuned", config, classes=3)
     _verified(tmp_path / "base", {"tuned": ("base", tuned)}, tmp_path, room=_ROOM)
+
+
+@pytest.mark.parametrize("way", ["quantised", "merged", "on a delta"])
+def test_a_head_under_each_policy_for_the_weights_below_it(way, tmp_path):
+    base = save_model("llama", tmp_path / "base")
+    whole = tmp_path / "whole"
+    shutil.copytree(base, whole)
+    torch.manual_seed(1)
+    tensors = {
+        name: value + 0.004 * torch.randn_like(value) for name, value in load_file(base / "model.safetensors").items()
+    }
+    save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
+    tuned = _save_classifier(whole, tmp_path / "tuned", _lora(), classes=3)
+    plan = deployment(base, {"whole": ("base", whole), "tuned": ("whole", tuned)}, memory_bytes=8 << 30)
+    match way:
+        case "quantised":
+            plan = replace(plan, bases={"base": replace(plan.bases["base"], quantize=Quantize(bits=8, group=32))})
+        case "merged":
+            own = replace(plan.fine_tunes["tuned"], merge="always")
+            plan = replace(plan, fine_tunes=plan.fine_tunes | {"tuned": own})
+        case _:
+            share = Sharing(mode="delta", max_error=Fraction(15, 100))
+            plan = replace(plan, policy=replace(plan.policy, share=share))
+    served = compiled(plan, tmp_path / "zoo")
+    for report in verify(served.plan, served.zoo, root=tmp_path, prompts=4, output_tokens=4):
+        assert report.passed, report
+    chains = {app.model: served.plan.chains[app.chain] for app in served.plan.apps}
+    paths = {name: served.plan.paths[chain.path].blocks for name, chain in chains.items()}
+    if way == "on a delta":
+        assert paths["base"][1:-1] == paths["whole"][1:-1], "the layers are the base's, with what changed beside them"
+        assert paths["whole"][:-1] == paths["tuned"][:-1]
+    if way == "merged":
+        assert served.plan.models["tuned"].merged is not None
