@@ -332,9 +332,10 @@ def _requires(
     needs |= {f"kv:{group.dtype}" for group in groups}
     needs |= {f"op:{op.target}" for block in graph.blocks.values() for op in block.structure.ops}
     needs.add(f"devices:{len({device for instance in placement.instances for device in instance.devices})}")
-    pools = any(op.target == "blockc.pool" for block in graph.blocks.values() for op in block.structure.ops)
-    if pools or any(chain.labels for chain in chains):
+    if any(op.target == "blockc.pool" for block in graph.blocks.values() for op in block.structure.ops):
         needs.add("output:vector")
+    if any(chain.labels for chain in chains):
+        needs.add("output:scores")
     needs |= {f"side:{kind}" for chain in chains for kind in chain.side_kinds}
     if any(chain.virtual_tokens for chain in chains):
         needs.add("input:virtual")
