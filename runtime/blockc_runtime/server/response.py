@@ -1,7 +1,7 @@
 """The response to an HTTP call that has been submitted to the engine, whatever the engine answers it with.
 
-In: a `Submission`. Out: the HTTP response, in the words of its route. Invariant: however a call ends (its client left, a
-stop string came, the engine failed), nothing of it goes on working.
+In: a `Submission`. Out: the HTTP response, in the words of its route. Invariant: however a call ends (its client left,
+a stop string came, the engine failed), nothing of it goes on working.
 """
 
 from __future__ import annotations
