@@ -20,6 +20,7 @@ from blockc.fine_tunes import kind_of_adapter
 from blockc.ir.strict_json import StrictJsonError
 from blockc.trace import Head
 from blockc.tune.adapter import plain
+from blockc.tune.adapter_config import short
 from blockc.tune.checkpoint import read_json
 from blockc.tune.head import MOST_CLASSES, UnknownHeadError, class_names, pooled_head
 
@@ -54,7 +55,7 @@ def read_adapter_head(
 ) -> Found | None:
     """What an adapter yields, and the names of its classes. Problems go to ``diags`` (BC202, BC205, BC208, BC211)."""
     task = config.get("task_type")
-    if task in _OF_TOKENS:
+    if isinstance(task, str) and task in _OF_TOKENS:
         diags.report(
             "BC208", f"{written} was trained for {task}: it yields {_OF_TOKENS[task]}", at=at,
             help="what is served yields tokens, one embedding or one row of scores for a text",
@@ -92,15 +93,15 @@ def _classes(directory: Path, below: Below, *, written: str, diags: Diagnostics,
         return None
     head = Head(kind="classification", causal=below.config.get("model_type") not in ENCODERS)
     if not (directory / "config.json").is_file():
-        same = below.labels if len(below.labels) == count else class_names({}, count)
-        return head, same
+        return head, below.labels if len(below.labels) == count else class_names({}, count)
     beside = read_json(directory / "config.json", written=written, diags=diags, at=at)
     if beside is None:
         return None
-    stated = class_names(beside)
-    if {"id2label", "num_labels"} & beside.keys() and len(stated) != count:
+    stated = beside.get("id2label", beside.get("num_labels"))
+    stated = len(stated) if isinstance(stated, dict) else stated
+    if stated not in (None, count):
         diags.report(
-            "BC202", f"config.json of {written} names {len(stated)} classes, its classifier has {count}", at=at,
+            "BC202", f"config.json of {written} is for {short(stated)} classes, its classifier for {count}", at=at,
             help="the two come from different trainings: copy the adapter again, or remove config.json",
         )  # fmt: skip
         return None

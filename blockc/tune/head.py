@@ -15,7 +15,7 @@ from typing import Any
 from blockc.architectures import ENCODERS
 from blockc.diag import Diagnostics, Span
 from blockc.ir.strict_json import StrictJsonError, parse_strict_json
-from blockc.trace import TOKENS, WITH_UNUSED_HEADS, Head, Pooling
+from blockc.trace import TOKENS, WITH_UNUSED_HEADS, Head, Pooling, UntraceableError, config_of
 
 MOST_CLASSES = 1 << 16
 _POOLINGS: dict[str, Pooling] = {"cls": "first", "mean": "mean", "lasttoken": "last"}
@@ -63,15 +63,19 @@ def pooled_head(directory: Path) -> Head:
     return Head(kind="embedding", pooling=pooling, normalize="Normalize" in modules)
 
 
-def class_names(config: Mapping[str, Any], count: int | None = None) -> tuple[str, ...]:
-    """Names of the classes that a configuration is for, or of ``count``, as transformers calls them."""
+def class_names(config: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """Names of so many classes: those of ``id2label``, else as transformers calls them."""
     named = config.get("id2label")
-    names = {str(key): str(name) for key, name in named.items()} if isinstance(named, dict) else {}
-    known = tuple(names[str(place)] for place in range(len(names)) if str(place) in names)
-    if count is None:
-        stated = config.get("num_labels")
-        count = len(known) or (stated if isinstance(stated, int) and 0 < stated <= MOST_CLASSES else 2)
-    return known if len(known) == count else tuple(f"LABEL_{place}" for place in range(count))
+    names = {str(key): name for key, name in named.items()} if isinstance(named, dict) else {}
+    return tuple(str(names.get(str(place), f"LABEL_{place}")) for place in range(count))
+
+
+def model_classes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the classes that a whole model scores; none where transformers cannot read its configuration."""
+    try:
+        return class_names(config, config_of(config).num_labels)
+    except UntraceableError:
+        return ()  # which is reported when it is traced
 
 
 def _architecture(config: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from blockc.trace import TOKENS, Head
 from blockc.tune.adapter_head import Below, read_adapter_head
 from blockc.tune.assets import check_assets
 from blockc.tune.checkpoint import only_vectors, read_json
-from blockc.tune.head import class_names, read_head
+from blockc.tune.head import model_classes, read_head
 from blockc.tune.source import locate, written_as
 
 # Entries of `auto_map` that replace the model itself; a tokenizer's code is no concern of the weights.
@@ -171,7 +171,7 @@ def _read(
         head = read_head(directory, config, written=written, diags=diags, at=at)
         if head is None:
             return None
-        labels = class_names(config) if head.kind == "classification" else ()
+        labels = model_classes(config) if head.kind == "classification" else ()
     else:
         assert below is not None, "what is no whole model stands on one"
         found = read_adapter_head(

@@ -18,7 +18,7 @@ from blockc.plan import ExecutionPlan, ModelEntry
 from blockc.spec.deployment import HubSource
 from blockc.trace import Head
 from blockc.tune.adapter_head import class_count, is_for_classes
-from blockc.tune.head import class_names, encoder_head, pooled_head
+from blockc.tune.head import encoder_head, model_classes, pooled_head
 from blockc.tune.source import download
 from blockc.verify.bottleneck import add_bottlenecks, is_bottleneck
 
@@ -112,7 +112,7 @@ def _classifier(directory: Path, steps: Sequence[tuple[str, Path]], classes: int
     config = _config(directory)
     if config["model_type"] not in ENCODERS:
         model.config.get_text_config().pad_token_id = None  # a text by itself has no padding, whatever it ends with
-    own = len(class_names(config)) if config["architectures"][0].endswith("ForSequenceClassification") else None
+    own = len(model_classes(config)) if config["architectures"][0].endswith("ForSequenceClassification") else None
     heads = [own]
     for _, step in steps:
         heads.append(_classes(step) or heads[-1])
@@ -210,17 +210,35 @@ def _with_adapters(model: Any, directories: Sequence[Path]) -> Any:
         for config in configs
     ):
         for lower in directories[:-1]:
-            lowered = PeftModel.from_pretrained(model, lower, autocast_adapter_dtype=False)
+            lowered = PeftModel.from_pretrained(
+                model, lower, config=_config_for(model, lower), autocast_adapter_dtype=False
+            )
             model = lowered.to(model.dtype).merge_and_unload()
         directories = directories[-1:]
     names = [f"adapter{index}" for index in range(len(directories))]
-    tuned = PeftModel.from_pretrained(model, directories[0], adapter_name=names[0], autocast_adapter_dtype=False)
+    tuned = PeftModel.from_pretrained(
+        model,
+        directories[0],
+        adapter_name=names[0],
+        config=_config_for(model, directories[0]),
+        autocast_adapter_dtype=False,
+    )
     for name, directory in zip(names[1:], directories[1:], strict=True):
         tuned.load_adapter(directory, adapter_name=name, autocast_adapter_dtype=False)
     if configs[-1].get("peft_type") in _VIRTUAL:
         return tuned
     tuned.base_model.set_adapter(names)
     return tuned.to(model.dtype)
+
+
+def _config_for(model: Any, directory: Path) -> Any:
+    """An adapter's configuration. One for generation may stand on a classifier, which PEFT would ask to generate."""
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(directory)
+    if config.task_type == "CAUSAL_LM" and not hasattr(model, "prepare_inputs_for_generation"):
+        config.task_type = None
+    return config
 
 
 def _directory(entry: ModelEntry, root: Path) -> Path:

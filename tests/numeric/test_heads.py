@@ -255,3 +255,21 @@ def test_a_head_under_each_policy_for_the_weights_below_it(way, tmp_path):
         assert paths["whole"][:-1] == paths["tuned"][:-1]
     if way == "merged":
         assert served.plan.models["tuned"].merged is not None
+
+
+def test_a_lora_for_generation_on_a_head_adapts_the_layers_below_it(tmp_path):
+    base = save_model("llama", tmp_path / "base")
+    tuned = _save_classifier(base, tmp_path / "tuned", _lora(), classes=3)
+    above = save_lora(base, tmp_path / "above", seed=7)
+    served, _ = _verified(base, {"tuned": ("base", tuned), "above": ("tuned", above)}, tmp_path)
+    assert len(served.plan.chains[served.plan.models["above"].chain].labels) == 3
+
+
+def test_keys_that_name_classes_oddly_do_not_change_how_many_there_are(tmp_path):
+    base = save_model("llama", tmp_path / "base")
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "whole")
+    path = tmp_path / "whole" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"id2label": {"1": "b", "2": "c", "7": "z"}}))
+    served, _ = _verified(base, {"whole": ("base", tmp_path / "whole")}, tmp_path)
+    assert served.plan.chains[served.plan.models["whole"].chain].labels == ("LABEL_0", "b", "c")
