@@ -44,7 +44,7 @@ def chain_problems(plan: ExecutionPlan, structures: Mapping[str, Structure]) -> 
 def _width(plan: ExecutionPlan, structures: Mapping[str, Structure], chain: ChainEntry) -> object:
     """How many values the last block yields for a text."""
     structure = structures[plan.blocks[plan.paths[chain.path].blocks[-1]].structure]
-    result = value_types(structure)[structure.returns[0]]
+    result = value_types(structure).get(structure.returns[0])
     return None if result is None else result.shape[-1]
 
 

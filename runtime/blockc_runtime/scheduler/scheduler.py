@@ -245,15 +245,15 @@ class Scheduler:
         if outcome.fault is not None:
             events.append(self._finish(item, "error", outcome.fault.message))
             return
-        if outcome.scores:
-            events.append(self._finish(item, "stop", scores=outcome.scores))
-            return
-        if len(outcome.tokens) != row.samples:
+        if not outcome.scores and len(outcome.tokens) != row.samples:
             message = f"the executor drew {len(outcome.tokens)} tokens where {row.samples} were due"
             events.append(self._finish(item, "error", message))
             return
         item.computed = row.start + len(row.tokens)
         self._kv.commit(item.id, item.computed)
+        if outcome.scores:
+            events.append(self._finish(item, "stop", scores=outcome.scores))
+            return
         if not outcome.tokens:
             return
         item.tokens.extend(outcome.tokens)
