@@ -26,7 +26,7 @@ from blockc.tune.checkpoint import Checkpoint
 from blockc.tune.full import FLOATS, is_finite, listed, partners, tensor_ref
 from blockc.tune.models import ModelFiles
 from blockc.tune.recipe import recipes_for
-from blockc.tune.targets import lies_in
+from blockc.tune.targets import all_str, lies_in
 from blockc.tune.traced import parameter_shape
 from blockc.zoo import TensorBytes, Zoo
 
@@ -92,7 +92,7 @@ def under_own_head(
 def without_absent_classifiers(config: Mapping[str, Any], path: ModelPath) -> Mapping[str, Any]:
     """An adapter's configuration without the names that PEFT puts into `modules_to_save` and its model has not."""
     saved = config.get("modules_to_save")
-    if not is_for_classes(config) or not isinstance(saved, list):
+    if not is_for_classes(config) or not all_str(saved):
         return config
     parameters = [name for names in path.parameters for name in names]
     kept = [name for name in saved if name not in CLASSIFIERS or any(lies_in(own, name) for own in parameters)]
@@ -147,7 +147,7 @@ class _Tensors:
             self._bare(name): block.tensors[param]
             for block, names in zip(path.blocks, path.parameters, strict=True)
             for name, param in names.items()
-            if (name in path.transposed) == (name in self._transposed)
+            if name not in path.transposed
         }
 
     def of(self, block: TracedBlock) -> dict[str, TensorRef]:
@@ -178,11 +178,6 @@ class _Tensors:
         zoo.put_tensors(list(self.fresh.values()))
         return True
 
-    @property
-    def _transposed(self) -> set[str]:
-        sources = (source for block in self.traced.blocks for source in block.sources.values())
-        return {source.name for source in sources if source.transform == "transpose"}
-
     def _bare(self, name: str) -> str:
         return name.removeprefix(f"{self.traced.loading.prefix}.")
 
@@ -191,7 +186,7 @@ class _Tensors:
             return self._stored(self.traced.buffers[source.name])
         if source.name in self.held:
             tensor = self._checked(self.adapter, self.held[source.name])
-        elif (ref := self.known.get(self._bare(source.name))) is not None and ref.shape == shape:
+        elif (ref := self._known(source)) is not None and (ref.dtype, ref.shape) == (dtype, shape):
             return ref
         else:
             tensor = self._of_base(source.name)
@@ -206,6 +201,9 @@ class _Tensors:
             self._report("BC203", f"{source.name} holds values that are not finite as {DTYPE_NAME[dtype]}")
             return None
         return self._stored(tensor)
+
+    def _known(self, source: Source) -> TensorRef | None:
+        return self.known.get(self._bare(source.name)) if source.transform == "none" else None
 
     def _of_base(self, name: str) -> torch.Tensor | None:
         recipes = recipes_for(self.base.shapes, self.traced.loading).of

@@ -137,3 +137,20 @@ def test_a_vocabulary_that_grew_with_a_padding_token(base, tmp_path):
     assert not diags.items
     assert chains["tuned"].path.vocab_size == 130
     assert chains["base"].path.vocab_size == 128
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [({"modules_to_save": [["score"]]}, "BC207"), ({"modules_to_save": "score"}, "BC207")],
+)
+def test_fields_that_no_library_writes(fields, code, base, tmp_path):
+    tuned = _tuned(base, tmp_path / "tuned", **fields)
+    assert code in _refused(base, {"tuned": ("base", tuned)}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"task_type": ["SEQ_CLS"]}, {"task_type": None, "auto_mapping": "x"}, {"task_type": 7}]
+)
+def test_a_task_that_is_no_task_brings_no_head(fields, base, tmp_path):
+    tuned = _tuned(base, tmp_path / "tuned", **fields)
+    assert _refused(base, {"tuned": ("base", tuned)}, tmp_path).keys() & {"BC204", "BC211"}
