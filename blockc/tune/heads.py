@@ -91,7 +91,7 @@ def under_own_head(
 
 def without_absent_classifiers(config: Mapping[str, Any], path: ModelPath) -> Mapping[str, Any]:
     """An adapter's configuration without the names that PEFT puts into `modules_to_save` and its model has not."""
-    saved = config.get("modules_to_save")
+    saved = config.get("modules_to_save") or []
     if not is_for_classes(config) or not all_str(saved):
         return config
     parameters = [name for names in path.parameters for name in names]
