@@ -101,6 +101,17 @@ SERVED = {
     BIAS: "a checkpoint of vectors alone (BitFit)",
     FULL: "whole checkpoints: equal blocks shared, vectors and few rows beside shared blocks, the rest as policy says",
 }
+# Heads that a fine-tune brings, in place of that of its base: what it is -> what becomes of it.
+HEADS = {
+    "a classifier (`SEQ_CLS`) on a decoder": "served at `/v1/classify`, in one batch with generation over the same "
+    "layers: scores at the last token, for as many classes as the saved matrix has rows",
+    "a classifier (`SEQ_CLS`) on an encoder": "compiled and verified, on `BertModel`, on a masked-language checkpoint "
+    "or on a classifier of other classes; parts of the head that nobody saved are refused",
+    "a pooling (`modules.json`) beside an adapter of an embedding model": "compiled and verified",
+    "a whole checkpoint with a classifier": "as an adapter with one",
+    "scores of each token (`TOKEN_CLS`, `QUESTION_ANS`)": "refused",
+    "embeddings of a decoder": "refused",
+}
 # Fields of a LoRA configuration that are refused with a value that switches them on.
 LORA_REFUSED = {
     "alora_invocation_tokens": "its matrices act from these tokens on; here a fine-tune acts on every token of its row",
@@ -116,6 +127,8 @@ LORA_REFUSED = {
 COMBINATIONS = {
     "a fine-tune with virtual tokens on another": "refused: PEFT does not say whose stand first",
     "a prefix on a model that reads a text as a whole": "refused: it keeps no keys and values",
+    "a head for classes on any stack without virtual tokens": "served: the layers as the stack leaves them, under it",
+    "a head for classes on virtual tokens, or virtual tokens for classes": "refused: PEFT cannot say what they yield",
     "rows of tokens on a LoRA of the same table or head": "refused: which of them a row follows is not defined",
     "a LoRA of a table on rows of it that are replaced": "refused, for the same reason",
     "rows of tokens at a head that has a bias": "refused: PEFT leaves the bias out, unless it merges the adapter",
@@ -172,6 +185,14 @@ def render_table() -> str:
         "| field | because |",
         "|---|---|",
         *(f"| `{name}` | {text} |" for name, text in LORA_REFUSED.items()),
+        "",
+        "## Heads",
+        "",
+        "Names of classes are those of `id2label` in the checkpoint's `config.json`, or in one beside an adapter.",
+        "",
+        "| head | |",
+        "|---|---|",
+        *(f"| {what} | {text} |" for what, text in HEADS.items()),
         "",
         "## Combinations",
         "",

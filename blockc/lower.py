@@ -177,6 +177,7 @@ def _chain(graph: UnifiedGraph, index: int, zoo: Zoo | None) -> ChainEntry:
         max_model_len=chain.path.max_model_len,
         stop_token_ids=chain.stop_token_ids,
         virtual_tokens=chain.virtual_tokens,
+        labels=chain.labels,
     )
 
 
@@ -333,6 +334,8 @@ def _requires(
     needs.add(f"devices:{len({device for instance in placement.instances for device in instance.devices})}")
     if any(op.target == "blockc.pool" for block in graph.blocks.values() for op in block.structure.ops):
         needs.add("output:vector")
+    if any(chain.labels for chain in chains):
+        needs.add("output:scores")
     needs |= {f"side:{kind}" for chain in chains for kind in chain.side_kinds}
     if any(chain.virtual_tokens for chain in chains):
         needs.add("input:virtual")

@@ -107,6 +107,9 @@ _PAGES: dict[str, str] = {
         """,
     "BC211": """
         A checkpoint lacks tensors that the model needs, so they would be random. Fetch it again.
+        So does an adapter whose classifier stands on a part that neither it nor its base holds, such
+        as the pooler that a masked-language checkpoint leaves out: it was random when the adapter
+        was trained, and is lost.
         """,
     "BC212": """
         The spec assumes what a fine-tune will be: `assume { ... }` in place of `weights`. A plan

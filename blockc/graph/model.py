@@ -124,7 +124,8 @@ class Chain:
     """A model version: a path, the sides on it, and the assets that belong to it.
 
     ``assets`` maps file names to digests of zoo blobs. ``virtual_tokens`` stand before every prompt: ids whose
-    embedding or keys and values its sides give. Two models of equal digest are one chain.
+    embedding or keys and values its sides give. ``labels``: names of classes, of a model that yields scores of them
+    in place of a next token. Two models of equal digest are one chain.
     """
 
     path: ModelPath
@@ -132,6 +133,7 @@ class Chain:
     assets: Mapping[str, str]
     stop_token_ids: tuple[int, ...]
     virtual_tokens: tuple[int, ...] = ()
+    labels: tuple[str, ...] = ()
 
     @cached_property
     def sides_at(self) -> Mapping[int, tuple[Side, ...]]:
@@ -158,5 +160,6 @@ class Chain:
                 "stop": self.stop_token_ids,
                 "max_model_len": self.path.max_model_len,
                 "virtual": self.virtual_tokens,
+                **({"labels": self.labels} if self.labels else {}),
             },
         )

@@ -92,6 +92,7 @@ class ChainEntry(_Entry):
     max_model_len: int
     stop_token_ids: tuple[int, ...]
     virtual_tokens: tuple[int, ...] = ()  # stand before every prompt, and no client sees them
+    labels: tuple[str, ...] = ()  # of a model that yields scores of classes: their names, in the order of the scores
 
 
 class CutEntry(_Entry):

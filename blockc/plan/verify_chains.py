@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from blockc.ir.identity import differing_parts
+from blockc.ir.infer import value_types
 from blockc.ir.structure import Structure
 from blockc.ir.tensor import DTYPE_BYTES
 from blockc.plan.laminar import crosses, find_crossing
@@ -29,6 +30,8 @@ def chain_problems(plan: ExecutionPlan, structures: Mapping[str, Structure]) -> 
             yield f"chain {index} has sides of {', '.join(chain.side_kinds) or 'no kind'} and rank {chain.side_rank}"
         if len(chain.virtual_tokens) >= max(1, chain.max_model_len):
             yield f"chain {index} has no room for tokens after its {len(chain.virtual_tokens)} virtual ones"
+        if chain.labels and len(chain.labels) != (width := _width(plan, structures, chain)):
+            yield f"chain {index} names {len(chain.labels)} classes, its head yields {width}"
         yield from _segments_of(plan, index, chain)
         yield from _groups_of(plan, index, chain)
     for index, segment in enumerate(plan.segments):
@@ -36,6 +39,13 @@ def chain_problems(plan: ExecutionPlan, structures: Mapping[str, Structure]) -> 
     yield from _crossing(plan)
     yield from _apps(plan)
     yield from _models(plan)
+
+
+def _width(plan: ExecutionPlan, structures: Mapping[str, Structure], chain: ChainEntry) -> object:
+    """How many values the last block yields for a text."""
+    structure = structures[plan.blocks[plan.paths[chain.path].blocks[-1]].structure]
+    result = value_types(structure).get(structure.returns[0])
+    return None if result is None else result.shape[-1]
 
 
 def _segments(plan: ExecutionPlan, structures: Mapping[str, Structure]) -> Iterator[str]:

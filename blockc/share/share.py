@@ -47,17 +47,27 @@ def share(
             result = _Sharing(policy, chains[name], found[parent], parent, zoo, diags).run()
             if result is not None:
                 found[name], evidence[name] = result
-        elif not model.is_full and parent in evidence and chains[name].path.digest == chains[parent].path.digest:
-            found[name] = _moved(chains[name], found[parent], zoo)
+        elif not model.is_full and parent in evidence:
+            found[name] = _moved(chains[name], chains[parent], found[parent], zoo)
     return Shared(chains=found, evidence=evidence)
 
 
-def _moved(chain: Chain, onto: Chain, zoo: Zoo) -> Chain:
-    """An adapter of a full fine-tune on the blocks that the fine-tune now has, unless they cannot be composed."""
+def _moved(chain: Chain, parent: Chain, onto: Chain, zoo: Zoo) -> Chain:
+    """An adapter of a full fine-tune on the blocks that the fine-tune now has, under its own head if it has one.
+
+    Unless they cannot be composed, or it has blocks of its own in the layers.
+    """
+    pairs = list(zip(chain.path.blocks, parent.path.blocks, strict=False))
+    same = next((at for at, (own, other) in enumerate(pairs) if own.digest != other.digest), len(pairs))
+    head = chain.path.blocks[same:]
+    if not same or any(block.structure.attention_count for block in head):
+        return chain
+    below = tuple(side for side in onto.sides if side.site.occurrence < same)
     try:
-        return replace(chain, path=onto.path, sides=stack_sides(onto.sides, chain.sides, zoo=zoo))
+        sides = stack_sides(below, chain.sides, zoo=zoo)
     except StackError:
         return chain
+    return replace(chain, path=replace(chain.path, blocks=(*onto.path.blocks[:same], *head)), sides=sides)
 
 
 class _Sharing:

@@ -103,6 +103,8 @@ def build_meta_model(config: Any, dtype: torch.dtype, head: Head) -> nn.Module:
     attention.register()
     config = copy.deepcopy(config)
     try:
+        if head.causal:
+            config.get_text_config().pad_token_id = None  # a text by itself has no padding, whatever it ends with
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model: nn.Module = (
@@ -111,7 +113,7 @@ def build_meta_model(config: Any, dtype: torch.dtype, head: Head) -> nn.Module:
             if model._can_set_experts_implementation():  # type: ignore[operator]
                 model.set_experts_implementation(attention.NAME)  # type: ignore[operator]
             _keep_wide(model, dtype)
-            if head.kind != "tokens":
+            if head.reads_whole_texts:
                 for module in model.modules():
                     setattr(module, attention.ENCODES, True)
     except KeyError as error:
@@ -143,7 +145,7 @@ def capture(model: nn.Module, head: Head, *, every_layer: bool = False) -> Captu
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(
-                _TokensToLogits(model) if head.kind == "tokens" else _TokensToVector(model, head),
+                _TokensToVector(model, head) if head.reads_whole_texts else _TokensToLogits(model),
                 (tokens, tokens.clone()),
                 dynamic_shapes=({1: dim}, {1: dim}),
                 strict=False,

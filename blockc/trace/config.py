@@ -10,7 +10,7 @@ from blockc.trace.attention import UntraceableError
 # Layers that attend in another way are not told apart by the arguments that reach attention.
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 # Sizes that are allocated or counted through before any weight is looked at. No model comes near these.
-_MOST = {"num_hidden_layers": 4096, "head_dim": 1 << 16, "num_attention_heads": 1 << 16}
+_MOST = {"num_hidden_layers": 4096, "head_dim": 1 << 16, "num_attention_heads": 1 << 16, "num_labels": 1 << 16}
 
 
 def config_of(values: Mapping[str, Any]) -> Any:

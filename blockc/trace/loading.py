@@ -9,6 +9,9 @@ from typing import Any
 
 from torch import nn
 
+# Architectures of checkpoints that are taken for the model below their head.
+WITH_UNUSED_HEADS = ("ForMaskedLM", "ForPreTraining")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loading:
@@ -38,11 +41,15 @@ def loading_of(model: nn.Module) -> Loading:
     for name in ("rotary_emb.inv_freq", "position_ids"):
         if any(buffer.endswith(name) for buffer, _ in model.named_buffers()):
             ignored.add(rf"(^|\.){re.escape(name)}$")
+    prefix = str(getattr(model, "base_model_prefix", ""))
+    saved_as = (getattr(model.config, "architectures", None) or [type(model).__name__])[0]
+    if saved_as.endswith(WITH_UNUSED_HEADS) and not hasattr(model, prefix):
+        ignored.add(rf"^(?!{re.escape(prefix)}\.)")  # `AutoModel` of such a checkpoint leaves its head out
     return Loading(
         shapes={name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
         tied=dict(getattr(model, "all_tied_weights_keys", None) or {}),
         ignored=tuple(sorted(ignored)),
-        prefix=str(getattr(model, "base_model_prefix", "")),
+        prefix=prefix,
         transforms=tuple(get_model_conversion_mapping(model)),
         config=model.config,
     )

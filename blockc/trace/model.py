@@ -17,12 +17,19 @@ Pooling = Literal["first", "last", "mean"]
 class Head:
     """What a model yields: logits of the next token, or one vector for a text (an embedding, scores of classes).
 
-    ``pooling``: how an embedding is made of the tokens' hidden states; ``normalize``: scaled to length 1.
+    ``pooling``: how an embedding is made of the tokens' hidden states; ``normalize``: scaled to length 1. ``causal``:
+    scores of a model that reads from left to right, at the text's last token.
     """
 
     kind: Literal["tokens", "embedding", "classification"] = "tokens"
     pooling: Pooling = "mean"
     normalize: bool = False
+    causal: bool = False
+
+    @property
+    def reads_whole_texts(self) -> bool:
+        """Whether tokens depend on those that follow them."""
+        return self.kind != "tokens" and not self.causal
 
 
 TOKENS = Head()

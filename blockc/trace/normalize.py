@@ -14,13 +14,14 @@ from torch import fx
 from blockc.trace.attention import UntraceableError
 from blockc.trace.functional import functional
 from blockc.trace.fuse import fuse_embedding, fuse_linear, fuse_rms_norm
+from blockc.trace.model import TOKENS, Head
 from blockc.trace.nodes import aten, calls, dtype_of, insert_before, replace
-from blockc.trace.pool import pool_tokens
+from blockc.trace.pool import last_rows, pool_tokens
 from blockc.trace.shapes import explicit_shapes, one_value_per_op
 
 
-def normalize(graph: fx.Graph, *, pools: bool = False) -> None:
-    """Run all passes, then remove what nothing uses. ``pools``: the model yields one vector for a text."""
+def normalize(graph: fx.Graph, head: Head = TOKENS) -> None:
+    """Run all passes, then remove what nothing uses."""
     for run in (
         functional,
         drop_checks,
@@ -28,7 +29,8 @@ def normalize(graph: fx.Graph, *, pools: bool = False) -> None:
         drop_identities,
         one_value_per_op,
         explicit_shapes,
-        *((pool_tokens,) if pools else ()),
+        *((pool_tokens,) if head.reads_whole_texts else ()),
+        *((last_rows,) if head.causal else ()),
         fuse_linear,
         fuse_embedding,
         fuse_rms_norm,

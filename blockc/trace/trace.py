@@ -42,11 +42,13 @@ def trace(
     loading = loading_of(model)
     with short_frequencies(model, max_model_len):
         captured = capture(model, head, every_layer=every_layer)
-    normalize(captured.graph, pools=head.kind != "tokens")
+    normalize(captured.graph, head)
     check_token_independence(captured.graph)
     cuts = cut(captured)
-    prelude = _emit_prelude(captured, cuts)
-    pieces = _emit_blocks(captured, cuts)
+    # Encoders are `BertModel` to an embedding and its `bert` to scores: in blocks their parameters have one name.
+    outside = f"{loading.prefix}." if head.reads_whole_texts else ""
+    prelude = _emit_prelude(captured, cuts, outside)
+    pieces = _emit_blocks(captured, cuts, outside)
     repeated = _repeat_layers(captured, pieces)
     if repeated is None:
         return trace(config, dtype=dtype, head=head, max_model_len=max_model_len, every_layer=True)
@@ -70,13 +72,13 @@ def trace(
     )
 
 
-def _emit_prelude(captured: Capture, cuts: Cuts) -> TracedBlock | None:
+def _emit_prelude(captured: Capture, cuts: Cuts, outside: str) -> TracedBlock | None:
     if not cuts.contexts:
         return None
     return emit_block(
         cuts.prelude,
         names=captured.names,
-        strip="",
+        strip=outside,
         inputs={captured.placeholder("positions"): "positions"},
         contexts=(),
         returns=cuts.contexts,
@@ -93,7 +95,8 @@ class _Piece:
     caches: tuple[KvLayer, ...]
 
 
-def _emit_blocks(captured: Capture, cuts: Cuts) -> list[_Piece]:
+def _emit_blocks(captured: Capture, cuts: Cuts, outside: str) -> list[_Piece]:
+    """``outside``: what is left out of names that lie in no layer."""
     inputs = {captured.placeholder("tokens"): "tokens", captured.placeholder("positions"): "positions"}
     pieces: list[_Piece] = []
     for index, nodes in enumerate(cuts.blocks):
@@ -102,7 +105,7 @@ def _emit_blocks(captured: Capture, cuts: Cuts) -> list[_Piece]:
         block = emit_block(
             nodes,
             names=captured.names,
-            strip="" if layer is None else f"{captured.layers.path}.{layer}.",
+            strip=outside if layer is None else f"{captured.layers.path}.{layer}.",
             inputs=inputs | ({cuts.outputs[index - 1]: "x"} if index else {}),
             contexts=cuts.contexts,
             returns=(cuts.outputs[index],),

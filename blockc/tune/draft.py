@@ -60,8 +60,8 @@ def linears(path: ModelPath) -> dict[str, Located]:
 def tables(path: ModelPath) -> dict[str, Located]:
     """Every table that token ids are looked up in, by module path."""
     return {
-        place.name: Located(site=Site(occurrence=occurrence, name=place.name), place=place)
-        for occurrence, block in enumerate(path.blocks)
+        f"{prefix}{place.name}": Located(site=Site(occurrence=occurrence, name=place.name), place=place)
+        for occurrence, (block, prefix) in enumerate(zip(path.blocks, path.prefixes, strict=True))
         for place in block.places.values()
         if place.kind == "embed"
     }

@@ -173,7 +173,7 @@ def _match(
     missing = list(recipes.absent)
     needed = {source.name for block in traced.blocks for source in block.sources.values()}
     for parameter in sorted(needed - traced.buffers.keys()):
-        maker = next((name for name in _partners(parameter, traced) if name in recipes.of), None)
+        maker = next((name for name in partners(parameter, traced) if name in recipes.of), None)
         if maker is None:
             missing.append(parameter)
         else:
@@ -211,7 +211,7 @@ def report_coded(checkpoint: Checkpoint, names: Iterable[str], *, written: str, 
         )  # fmt: skip
 
 
-def _partners(parameter: str, traced: TracedModel) -> list[str]:
+def partners(parameter: str, traced: TracedModel) -> list[str]:
     """The parameter and those that it is tied to: any of them in a checkpoint stands for all that are absent."""
     tied = traced.loading.tied
     source = tied.get(parameter, parameter)

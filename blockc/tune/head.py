@@ -1,8 +1,8 @@
 """What a checkpoint yields, from its configuration: tokens, an embedding, or scores of classes.
 
-Encoders say it by their architecture's name; how an embedding is pooled is read from the files that
-sentence-transformers writes beside a model (``modules.json``, ``1_Pooling/config.json``). Without them it is the mean
-of the tokens, as sentence-transformers has it for a plain model.
+The architecture's name says it; how an embedding is pooled is read from the files that sentence-transformers writes
+beside a model (``modules.json``, ``1_Pooling/config.json``). Without them it is the mean of the tokens, as
+sentence-transformers has it for a plain model.
 """
 
 from __future__ import annotations
@@ -15,23 +15,25 @@ from typing import Any
 from blockc.architectures import ENCODERS
 from blockc.diag import Diagnostics, Span
 from blockc.ir.strict_json import StrictJsonError, parse_strict_json
-from blockc.trace import TOKENS, Head, Pooling
+from blockc.trace import TOKENS, WITH_UNUSED_HEADS, Head, Pooling, UntraceableError, config_of
 
+MOST_CLASSES = 1 << 16
 _POOLINGS: dict[str, Pooling] = {"cls": "first", "mean": "mean", "lasttoken": "last"}
 _KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
+_SCORES = "ForSequenceClassification"
 
 
-class _UnknownHeadError(ValueError):
+class UnknownHeadError(ValueError):
     """What of the files is not understood."""
 
 
 def read_head(directory: Path, config: Mapping[str, Any], *, written: str, diags: Diagnostics, at: Span) -> Head | None:
     """The head of a full checkpoint. Problems go to ``diags`` (BC205); then None."""
     if config.get("model_type") not in ENCODERS:
-        return TOKENS
+        return Head(kind="classification", causal=True) if _architecture(config).endswith(_SCORES) else TOKENS
     try:
         return encoder_head(directory, config)
-    except (_UnknownHeadError, OSError, StrictJsonError) as error:
+    except (UnknownHeadError, OSError, StrictJsonError) as error:
         diags.report(
             "BC205", f"what {written} yields is not understood: {str(error)[:200]}", at=at,
             help="an encoder yields an embedding (`BertModel`, with sentence-transformers' pooling if it has one) "
@@ -42,30 +44,55 @@ def read_head(directory: Path, config: Mapping[str, Any], *, written: str, diags
 
 def encoder_head(directory: Path, config: Mapping[str, Any]) -> Head:
     """The head of an encoder. Raises OSError, ValueError."""
-    names = config.get("architectures") or [""]
-    architecture = str(names[0]) if isinstance(names, list) and len(names) == 1 else ""
-    if architecture.endswith("ForSequenceClassification"):
+    architecture = _architecture(config)
+    if architecture.endswith(_SCORES):
         return Head(kind="classification")
-    if not architecture.endswith("Model"):
-        raise _UnknownHeadError(f"`architectures` of its config.json is {json.dumps(names)[:80]}")
+    if not architecture.endswith(("Model", *WITH_UNUSED_HEADS)):
+        raise UnknownHeadError(f"`architectures` of its config.json is {json.dumps(config.get('architectures'))[:80]}")
+    return pooled_head(directory)
+
+
+def pooled_head(directory: Path) -> Head:
+    """An embedding, pooled as sentence-transformers' files in a directory say. Raises OSError, ValueError."""
     modules = [str(item.get("type", "")).rsplit(".", 1)[-1] for item in _list(directory / "modules.json")]
     if strange := [name for name in modules if name not in _KNOWN_MODULES]:
-        raise _UnknownHeadError(f"modules.json lists a module {strange[0]!r}")
+        raise UnknownHeadError(f"modules.json lists a module {strange[0]!r}")
     if modules and modules[:2] != ["Transformer", "Pooling"]:
-        raise _UnknownHeadError("modules.json does not list a transformer and its pooling")
+        raise UnknownHeadError("modules.json does not list a transformer and its pooling")
     pooling = _pooling(directory / "1_Pooling" / "config.json") if modules else "mean"
     return Head(kind="embedding", pooling=pooling, normalize="Normalize" in modules)
+
+
+def class_names(config: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """Names of so many classes: those of ``id2label``, else as transformers calls them."""
+    named = config.get("id2label")
+    names = {str(key): name for key, name in named.items()} if isinstance(named, dict) else {}
+    return tuple(str(names.get(str(place), f"LABEL_{place}")) for place in range(count))
+
+
+def model_classes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the classes that a whole model scores; none where transformers cannot read its configuration."""
+    try:
+        return class_names(config, config_of(config).num_labels)
+    except UntraceableError:
+        return ()  # which is reported when it is traced
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    """The one that a checkpoint was saved as; empty if it does not say."""
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and len(names) == 1 else ""
 
 
 def _pooling(path: Path) -> Pooling:
     values = parse_strict_json(path.read_bytes())
     if not isinstance(values, dict):
-        raise _UnknownHeadError("1_Pooling/config.json is not an object")
+        raise UnknownHeadError("1_Pooling/config.json is not an object")
     modes = [key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
              for key, on in values.items() if key.startswith("pooling_mode_") and on]  # fmt: skip
     modes = modes or [str(values.get("pooling_mode"))]
     if len(modes) != 1 or modes[0] not in _POOLINGS:
-        raise _UnknownHeadError(f"a pooling of {', '.join(modes)}")
+        raise UnknownHeadError(f"a pooling of {', '.join(modes)}")
     return _POOLINGS[modes[0]]
 
 
@@ -74,5 +101,5 @@ def _list(path: Path) -> list[dict[str, Any]]:
         return []
     values = parse_strict_json(path.read_bytes())
     if not isinstance(values, list) or not all(isinstance(item, dict) for item in values):
-        raise _UnknownHeadError(f"{path.name} is not a list of modules")
+        raise UnknownHeadError(f"{path.name} is not a list of modules")
     return values

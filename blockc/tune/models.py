@@ -12,9 +12,10 @@ from blockc.diag import Diagnostics, Span
 from blockc.fine_tunes import BIAS, FULL, kind_of_adapter
 from blockc.spec.deployment import Assumption, Base, Deployment, FineTune, Source
 from blockc.trace import TOKENS, Head
+from blockc.tune.adapter_head import Below, read_adapter_head
 from blockc.tune.assets import check_assets
 from blockc.tune.checkpoint import only_vectors, read_json
-from blockc.tune.head import read_head
+from blockc.tune.head import model_classes, read_head
 from blockc.tune.source import locate, written_as
 
 # Entries of `auto_map` that replace the model itself; a tokenizer's code is no concern of the weights.
@@ -29,6 +30,9 @@ class ModelFiles:
 
     ``lineage``: names from this model down to its base. What is assumed has its parent's directory, for the assets,
     and the configuration that its files would have.
+
+    ``head`` and ``labels``: what it yields, and the names of its classes. ``own_head``: an adapter that yields through
+    another head than the model below it.
     """
 
     name: str
@@ -41,6 +45,8 @@ class ModelFiles:
     base: Base
     span: Span
     head: Head = TOKENS
+    labels: tuple[str, ...] = ()
+    own_head: bool = False
 
     @property
     def is_full(self) -> bool:
@@ -57,7 +63,7 @@ def read_models(
     """
     models: dict[str, ModelFiles] = {}
     for base in deployment.bases.values():
-        files = _read(base, base, (base.name,), configuration_only, diags=diags)
+        files = _read(base, base, (base.name,), None, configuration_only, diags=diags)
         if files is not None:
             models[base.name] = files
     for name in _parents_first(deployment):
@@ -68,7 +74,9 @@ def read_models(
         if isinstance(fine_tune.source, Assumption):
             files = _assumed(fine_tune, fine_tune.source, parent, diags=diags)
         else:
-            files = _read(fine_tune, parent.base, (name, *parent.lineage), configuration_only, diags=diags)
+            full = next(models[step] for step in parent.lineage if models[step].is_full)
+            below = Below(head=parent.head, labels=parent.labels, config=full.config)
+            files = _read(fine_tune, parent.base, (name, *parent.lineage), below, configuration_only, diags=diags)
         if files is not None:
             models[name] = files
     if configuration_only:
@@ -117,11 +125,18 @@ def _assumed(item: FineTune, assumption: Assumption, parent: ModelFiles, *, diag
         base=parent.base,
         span=item.source_span,
         head=parent.head,
+        labels=parent.labels,
     )
 
 
 def _read(
-    item: Base | FineTune, base: Base, lineage: tuple[str, ...], configuration_only: bool, *, diags: Diagnostics
+    item: Base | FineTune,
+    base: Base,
+    lineage: tuple[str, ...],
+    below: Below | None,
+    configuration_only: bool,
+    *,
+    diags: Diagnostics,
 ) -> ModelFiles | None:
     assert not isinstance(item.source, Assumption)
     at, written = item.source_span, written_as(item.source)
@@ -150,13 +165,21 @@ def _read(
             help=f"write `kind = {kind}`, or leave the attribute out",
         )  # fmt: skip
         return None
-    head: Head | None = TOKENS
     if kind in ("base", FULL):
         if not _supported(config, written=written, diags=diags, at=at):
             return None
         head = read_head(directory, config, written=written, diags=diags, at=at)
-    if head is None:
-        return None
+        if head is None:
+            return None
+        labels = model_classes(config) if head.kind == "classification" else ()
+    else:
+        assert below is not None, "what is no whole model stands on one"
+        found = read_adapter_head(
+            directory, config, below, configuration_only=configuration_only, written=written, diags=diags, at=at
+        )
+        if found is None:
+            return None
+        head, labels = found
     return ModelFiles(
         name=item.name,
         kind=kind,
@@ -168,6 +191,8 @@ def _read(
         base=base,
         span=at,
         head=head,
+        labels=labels,
+        own_head=below is not None and kind != FULL and (head, len(labels)) != (below.head, len(below.labels)),
     )
 
 

@@ -100,6 +100,12 @@ def are_patterns(patterns: list[str], matcher: Matcher) -> bool:
     return True
 
 
+def lies_in(parameter: str, module: str) -> bool:
+    """Whether a parameter is of a module whose path ends in a name, or of one inside it."""
+    parts = parameter.split(".")
+    return any(".".join(parts[:end]).endswith(module) for end in range(1, len(parts)))
+
+
 def all_str(value: Any) -> bool:
     """Whether it is a list of strings."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)

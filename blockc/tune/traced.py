@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from blockc.diag import Diagnostics
 from blockc.ir import canonical_json
@@ -11,16 +12,21 @@ from blockc.trace import Head, Source, TracedBlock, TracedModel, UntraceableErro
 from blockc.trace.rope import LONGROPE
 from blockc.tune.models import ModelFiles
 
+_OF_CLASSES = ("id2label", "label2id", "num_labels")
+
 
 def trace_models(files: Mapping[str, ModelFiles], *, diags: Diagnostics) -> dict[str, TracedModel]:
-    """By model name; adapters have no structure of their own. Problems go to ``diags`` (BC205)."""
+    """By model name; of adapters those with a head of their own. Problems go to ``diags`` (BC205)."""
     known: dict[tuple[str, str, Head, int | None], TracedModel] = {}
     traced: dict[str, TracedModel] = {}
     for name, model in files.items():
-        if not model.is_full:
+        if not (model.is_full or model.own_head):
             continue
+        full = next(files[step] for step in model.lineage if files[step].is_full)
         # What a checkpoint was saved in decides nothing: its tensors are cast to the spec's dtype.
-        config = {field: value for field, value in model.config.items() if field not in ("dtype", "torch_dtype")}
+        config = {field: value for field, value in full.config.items() if field not in ("dtype", "torch_dtype")}
+        if model.own_head:
+            config = with_classes(config, len(model.labels))
         written = canonical_json(config)
         length = model.base.max_model_len if LONGROPE in written else None  # otherwise it decides nothing
         key = (written, model.base.dtype, model.head, length)
@@ -36,6 +42,13 @@ def trace_models(files: Mapping[str, ModelFiles], *, diags: Diagnostics) -> dict
                 help="`blockc rule BC205` lists what is supported and why the rest is not",
             )
     return traced
+
+
+def with_classes(config: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """A model's configuration for so many classes; 0: as it is."""
+    if not count:
+        return dict(config)
+    return {field: value for field, value in config.items() if field not in _OF_CLASSES} | {"num_labels": count}
 
 
 def parameter_of(traced: TracedModel, source: Source) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from blockc.diag import Diagnostics
@@ -18,12 +19,15 @@ from blockc.spec.deployment import HubSource
 from blockc.trace import TracedModel
 from blockc.tune.adapter import AdapterFiles, Tuned
 from blockc.tune.assets import stop_token_ids, store_assets, tokens_without_rows
-from blockc.tune.checkpoint import open_checkpoint
+from blockc.tune.checkpoint import Checkpoint, open_checkpoint
+from blockc.tune.draft import tables
 from blockc.tune.full import OnBytes, bind_checkpoint, listed
+from blockc.tune.heads import under_own_head, without_absent_classifiers
 from blockc.tune.kinds import KINDS, READERS
 from blockc.tune.models import ModelFiles
 from blockc.tune.patterns import SECONDS, SlowPatternError
 from blockc.tune.stack import StackError, stack_sides
+from blockc.tune.traced import with_classes
 from blockc.zoo import Zoo
 
 # A model's name, bytes of its weights that are hashed and in the zoo, bytes of its weights in all.
@@ -42,12 +46,16 @@ def tune(
     diags: Diagnostics,
     on_bytes: OnModelBytes = lambda name, done, total: None,
 ) -> dict[str, Chain]:
-    """Chains by model name. ``models`` lists parents before children; ``traced`` has every full model."""
+    """Chains by model name. ``models`` lists parents before children; ``traced``: see `trace_models`."""
     chains: dict[str, Chain] = {}
     for name, files in models.items():
         parent = chains.get(files.lineage[1]) if len(files.lineage) > 1 else None
         progress = partial(on_bytes, name)
         if not files.is_full:
+            own = Diagnostics()
+            if parent is not None and files.own_head:
+                parent = _under_own_head(files, parent, models, traced, zoo=zoo, diags=own)
+            diags.items += own.items
             chain = _adapter_chain(files, parent, models, zoo=zoo, diags=diags, on_bytes=progress) if parent else None
         else:
             chain = _full_chain(files, traced.get(name), models, zoo=zoo, diags=diags, on_bytes=progress)
@@ -69,14 +77,7 @@ def _full_chain(
         return None
     max_model_len = longest_sequence(files, traced, diags=diags)
     own = Diagnostics()  # a problem of one model must not hide those of the next
-    checkpoint = open_checkpoint(
-        files.directory,
-        stem="model",
-        index="model.safetensors.index.json",
-        written=files.written,
-        diags=own,
-        at=files.span,
-    )
+    checkpoint = _open_full(files, diags=own)
     path = (
         bind_checkpoint(
             traced,
@@ -94,6 +95,48 @@ def _full_chain(
     )
     diags.items += own.items
     return _chain(path, (), files, models, zoo=zoo, diags=diags) if path is not None else None
+
+
+def _open_full(files: ModelFiles, *, diags: Diagnostics) -> Checkpoint | None:
+    return open_checkpoint(
+        files.directory,
+        stem="model",
+        index="model.safetensors.index.json",
+        written=files.written,
+        diags=diags,
+        at=files.span,
+    )
+
+
+def _open_adapter(files: ModelFiles, *, diags: Diagnostics) -> Checkpoint | None:
+    stem = {BIAS: "model", BOTTLENECK: "adapter"}.get(files.kind, "adapter_model")
+    return open_checkpoint(files.directory, stem=stem, index=None, written=files.written, diags=diags, at=files.span)
+
+
+def _under_own_head(
+    files: ModelFiles,
+    parent: Chain,
+    models: Mapping[str, ModelFiles],
+    traced: Mapping[str, TracedModel],
+    *,
+    zoo: Zoo,
+    diags: Diagnostics,
+) -> Chain | None:
+    """The model below an adapter, under the head that the adapter brings."""
+    full = next(models[name] for name in files.lineage if models[name].is_full)
+    adapter, base = _open_adapter(files, diags=diags), _open_full(full, diags=diags)
+    if files.name not in traced or adapter is None or base is None:
+        return None
+    return under_own_head(
+        files,
+        parent,
+        below=next(traced[name] for name in files.lineage[1:] if name in traced),
+        traced=traced[files.name],
+        adapter=adapter,
+        base=base,
+        zoo=zoo,
+        diags=diags,
+    )
 
 
 def _adapter_chain(
@@ -151,21 +194,20 @@ def _read_adapter(
             help="merge it into a full checkpoint with PEFT, if PEFT can; `blockc rule BC208` lists what is served",
         )  # fmt: skip
         return None
-    stem = {BIAS: "model", BOTTLENECK: "adapter"}.get(files.kind, "adapter_model")
-    checkpoint = open_checkpoint(
-        files.directory, stem=stem, index=None, written=files.written, diags=diags, at=files.span
-    )
+    checkpoint = _open_adapter(files, diags=diags)
     if checkpoint is None:
         return None
     adapter = AdapterFiles(
-        config=files.config,
+        config=without_absent_classifiers(files.config, parent.path),
         checkpoint=checkpoint,
         parent=parent,
         written=files.written,
         zoo=zoo,
         diags=diags,
         at=files.span,
-        model_config=next(models[name].config for name in files.lineage if models[name].is_full),
+        model_config=with_classes(
+            next(models[name].config for name in files.lineage if models[name].is_full), len(files.labels)
+        ),
     )
     try:
         return reader(adapter)
@@ -227,6 +269,9 @@ def _chain(
     virtual_tokens: tuple[int, ...] = (),
 ) -> Chain:
     directories = tuple(models[name].directory for name in files.lineage)
+    if files.labels:  # there is no head of tokens that would say how many there are
+        heights = [table.place.shape[0] for table in tables(path).values()]
+        path = replace(path, vocab_size=min(heights, default=path.vocab_size))
     # The nearest full model's configuration: adapters have none of their own.
     config = next(models[name].config for name in files.lineage if models[name].is_full)
     return Chain(
@@ -235,6 +280,7 @@ def _chain(
         assets=store_assets(directories, zoo, diags=diags, at=files.span),
         stop_token_ids=stop_token_ids(directories, config, diags=diags, at=files.span),
         virtual_tokens=virtual_tokens,
+        labels=files.labels,
     )
 
 

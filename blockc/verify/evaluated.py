@@ -61,6 +61,7 @@ def chain_of(plan: ExecutionPlan, zoo: Zoo, index: int) -> Chain:
         assets=entry.assets,
         stop_token_ids=entry.stop_token_ids,
         virtual_tokens=entry.virtual_tokens,
+        labels=entry.labels,
     )
 
 

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from blockc.architectures import ENCODERS
 from blockc.diag import DiagnosticError, Diagnostics
 from blockc.fine_tunes import BIAS
 from blockc.plan import ExecutionPlan, ModelEntry
 from blockc.spec.deployment import HubSource
 from blockc.trace import Head
-from blockc.tune.head import encoder_head
+from blockc.tune.adapter_head import class_count, is_for_classes
+from blockc.tune.head import encoder_head, model_classes, pooled_head
 from blockc.tune.source import download
 from blockc.verify.bottleneck import add_bottlenecks, is_bottleneck
 from blockc.verify.resize import resize, resized
@@ -39,7 +41,7 @@ class Reference:
 
 
 class VectorReference:
-    """One app's encoder as transformers runs it, pooled as its files say. One text at a time."""
+    """One app's encoder or classifier as transformers runs it, pooled as its files say. One text at a time."""
 
     def __init__(self, model: Any, head: Head) -> None:
         self._model = model
@@ -82,19 +84,61 @@ def reference(plan: ExecutionPlan, name: str, root: Path, dtype: torch.dtype) ->
 @contextmanager
 def vector_reference(plan: ExecutionPlan, name: str, root: Path, dtype: torch.dtype) -> Iterator[VectorReference]:
     """As :func:`reference`, for a model that yields one vector for a text."""
-    from transformers import AutoModel, AutoModelForSequenceClassification
+    from transformers import AutoModel
 
     lineage = _lineage(plan.models, name)
     full = next(index for index, step in enumerate(lineage) if plan.models[step].is_full)
     directory = _directory(plan.models[lineage[full]], root)
-    head = encoder_head(directory, json.loads((directory / "config.json").read_text()))
-    loader = AutoModelForSequenceClassification if head.kind == "classification" else AutoModel
-    model = _loaded(loader, directory, dtype)
-    adapters = lineage[:full][::-1]
-    model = _with_fine_tunes(
-        model, [(plan.models[step].kind, _directory(plan.models[step], root)) for step in adapters]
-    )
-    yield VectorReference(model.eval(), head)
+    steps = [(plan.models[step].kind, _directory(plan.models[step], root)) for step in lineage[:full][::-1]]
+    chain = plan.models[name].chain
+    assert chain is not None, "models of apps have chains"
+    if labels := plan.chains[chain].labels:
+        model = _classifier(directory, steps, len(labels), dtype)
+        yield VectorReference(model.eval(), Head(kind="classification"))
+        return
+    pooled = next((own for _, own in steps[::-1] if (own / "modules.json").is_file()), None)
+    head = pooled_head(pooled) if pooled else encoder_head(directory, _config(directory))
+    yield VectorReference(_with_fine_tunes(_loaded(AutoModel, directory, dtype), steps).eval(), head)
+
+
+def _classifier(directory: Path, steps: Sequence[tuple[str, Path]], classes: int, dtype: torch.dtype) -> Any:
+    """A model with a head for so many classes: its own, or one that a fine-tune brings.
+
+    Fine-tunes below that one are merged into the model as it was for them, whose layers are then put under the head.
+    """
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    options = {"num_labels": classes, "ignore_mismatched_sizes": True}
+    model = _loaded(AutoModelForSequenceClassification, directory, dtype, **options)
+    config = _config(directory)
+    if config["model_type"] not in ENCODERS:
+        model.config.get_text_config().pad_token_id = None  # a text by itself has no padding, whatever it ends with
+    own = len(model_classes(config)) if config["architectures"][0].endswith("ForSequenceClassification") else None
+    heads = [own]
+    for _, step in steps:
+        heads.append(_classes(step) or heads[-1])
+    lower = next(place for place in range(len(heads)) if set(heads[place:]) == {classes}) - 1
+    if lower <= 0:  # nothing below the fine-tune that brings the head, if it is not the model's own
+        return _with_fine_tunes(model, steps)
+    below = heads[lower]
+    if below is not None:
+        body = _classifier(directory, steps[:lower], below, dtype)
+    else:
+        loader = AutoModel if config["model_type"] in ENCODERS else AutoModelForCausalLM
+        body = _with_fine_tunes(_loaded(loader, directory, dtype), steps[:lower])
+    body = body.merge_and_unload() if hasattr(body, "merge_and_unload") else body
+    setattr(model, model.base_model_prefix, body.base_model)
+    return _with_fine_tunes(model, steps[lower:])
+
+
+def _classes(directory: Path) -> int | None:
+    """For how many classes an adapter brings a head; None if it brings none."""
+    path = directory / "adapter_config.json"
+    return class_count(directory) if path.is_file() and is_for_classes(json.loads(path.read_text())) else None
+
+
+def _config(directory: Path) -> Any:
+    return json.loads((directory / "config.json").read_text())
 
 
 def _lineage(models: Mapping[str, ModelEntry], name: str) -> list[str]:
@@ -110,9 +154,9 @@ def _load_full(entry: ModelEntry, root: Path, dtype: torch.dtype) -> Any:
     return _loaded(AutoModelForCausalLM, _directory(entry, root), dtype)
 
 
-def _loaded(loader: Any, directory: Path, dtype: torch.dtype) -> Any:
+def _loaded(loader: Any, directory: Path, dtype: torch.dtype, **more: Any) -> Any:
     """With fused attention, or without where the architecture has none (softcaps, sinks)."""
-    options = {"dtype": dtype, "use_safetensors": True}
+    options = {"dtype": dtype, "use_safetensors": True, **more}
     try:
         return loader.from_pretrained(directory, attn_implementation="sdpa", **options)
     except ValueError as error:
@@ -141,7 +185,8 @@ def _with_fine_tunes(model: Any, steps: Sequence[tuple[str, Path]]) -> Any:
 def _with_adapters(model: Any, directories: Sequence[Path]) -> Any:
     """A stack of adapters, the lowest first. Matrices keep the model's dtype.
 
-    Plain LoRAs are active at once, and PEFT adds them up; of other stacks all but the highest are merged by PEFT.
+    Plain LoRAs are active at once, and PEFT adds them up; of other stacks, and of classifiers, all but the highest are
+    merged by PEFT.
     What PEFT cannot merge acts on nothing that the others change: bottlenecks, which are ours, come first, and whoever
     has virtual tokens last. Before an adapter with another vocabulary the model is resized, as PEFT wants it.
     """
@@ -161,22 +206,43 @@ def _with_adapters(model: Any, directories: Sequence[Path]) -> Any:
     kinds = {directory: json.loads((directory / "adapter_config.json").read_text()) for directory in directories}
     directories = sorted(directories, key=lambda directory: kinds[directory].get("peft_type") in _VIRTUAL)
     configs = [kinds[directory] for directory in directories]
-    together = all(config.get("peft_type") == "LORA" and not config.get("use_dora") for config in configs)
+    together = all(
+        config.get("peft_type") == "LORA" and not config.get("use_dora") and not is_for_classes(config)
+        for config in configs
+    )
     if not together or any(resized(model, directory) for directory in directories):
         for lower in directories[:-1]:
             resize(model, lower)
-            lowered = PeftModel.from_pretrained(model, lower, autocast_adapter_dtype=False)
+            lowered = PeftModel.from_pretrained(
+                model, lower, config=_config_for(model, lower), autocast_adapter_dtype=False
+            )
             model = lowered.to(model.dtype).merge_and_unload()
         directories = directories[-1:]
     resize(model, directories[0])
     names = [f"adapter{index}" for index in range(len(directories))]
-    tuned = PeftModel.from_pretrained(model, directories[0], adapter_name=names[0], autocast_adapter_dtype=False)
+    tuned = PeftModel.from_pretrained(
+        model,
+        directories[0],
+        adapter_name=names[0],
+        config=_config_for(model, directories[0]),
+        autocast_adapter_dtype=False,
+    )
     for name, directory in zip(names[1:], directories[1:], strict=True):
         tuned.load_adapter(directory, adapter_name=name, autocast_adapter_dtype=False)
     if configs[-1].get("peft_type") in _VIRTUAL:
         return tuned
     tuned.base_model.set_adapter(names)
     return tuned.to(model.dtype)
+
+
+def _config_for(model: Any, directory: Path) -> Any:
+    """An adapter's configuration. One for generation may stand on a classifier, which PEFT would ask to generate."""
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(directory)
+    if config.task_type == "CAUSAL_LM" and not hasattr(model, "prepare_inputs_for_generation"):
+        config.task_type = None
+    return config
 
 
 def _directory(entry: ModelEntry, root: Path) -> Path:

@@ -27,7 +27,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """Greedy tokens and the logits ``[len(tokens), vocab]`` they were drawn from."""
+    """Greedy tokens and the logits ``[len(tokens), vocab]`` they were drawn from.
+
+    Of a model that yields scores of classes those are ``[1, classes]``, and the token is the class that scores best.
+    """
 
     tokens: tuple[int, ...]
     logits: torch.Tensor
@@ -45,14 +48,14 @@ def serve_greedily(
 
     ``together``: all of them arrive before the first step. ``on_step`` sees every step. Raises `DiagnosticError`.
     """
-    from blockc_runtime.capabilities import missing
+    from blockc_runtime.capabilities import VECTORS, missing
     from blockc_runtime.executor.torch_ import TorchExecutor
     from blockc_runtime.kv.index import KvIndex
     from blockc_runtime.limits import engine_limits
     from blockc_runtime.request import EndEvent, Request, Sampling, TokensEvent
     from blockc_runtime.scheduler import Scheduler
 
-    _refuse(missing(plan))
+    _refuse([entry for entry in missing(plan) if entry != VECTORS])
     limits = engine_limits(plan)
     scheduler = Scheduler(limits, KvIndex(limits))
     taps: list[tuple[int, torch.Tensor]] = []
@@ -100,7 +103,12 @@ def serve_greedily(
 
 
 def yields_vectors(plan: ExecutionPlan, app: int) -> bool:
-    """Whether an app's model reads a text as a whole and yields one vector for it."""
+    """Whether an app's model yields one vector for a text in place of tokens."""
+    return bool(plan.chains[plan.apps[app].chain].labels) or reads_whole_texts(plan, app)
+
+
+def reads_whole_texts(plan: ExecutionPlan, app: int) -> bool:
+    """Whether an app's model takes a text in one step, from both directions."""
     last = plan.paths[plan.chains[plan.apps[app].chain].path].blocks[-1]
     return "= blockc.pool(" in plan.structures[plan.blocks[last].structure]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from blockc.ir.ops import OPS
 from blockc.plan import FORMAT_VERSION, ExecutionPlan
 
-# What plans require whose models yield vectors; the executor has it, requests cannot ask for it yet.
+# What plans require whose models read texts as a whole; the executor has it, requests cannot ask for it yet.
 VECTORS = "output:vector"
 _DTYPES = ("BF16", "F32")
 _SIDES = (
@@ -49,6 +49,8 @@ def _has(entry: str) -> bool:
             return what in _SIDES
         case "input":
             return what == "virtual"
+        case "output":
+            return what == "scores"
         case "device":
             return what == "cpu" or (what == "cuda" and _has_cuda())
         case "devices":

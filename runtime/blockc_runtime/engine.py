@@ -380,7 +380,7 @@ def _executor(options: argparse.Namespace, plan: ExecutionPlan) -> tuple[Executo
 
     if lacking := missing(plan):
         problems = Diagnostics()
-        why = " (embeddings and scores of classes are compiled and verified, and not served yet)"
+        why = " (models that read a text as a whole are compiled and verified, and not served yet)"
         problems.report("BC905", f"this runtime lacks {', '.join(lacking)}{why if VECTORS in lacking else ''}")
         raise DiagnosticError(problems)
     from blockc_runtime.executor.torch_ import TorchExecutor

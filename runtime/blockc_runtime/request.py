@@ -63,13 +63,15 @@ class TokensEvent:
 class EndEvent:
     """The one end of a request. ``cached_tokens``: prompt tokens whose KV was found, not computed.
 
-    A stop token that ended the request has been emitted as its last token.
+    A stop token that ended the request has been emitted as its last token. ``scores``: of the text's classes, from a
+    model that yields these in place of tokens.
     """
 
     request: str
     reason: FinishReason
     message: str
     cached_tokens: int
+    scores: tuple[float, ...] = ()
 
 
 Event = TokensEvent | EndEvent

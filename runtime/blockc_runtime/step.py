@@ -62,11 +62,15 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowResult:
-    """What a row yielded: as many tokens as it asked samples for (none if ``fault``)."""
+    """What a row yielded: as many tokens as it asked samples for (none if ``fault``).
+
+    ``scores``: of a chain that yields scores of classes, in place of tokens.
+    """
 
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
     fault: Fault | None = None
+    scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from blockc_runtime.memory import MemoryUse
 from blockc_runtime.request import EndEvent, Request, Sampling, TokenLogprob, TokensEvent
 from blockc_runtime.step import Fault, Launch, Row, RowResult, Step, StepResult
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 _HEADER = struct.Struct(">I")
@@ -211,7 +211,7 @@ def _record(kind: type[_T], **fields: _Codec[Any]) -> _Codec[_T]:
 
 
 _INT, _STR, _FLOAT = _scalar(int), _scalar(str), _scalar(float)
-_INTS, _STRS = _scalars(int), _scalars(str)
+_INTS, _STRS, _FLOATS = _scalars(int), _scalars(str), _scalars(float)
 
 
 def _pair(value: object) -> tuple[int, float]:
@@ -248,6 +248,7 @@ _END_EVENT = _record(
     reason=_choice("stop", "length", "cancelled", "error"),
     message=_STR,
     cached_tokens=_INT,
+    scores=_FLOATS,
 )
 _MEMORY = _record(
     MemoryUse,
@@ -283,7 +284,7 @@ _FAULT = _record(Fault, scope=_choice("row", "launch", "worker"), message=_STR)
 _STEP_RESULT = _record(
     StepResult,
     step=_INT,
-    rows=_many(_record(RowResult, tokens=_INTS, logprobs=_LOGPROBS, fault=_optional(_FAULT))),
+    rows=_many(_record(RowResult, tokens=_INTS, logprobs=_LOGPROBS, fault=_optional(_FAULT), scores=_FLOATS)),
 )
 
 Message = Submit | Cancel | StatsQuery | Drain | Shutdown | Ready | Tokens | End | Stats | EngineError

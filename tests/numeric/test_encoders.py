@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModel, AutoModelForSequenceClassification
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from blockc.architectures import ENCODERS
 from blockc.trace import Head, trace
@@ -15,6 +15,7 @@ from blockc.verify.served import Question, encode
 from blockc.verify.verify import verify
 from tests.support.architectures import POSITIONS, randomize, tiny_config
 from tests.support.deployments import deployment
+from tests.support.fine_tunes import save_adapter
 from tests.support.serving import compiled
 
 # RoBERTa and its descendants count positions from the padding token's id.
@@ -64,6 +65,45 @@ def test_pooling_is_what_the_files_beside_the_model_say(mode, normalize, tmp_pat
     assert not other.passed, "another pooling must be caught"
 
 
+@pytest.mark.parametrize("model_type", ["bert", "xlm-roberta", "modernbert"])
+def test_of_a_checkpoint_with_a_masked_language_head_the_tokens_mean_is_the_embedding(model_type, tmp_path):
+    torch.manual_seed(0)
+    model = randomize(AutoModelForMaskedLM.from_config(tiny_config(model_type)))
+    model.save_pretrained(tmp_path / "model")
+    served, (report,) = _reports(tmp_path / "model", tmp_path)
+    assert report.max_error < 2e-5
+    (vector,) = encode(served.plan, served.zoo, [Question(app=0, tokens=(5, 6, 7), output_tokens=1)])
+    with torch.inference_mode():
+        hidden = model.eval().base_model(torch.tensor([[5, 6, 7]])).last_hidden_state[0]
+    torch.testing.assert_close(vector, hidden.mean(0), atol=2e-5, rtol=1e-4)
+
+
+def test_an_adapter_is_pooled_as_the_files_beside_it_say(tmp_path):
+    root = _save("bert", tmp_path / "base")
+    _pooled(root, "mean_tokens", normalize=False)
+    config = LoraConfig(r=4, target_modules=["query", "value"], task_type="FEATURE_EXTRACTION")
+    fine_tunes = {}
+    for name, mode in {"first": "cls_token", "same": "mean_tokens", "plain": None}.items():
+        adapter = save_adapter(root, tmp_path / name, config, model=AutoModel.from_pretrained(root))
+        if mode is not None:
+            _pooled(adapter, mode, normalize=name == "first")
+        fine_tunes[name] = ("base", adapter)
+    served = compiled(deployment(root, fine_tunes, max_model_len=_ROOM), tmp_path / "zoo")
+    for report in verify(served.plan, served.zoo, root=tmp_path, prompts=4, output_tokens=1):
+        assert report.max_error < 2e-5, report
+    paths = {app.model: served.plan.paths[served.plan.chains[app.chain].path].blocks for app in served.plan.apps}
+    assert paths["base"] == paths["same"] == paths["plain"] != paths["first"]
+    assert paths["base"][:-1] == paths["first"][:-1]
+    texts = [Question(app=app, tokens=(5, 6, 7), output_tokens=1) for app in range(4)]
+    models = [app.model for app in served.plan.apps]
+    vectors = dict(zip(models, encode(served.plan, served.zoo, texts), strict=True))
+    tuned = PeftModel.from_pretrained(AutoModel.from_pretrained(root), tmp_path / "first").eval()
+    with torch.inference_mode():
+        hidden = tuned(torch.tensor([[5, 6, 7]])).last_hidden_state[0]
+    expected = torch.nn.functional.normalize(hidden[0], dim=0)
+    torch.testing.assert_close(vectors["first"], expected, atol=2e-5, rtol=1e-4)
+
+
 def test_a_text_does_not_change_with_its_neighbours(tmp_path):
     root = _save("modernbert", tmp_path / "model")
     served = compiled(deployment(root, max_model_len=_ROOM), tmp_path / "zoo")
@@ -80,7 +120,7 @@ def test_a_text_does_not_change_with_its_neighbours(tmp_path):
 @pytest.mark.parametrize(
     ("architectures", "modules", "says"),
     [
-        (["BertForMaskedLM"], None, "BertForMaskedLM"),
+        (["BertForTokenClassification"], None, "BertForTokenClassification"),
         (
             ["BertModel"],
             [{"type": "models.Transformer"}, {"type": "models.Pooling"}, {"type": "models.Dense"}],

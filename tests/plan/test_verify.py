@@ -74,6 +74,7 @@ CONTRADICTIONS: list[tuple[str, Any]] = [
     ("unknown dtype", lambda p: p["kv_groups"][0].update(dtype="x")),
     ("path that is not there", lambda p: p["chains"][0].update(path="f" * 64)),
     ("takes no tokens", lambda p: p["chains"][0].update(max_model_len=0)),
+    ("names 2 classes", lambda p: p["chains"][0].update(labels=["yes", "no"])),
     ("sides of low_rank", lambda p: p["chains"][0].update(side_kinds=["low_rank@linear"])),
     ("no room for tokens", lambda p: p["chains"][0].update(virtual_tokens=[0] * 100_000)),
     ("segment that is not there", lambda p: p["chains"][0].update(segments=[0, 1, 3, 9])),

@@ -53,7 +53,7 @@ def _resize(model: Any, vocabulary: int) -> None:
     model.resize_token_embeddings(vocabulary)
     head = model.get_output_embeddings()
     with torch.no_grad():
-        for parameter in (model.get_input_embeddings().weight, *head.parameters()):
+        for parameter in (model.get_input_embeddings().weight, *(() if head is None else head.parameters())):
             parameter[height:].normal_(0, 0.12)
 
 

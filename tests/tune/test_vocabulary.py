@@ -218,7 +218,7 @@ def test_a_tokenizer_with_tokens_that_have_no_rows(saved, bases, tmp_path):
 
 @pytest.mark.parametrize("part", ["dense", "out_proj"])
 def test_a_classifier_is_no_vocabulary(part, tmp_path):
-    """Its linears come after the choice of a token, as heads do, and keep their heights all the same."""
+    """Its linears come after the choice of a token, as heads do; of another height is only a head of its own."""
     torch.manual_seed(0)
     base, model = (
         tmp_path / "base",
@@ -236,5 +236,5 @@ def test_a_classifier_is_no_vocabulary(part, tmp_path):
             held[name] = torch.cat([held[name], held[name][:1]])
 
     found = _diagnose(base, _rewritten(tuned, tmp_path, higher), tmp_path)
-    assert found.keys() == {"BC202"}
-    assert f"classifier.{part}.weight" in found["BC202"]
+    assert found.keys() == ({"BC202"} if part == "dense" else set())
+    assert part == "out_proj" or "classifier.dense.weight" in found["BC202"]

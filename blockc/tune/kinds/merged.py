@@ -177,10 +177,11 @@ def _load(files: AdapterFiles, tuned: Any) -> bool:
 
 def _model(files: AdapterFiles) -> Any:
     """The model below the adapter as transformers has it, in float32."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    loader = AutoModelForSequenceClassification if files.parent.labels else AutoModelForCausalLM
     try:
-        model = AutoModelForCausalLM.from_config(config_of(files.model_config), dtype=torch.float32)
+        model = loader.from_config(config_of(files.model_config), dtype=torch.float32)
     except UntraceableError as error:  # its own problem was reported where it is declared
         raise ValueError(str(error)) from error
     path = files.parent.path

@@ -12,14 +12,17 @@ import torch
 from blockc.tune.adapter import AdapterFiles
 from blockc.tune.adapter_config import LoraSettings
 from blockc.tune.draft import Draft
+from blockc.tune.targets import lies_in
 
 
 def modules(files: AdapterFiles, draft: Draft, names: Sequence[str]) -> None:
-    """`modules_to_save`: parameters of every module whose path ends in one of the names, as PEFT matches them."""
+    """`modules_to_save`: parameters in every module whose path ends in one of the names, as PEFT matches them."""
     for wanted in names:
-        promised = [name for names in draft.path.parameters for name in names if _module(name).endswith(wanted)]
-        for name in promised or [f"{wanted}.weight"]:
+        promised = [name for names in draft.path.parameters for name in names if lies_in(name, wanted)]
+        for name in promised:
             parameter(files, draft, name, name)
+        if not promised and f"{wanted}.weight" not in files:
+            files.take(f"{wanted}.weight")  # is missing, and reported; if it is there, nobody asks for it
 
 
 def parameter(files: AdapterFiles, draft: Draft, held: str, name: str) -> None:

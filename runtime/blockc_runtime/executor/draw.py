@@ -1,4 +1,4 @@
-"""Logits of a step -> tokens of its rows.
+"""Logits of a step -> tokens of its rows, or their scores of classes.
 
 In: logits of all rows that want some, and the rows. Out: their results, in order. Invariant: a row whose logits are
 not usable yields a fault and no tokens.
@@ -6,13 +6,14 @@ not usable yields a fault and no tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from blockc_runtime.request import Sampling
 from blockc_runtime.sampling import sample
-from blockc_runtime.step import Row, RowResult
+from blockc_runtime.step import Fault, Row, RowResult
 
 _LIKELIEST = Sampling()
 
@@ -31,6 +32,17 @@ def draw(logits: Tensor, rows: Sequence[Row]) -> list[RowResult]:
         results.append(_joined(drawn[first : first + row.samples]))
         first += row.samples
     return results
+
+
+def scores(logits: Tensor) -> list[RowResult]:
+    """``logits [R, classes]``: one row of it for each text."""
+    fault = Fault(scope="row", message="the scores are not finite")
+    return [
+        RowResult(tokens=(), logprobs=(), scores=tuple(own))
+        if all(map(math.isfinite, own))
+        else RowResult(tokens=(), logprobs=(), fault=fault)
+        for own in logits.tolist()
+    ]
 
 
 def _joined(parts: Sequence[RowResult]) -> RowResult:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from blockc_runtime.executor.batch import TokenBatch, kv_rows, row_problem, token_batch
-from blockc_runtime.executor.draw import draw
+from blockc_runtime.executor.draw import draw, scores
 from blockc_runtime.executor.model import LoadedModel, LoadedSegment, Occurrence
 from blockc_runtime.executor.program import LogitRows
 from blockc_runtime.executor.sides import side_sets
@@ -198,6 +198,9 @@ class StepRun:
         if self.logits_tap is not None:
             for row, own in zip(rows, logits.split_with_sizes([entry.samples for entry in entries]), strict=True):
                 self.logits_tap(row, own)
+        if entries[0].chain in self.model.scoring:  # and so are all others that pass this head
+            self._results.update(zip(rows, scores(logits), strict=True))
+            return
         if all(entry.sampling is None for entry in entries):  # vectors of whole texts: there is nothing to draw
             return
         self._results.update(zip(rows, draw(logits, entries), strict=True))

@@ -75,6 +75,7 @@ class LoadedSegment:
 class LoadedModel:
     """Everything a step needs. ``order[chain]``: where rows of a chain stand; ``disabled``: chain -> why.
 
+    ``scoring``: chains that yield scores of classes.
     ``weights_bytes`` and ``sides_bytes`` are those of the tensors that were made, ``mapped_bytes`` of them the zoo's
     own files.
     """
@@ -87,6 +88,7 @@ class LoadedModel:
     order: tuple[int, ...]
     group_place: tuple[dict[int, int], ...]
     disabled: dict[int, str]
+    scoring: frozenset[int]
     weights_bytes: int
     mapped_bytes: int
     sides_bytes: int
@@ -132,6 +134,7 @@ class _Loader:
             order=_order(len(plan.chains), manifests),
             group_place=tuple({kv.group: place for place, kv in enumerate(chain.kv)} for chain in plan.chains),
             disabled=disabled,
+            scoring=frozenset(index for index, chain in enumerate(plan.chains) if chain.labels),
             weights_bytes=self.store.nbytes,
             mapped_bytes=self.store.mapped_bytes,
             sides_bytes=sum(bank.nbytes for segment in segments for bank in segment.banks),

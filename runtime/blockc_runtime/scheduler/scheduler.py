@@ -245,12 +245,15 @@ class Scheduler:
         if outcome.fault is not None:
             events.append(self._finish(item, "error", outcome.fault.message))
             return
-        if len(outcome.tokens) != row.samples:
+        if not outcome.scores and len(outcome.tokens) != row.samples:
             message = f"the executor drew {len(outcome.tokens)} tokens where {row.samples} were due"
             events.append(self._finish(item, "error", message))
             return
         item.computed = row.start + len(row.tokens)
         self._kv.commit(item.id, item.computed)
+        if outcome.scores:
+            events.append(self._finish(item, "stop", scores=outcome.scores))
+            return
         if not outcome.tokens:
             return
         item.tokens.extend(outcome.tokens)
@@ -281,7 +284,9 @@ class Scheduler:
                 self._return(item)
         return tuple(events)
 
-    def _finish(self, item: LiveRequest, reason: FinishReason, message: str = "") -> EndEvent:
+    def _finish(
+        self, item: LiveRequest, reason: FinishReason, message: str = "", *, scores: tuple[float, ...] = ()
+    ) -> EndEvent:
         """End a request. Under a step in flight its pages stay its own: that step may still write to them."""
         was = item.state
         item.state = "ended"
@@ -292,7 +297,7 @@ class Scheduler:
             del self._running[item.id]
             if item.step is None:
                 self._forget(item)
-        return _end(item.id, reason, message, cached_tokens=item.cached or 0)
+        return _end(item.id, reason, message, cached_tokens=item.cached or 0, scores=scores)
 
     def _forget(self, item: LiveRequest) -> None:
         self._kv.release(item.id)
@@ -307,5 +312,7 @@ def _worker_fault(step: Step, result: StepResult) -> Fault | None:
     return next((fault for fault in faults if fault.scope == "worker"), None)
 
 
-def _end(request: str, reason: FinishReason, message: str = "", *, cached_tokens: int = 0) -> EndEvent:
-    return EndEvent(request=request, reason=reason, message=message, cached_tokens=cached_tokens)
+def _end(
+    request: str, reason: FinishReason, message: str = "", *, cached_tokens: int = 0, scores: tuple[float, ...] = ()
+) -> EndEvent:
+    return EndEvent(request=request, reason=reason, message=message, cached_tokens=cached_tokens, scores=scores)

@@ -6,6 +6,8 @@ and ``/ready`` pass the keys; an app of another tenant and one that does not exi
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fastapi import FastAPI, Request, Response
 from starlette.responses import JSONResponse
 
@@ -17,11 +19,12 @@ from blockc_runtime.server.catalogue import Catalogue, ServedApp
 from blockc_runtime.server.chat import ChatFormat
 from blockc_runtime.server.completions import CompletionFormat
 from blockc_runtime.server.engine_client import EngineClient
-from blockc_runtime.server.errors import ApiError, echo
-from blockc_runtime.server.generation import chat_generation, completion_generation
+from blockc_runtime.server.errors import ApiError, echo, invalid
+from blockc_runtime.server.generation import chat_generation, classification, completion_generation
 from blockc_runtime.server.metrics import CONTENT_TYPE, Metrics
 from blockc_runtime.server.schemas import (
     ChatBody,
+    ClassifyBody,
     CompletionBody,
     model_name,
     parse_object,
@@ -59,7 +62,7 @@ def create_app(
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         fields = parse_object(await read_body(request, max_body_bytes))
-        served = _find(catalogue, request, model_name(fields))
+        served = _find(catalogue, request, model_name(fields), yields="text")
         body = validate(CompletionBody, fields)
         calls.check_room(served)
         generation = await completion_generation(body, served)
@@ -68,11 +71,19 @@ def create_app(
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         fields = parse_object(await read_body(request, max_body_bytes))
-        served = _find(catalogue, request, model_name(fields))
+        served = _find(catalogue, request, model_name(fields), yields="text")
         body = validate(ChatBody, fields)
         calls.check_room(served)
         generation = await chat_generation(body, served)
         return calls.answer(generation, ChatFormat(generation, body), body)
+
+    @app.post("/v1/classify")
+    async def classify(request: Request) -> Response:
+        fields = parse_object(await read_body(request, max_body_bytes))
+        served = _find(catalogue, request, model_name(fields), yields="scores")
+        body = validate(ClassifyBody, fields)
+        calls.check_room(served)
+        return calls.classify(await classification(body, served))
 
     return app
 
@@ -98,7 +109,10 @@ def _add_state_routes(app: FastAPI, client: EngineClient, metrics: Metrics) -> N
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
 
-def _find(catalogue: Catalogue, request: Request, model: str) -> ServedApp:
+def _find(
+    catalogue: Catalogue, request: Request, model: str, *, yields: Literal["text", "scores"] | None = None
+) -> ServedApp:
+    """Raises 404, and 400 for a model of which the route cannot show what it yields."""
     served = catalogue.find(model, caller_of(request.scope))
     if served is None:
         raise ApiError(
@@ -107,6 +121,10 @@ def _find(catalogue: Catalogue, request: Request, model: str) -> ServedApp:
             param="model",
             code="model_not_found",
         )
+    if yields == "text" and served.labels:
+        raise invalid("this model yields scores of classes; use /v1/classify", param="model")
+    if yields == "scores" and not served.labels:
+        raise invalid("this model yields text; use /v1/completions", param="model")
     return served
 
 

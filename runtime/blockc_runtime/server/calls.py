@@ -1,35 +1,33 @@
 """Answers one HTTP call: waits for its tokens and sends them, at once or as they come.
 
-In: a `Generation` and the `Format` of its route. Out: the HTTP response. Invariant: however a call
-ends (its client left, a stop string came, the engine failed), nothing of it goes on working.
+In: a `Generation` and the `Format` of its route. Out: the HTTP response (see `response.py`).
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Send
 
 from blockc_runtime.request import EndEvent, FinishReason, TokenLogprob, TokensEvent
 from blockc_runtime.server import sse
 from blockc_runtime.server.catalogue import ServedApp
+from blockc_runtime.server.classify import ScoresResponse
 from blockc_runtime.server.engine_client import (
     Arrival,
     Call,
     EngineClient,
     EngineUnavailableError,
     QueueFullError,
-    Unavailable,
 )
 from blockc_runtime.server.errors import ApiError, unavailable
-from blockc_runtime.server.generation import Generation
+from blockc_runtime.server.generation import Generation, Submission
 from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.output import Delta, Output
+from blockc_runtime.server.response import CallResponse, raise_if_failed, send_json
 from blockc_runtime.server.schemas import ChatBody, CompletionBody
 
 
@@ -80,23 +78,29 @@ class Calls:
         with self._refusals():
             self._client.check_room(app.tenant, 1)
 
-    def answer(self, generation: Generation, answer_format: Format, body: CompletionBody | ChatBody) -> CallResponse:
+    def answer(self, generation: Generation, answer_format: Format, body: CompletionBody | ChatBody) -> TextResponse:
         """Submit a call and return the response that will answer it. Raises 429 or 503."""
-        app = generation.app
-        with self._refusals():
-            call = self._client.submit(
-                generation.requests,
-                tenant=app.tenant,
-                metrics=self._metrics.app(app.tenant, app.app),
-            )
-        return CallResponse(
+        return TextResponse(
             self._client,
-            call,
+            self._submitted(generation),
             generation,
             answer_format,
             stream=body.stream,
             include_usage=body.stream_options.include_usage,
         )
+
+    def classify(self, submission: Submission) -> ScoresResponse:
+        """Submit texts for their scores and return the response that will answer. Raises 429 or 503."""
+        return ScoresResponse(self._client, self._submitted(submission), submission)
+
+    def _submitted(self, submission: Submission) -> Call:
+        app = submission.app
+        with self._refusals():
+            return self._client.submit(
+                submission.requests,
+                tenant=app.tenant,
+                metrics=self._metrics.app(app.tenant, app.app),
+            )
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
@@ -111,8 +115,8 @@ class Calls:
             raise unavailable(reason) from None
 
 
-class CallResponse(Response):
-    """The response to a call that has been submitted."""
+class TextResponse(CallResponse):
+    """The response to a call that generates text."""
 
     def __init__(
         self,
@@ -124,36 +128,15 @@ class CallResponse(Response):
         stream: bool,
         include_usage: bool,
     ) -> None:
-        super().__init__()
-        self._client = client
-        self._call = call
-        self._generation = generation
+        super().__init__(client, call, generation)
         self._format = answer_format
         self._as_stream = stream
         self._include_usage = include_usage
-        self._index = {request.id: index for index, request in enumerate(generation.requests)}
         vocabulary = generation.app.text.vocabulary
         self._outputs = [Output(vocabulary, generation.options) for _ in generation.requests]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, and stop everything if the client leaves."""
-        watch = asyncio.create_task(self._leave_with_client(receive))
-        try:
-            # The first arrival decides the status: an engine that fails is a 5xx, not a stream.
-            arrivals = await self._call.arrived()
-            for arrival in arrivals:
-                self._raise_if_failed(arrival)
-            await (self._stream(send, arrivals) if self._as_stream else self._whole(send, arrivals))
-        except ApiError as error:
-            await error.response()(scope, receive, send)
-        finally:
-            self._client.cancel(self._call)
-            watch.cancel()
-
-    async def _leave_with_client(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self._client.cancel(self._call)
+    async def _answer(self, send: Send, arrivals: list[Arrival]) -> None:
+        await (self._stream(send, arrivals) if self._as_stream else self._whole(send, arrivals))
 
     async def _stream(self, send: Send, arrivals: list[Arrival]) -> None:
         await send(sse.START)
@@ -181,12 +164,7 @@ class CallResponse(Response):
         if not all(output.finished for output in self._outputs):
             return  # the client left; nobody reads an answer
         data = self._format.whole(choices, self._usage())
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(data)).encode()),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send(sse.body(data, more=False))
+        await send_json(send, data)
 
     def _event(self, arrival: Arrival) -> bytes:
         delta = self._delta(arrival)
@@ -202,19 +180,12 @@ class CallResponse(Response):
             if output.stopped:
                 self._client.finish(arrival.request)
             return delta
-        self._raise_if_failed(arrival)
+        raise_if_failed(arrival)
         assert isinstance(arrival, EndEvent)
         return output.end(arrival)
 
-    @staticmethod
-    def _raise_if_failed(arrival: Arrival) -> None:
-        if isinstance(arrival, Unavailable):
-            raise unavailable(arrival.message)
-        if isinstance(arrival, EndEvent) and arrival.reason in ("error", "cancelled"):
-            raise ApiError(500, f"the engine failed: {_public(arrival.message)}")
-
     def _usage(self) -> dict[str, Any]:
-        prompt = self._generation.prompt_tokens
+        prompt = self._submission.prompt_tokens
         completion = sum(output.token_count for output in self._outputs)
         cached = sum(output.cached_tokens for output in self._outputs)
         return {
@@ -223,9 +194,3 @@ class CallResponse(Response):
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
-
-
-def _public(message: str) -> str:
-    """Return the first line of an engine's message without anything that looks like a path."""
-    line = message.strip().partition("\n")[0][:300]
-    return " ".join("..." if "/" in word else word for word in line.split()) or "no reason given"

@@ -40,7 +40,8 @@ class SamplingDefaults:
 class ServedApp:
     """One app as requests need it. ``index`` and ``chain`` are the plan's.
 
-    ``max_model_len``: prompt and answer; what the chain's virtual tokens take is gone from it.
+    ``max_model_len``: prompt and answer; what the chain's virtual tokens take is gone from it. ``labels``: names of
+    classes, of a model that yields scores of them in place of text.
     """
 
     index: int
@@ -53,6 +54,7 @@ class ServedApp:
     stop_token_ids: tuple[int, ...]
     vocab_size: int
     max_model_len: int
+    labels: tuple[str, ...] = ()
 
     @property
     def model(self) -> str:
@@ -118,6 +120,7 @@ def _served_app(
         stop_token_ids=_stop_ids(chain, config),
         vocab_size=chain.vocab_size,
         max_model_len=chain.max_model_len - len(chain.virtual_tokens),
+        labels=chain.labels,
     )
 
 

@@ -1,6 +1,6 @@
 """A checked body to engine requests.
 
-In: a body, the app it names. Out: a `Generation`: engine requests and how to show their outputs.
+In: a body, the app it names. Out: a `Submission`: engine requests, and of a `Generation` how to show their outputs.
 Invariant: an engine request that leaves here fits its chain: token ids inside the vocabulary,
 prompt and output together inside ``max_model_len``.
 """
@@ -18,20 +18,19 @@ from blockc_runtime.server.catalogue import ServedApp
 from blockc_runtime.server.chat_template import ChatTemplateError
 from blockc_runtime.server.errors import ApiError, invalid
 from blockc_runtime.server.output import OutputOptions
-from blockc_runtime.server.schemas import MAX_PROMPTS, ChatBody, CompletionBody
+from blockc_runtime.server.schemas import MAX_PROMPTS, ChatBody, ClassifyBody, CompletionBody
 
 _COMPLETION_TOKENS = 16  # OpenAI's default
 _INLINE_CHARS = 4096  # longer texts are tokenised beside the event loop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
-    """One HTTP call. ``requests[i]`` yields choice ``i``."""
+class Submission:
+    """One HTTP call. ``requests[i]`` yields entry ``i`` of the answer."""
 
     id: str
     app: ServedApp
     requests: tuple[Request, ...]
-    options: OutputOptions
 
     @property
     def prompt_tokens(self) -> int:
@@ -39,13 +38,16 @@ class Generation:
         return sum(len(request.prompt) for request in self.requests)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation(Submission):
+    """A call whose answer is text."""
+
+    options: OutputOptions
+
+
 async def completion_generation(body: CompletionBody, app: ServedApp) -> Generation:
     """Return the generation of ``/v1/completions``."""
-    prompts = _prompts(body.prompt)
-    encoded = [
-        prompt if isinstance(prompt, tuple) else await _encode(app, prompt, add_special_tokens=body.add_special_tokens)
-        for prompt in prompts
-    ]
+    encoded = await _encoded(app, body.prompt, "prompt", add_special_tokens=body.add_special_tokens)
     return _generation("cmpl", body, app, encoded, body.max_tokens, body.logprobs)
 
 
@@ -69,13 +71,41 @@ async def chat_generation(body: ChatBody, app: ServedApp) -> Generation:
     return _generation("chatcmpl", body, app, [prompt], limit, logprobs)
 
 
+async def classification(body: ClassifyBody, app: ServedApp) -> Submission:
+    """Return what ``/v1/classify`` asks of the engine: scores of each text."""
+    texts = await _encoded(app, body.input, "input", add_special_tokens=body.add_special_tokens)
+    id_ = f"classify-{secrets.token_hex(12)}"
+    requests = tuple(
+        Request(
+            id=f"{id_}-{index}",
+            app=app.index,
+            chain=app.chain,
+            isolation_group=app.isolation_group,
+            prompt=text,
+            emitted=0,
+            max_tokens=_max_tokens(app, text, 1, None, param="input"),
+            stop_token_ids=(),
+            sampling=Sampling(),
+        )
+        for index, text in enumerate(texts)
+    )
+    return Submission(id=id_, app=app, requests=requests)
+
+
+async def _encoded(app: ServedApp, value: Any, param: str, *, add_special_tokens: bool) -> list[tuple[int, ...]]:
+    return [
+        prompt if isinstance(prompt, tuple) else await _encode(app, prompt, add_special_tokens=add_special_tokens)
+        for prompt in _prompts(value, param)
+    ]
+
+
 async def _encode(app: ServedApp, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
     if len(text) <= _INLINE_CHARS:
         return tuple(app.text.encode(text, add_special_tokens=add_special_tokens))
     return tuple(await asyncio.to_thread(app.text.encode, text, add_special_tokens=add_special_tokens))
 
 
-def _prompts(value: Any) -> list[str | tuple[int, ...]]:
+def _prompts(value: Any, param: str) -> list[str | tuple[int, ...]]:
     """Return a text, texts, token ids or lists of token ids as a list of prompts."""
     if isinstance(value, str):
         return [value]
@@ -84,12 +114,12 @@ def _prompts(value: Any) -> list[str | tuple[int, ...]]:
         if kinds == {int}:
             return [tuple(value)]
         if len(value) > MAX_PROMPTS:
-            raise invalid(f"at most {MAX_PROMPTS} prompts are allowed", param="prompt")
+            raise invalid(f"at most {MAX_PROMPTS} of `{param}` are allowed", param=param)
         if kinds == {str}:
             return value
         if kinds == {list} and all(set(map(type, ids)) <= {int} for ids in value):
             return [tuple(ids) for ids in value]
-    raise invalid("`prompt` must be a text, a list of texts, token ids or a list of those", param="prompt")
+    raise invalid(f"`{param}` must be a text, a list of texts, token ids or a list of those", param=param)
 
 
 def _generation(
@@ -147,22 +177,24 @@ def _check_tokens(ids: Sequence[int], app: ServedApp, param: str) -> None:
         raise invalid(f"token ids run from 0 to {app.vocab_size - 1}", param=param)
 
 
-def _max_tokens(app: ServedApp, prompt: tuple[int, ...], asked: int | None, default: int | None) -> int:
+def _max_tokens(
+    app: ServedApp, prompt: tuple[int, ...], asked: int | None, default: int | None, *, param: str = "prompt"
+) -> int:
     """Return how many tokens may follow ``prompt``. Raises 400 for what cannot fit."""
     if not prompt:
-        raise invalid("the prompt has no tokens", param="prompt")
+        raise invalid(f"the {param} has no tokens", param=param)
     room = app.max_model_len - len(prompt)
     if room < 1:
-        raise _too_long(app, f"the prompt has {len(prompt)}")
-    _check_tokens(prompt, app, "prompt")
+        raise _too_long(app, f"the {param} has {len(prompt)}", param)
+    _check_tokens(prompt, app, param)
     if asked is not None and asked > room:
-        raise _too_long(app, f"the prompt has {len(prompt)} and {asked} more were asked for")
+        raise _too_long(app, f"the {param} has {len(prompt)} and {asked} more were asked for", param)
     return min(room, asked or default or app.defaults.max_new_tokens or room)
 
 
-def _too_long(app: ServedApp, what: str) -> ApiError:
+def _too_long(app: ServedApp, what: str, param: str) -> ApiError:
     return invalid(
         f"this model takes {app.max_model_len} tokens, prompt and output together; {what}",
-        param="prompt",
+        param=param,
         code="context_length_exceeded",
     )

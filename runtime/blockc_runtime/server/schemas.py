@@ -1,6 +1,6 @@
 """Bodies of requests: what is understood, and what is refused by name.
 
-In: the bytes of a body. Out: a `CompletionBody` or `ChatBody`. Invariant: nothing a client asked
+In: the bytes of a body. Out: a `CompletionBody`, `ChatBody` or `ClassifyBody`. Invariant: nothing a client asked
 for is ignored: a field is applied, has its neutral value, or the answer is 400 and names it.
 """
 
@@ -129,6 +129,15 @@ class CompletionBody(_Generation):
     add_special_tokens: bool = True
 
 
+class ClassifyBody(_Body):
+    """``/v1/classify``. ``input`` is checked where it is turned into tokens."""
+
+    model: str
+    input: Any
+    add_special_tokens: bool = True
+    user: str | None = None
+
+
 class TextPart(_Body):
     """One part of a message's content."""
 
@@ -157,7 +166,7 @@ class ChatBody(_Generation):
     chat_template_kwargs: dict[str, Any] = {}
 
 
-_BodyT = TypeVar("_BodyT", CompletionBody, ChatBody)
+_BodyT = TypeVar("_BodyT", CompletionBody, ChatBody, ClassifyBody)
 
 
 def parse_object(data: bytes) -> dict[str, Any]:

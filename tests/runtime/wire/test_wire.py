@@ -41,7 +41,7 @@ logprobs = many(st.builds(TokenLogprob, logprob=floats, top=many(st.tuples(ids, 
 token_events = st.builds(TokensEvent, request=texts, tokens=token_tuples, logprobs=logprobs)
 end_events = st.builds(
     EndEvent, request=texts, reason=st.sampled_from(["stop", "length", "cancelled", "error"]),
-    message=texts, cached_tokens=ids,
+    message=texts, cached_tokens=ids, scores=st.lists(floats, max_size=4).map(tuple),
 )  # fmt: skip
 messages = st.one_of(
     st.builds(wire.Submit, request=requests),
@@ -79,7 +79,10 @@ steps = st.builds(
 results = st.builds(
     StepResult, step=ids,
     rows=many(
-        st.builds(RowResult, tokens=token_tuples, logprobs=logprobs, fault=st.none() | faults)
+        st.builds(
+            RowResult, tokens=token_tuples, logprobs=logprobs, fault=st.none() | faults,
+            scores=st.lists(floats, max_size=4).map(tuple),
+        )
     ),
 )  # fmt: skip
 
@@ -140,19 +143,19 @@ def test_a_truncated_frame_is_refused(message, data):
 @pytest.mark.parametrize(
     "frame",
     [
-        [2, "drain"],
+        [3, "drain"],
         ["1", "drain"],
         [True, "drain"],
-        [1, "unload"],
-        [1, b"drain"],
-        [1, ["drain"]],
-        [1, "drain", 0],
-        [1, "cancel"],
-        [1, "cancel", 7],
-        [1, "cancel", True],
-        [1, "stats", 1, 1, [1, "x"], []],
-        [1, "stats", 1, True, [], []],
-        [1, "end", [["r", "finished", "", 0]]],
+        [2, "unload"],
+        [2, b"drain"],
+        [2, ["drain"]],
+        [2, "drain", 0],
+        [2, "cancel"],
+        [2, "cancel", 7],
+        [2, "cancel", True],
+        [2, "stats", 1, 1, [1, "x"], []],
+        [2, "stats", 1, True, [], []],
+        [2, "end", [["r", "finished", "", 0, []]]],
         [1],
         [],
         {"version": 1},
@@ -165,7 +168,7 @@ def test_malformed_frames_are_refused(frame):
 
 
 def test_version_mismatch_says_both_versions():
-    with pytest.raises(wire.ProtocolError, match="version 7 of the wire, this is version 1"):
+    with pytest.raises(wire.ProtocolError, match="version 7 of the wire, this is version 2"):
         wire.decode(msgpack.packb([7, "drain"]))
 
 

@@ -1,0 +1,73 @@
+"""``/v1/classify``: scores of classes for whole texts, worded as vLLM words them, with the scores themselves.
+
+``probs`` are what transformers' text classification makes of the scores where nothing else is asked of it: their
+softmax, of a single class its sigmoid. ``logits`` are the scores as the model yields them: rewards, or the input of
+whatever activation the model was trained for.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.types import Send
+
+from blockc_runtime.request import EndEvent
+from blockc_runtime.server.engine_client import Arrival
+from blockc_runtime.server.errors import ApiError
+from blockc_runtime.server.response import CallResponse, raise_if_failed, send_json
+from blockc_runtime.server.sse import to_json
+
+
+class ScoresResponse(CallResponse):
+    """The response to a call for scores, given when all texts have theirs."""
+
+    async def _answer(self, send: Send, arrivals: list[Arrival]) -> None:
+        ends: dict[int, EndEvent] = {}
+        while arrivals:
+            for arrival in arrivals:
+                raise_if_failed(arrival)
+                if isinstance(arrival, EndEvent):
+                    ends[self._index[arrival.request]] = arrival
+            arrivals = await self._call.arrived()
+        if len(ends) == len(self._index):  # else the client left; nobody reads an answer
+            await send_json(send, to_json(self._body(ends)).encode())
+
+    def _body(self, ends: Mapping[int, EndEvent]) -> dict[str, Any]:
+        submission = self._submission
+        prompt = submission.prompt_tokens
+        return {
+            "id": submission.id,
+            "object": "list",
+            "created": int(time.time()),
+            "model": submission.app.model,
+            "data": [_entry(index, ends[index].scores, submission.app.labels) for index in sorted(ends)],
+            "usage": {
+                "prompt_tokens": prompt,
+                "completion_tokens": 0,
+                "total_tokens": prompt,
+                "prompt_tokens_details": {"cached_tokens": sum(end.cached_tokens for end in ends.values())},
+            },
+        }
+
+
+def _entry(index: int, scores: Sequence[float], labels: Sequence[str]) -> dict[str, Any]:
+    if len(scores) != len(labels):
+        raise ApiError(500, "the engine failed: it gave no scores")
+    return {
+        "index": index,
+        "label": labels[max(range(len(scores)), key=scores.__getitem__)],
+        "probs": probabilities(scores),
+        "logits": list(scores),
+        "num_classes": len(scores),
+    }
+
+
+def probabilities(scores: Sequence[float]) -> list[float]:
+    """The softmax of scores; of a single one its sigmoid. They are finite."""
+    others = scores if len(scores) > 1 else (*scores, 0.0)
+    most = max(others)
+    weights = [math.exp(score - most) for score in others]
+    return [weight / sum(weights) for weight in weights[: len(scores)]]
