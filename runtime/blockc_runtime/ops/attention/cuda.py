@@ -1,4 +1,4 @@
-"""Attention over the paged cache on CUDA. Untested on hardware so far.
+"""Attention over the paged cache on CUDA.
 
 The CPU form holds: gathered pages and fused attention per bucket, query heads folded, so that one kernel serves all
 rows of similar length. A paged kernel of our own will take its place.

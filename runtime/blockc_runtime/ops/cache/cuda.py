@@ -1,4 +1,4 @@
-"""On CUDA as on any device: a copy for each row that stands at such positions. Untested on hardware so far."""
+"""On CUDA as on any device: a copy for each row that stands at such positions."""
 
 from __future__ import annotations
 

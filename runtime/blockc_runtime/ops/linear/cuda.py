@@ -1,4 +1,4 @@
-"""Linears with sides on CUDA: batched products over gathered stacks. Untested on hardware so far."""
+"""Linears with sides on CUDA: batched products over gathered stacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Norm and rotary embedding on CUDA, where torch has a fused norm. Untested on hardware so far."""
+"""Norm and rotary embedding on CUDA, where torch has a fused norm."""
 
 from __future__ import annotations
 

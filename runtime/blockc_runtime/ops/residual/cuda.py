@@ -1,4 +1,4 @@
-"""Bottlenecks on CUDA: the form for any device, a product for each fine-tune in use. Untested on hardware so far."""
+"""Bottlenecks on CUDA: the form for any device, a product for each fine-tune in use."""
 
 from __future__ import annotations
 
