@@ -11,8 +11,8 @@ from torch import Tensor
 from blockc.delta.integers import dequantized, quantize
 from blockc_runtime.ops.experts import cpu as experts
 from blockc_runtime.ops.integers import IntegerMatrix
-from blockc_runtime.ops.linear import integers_cuda
 from blockc_runtime.ops.linear.integers import IntegerWeights
+from blockc_runtime.ops.linear.integers_cuda import KernelProduct
 from tests.support.device import DEVICE
 
 # In float32 what is left is the order of sums; in bfloat16 the kernels round in between.
@@ -58,19 +58,25 @@ def test_joined_linears(bits: int, group: int, shifted: bool, rows: int, dtype: 
 # Triton's interpreter knows no bfloat16 in products.
 @pytest.mark.parametrize("dtype", [torch.float32, *([torch.bfloat16] if DEVICE == "cuda" else [])], ids=str)
 @given(
-    form=st.sampled_from([form for form in FORMS if form[1] >= 32]), rows=st.integers(1, 64),
-    out=st.integers(1, 70), groups=st.integers(1, 9), seed=st.integers(0, 5),
+    form=st.sampled_from(FORMS), rows=st.integers(1, 64), out=st.integers(1, 70), groups=st.integers(1, 4),
+    seed=st.integers(0, 5),
 )  # fmt: skip
-@settings(max_examples=25, deadline=None)
-def test_the_cuda_kernel(
+@settings(max_examples=20, deadline=None)
+def test_the_kernels(
     dtype: torch.dtype, form: tuple[int, int, bool], rows: int, out: int, groups: int, seed: int
 ) -> None:
     bits, group, shifted = form
-    own, dense = matrix(out, groups * group, bits, group, shifted, dtype, seed)
-    x = torch.randn(rows, groups * group).to(dtype)
-    columns = integers_cuda.kernel_columns(own)
-    assert columns is not None
-    close(integers_cuda.product(x.to(DEVICE), own, columns), x.float() @ dense.t(), dtype)
+    own, dense = matrix(out, 2 * groups * group, bits, group, shifted, dtype, seed)
+    x = torch.randn(rows, 2 * groups * group).to(dtype)
+    kernels = KernelProduct.of(own)
+    assert kernels is not None
+    close(kernels.few(x.to(DEVICE)), x.float() @ dense.t(), dtype)
+    close(kernels.dense(out // 2, out, dtype), dense[out // 2 :], dtype)
+
+
+def test_groups_that_are_too_small_for_the_kernels() -> None:
+    own, _ = matrix(8, 32, 4, 8, False, torch.float32)
+    assert KernelProduct.of(own) is None
 
 
 def test_experts() -> None:

@@ -56,9 +56,9 @@ class IntegerWeights:
 def product_by(matrix: IntegerMatrix) -> Product:
     """The fastest form that keeps no second copy."""
     if matrix.codes.device.type == "cuda":
-        from blockc_runtime.ops.linear.integers_cuda import CudaProduct
+        from blockc_runtime.ops.linear.integers_cuda import KernelProduct
 
-        return CudaProduct(matrix)
+        return KernelProduct.of(matrix) or _Slabs(matrix)
     if matrix.bits == 8 and matrix.shift is None and matrix.scale.shape[1] == 1:
         return _BytesByRow(matrix)
     return _HalfBytesInTiles.of(matrix) or _Slabs(matrix)
