@@ -20,7 +20,7 @@ _MOST_COLUMNS = 128
 # Outputs of a program, and its warps: the best of 16 to 64 and 2 to 4 on an H100.
 _OUTPUTS, _WARPS = 64, 4
 # Programs that keep a large device busy; the columns are split among them where the outputs are too few.
-_PROGRAMS = 512
+_PROGRAMS = 256
 # Values that are dense at once.
 _SLAB = 1 << 26
 
@@ -60,14 +60,15 @@ class KernelProduct:
         splits = max(1, min(_PROGRAMS // blocks, steps // 4))
         steps_each = triton.cdiv(steps, splits)
         splits = triton.cdiv(steps, steps_each)
-        parts = torch.empty((splits, rows, self.outs), dtype=torch.float32, device=x.device)
+        dtype = x.dtype if splits == 1 else torch.float32
+        parts = torch.empty((splits, rows, self.outs), dtype=dtype, device=x.device)
         integer_product[(blocks, splits)](
             x, self.codes, self.scale, self.scale if self.shift is None else self.shift, parts,
             rows, self.outs, self.width, self.width // self.group, steps,
             STEPS=steps_each, GROUP=self.group, BITS=self.bits, HAS_SHIFT=self.shift is not None,
             ROWS=max(_LEAST, triton.next_power_of_2(rows)), OUTPUTS=_OUTPUTS, RUN=self.run, num_warps=_WARPS,
         )  # fmt: skip
-        return parts[0].to(x.dtype) if splits == 1 else parts.sum(0).to(x.dtype)
+        return parts[0] if splits == 1 else parts.sum(0).to(x.dtype)
 
     def dense(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Rows ``start .. stop`` of the matrix, by `integers_dense`."""
