@@ -5,10 +5,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.support.device import DEVICE
+
+if DEVICE == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anybody imports Triton: kernels run in its interpreter
 
 GOLDEN = Path(__file__).parent / "golden"
 
