@@ -60,7 +60,7 @@ _TABLE: tuple[tuple[str, str, Severity, str], ...] = (
         "a field of the fine-tune's configuration is not understood",
     ),
     ("BC208", "unsupported-fine-tune", _E, "this kind of fine-tune is not supported"),
-    ("BC209", "quantized-checkpoint", _E, "quantised checkpoints are not supported"),
+    ("BC209", "quantized-checkpoint", _E, "a quantised checkpoint that is not read here"),
     ("BC210", "base-name-differs", _W, "an adapter names another base; its shapes fit"),
     ("BC211", "tensor-missing", _E, "a checkpoint lacks tensors that the model needs"),
     ("BC212", "weights-assumed", _E, "a fine-tune that is only assumed cannot be served"),

@@ -97,8 +97,10 @@ _PAGES: dict[str, str] = {
         whole table, and why the rest is refused.
         """,
     "BC209": """
-        Quantised checkpoints are not supported: `config.json` says so, or a weight is stored as
-        something else than floating-point numbers. Use the unquantised one.
+        A checkpoint is quantised in a way that is not read here: `config.json` says how, or a weight is stored as
+        something else than floating-point numbers. AWQ (GEMM, 4 bits) and compressed-tensors' `pack-quantized` are
+        read if compressed-tensors is installed (`pip install 'blockc[quantized]'`). For others use the unquantised
+        checkpoint, and `quantize = int4` on the base where memory is short.
         """,
     "BC210": """
         An adapter names another base than the spec. Its shapes fit, so it is used: adapters carry

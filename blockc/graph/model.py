@@ -11,6 +11,7 @@ from functools import cached_property
 
 from blockc.ir import (
     Place,
+    QuantizedRef,
     Side,
     Structure,
     TensorRef,
@@ -91,7 +92,8 @@ class ModelPath:
     ``prefixes[i]`` stands before the parameter names of occurrence i in its model (``model.layers.3.``); empty where
     they are not known. ``parameters[i]`` maps full parameter names to those in the structure of occurrence i;
     ``transposed``: those that files hold as ``[in, out]``; ``tied``: parameters that the model keeps as one with
-    another. Names are for reading files and for people, and no part of the digest.
+    another. ``integers``: what its files hold as integers, by the digest of the matrix that those stand for. Names are
+    for reading files and for people, and no part of the digest.
     """
 
     blocks: tuple[Block, ...]
@@ -106,6 +108,7 @@ class ModelPath:
     parameters: tuple[Mapping[str, str], ...] = ()
     transposed: frozenset[str] = frozenset()
     tied: Mapping[str, str] = field(default_factory=dict)
+    integers: Mapping[str, QuantizedRef] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:

@@ -70,7 +70,7 @@ def quantize(
     work = _Work(zoo=zoo)
     for name, chain in chains.items():
         base = base_of(deployment, name)
-        if base.quantize is None:
+        if base.quantize is None and not chain.path.integers:
             continue
         found[name] = replace(chain, path=work.path(chain.path, base.quantize))
         if files[name].is_full:
@@ -83,17 +83,16 @@ class _Work:
     """Each matrix and block once. ``errors``: relative, by the digest of what is kept."""
 
     zoo: Zoo | None
-    tensors: dict[tuple[str, Quantize], TensorRef] = field(default_factory=dict)
-    blocks: dict[tuple[str, Quantize], Block] = field(default_factory=dict)
+    tensors: dict[tuple[str, Quantize | None], TensorRef] = field(default_factory=dict)
+    blocks: dict[tuple[str, frozenset[tuple[str, QuantizedRef]], Quantize | None], Block] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
 
-    def path(self, path: ModelPath, how: Quantize) -> ModelPath:
-        """The path on integers."""
-        return replace(path, blocks=tuple(self._block(block, how) for block in path.blocks))
+    def path(self, path: ModelPath, how: Quantize | None) -> ModelPath:
+        """The path on integers: those of its files, and for the rest those that ``how`` makes."""
+        return replace(path, blocks=tuple(self._block(block, path.integers, how) for block in path.blocks))
 
     def quantization(self, before: Chain, after: Chain, base: Base, *, diags: Diagnostics) -> Quantization:
         """What a full model lost."""
-        assert base.quantize is not None
         kept = [
             (occurrence, name, ref, old.tensors[name])
             for occurrence, (old, new) in enumerate(zip(before.path.blocks, after.path.blocks, strict=True))
@@ -101,9 +100,13 @@ class _Work:
             if isinstance(ref, QuantizedRef)
         ]
         probe, agreement = self._agreement(before, after, base, diags=diags)
+        for _, _, ref, own in kept:
+            if self.zoo is not None and ref.digest not in self.errors:  # made by somebody else, and measured here
+                self.errors[ref.digest] = _error(read_tensor(self.zoo, own), read_tensor(self.zoo, ref))
+        first = kept[0][2] if kept else None
         return Quantization(
-            bits=base.quantize.bits,
-            group=base.quantize.group,
+            bits=base.quantize.bits if base.quantize else first.bits if first else 0,
+            group=base.quantize.group if base.quantize else first.group if first else None,
             nbytes=sum({ref.digest: ref.nbytes for _, _, ref, _ in kept}.values()),
             own_bytes=sum({own.digest: own.nbytes for _, _, _, own in kept}.values()),
             tensors=tuple(
@@ -122,8 +125,7 @@ class _Work:
         self, before: Chain, after: Chain, base: Base, *, diags: Diagnostics
     ) -> tuple[Probe | None, Agreement | None]:
         """None where there are no weights, or the chain cannot be evaluated, or its probe not be read."""
-        assert base.quantize is not None
-        if self.zoo is None:
+        if self.zoo is None or base.quantize is None:
             return None, None
         try:
             probe = probe_of(before, base.quantize.probe, self.zoo)
@@ -136,19 +138,23 @@ class _Work:
             return None, None
         return probe, compare(original, kept, probe.texts)
 
-    def _block(self, block: Block, how: Quantize) -> Block:
-        key = block.digest, how
+    def _block(self, block: Block, integers: Mapping[str, QuantizedRef], how: Quantize | None) -> Block:
+        own = {ref.digest: integers[ref.digest] for ref in block.tensors.values() if ref.digest in integers}
+        key = block.digest, frozenset(own.items()), how
         if key not in self.blocks:
             names = quantizable(block.structure)
-            tensors = {name: self._tensor(ref, how) if name in names else ref for name, ref in block.tensors.items()}
+            tensors = {
+                name: own.get(ref.digest) or self._tensor(ref, how) if name in names else ref
+                for name, ref in block.tensors.items()
+            }
             self.blocks[key] = block if tensors == block.tensors else replace(block, tensors=tensors)
         return self.blocks[key]
 
-    def _tensor(self, ref: TensorRef, how: Quantize) -> TensorRef:
+    def _tensor(self, ref: TensorRef, how: Quantize | None) -> TensorRef:
         key = ref.digest, how
         if key not in self.tensors:
-            group = _group(ref.shape[-1], how)
-            self.tensors[key] = ref if group is None else self._integers(ref, how.bits, group)
+            group = None if how is None else _group(ref.shape[-1], how)
+            self.tensors[key] = ref if how is None or group is None else self._integers(ref, how.bits, group)
         return self.tensors[key]
 
     def _integers(self, ref: TensorRef, bits: int, group: int) -> QuantizedRef:
@@ -164,20 +170,18 @@ class _Work:
         parts = [tensor_ref(part.view(shape)) for part, shape in zip(made, shapes, strict=True)]
         self.zoo.put_tensors(parts)
         found = quantized_ref(ref.shape, parts[0][0], parts[1][0], None, bits=bits, group=group)
-        self.errors[found.digest] = _error(value, *made, bits=bits, group=group)
+        kept = dequantized(*made, None, bits=bits, group=group)
+        self.errors[found.digest] = _error(value, kept)
         return found
 
 
-def _error(value: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, *, bits: int, group: int) -> float:
-    """``||W - W'||_F / ||W||_F``, some rows at a time."""
+def _error(value: torch.Tensor, kept: torch.Tensor) -> float:
+    """``||W - W'||_F / ||W||_F``, some values at a time."""
     lost = size = 0.0
-    rows = max(1, (1 << 22) // value.shape[1])
-    for start in range(0, len(value), rows):
-        part = slice(start, start + rows)
-        wide = value[part].float()
+    for own, other in zip(value, kept, strict=True):  # row by row
+        wide = own.float()
         size += float(wide.square().sum(dtype=torch.float64))
-        kept = dequantized(codes[part], scale[part], None, bits=bits, group=group)
-        lost += float(kept.sub_(wide).square_().sum(dtype=torch.float64))
+        lost += float(other.float().sub(wide).square_().sum(dtype=torch.float64))
     return (lost / size) ** 0.5 if size else 0.0
 
 

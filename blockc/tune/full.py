@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,11 +18,12 @@ from safetensors import SafetensorError
 
 from blockc.diag import Diagnostics, Span
 from blockc.graph import ModelPath
-from blockc.ir import DTYPE_CODE, DTYPE_NAME, TensorRef, tensor_digest
+from blockc.ir import DTYPE_CODE, DTYPE_NAME, QuantizedRef, TensorRef, quantized_ref, tensor_digest
 from blockc.ir.tensor import DTYPE_BYTES
 from blockc.trace import Source, TracedBlock, TracedModel
 from blockc.tune.bind import bind
 from blockc.tune.checkpoint import Checkpoint
+from blockc.tune.coded import CodedCheckpoint, PartsError, as_kept
 from blockc.tune.recipe import Recipe, recipes_for
 from blockc.zoo import TensorBytes, Zoo
 
@@ -53,7 +55,14 @@ def bind_checkpoint(
         return None
     binder = _Binder(traced, checkpoint, recipes, zoo=zoo, on_bytes=on_bytes)
     try:
-        return bind(traced, binder.tensors_of, max_model_len=max_model_len, kv_dtype=kv_dtype)
+        path = bind(traced, binder.tensors_of, max_model_len=max_model_len, kv_dtype=kv_dtype)
+        return replace(path, integers=binder.integers)
+    except PartsError as error:
+        diags.report(
+            "BC202", f"the parts of a matrix of {written} do not fit each other", at=at, notes=(str(error)[:200],),
+            help="the files and config.json come from different exports",
+        )  # fmt: skip
+        return None
     except _NotFiniteError as error:
         diags.report(
             "BC203", f"`{error}` of {written} holds values that are not finite as {DTYPE_NAME[traced.dtype]}", at=at,
@@ -91,6 +100,7 @@ class _Binder:
         self.zoo = zoo
         self.on_bytes = on_bytes
         self.known: dict[_Key, TensorRef] = {}
+        self.integers: dict[str, QuantizedRef] = {}
         pieces = (*traced.blocks, *([traced.prelude] if traced.prelude is not None else []))
         wanted = {
             self._key(source, dict(block.structure.params)[param].dtype)
@@ -109,12 +119,32 @@ class _Binder:
             if key not in self.known:
                 ref, _ = tensor_ref(self._make(key, checked=True))
                 self.known[key] = ref
+                self._keep_integers(key, ref)
                 # The bytes are made again where the zoo lacks them: a block need not fit into memory.
                 fresh.append((ref, partial(self._bytes, key)))
                 self._advance(ref.nbytes)
         self.zoo.put_tensors(fresh)
         self._advance(sum(ref.nbytes for ref, _ in fresh))
         return {param: self.known[key] for param, key in keys.items()}
+
+    def _keep_integers(self, key: _Key, ref: TensorRef) -> None:
+        """Of a matrix that the files hold as integers, where it is what they hold and nothing made of it."""
+        name, transform, _ = key
+        recipe = self.recipes.get(name)
+        if not isinstance(self.checkpoint, CodedCheckpoint) or recipe is None:
+            return
+        if recipe.converter is not None or transform != "none":
+            return
+        found = self.checkpoint.integers(recipe.names[0])
+        if found is None:
+            return
+        own = as_kept(found, getattr(torch, DTYPE_NAME[ref.dtype]))
+        parts = [tensor_ref(part) for part in (own.codes, own.scale, own.shift) if part is not None]
+        self.zoo.put_tensors(parts)
+        refs = [part for part, _ in parts]
+        self.integers[ref.digest] = quantized_ref(
+            ref.shape, refs[0], refs[1], refs[2] if own.shift is not None else None, bits=own.bits, group=own.group
+        )
 
     def _key(self, source: Source, dtype: str) -> _Key:
         """What a tensor is made from; tied parameters have one."""

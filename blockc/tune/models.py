@@ -15,6 +15,7 @@ from blockc.trace import TOKENS, Head
 from blockc.tune.adapter_head import Below, read_adapter_head
 from blockc.tune.assets import check_assets
 from blockc.tune.checkpoint import only_vectors, read_json
+from blockc.tune.coded import Coding, read_coding, without_coding
 from blockc.tune.head import model_classes, read_head
 from blockc.tune.source import locate, written_as
 
@@ -30,6 +31,8 @@ class ModelFiles:
 
     ``lineage``: names from this model down to its base. What is assumed has its parent's directory, for the assets,
     and the configuration that its files would have.
+
+    ``coding``: of a model whose matrices are integers in its files.
 
     ``head`` and ``labels``: what it yields, and the names of its classes. ``own_head``: an adapter that yields through
     another head than the model below it.
@@ -47,6 +50,7 @@ class ModelFiles:
     head: Head = TOKENS
     labels: tuple[str, ...] = ()
     own_head: bool = False
+    coding: Coding | None = None
 
     @property
     def is_full(self) -> bool:
@@ -165,9 +169,14 @@ def _read(
             help=f"write `kind = {kind}`, or leave the attribute out",
         )  # fmt: skip
         return None
+    coding = None
     if kind in ("base", FULL):
         if not _supported(config, written=written, diags=diags, at=at):
             return None
+        coding = read_coding(config, written=written, diags=diags, at=at)
+        if coding is None and config.get("quantization_config"):
+            return None
+        config = without_coding(config)
         head = read_head(directory, config, written=written, diags=diags, at=at)
         if head is None:
             return None
@@ -192,6 +201,7 @@ def _read(
         span=at,
         head=head,
         labels=labels,
+        coding=coding,
         own_head=below is not None and kind != FULL and (head, len(labels)) != (below.head, len(below.labels)),
     )
 
@@ -205,15 +215,7 @@ def _kind(item: Base | FineTune, config: Mapping[str, Any], *, adapter: bool, ve
 
 
 def _supported(config: Mapping[str, Any], *, written: str, diags: Diagnostics, at: Span) -> bool:
-    """Quantised checkpoints and models that need code of their own are refused before anything is built."""
-    if config.get("quantization_config"):
-        diags.report(
-            "BC209", f"{written} is a quantised checkpoint", at=at,
-            notes=(f"quant_method = {str(config['quantization_config'].get('quant_method'))[:40]}",)
-            if isinstance(config["quantization_config"], dict) else (),
-            help="use the unquantised checkpoint",
-        )  # fmt: skip
-        return False
+    """Models that need code of their own are refused before anything is built."""
     code = config.get("auto_map")
     if isinstance(code, dict) and (needs := sorted(_OWN_CODE & code.keys())):
         diags.report(

@@ -20,6 +20,7 @@ from blockc.trace import TracedModel
 from blockc.tune.adapter import AdapterFiles, Tuned
 from blockc.tune.assets import stop_token_ids, store_assets, tokens_without_rows
 from blockc.tune.checkpoint import Checkpoint, open_checkpoint
+from blockc.tune.coded import decoded
 from blockc.tune.draft import tables
 from blockc.tune.full import OnBytes, bind_checkpoint, listed
 from blockc.tune.heads import under_own_head, without_absent_classifiers
@@ -98,7 +99,7 @@ def _full_chain(
 
 
 def _open_full(files: ModelFiles, *, diags: Diagnostics) -> Checkpoint | None:
-    return open_checkpoint(
+    checkpoint = open_checkpoint(
         files.directory,
         stem="model",
         index="model.safetensors.index.json",
@@ -106,6 +107,9 @@ def _open_full(files: ModelFiles, *, diags: Diagnostics) -> Checkpoint | None:
         diags=diags,
         at=files.span,
     )
+    if checkpoint is None:
+        return None
+    return decoded(checkpoint, files.coding, written=files.written, diags=diags, at=files.span)
 
 
 def _open_adapter(files: ModelFiles, *, diags: Diagnostics) -> Checkpoint | None:

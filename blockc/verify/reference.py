@@ -21,6 +21,7 @@ from blockc.tune.adapter_head import class_count, is_for_classes
 from blockc.tune.head import encoder_head, model_classes, pooled_head
 from blockc.tune.source import download
 from blockc.verify.bottleneck import add_bottlenecks, is_bottleneck
+from blockc.verify.coded import awq_model, decompressed, method_of
 from blockc.verify.resize import resize, resized
 
 # PEFT's types that put virtual tokens before a prompt.
@@ -157,6 +158,11 @@ def _load_full(entry: ModelEntry, root: Path, dtype: torch.dtype) -> Any:
 def _loaded(loader: Any, directory: Path, dtype: torch.dtype, **more: Any) -> Any:
     """With fused attention, or without where the architecture has none (softcaps, sinks)."""
     options = {"dtype": dtype, "use_safetensors": True, **more}
+    method = method_of(_config(directory))
+    if method == "awq":
+        return awq_model(loader, directory, dtype, attn_implementation="sdpa", **more)
+    if method == "compressed-tensors":
+        options["quantization_config"] = decompressed()
     try:
         return loader.from_pretrained(directory, attn_implementation="sdpa", **options)
     except ValueError as error:
