@@ -7,11 +7,12 @@ In: an evaluated value. Out: the name that is referred to, or of the form, or No
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from blockc.spec.context import Context, ValueType
 from blockc.spec.suggest import did_you_mean
 from blockc.spec.values import Call, Value, Word
+from blockc.spec.valuetypes import OneOf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,12 +123,16 @@ class Form:
 class Either:
     """One of several types: a call's name tells which form, anything else is ``otherwise``."""
 
-    otherwise: ValueType
+    otherwise: OneOf
     forms: tuple[Form, ...]
 
     @property
     def expects(self) -> str:
-        return " or ".join([self.otherwise.expects, *(form.expects for form in self.forms)])
+        return self._otherwise.expects
+
+    @property
+    def _otherwise(self) -> OneOf:
+        return replace(self.otherwise, beside=tuple(form.example or f"{form.name}(...)" for form in self.forms))
 
     def convert(self, value: Value, context: Context) -> object | None:
         if not isinstance(value.data, Call):
@@ -137,7 +142,7 @@ class Either:
                         return form.make({})
                     context.wrong_type(self.expects, value, help_=f"write {form.expects}")
                     return None
-            return self.otherwise.convert(value, context)
+            return self._otherwise.convert(value, context)
         for form in self.forms:
             if form.name == value.data.name:
                 return form.convert(value, context)

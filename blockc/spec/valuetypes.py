@@ -114,26 +114,31 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneOf:
-    """One of some words. Becomes the word's meaning."""
+    """One of some words. Becomes the word's meaning. ``beside``: examples of what else may stand here, for messages."""
 
     choices: tuple[Choice, ...]
     noun: str = "value"
+    beside: tuple[str, ...] = ()
 
     @property
     def expects(self) -> str:
-        words = [f"`{choice.word}`" for choice in self.choices if choice.supported]
+        words = [f"`{word}`" for word in (*self._words, *self.beside)]
         return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+
+    @property
+    def _words(self) -> list[str]:
+        return [choice.word for choice in self.choices if choice.supported]
 
     def convert(self, value: Value, context: Context) -> str | None:
         data = value.data
         if not isinstance(data, Word):
-            quoted = isinstance(data, str) and any(choice.word == data for choice in self.choices)
+            quoted = isinstance(data, str) and data in (*self._words, *self.beside)
             help_ = f"write `{data}`, without quotes" if quoted else None
             context.wrong_type(self.expects, value, help_=help_)
             return None
         choice = next((choice for choice in self.choices if choice.word == data.name), None)
         if choice is None:
-            help_ = did_you_mean(data.name, [c.word for c in self.choices if c.supported])
+            help_ = did_you_mean(data.name, [*self._words, *(word.partition("(")[0] for word in self.beside)])
             context.out_of_range(f"no {self.noun} `{data.name}`; expected {self.expects}", value, help_=help_)
             return None
         if not choice.supported:

@@ -1,6 +1,6 @@
-"""Look at the files of local models and fine-tunes, without reading a tensor.
+"""Look at the files of local models, fine-tunes and probes, without reading a tensor.
 
-In: a deployment. Out: BC201 where a folder lacks what a model or a fine-tune needs, BC206 where
+In: a deployment. Out: BC201 where one is not there or lacks what a model or a fine-tune needs, BC206 where
 its weights are pickled; an assumed fine-tune has no folder. Invariant: reads directory listings
 and, where there is one, the index of sharded weights; imports nothing heavy.
 """
@@ -24,10 +24,18 @@ def check_weights(deployment: Deployment, diags: Diagnostics, *, configuration_o
     for base in deployment.bases.values():
         if isinstance(base.source, LocalSource):
             _check_folder(base.source, f"the base `{base.name}`", "full", base.source_span, diags, tensors=tensors)
+        if base.quantize is not None:
+            _check_probe(base.quantize.probe, base.quantize_span, diags)
+    _check_probe(deployment.policy.share.probe, deployment.policy.share_span, diags)
     for tune in deployment.fine_tunes.values():
         if isinstance(tune.source, LocalSource):
             what = f"the fine-tune `{tune.name}`"
             _check_folder(tune.source, what, tune.kind, tune.source_span, diags, tensors=tensors)
+
+
+def _check_probe(source: LocalSource | None, at: Span | None, diags: Diagnostics) -> None:
+    if source is not None and not source.path.is_file():
+        diags.report("BC201", f"no file `{source.written}` for the probe", at=at, help=_how_made(source))
 
 
 def _check_folder(

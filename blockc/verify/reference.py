@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,24 @@ class VectorReference:
         hidden: torch.Tensor = output.last_hidden_state[0].float()
         pooled = {"first": hidden[0], "last": hidden[-1], "mean": hidden.mean(0)}[self._head.pooling]
         return torch.nn.functional.normalize(pooled, dim=0) if self._head.normalize else pooled
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """What transformers says about a model while it is loaded concerns nobody who asks how it is served."""
+    from transformers.utils import logging
+
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def check_files(plan: ExecutionPlan, root: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from blockc.ir import DTYPE_NAME
 from blockc.plan import AppEntry, ExecutionPlan
 from blockc.verify.evaluated import EvaluatedReference, is_lossy
-from blockc.verify.reference import Reference, check_files, reference, vector_reference
+from blockc.verify.reference import Reference, check_files, quiet, reference, vector_reference
 from blockc.verify.served import Answer, Question, encode, reads_whole_texts, serve_greedily, yields_vectors
 from blockc.zoo import Zoo
 
@@ -66,6 +66,7 @@ class AppReport:
         return self.max_error <= self.bound and self.agreed + self.near_ties == self.tokens
 
 
+@quiet()
 def verify(
     plan: ExecutionPlan,
     zoo: Zoo,
