@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(wildcard runtime/blockc_runtime/native/*.cpp runtime/blockc_runtime/native/*.h)
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'blockc needs Python 3.11 or newer')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "pip>=25.1"

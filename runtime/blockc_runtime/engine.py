@@ -29,7 +29,7 @@ from blockc.zoo import Zoo
 from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.limits import engine_limits
-from blockc_runtime.memory import MemoryUse, before_loading, before_serving, before_step
+from blockc_runtime.memory import MemoryUse, before_loading, before_serving
 from blockc_runtime.request import EndEvent, Event, Request, TokensEvent
 from blockc_runtime.scheduler import Scheduler
 from blockc_runtime.step import Executor, Step, StepResult
@@ -141,7 +141,6 @@ class Engine:
         self._steps = 0
         self._draining = False
         self._shut_down = False
-        self._reads_prompts = False
 
     def run(self) -> None:
         """Serve until told to end. Raises `ServerGoneError` when the server closes the socket."""
@@ -150,18 +149,10 @@ class Engine:
             step = self._scheduler.schedule(self._clock())
             wait_s = self._idle_s() if step is None else 0.0
             if step is not None:
-                self._expect(step)
                 self._executor.submit(step)
                 result = self._collect()
                 events = self._scheduler.complete(step, result, self._clock())
                 self._emit(step, events)
-
-    def _expect(self, step: Step) -> None:
-        """Tell the heap where decoding begins or ends."""
-        reads_prompts = any(len(row.tokens) > 1 for row in step.rows)
-        if reads_prompts != self._reads_prompts:
-            self._reads_prompts = reads_prompts
-            before_step(reads_prompts=reads_prompts)
 
     def close(self) -> None:
         """Free what the executor holds."""
@@ -384,7 +375,10 @@ def _executor(options: argparse.Namespace, plan: ExecutionPlan) -> tuple[Executo
         problems.report("BC905", f"this runtime lacks {', '.join(lacking)}{why if VECTORS in lacking else ''}")
         raise DiagnosticError(problems)
     from blockc_runtime.executor.torch_ import TorchExecutor
+    from blockc_runtime.native.library import describe
 
+    if plan.target == "cpu":
+        print(describe(), flush=True)
     executor = TorchExecutor(plan, Zoo(options.zoo), device=plan.target)
     for app in plan.apps:
         if app.chain in executor.disabled:

@@ -5,8 +5,7 @@ In: nothing but the process. Out: bytes. Invariant: nothing here imports torch; 
 
 glibc raises the size up to which freed blocks stay in the process whenever a larger one is freed, up to 32 MiB: what a
 load only passed through then stays, in pieces. So blocks of a loading engine return to the system from 128 KiB on.
-Those of a serving one stay up to 32 MiB from the start, for its next step takes the same again; up to 1 MiB in steps
-that read prompts.
+Those of a serving one stay up to 32 MiB from the start, for its next step takes the same again.
 """
 
 from __future__ import annotations
@@ -23,11 +22,9 @@ _CLEAR_REFS: Final = Path("/proc/self/clear_refs")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _MAPPED_FROM_BYTES: Final = 128 << 10
 # The most that glibc accepts. At 4 MiB a decode step took 1.3 times as long, at 128 KiB 1.6 times (32 M parameters,
-# float32, 16 rows): each block that returns to the system comes back page by page.
+# float32, 16 rows): each block that returns to the system comes back page by page. So did a step of 2,048 prompt tokens
+# at 1 MiB (246 M parameters, bfloat16).
 _KEPT_BELOW_BYTES: Final = 32 << 20
-# While prompts are read: blocks of a few MiB and kernels of half a MiB, one among the other, leave gaps in the heap (65
-# MiB on the 246 M shape with 1,024 tokens), and a step that takes seconds does not feel what it gives back.
-_KEPT_OF_PROMPTS_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +85,6 @@ def before_serving() -> None:
         _CLEAR_REFS.write_text("5")
     _set(_M_MMAP_THRESHOLD, _KEPT_BELOW_BYTES)
     _set(_M_TRIM_THRESHOLD, 4 * _KEPT_BELOW_BYTES)
-
-
-def before_step(*, reads_prompts: bool) -> None:
-    """Choose which blocks of the coming steps stay when they are freed: called where the kind of step changes."""
-    _set(_M_MMAP_THRESHOLD, _KEPT_OF_PROMPTS_BYTES if reads_prompts else _KEPT_BELOW_BYTES)
 
 
 def _set(parameter: int, value: int) -> None:

@@ -68,6 +68,18 @@ class SideBatch:
     device: torch.device
 
     @cached_property
+    def row_table(self) -> Tensor:
+        """Int32 ``[n, 3]``: first place, count and slot, neighbours of one slot together; for kernels."""
+        table: list[tuple[int, int, int]] = []
+        for row in self.rows:
+            first, count = row.first, row.count
+            if table and (table[-1][0] + table[-1][1], table[-1][2]) == (first, row.slot):
+                first, before, _ = table.pop()
+                count += before
+            table.append((first, count, row.slot))
+        return torch.tensor(table, dtype=torch.int32).view(-1, 3)
+
+    @cached_property
     def tokens(self) -> Tensor:
         """``[n]``: the places that use a slot, in order."""
         places = [row.first + i for row in self.rows for i in range(row.count)]

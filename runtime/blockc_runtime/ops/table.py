@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from blockc_runtime.native.library import kernels
 from blockc_runtime.ops.attention import cpu as attention_cpu
 from blockc_runtime.ops.attention import cuda as attention_cuda
+from blockc_runtime.ops.attention import native as attention_native
 from blockc_runtime.ops.cache import cpu as cache_cpu
 from blockc_runtime.ops.cache import cuda as cache_cuda
 from blockc_runtime.ops.embedding import cpu as embedding_cpu
@@ -18,8 +20,10 @@ from blockc_runtime.ops.experts import cuda as experts_cuda
 from blockc_runtime.ops.integers import IntegerMatrix
 from blockc_runtime.ops.linear import cpu as linear_cpu
 from blockc_runtime.ops.linear import cuda as linear_cuda
+from blockc_runtime.ops.linear import native as linear_native
 from blockc_runtime.ops.norm import cpu as norm_cpu
 from blockc_runtime.ops.norm import cuda as norm_cuda
+from blockc_runtime.ops.norm import native as norm_native
 from blockc_runtime.ops.residual import cpu as residual_cpu
 from blockc_runtime.ops.residual import cuda as residual_cuda
 from blockc_runtime.ops.sides import SideSet
@@ -33,6 +37,7 @@ class OpTable:
     linears: Callable[..., tuple[Tensor, ...]]
     expert_linear: Callable[[Tensor, Tensor | IntegerMatrix, Tensor | None, Tensor], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    gated: Callable[[Tensor, Tensor, str], Tensor]
     rotary: Callable[[Tensor, Tensor, Tensor, int], Tensor]
     embedding: Callable[[Tensor, Tensor, SideSet], Tensor]
     residual: Callable[[Tensor, Tensor, SideSet], Tensor]
@@ -47,18 +52,30 @@ def op_table(device: torch.device) -> OpTable:
             linears=linear_cuda.linears,
             expert_linear=experts_cuda.expert_linear,
             rms_norm=norm_cuda.rms_norm,
+            gated=norm_cuda.gated,
             rotary=norm_cuda.rotary,
             embedding=embedding_cpu.embedding,
             residual=residual_cuda.residual,
             cached=cache_cuda.cached,
         )
-    return OpTable(
+    table = OpTable(
         attention=attention_cpu.attention,
         linears=linear_cpu.linears,
         expert_linear=experts_cpu.expert_linear,
         rms_norm=norm_cpu.rms_norm,
+        gated=norm_cpu.gated,
         rotary=norm_cpu.rotary,
         embedding=embedding_cpu.embedding,
         residual=residual_cpu.residual,
         cached=cache_cpu.cached,
+    )
+    if kernels() is None:
+        return table
+    return replace(
+        table,
+        attention=attention_native.attention,
+        linears=linear_native.linears,
+        rms_norm=norm_native.rms_norm,
+        gated=norm_native.gated,
+        rotary=norm_native.rotary,
     )

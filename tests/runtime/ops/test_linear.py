@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,13 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blockc_runtime.ops.linear import cpu, cuda, reference
+from blockc_runtime.ops.linear import cpu, cuda, native, reference
 from blockc_runtime.ops.linear.reference import ReferenceSide
 from blockc_runtime.ops.linear.sides import LowRankOutput, LowRankWeights, OutputSides, Rows, SideWeights
 from blockc_runtime.ops.linear.weights import DenseWeights, JoinedWeights, PackedWeights, packs
 from blockc_runtime.ops.sides import Span, side_batch
+from tests.support.native import LEVELS, using
 
 CPU = torch.device("cpu")
+
+
+def by_kernels(level: str) -> Callable[..., tuple[Tensor, ...]]:
+    def linears(*operands: Any) -> tuple[Tensor, ...]:
+        with using(level):
+            return native.linears(*operands)
+
+    return linears
+
+
+FORMS = [cpu.linears, cuda.linears, *map(by_kernels, LEVELS)]
 OUTS = (12, 8, 8)
 FAN_IN = 16
 
@@ -102,7 +115,7 @@ codecs_of = st.dictionaries(st.integers(0, 2), st.frozensets(st.sampled_from(COD
 @given(
     rows=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.sampled_from([1, 1, 2, 4])), max_size=8),
     base=st.integers(0, 3),
-    form=st.sampled_from([cpu.linears, cuda.linears]),
+    form=st.sampled_from(FORMS),
     codecs=st.tuples(codecs_of, codecs_of),
     with_bias=st.booleans(),
 )

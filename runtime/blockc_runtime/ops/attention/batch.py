@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -47,13 +48,70 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KvBatch:
-    """All rows of a launch in one KV group. ``slots [T]``: where each token's keys and values are written."""
+class PagedRows:
+    """Rows of one token each, for a kernel that reads pages where they lie.
 
+    ``rows`` int32 ``[n, 4]``: its place on the token axis, its first page in ``pages``, and from there the first and
+    the last position that it sees. ``longest``: the most positions that a row sees.
+    """
+
+    rows: Tensor
+    pages: Tensor
+    longest: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class KvBatch:
+    """All rows of a launch in one KV group, of which the first ``singles`` are of one token.
+
+    ``slots [T]``: where each token's keys and values are written. Each device makes what its kernels read: pages, or
+    ``buckets``.
+    """
+
+    rows: tuple[KvRow, ...]
+    singles: int
+    page_tokens: int
     window: int | None
+    dtype: torch.dtype
+    device: torch.device
     slots: Tensor
-    buckets: tuple[DecodeBucket, ...]
-    chunks: tuple[Chunk, ...]
+
+    @cached_property
+    def buckets(self) -> tuple[DecodeBucket, ...]:
+        """Rows of one token, padded to the longest of their bucket."""
+        rows = self.rows[: self.singles]
+        return tuple(
+            _bucket_to(
+                _bucket(rows, members, page_tokens=self.page_tokens, window=self.window, dtype=self.dtype), self.device
+            )
+            for members in _similar([_visible_pages(row, self.page_tokens, self.window) for row in rows])
+        )
+
+    @cached_property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """Rows of several tokens."""
+        rows = self.rows[self.singles :]
+        return tuple(
+            _chunk_to(_chunk(row, page_tokens=self.page_tokens, window=self.window, dtype=self.dtype), self.device)
+            for row in rows
+        )
+
+    @cached_property
+    def paged(self) -> PagedRows:
+        """Rows of one token, as they lie."""
+        rows: list[int] = []
+        pages: list[int | None] = []
+        longest = 0
+        for row in self.rows[: self.singles]:
+            lowest = row.first_visible(self.window)
+            base = lowest // self.page_tokens
+            before = base * self.page_tokens
+            rows += (row.first, len(pages), lowest - before, row.start - before)
+            pages += row.pages[base : row.start // self.page_tokens + 1]
+            longest = max(longest, row.start + 1 - lowest)
+        return PagedRows(
+            rows=torch.tensor(rows, dtype=torch.int32), pages=torch.tensor(pages, dtype=torch.int32), longest=longest
+        )
 
 
 def kv_batch(
@@ -68,17 +126,14 @@ def kv_batch(
     slots: list[int] = []
     for row in rows:
         slots += _slots(row, page_tokens)
-    singles = sum(row.count == 1 for row in rows)
-    buckets = tuple(
-        _bucket(rows[:singles], members, page_tokens=page_tokens, window=window, dtype=dtype)
-        for members in _similar([_visible_pages(row, page_tokens, window) for row in rows[:singles]])
-    )
-    chunks = tuple(_chunk(row, page_tokens=page_tokens, window=window, dtype=dtype) for row in rows[singles:])
     return KvBatch(
+        rows=tuple(rows),
+        singles=sum(row.count == 1 for row in rows),
+        page_tokens=page_tokens,
         window=window,
+        dtype=dtype,
+        device=device,
         slots=torch.tensor(slots).to(device),
-        buckets=tuple(_bucket_to(bucket, device) for bucket in buckets),
-        chunks=tuple(_chunk_to(chunk, device) for chunk in chunks),
     )
 
 

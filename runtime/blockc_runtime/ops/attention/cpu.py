@@ -45,10 +45,9 @@ def attention(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """``q [1,H,T,D]``, ``k`` and ``v [1,K,T,D]``, ``sinks [H]``. Writes the cache, then reads it."""
-    if window != batch.window:
-        raise ValueError(f"a block binds window {window}, its KV group has {batch.window}")
+    check_window(window, batch)
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (q, k, v))
-    form = _Scores(scale=scale, softcap=softcap, sinks=sinks)
+    form = Scores(scale=scale, softcap=softcap, sinks=sinks)
     layer.keys.index_copy_(0, batch.slots, keys.to(layer.keys.dtype))
     layer.values.index_copy_(0, batch.slots, values.to(layer.values.dtype))
     if len(batch.buckets) == 1 and not batch.chunks:
@@ -60,14 +59,26 @@ def attention(
         else:
             picked = queries.index_select(0, bucket.index)
             out.index_copy_(0, bucket.index, _decode(picked, layer, bucket, form))
-    for chunk in batch.chunks:
-        span = slice(chunk.first, chunk.first + chunk.count)
-        out[span] = _prefill(queries[span], keys[span], values[span], layer, chunk, form)
+    add_chunks(out, q, k, v, layer, batch, form)
     return out.unsqueeze(0)
 
 
+def check_window(window: int | None, batch: KvBatch) -> None:
+    """Raises ValueError: a page that a window has passed may be gone."""
+    if window != batch.window:
+        raise ValueError(f"a block binds window {window}, its KV group has {batch.window}")
+
+
+def add_chunks(out: Tensor, q: Tensor, k: Tensor, v: Tensor, layer: PagedLayer, batch: KvBatch, form: Scores) -> None:
+    """Fill in ``out [T,H,D]`` for the rows of several tokens."""
+    queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (q, k, v))
+    for chunk in batch.chunks:
+        span = slice(chunk.first, chunk.first + chunk.count)
+        out[span] = _prefill(queries[span], keys[span], values[span], layer, chunk, form)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Scores:
+class Scores:
     """How scores become weights: ``softcap * tanh(score / softcap)``, and a sink a head that takes part of them."""
 
     scale: float
@@ -80,7 +91,7 @@ class _Scores:
         return self.softcap is None and self.sinks is None
 
 
-def _decode(queries: Tensor, layer: PagedLayer, bucket: DecodeBucket, form: _Scores) -> Tensor:
+def _decode(queries: Tensor, layer: PagedLayer, bucket: DecodeBucket, form: Scores) -> Tensor:
     """``queries [n,H,D]`` -> ``[n,H,D]``."""
     rows, heads, size = queries.shape
     keys, values = layer.gather(bucket.pages)
@@ -104,7 +115,7 @@ def _prefill(
     values: Tensor,
     layer: PagedLayer,
     chunk: Chunk,
-    form: _Scores,
+    form: Scores,
 ) -> Tensor:
     """``queries [n,H,D]``, new ``keys`` and ``values [n,K,D]`` -> ``[n,H,D]``."""
     count, heads, size = queries.shape
@@ -131,7 +142,7 @@ def _prefill(
 
 
 def _weighted(
-    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, form: _Scores, sinks: Tensor | None
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, form: Scores, sinks: Tensor | None
 ) -> Tensor:
     """Attention in its steps, in float32, for what fused attention does not offer. ``sinks`` is ``[..., n, 1]``."""
     scores = torch.matmul(queries, keys.transpose(-1, -2)).float() * form.scale

@@ -11,14 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blockc_runtime.ops.linear.sides import LowRankWeights, linears_with
+from blockc_runtime.ops.linear.sides import LowRankWeights, in_turn, linears_with
 from blockc_runtime.ops.linear.weights import LinearWeights
 from blockc_runtime.ops.sides import DecodeSides, SideSet
-
-
-def linears(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, ...]:
-    """``x [1,T,in]`` or ``[T,in]`` -> ``[1,T,out]`` or ``[T,out]`` for each linear that reads ``x``."""
-    return linears_with(x, weights, sides, _add_decode)
 
 
 def _add_decode(ys: Sequence[Tensor], x: Tensor, side: LowRankWeights, decode: DecodeSides) -> None:
@@ -42,3 +37,11 @@ def _weighted_rows(table: Tensor, weights: Tensor, bags: tuple[Tensor, Tensor]) 
     index, offsets = bags
     out: Tensor = torch.embedding_bag(table, index, offsets, False, 0, False, weights.reshape(-1), False)[0]
     return out
+
+
+add_low_rank = in_turn(_add_decode)
+
+
+def linears(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, ...]:
+    """``x [1,T,in]`` or ``[T,in]`` -> ``[1,T,out]`` or ``[T,out]`` for each linear that reads ``x``."""
+    return linears_with(x, weights, sides, add_low_rank)

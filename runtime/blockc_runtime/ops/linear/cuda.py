@@ -7,14 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blockc_runtime.ops.linear.sides import LowRankWeights, linears_with
+from blockc_runtime.ops.linear.sides import LowRankWeights, in_turn, linears_with
 from blockc_runtime.ops.linear.weights import LinearWeights
 from blockc_runtime.ops.sides import DecodeSides, SideSet
-
-
-def linears(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, ...]:
-    """``x [1,T,in]`` or ``[T,in]`` -> ``[1,T,out]`` or ``[T,out]`` for each linear that reads ``x``."""
-    return linears_with(x, weights, sides, _add_decode)
 
 
 def _add_decode(ys: Sequence[Tensor], x: Tensor, side: LowRankWeights, decode: DecodeSides) -> None:
@@ -24,3 +19,11 @@ def _add_decode(ys: Sequence[Tensor], x: Tensor, side: LowRankWeights, decode: D
         part = inner[..., out.rank_start : out.rank_stop]
         outer = torch.bmm(part, out.b.index_select(0, decode.slots))
         ys[out.output][0, rows].add_(outer.squeeze(1))
+
+
+add_low_rank = in_turn(_add_decode)
+
+
+def linears(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, ...]:
+    """``x [1,T,in]`` or ``[T,in]`` -> ``[1,T,out]`` or ``[T,out]`` for each linear that reads ``x``."""
+    return linears_with(x, weights, sides, add_low_rank)

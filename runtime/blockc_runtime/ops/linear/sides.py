@@ -105,25 +105,36 @@ class SideWeights:
         return total + sum(scale.nbytes for _, scale in self.in_scales) + sum(out.nbytes for out in self.outputs)
 
 
-# Adds terms of low rank to rows of one token each, in place: ``(ys, x, weights, rows)``.
+# Adds terms of low rank in place: ``(ys, x, weights, batch)``, ``ys[i] [1, T, out]``, ``x [1, T, in]``.
+AddLowRank = Callable[[Sequence[Tensor], Tensor, LowRankWeights, SideBatch], None]
+# The same for rows of one token each.
 AddDecode = Callable[[Sequence[Tensor], Tensor, LowRankWeights, DecodeSides], None]
 
 
-def linears_with(x: Tensor, weights: LinearWeights, sides: SideSet, add_decode: AddDecode) -> tuple[Tensor, ...]:
+def linears_with(x: Tensor, weights: LinearWeights, sides: SideSet, add_low_rank: AddLowRank) -> tuple[Tensor, ...]:
     """``x [1,T,in]`` or ``[T,in]`` -> ``[1,T,out]`` or ``[T,out]`` for each linear that reads ``x``."""
     if x.ndim == 2:
-        return tuple(y[0] for y in linears_with(x.unsqueeze(0), weights, sides, add_decode))
+        return tuple(y[0] for y in linears_with(x.unsqueeze(0), weights, sides, add_low_rank))
     if not sides:
         return weights(x)
     ys = _products(x, weights, sides)
     for side, batch in sides:
         _apply_outputs(ys, x, side, batch)
         if side.low_rank is not None:
-            for decode in batch.singles:
-                add_decode(ys, x, side.low_rank, decode)
-            for span in batch.spans:
-                _add_span(ys, x, side.low_rank, span)
+            add_low_rank(ys, x, side.low_rank, batch)
     return ys
+
+
+def in_turn(add_decode: AddDecode) -> AddLowRank:
+    """Runs of rows of one token each by ``add_decode``, and spans by plain products."""
+
+    def add(ys: Sequence[Tensor], x: Tensor, weights: LowRankWeights, batch: SideBatch) -> None:
+        for decode in batch.singles:
+            add_decode(ys, x, weights, decode)
+        for span in batch.spans:
+            _add_span(ys, x, weights, span)
+
+    return add
 
 
 def _products(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, ...]:

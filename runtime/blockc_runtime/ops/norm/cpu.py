@@ -1,9 +1,12 @@
-"""Norm and rotary embedding in few launches: at decode sizes each costs its overhead, not its arithmetic."""
+"""Norm, gate and rotary embedding in few launches: at decode sizes each costs its overhead, not its arithmetic."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu, silu
+
+GATES = ("silu", "gelu_tanh")
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -14,6 +17,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if weight.ndim == 1:
         return torch.rms_norm(x, weight.shape, weight, eps)
     return torch.rms_norm(x, x.shape[-1:], None, eps) * weight
+
+
+def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """``activation(gate) * up``, ``activation`` one of `GATES`."""
+    return (silu(gate) if activation == "silu" else gelu(gate, approximate="tanh")) * up
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, half: int) -> Tensor:

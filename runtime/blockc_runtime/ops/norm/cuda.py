@@ -1,7 +1,7 @@
-"""Norm and rotary embedding on CUDA, where torch has a fused norm."""
+"""Norm, gated activation and rotary embedding on CUDA, where torch has a fused norm."""
 
 from __future__ import annotations
 
-from blockc_runtime.ops.norm.cpu import rms_norm, rotary
+from blockc_runtime.ops.norm.cpu import gated, rms_norm, rotary
 
-__all__ = ["rms_norm", "rotary"]
+__all__ = ["gated", "rms_norm", "rotary"]

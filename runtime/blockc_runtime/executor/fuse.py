@@ -1,6 +1,7 @@
-"""Find rotary position embeddings in a graph by their dataflow and call the op for them.
+"""Find rotary position embeddings and gated activations in a graph by their dataflow and call the ops for them.
 
     x * cos + cat([-x[h:], x[:h]]) * sin   ->   rotary(x, cos, sin, h)
+    silu(gate) * up                        ->   gated(gate, up, "silu")
 
 In: an fx graph of a structure. Out: the same graph with fewer launches.
 Invariant: a graph without the pattern is unchanged.
@@ -19,6 +20,8 @@ _ADD = aten_function("aten.add.Tensor")
 _MUL = aten_function("aten.mul.Tensor")
 _CAT = aten_function("aten.cat.default")
 _NEG = aten_function("aten.neg.default")
+_SILU = aten_function("aten.silu.default")
+_GELU = aten_function("aten.gelu.default")
 _SLICE = aten_function("aten.slice.Tensor")
 
 
@@ -29,6 +32,26 @@ def fuse_rotary(graph: fx.Graph, rotary: Callable[..., Any]) -> None:
         if found is not None:
             with graph.inserting_before(node):
                 node.replace_all_uses_with(graph.call_function(rotary, found))
+
+
+def fuse_gates(graph: fx.Graph, gated: Callable[..., Any]) -> None:
+    """As `fuse_rotary`. An activation that something else reads, too, stays."""
+    for node in graph.nodes:
+        factors = _arguments(node, _MUL)
+        for act, up in () if factors is None else (factors, factors[::-1]):
+            name = _activation(act)
+            if name is not None and len(act.users) == 1 and up is not act:
+                with graph.inserting_before(node):
+                    node.replace_all_uses_with(graph.call_function(gated, (act.args[0], up, name)))
+                break
+
+
+def _activation(node: Any) -> str | None:
+    """The name of a gate that has an op, if ``node`` is one."""
+    if _arguments(node, _SILU) is not None:
+        return "silu"
+    arguments = _arguments(node, _GELU)
+    return "gelu_tanh" if arguments is not None and arguments[1:] == ("tanh",) else None
 
 
 def _match(node: fx.Node) -> tuple[Any, ...] | None:

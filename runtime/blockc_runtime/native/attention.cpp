@@ -1,0 +1,280 @@
+// The paged cache: writing new keys and values, and attention of rows of one token each over their pages.
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#include <vector>
+
+#include "vector.h"
+
+namespace {
+
+using namespace blockc;
+
+template <class T>
+void write(const T* from, int64_t token_stride, int64_t head_stride, const int64_t* slots, T* to, int64_t tokens,
+           int64_t heads, int64_t size) {
+#pragma omp parallel for schedule(static) if (tokens * heads * size * int64_t(sizeof(T)) > kGrain)
+  for (int64_t token = 0; token < tokens; token++)
+    for (int64_t head = 0; head < heads; head++)
+      std::memcpy(to + (slots[token] * heads + head) * size, from + token * token_stride + head * head_stride,
+                  size * sizeof(T));
+}
+
+struct Cache {
+  int64_t kv_heads, key_size, value_size, page_tokens;
+};
+
+template <int N>
+inline F<4> four_parts(F<N> value) {
+  if constexpr (N == 4) {
+    return value;
+  } else {
+    F<N / 2> low, high;
+    std::memcpy(&low, &value, sizeof low);
+    std::memcpy(&high, reinterpret_cast<const char*>(&value) + sizeof low, sizeof high);
+    return four_parts<N / 2>(low + high);
+  }
+}
+
+// The sums of four vectors, side by side: a third of the work of four sums.
+inline void four_sums(const F<W>* values, float* out) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+  F<4> p = four_parts<W>(values[0]), q = four_parts<W>(values[1]);
+  F<4> r = four_parts<W>(values[2]), s = four_parts<W>(values[3]);
+  F<4> pq = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
+  F<4> rs = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
+  store<4>(out, __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7));
+#else
+  for (int i = 0; i < 4; i++) out[i] = sum<W>(values[i]);
+#endif
+}
+
+// What a query is kept as: float32, or itself where an instruction multiplies pairs of bfloat16.
+template <class T>
+struct Query {
+  using type = float;
+};
+
+template <class T>
+inline void add_products(F<W>* sums, int count, const float* q, const T* keys, int64_t stride, int64_t size) {
+  for (int64_t i = 0; i < size; i += W) {
+    F<W> query = load<W>(q + i);
+    for (int u = 0; u < count; u++) sums[u] += query * load<W>(keys + u * stride + i);
+  }
+}
+
+#ifdef __AVX512BF16__
+template <>
+struct Query<bf16> {
+  using type = bf16;
+};
+
+inline void add_products(F<W>* sums, int count, const bf16* q, const bf16* keys, int64_t stride, int64_t size) {
+  int64_t i = 0;
+  for (; i + 2 * W <= size; i += 2 * W) {
+    __m512bh query, key;
+    std::memcpy(&query, q + i, sizeof query);
+    for (int u = 0; u < count; u++) {
+      std::memcpy(&key, keys + u * stride + i, sizeof key);
+      sums[u] = (F<W>)_mm512_dpbf16_ps((__m512)sums[u], query, key);
+    }
+  }
+  for (; i < size; i += W)
+    for (int u = 0; u < count; u++) sums[u] += load<W>(q + i) * load<W>(keys + u * stride + i);
+}
+#endif
+
+// Scores of `count` keys that lie `stride` apart, for each query of a KV head. SIZE 0: any multiple of W.
+template <class T, int SIZE>
+void scores_of(const typename Query<T>::type* q, int64_t queries, const T* keys, int64_t stride, int64_t count,
+               int64_t size, float* scores, int64_t scores_stride) {
+  if constexpr (SIZE > 0) size = SIZE;
+  int64_t j = 0;
+  for (; j + 4 <= count; j += 4)
+    for (int64_t g = 0; g < queries; g++) {
+      F<W> sums[4] = {};
+      add_products(sums, 4, q + g * size, keys + j * stride, stride, size);
+      four_sums(sums, scores + g * scores_stride + j);
+    }
+  for (; j < count; j++)
+    for (int64_t g = 0; g < queries; g++) {
+      F<W> total = {};
+      add_products(&total, 1, q + g * size, keys + j * stride, stride, size);
+      scores[g * scores_stride + j] = sum<W>(total);
+    }
+}
+
+// out[g][0 .. W * V) += sum over j of weights[g][j] * values[j] for G queries, which share a read of the values.
+template <class T, int G, int V>
+inline void add_weighted(const float* weights, int64_t weights_stride, const T* values, int64_t stride, int64_t count,
+                         float* out, int64_t out_stride) {
+  F<W> sums[G][V];
+  for (int g = 0; g < G; g++)
+    for (int v = 0; v < V; v++) sums[g][v] = load<W>(out + g * out_stride + v * W);
+  for (int64_t j = 0; j < count; j++)
+    for (int v = 0; v < V; v++) {
+      F<W> value = load<W>(values + j * stride + v * W);
+      for (int g = 0; g < G; g++) sums[g][v] += weights[g * weights_stride + j] * value;
+    }
+  for (int g = 0; g < G; g++)
+    for (int v = 0; v < V; v++) store<W>(out + g * out_stride + v * W, sums[g][v]);
+}
+
+template <class T, int G>
+void weighted(const float* weights, int64_t weights_stride, const T* values, int64_t stride, int64_t count,
+              int64_t size, float* out) {
+  int64_t i = 0;
+  for (; i + 4 * W <= size; i += 4 * W)
+    add_weighted<T, G, 4>(weights, weights_stride, values + i, stride, count, out + i, size);
+  for (; i < size; i += W) add_weighted<T, G, 1>(weights, weights_stride, values + i, stride, count, out + i, size);
+}
+
+// Scores to weights that sum to one, less what a sink takes.
+void soften(float* scores, int64_t count, float scale, float softcap, const float* sink) {
+  float most = sink ? *sink : -INFINITY;
+  if (softcap > 0) {
+    int64_t j = 0;
+    for (; j < count; j++) scores[j] = std::tanh(scores[j] * scale / softcap) * softcap;
+    scale = 1.0f;
+  }
+  for (int64_t j = 0; j < count; j++) {
+    scores[j] *= scale;
+    most = scores[j] > most ? scores[j] : most;
+  }
+  F<W> sums = {};
+  int64_t j = 0;
+  for (; j + W <= count; j += W) {
+    F<W> weight = exp<W>(load<W>(scores + j) - most);
+    store<W>(scores + j, weight);
+    sums += weight;
+  }
+  float total = sum<W>(sums);
+  for (; j < count; j++) {
+    F<1> value = {scores[j] - most};
+    scores[j] = exp<1>(value)[0];
+    total += scores[j];
+  }
+  if (sink) {
+    F<1> value = {*sink - most};
+    total += exp<1>(value)[0];
+  }
+  const float factor = 1.0f / total;
+  for (j = 0; j < count; j++) scores[j] *= factor;
+}
+
+// What one thread needs for the heads that it does at a time.
+template <class T>
+struct Scratch {
+  std::vector<typename Query<T>::type> query;
+  std::vector<float> scores, result;
+};
+
+// Runs `use(positions so far, first slot, how many, first slot of the next page or -1)` over pages from first to last.
+template <class Use>
+inline void over_pages(const int32_t* table, int64_t page_tokens, int64_t first, int64_t last, Use use) {
+  for (int64_t at = first; at <= last;) {
+    const int64_t inside = at % page_tokens, whole = page_tokens - inside, left = last + 1 - at;
+    const int64_t count = left < whole ? left : whole;
+    const int64_t next = at + count <= last ? table[(at + count) / page_tokens] * page_tokens : -1;
+    use(at - first, table[at / page_tokens] * page_tokens + inside, count, next);
+    at += count;
+  }
+}
+
+template <class T>
+inline void fetch_rows(const T* page, int64_t stride, int64_t head, int64_t stop, int64_t size, int64_t count) {
+  for (int64_t j = 0; j < count; j++) fetch(page + j * stride + head * size, (stop - head) * size * sizeof(T));
+}
+
+// KV heads `head .. stop` of one row. A page holds all heads of a position side by side: they are read together.
+template <class T>
+void attend_heads(const T* q, int64_t head_stride, int64_t queries, const T* keys, const T* values, Cache cache,
+                  const int32_t* table, int64_t first, int64_t last, int64_t head, int64_t stop, int64_t longest,
+                  float scale, float softcap, const float* sinks, Scratch<T>& scratch, T* out) {
+  const int64_t key_stride = cache.kv_heads * cache.key_size, value_stride = cache.kv_heads * cache.value_size;
+  const int64_t heads = (stop - head) * queries;
+  auto* query = scratch.query.data();
+  float *scores = scratch.scores.data(), *result = scratch.result.data();
+  for (int64_t h = 0; h < heads; h++)
+    for (int64_t i = 0; i < cache.key_size; i++)
+      convert(query + h * cache.key_size + i, q[(head * queries + h) * head_stride + i]);
+  over_pages(table, cache.page_tokens, first, last, [&](int64_t done, int64_t slot, int64_t count, int64_t next) {
+    if (next >= 0) fetch_rows(keys + next * key_stride, key_stride, head, stop, cache.key_size, cache.page_tokens);
+    for (int64_t k = head; k < stop; k++) {
+      const int64_t h = (k - head) * queries;
+      const T* from = keys + slot * key_stride + k * cache.key_size;
+      auto of = cache.key_size == 64 ? scores_of<T, 64> : cache.key_size == 128 ? scores_of<T, 128> : scores_of<T, 0>;
+      of(query + h * cache.key_size, queries, from, key_stride, count, cache.key_size, scores + h * longest + done,
+         longest);
+    }
+  });
+  for (int64_t h = 0; h < heads; h++)
+    soften(scores + h * longest, last + 1 - first, scale, softcap, sinks ? sinks + head * queries + h : nullptr);
+  std::memset(result, 0, sizeof(float) * heads * cache.value_size);
+  over_pages(table, cache.page_tokens, first, last, [&](int64_t done, int64_t slot, int64_t count, int64_t next) {
+    if (next >= 0)
+      fetch_rows(values + next * value_stride, value_stride, head, stop, cache.value_size, cache.page_tokens);
+    for (int64_t k = head; k < stop; k++) {
+      const T* from = values + slot * value_stride + k * cache.value_size;
+      for (int64_t g = 0; g < queries;) {
+        const int64_t h = (k - head) * queries + g, left = queries - g;
+        auto of = left >= 4 ? weighted<T, 4> : left >= 2 ? weighted<T, 2> : weighted<T, 1>;
+        of(scores + h * longest + done, longest, from, value_stride, count, cache.value_size,
+           result + h * cache.value_size);
+        g += left >= 4 ? 4 : left >= 2 ? 2 : 1;
+      }
+    }
+  });
+  for (int64_t i = 0; i < heads * cache.value_size; i++) put(out + head * queries * cache.value_size + i, result[i]);
+}
+
+template <class T>
+void attend(const T* q, int64_t token_stride, int64_t head_stride, int64_t queries, const T* keys, const T* values,
+            Cache cache, const int32_t* rows, const int32_t* pages, int64_t count, int64_t longest, float scale,
+            float softcap, const float* sinks, T* out, int threads) {
+  // Few rows: threads share the heads of one.
+  const int64_t wanted = count >= 2 * threads ? 1 : (2 * threads + count - 1) / count;
+  const int64_t parts = wanted < cache.kv_heads ? wanted : cache.kv_heads;
+  const int64_t most = (cache.kv_heads + parts - 1) / parts * queries;
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch<T> scratch;
+    scratch.query.resize(most * cache.key_size);
+    scratch.scores.resize(most * longest);
+    scratch.result.resize(most * cache.value_size);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t item = 0; item < count * parts; item++) {
+      const int32_t* row = rows + item / parts * 4;  // token, first page, first and last position from there
+      const int64_t part = item % parts, head = part * cache.kv_heads / parts;
+      attend_heads(q + row[0] * token_stride, head_stride, queries, keys, values, cache, pages + row[1], row[2], row[3],
+                   head, (part + 1) * cache.kv_heads / parts, longest, scale, softcap, sinks, scratch,
+                   out + row[0] * cache.kv_heads * queries * cache.value_size);
+    }
+  }
+}
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// from [tokens, heads, size] by strides -> to [slots, heads, size].
+void blockc_write_cache(int dtype, const void* from, int64_t token_stride, int64_t head_stride, const int64_t* slots,
+                        void* to, int64_t tokens, int64_t heads, int64_t size) {
+  BLOCKC_DISPATCH(dtype, write((const T*)from, token_stride, head_stride, slots, (T*)to, tokens, heads, size));
+}
+
+// q [tokens, heads, key_size] by strides; out [tokens, heads, value_size] contiguous, of which only `rows` are written.
+void blockc_attend(int dtype, const void* q, int64_t token_stride, int64_t head_stride, int64_t queries,
+                   const void* keys, const void* values, int64_t kv_heads, int64_t key_size, int64_t value_size,
+                   int64_t page_tokens, const int32_t* rows, const int32_t* pages, int64_t count, int64_t longest,
+                   float scale, float softcap, const float* sinks, void* out, int threads) {
+  const Cache cache = {kv_heads, key_size, value_size, page_tokens};
+  BLOCKC_DISPATCH(dtype, attend((const T*)q, token_stride, head_stride, queries, (const T*)keys, (const T*)values, cache,
+                                rows, pages, count, longest, scale, softcap, sinks, (T*)out, threads));
+}
+
+}  // extern "C"
+#pragma GCC visibility pop

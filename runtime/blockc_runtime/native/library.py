@@ -1,0 +1,135 @@
+"""The compiled kernels as Python calls.
+
+In: the libraries that `build` left. Out: :class:`Kernels`, or the reason why torch's own functions are used.
+Invariant: a library of other sources, or for instructions that this CPU lacks, is not used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from ctypes import c_float, c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from blockc_runtime.native.build import levels, library_path, source_digest
+
+# What kernels know as element types.
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+# `python -m benchmarks` compares both ways; so do tests.
+_SWITCH = "BLOCKC_NATIVE"
+
+_P, _L, _I, _F = c_void_p, c_int64, c_int, c_float
+_SIGNATURES = {
+    "rms_norm": (_I, _P, _L, _P, _P, _L, _L, _F),
+    "gated": (_I, _P, _L, _P, _L, _P, _L, _L, _I),
+    "rotary": (_I, _P, _L, _L, _P, _P, _L, _P, _L, _L, _L),
+    "low_rank": (_I, _P, _L, _L, _P, _L, _L, _P, _L, _P, _L, _I),
+    "write_cache": (_I, _P, _L, _L, _P, _P, _L, _L, _L),
+    "attend": (_I, _P, _L, _L, _L, _P, _P, _L, _L, _L, _L, _P, _P, _L, _L, _F, _F, _P, _P, _I),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """The functions of one library; their arguments are those of the ``extern "C"`` blocks.
+
+    ``lanes``: floats in a register, of which head sizes must be multiples.
+    """
+
+    level: str
+    lanes: int
+    rms_norm: Callable[..., None]
+    gated: Callable[..., None]
+    rotary: Callable[..., None]
+    low_rank: Callable[..., None]
+    write_cache: Callable[..., None]
+    attend: Callable[..., None]
+
+
+class KernelsError(Exception):
+    """Why kernels cannot be used."""
+
+
+def kernels() -> Kernels | None:
+    """What this machine can use, loaded once; None: `describe` says why."""
+    found = _best()
+    return found if isinstance(found, Kernels) else None
+
+
+def loaded() -> Kernels:
+    """The same where they are known to be there."""
+    found = kernels()
+    assert found is not None, "ops of kernels are chosen only where there are kernels"
+    return found
+
+
+def describe() -> str:
+    """A line for the log of a server."""
+    found = _best()
+    if isinstance(found, Kernels):
+        return f"kernels: blockc's own, for {found.level}"
+    return f"kernels: torch's own, which are slower: {found}"
+
+
+def usable_levels() -> tuple[str, ...]:
+    """The levels whose instructions this CPU has, the best first."""
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    have = {"generic", capability}
+    if capability == "avx512":
+        have |= {"avx2", "avx512_bf16"} if "avx512_bf16" in _cpu_flags() else {"avx2"}
+    return tuple(level for level in levels() if level in have)
+
+
+@cache
+def load(level: str) -> Kernels:
+    """Raises `KernelsError`."""
+    path = library_path(level)
+    if not path.is_file():
+        raise KernelsError("they were not built when blockc was installed; `python -m blockc_runtime.native` says why")
+    try:
+        _share_openmp()
+        library = ctypes.CDLL(str(path))
+        library.blockc_source.restype = ctypes.c_char_p
+        if library.blockc_source().decode() != source_digest():
+            raise KernelsError("they are of other sources; `python -m blockc_runtime.native` builds them again")
+        functions = {name: getattr(library, f"blockc_{name}") for name in _SIGNATURES}
+    except (OSError, AttributeError) as error:
+        raise KernelsError(f"they cannot be loaded: {error}") from error
+    for name, arguments in _SIGNATURES.items():
+        functions[name].argtypes, functions[name].restype = arguments, None
+    return Kernels(level=level, lanes=16 if level.startswith("avx512") else 8, **functions)
+
+
+@cache
+def _best() -> Kernels | str:
+    if os.environ.get(_SWITCH) == "0":
+        return f"{_SWITCH}=0"
+    usable = usable_levels()
+    if not usable:
+        return "this CPU lacks the instructions that they need"
+    try:
+        return load(usable[0])
+    except KernelsError as error:
+        return str(error)
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def _share_openmp() -> None:
+    """Let the kernels find the OpenMP library that torch has loaded: with two of them threads fight for cores."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        path = line.split(maxsplit=5)[-1]
+        if os.path.basename(path).startswith(("libgomp", "libiomp5", "libomp")):
+            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+            return

@@ -1,0 +1,72 @@
+"""Norm, gated activation and rotary embedding by blockc's own kernels; torch's where the operands are others.
+
+In and out: as in `cpu.py`. Invariant: equals it up to rounding, which is done once.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from blockc_runtime.native.library import DTYPES, loaded
+from blockc_runtime.ops.norm import cpu
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x [..., hidden]``, ``weight [hidden]``."""
+    dtype = DTYPES.get(x.dtype)
+    if dtype is None or weight.dtype != x.dtype or weight.ndim != 1 or not weight.is_contiguous():
+        return cpu.rms_norm(x, weight, eps)
+    size = x.shape[-1]
+    stride = _row_stride(x)
+    if stride is None:
+        x, stride = x.contiguous(), size
+    out = x.new_empty(x.shape)
+    loaded().rms_norm(dtype, x.data_ptr(), stride, weight.data_ptr(), out.data_ptr(), x.numel() // size, size, eps)
+    return out
+
+
+def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """``activation(gate) * up``, both ``[..., inner]``."""
+    dtype = DTYPES.get(gate.dtype)
+    strides = _row_stride(gate), _row_stride(up)
+    if dtype is None or up.dtype != gate.dtype or up.shape != gate.shape or None in strides:
+        return cpu.gated(gate, up, activation)
+    out = gate.new_empty(gate.shape)
+    size = gate.shape[-1]
+    loaded().gated(
+        dtype,
+        gate.data_ptr(), strides[0], up.data_ptr(), strides[1], out.data_ptr(),
+        gate.numel() // size, size, cpu.GATES.index(activation),
+    )  # fmt: skip
+    return out
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, half: int) -> Tensor:
+    """``x [1, heads, T, 2 * half]``; ``cos`` and ``sin`` broadcast against it."""
+    dtype = DTYPES.get(x.dtype)
+    if dtype is None or not _fits(x, cos, sin, half):
+        return cpu.rotary(x, cos, sin, half)
+    _, heads, tokens, size = x.shape
+    out = x.new_empty((1, tokens, heads, size))
+    loaded().rotary(
+        dtype,
+        x.data_ptr(), x.stride(2), x.stride(1), cos.data_ptr(), sin.data_ptr(), cos.stride(2),
+        out.data_ptr(), tokens, heads, half,
+    )  # fmt: skip
+    return out.transpose(1, 2)
+
+
+def _row_stride(x: Tensor) -> int | None:
+    """The distance of rows, if all that is before the last axis is rows at one distance."""
+    if x.is_contiguous():
+        return x.shape[-1]  # strides of axes of length one say nothing
+    return x.stride(-2) if x.stride(-1) == 1 and x.shape[:-2].numel() == 1 else None
+
+
+def _fits(x: Tensor, cos: Tensor, sin: Tensor, half: int) -> bool:
+    angles = (1, 1, x.shape[-2], 2 * half)
+    return (
+        x.ndim == 4 and x.shape[0] == 1 and x.shape[3] == 2 * half and x.stride(3) == 1
+        and cos.shape == angles and sin.shape == angles and cos.dtype == sin.dtype == x.dtype
+        and cos.stride() == sin.stride() and cos.stride(3) == 1
+    )  # fmt: skip
