@@ -5,6 +5,8 @@ Random weights cost what trained ones cost; this field's benchmarks accept them.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +99,16 @@ def write_tokenizer(root: Path, vocab: int) -> None:
     tokenizer = Tokenizer(models.WordLevel({f"w{index}": index for index in range(vocab)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(root / "tokenizer.json"))
+
+
+def compiled_fleet(root: Path, shape: Shape, adapters: int) -> Path:
+    """The plan of such a fleet, compiled anew unless it is there."""
+    spec = make_fleet(root, shape, adapters=adapters)
+    plan = root / "plan.json"
+    if not plan.is_file():
+        blockc = Path(sys.executable).parent / "blockc"
+        subprocess.run([blockc, "compile", str(spec), "-o", str(plan)], check=True)
+    return plan
 
 
 def _spec(adapters: int, memory: str, dtype: str, batching: str, *, full: bool) -> str:

@@ -1,11 +1,12 @@
 """Output tokens per second over HTTP, beside transformers + PEFT in the same run, and beside the machine's limit.
 
-    python -m benchmarks.serving                     # 8 requests on 8 LoRAs, 16 on 16, 246 M parameters, bf16
-    python -m benchmarks.serving --shape small --json out.json
+    python -m benchmarks                             # 246 M parameters, bf16: base rows, 8 on 8 LoRAs, 16 on 16
+    python -m benchmarks --shape small --json out.json
+    python -m benchmarks --shape small --registered 1000    # 16 requests on adapters drawn by a power law
 
-Every request has its own rank-16 adapter on all linears, 128 prompt tokens and 64 output tokens. PEFT runs the same
-batch with ``generate(adapter_names=...)``. The limit counts one read of weights, adapters and KV per decode step and
-the prefill's multiplications, at the rates measured in this run.
+Every request has 128 prompt tokens and 64 output tokens; on LoRAs each has a rank-16 adapter of its own on all linears.
+transformers and PEFT run the same batch with ``generate``. The limit counts one read of weights, adapters and KV per
+decode step and the prefill's multiplications, at the rates measured in this run.
 """
 
 from __future__ import annotations
@@ -13,86 +14,166 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import torch
 
-from benchmarks.fleet import SHAPES, Shape, make_fleet
+from benchmarks.fleet import SHAPES, Shape, compiled_fleet
 from benchmarks.rates import Rates, measure_rates, origin
 
 PROMPT_TOKENS = 128
 OUTPUT_TOKENS = 64
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """``requests`` at once, each on an adapter of its own or all on the base."""
+
+    requests: int
+    loras: bool
+
+    @property
+    def title(self) -> str:
+        """For the table."""
+        return f"{self.requests} on {self.requests} LoRAs" if self.loras else f"{self.requests} on the base"
+
+    def models(self, turn: int) -> list[str]:
+        """The model of each request."""
+        return [f"t/a{index}" if self.loras else "t/base" for index in range(self.requests)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """``requests`` at once, each on one of ``known`` adapters drawn by a power law."""
+
+    requests: int
+    known: int
+
+    def models(self, turn: int) -> list[str]:
+        """The model of each request; other ones in each turn."""
+        shares = [1 / (index + 1) for index in range(self.known)]
+        return [f"t/a{index}" for index in random.Random(turn).choices(range(self.known), shares, k=self.requests)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Medians over turns; times to first token over all requests of all turns."""
+
+    tokens_per_s: float
+    ttft_s: tuple[float, ...]
+
+    def ttft(self, share: float) -> float:
+        """A quantile in seconds."""
+        return sorted(self.ttft_s)[min(len(self.ttft_s) - 1, int(share * len(self.ttft_s)))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="mid")
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16], help="requests, each on a LoRA of its own")
+    parser.add_argument("--base-batches", type=int, nargs="*", default=[1, 8, 16], help="requests on the base")
+    parser.add_argument("--registered", type=int, help="compare 16 registered adapters with so many, and end")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--work", type=Path, help="keep the models here between runs")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        report = run(options.work or Path(scratch), options.shape, options.batches, options.repeats)
+        work = options.work or Path(scratch)
+        if options.registered:
+            report = run_registered(work, options.shape, options.registered, options.repeats)
+        else:
+            cases = [Case(requests=count, loras=False) for count in options.base_batches]
+            cases += [Case(requests=count, loras=True) for count in options.batches]
+            report = run(work, options.shape, cases, options.repeats)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def run(work: Path, name: str, batches: list[int], repeats: int) -> dict[str, Any]:
+def run(work: Path, name: str, cases: list[Case], repeats: int) -> dict[str, Any]:
     shape = SHAPES[name]
     root = work / name
-    spec = make_fleet(root, shape, adapters=max(batches))
-    blockc = str(Path(sys.executable).parent / "blockc")
-    subprocess.run([blockc, "compile", str(spec), "-o", str(root / "plan.json")], check=True)
+    plan = compiled_fleet(root, shape, max(case.requests for case in cases))
     rates = measure_rates()
     print(
         f"memory reads at {rates.read_bytes_per_s / 1e9:.1f} GB/s, "
         f"bf16 GEMM at {rates.gemm_flops_per_s / 1e9:.0f} GFLOP/s",
         flush=True,
     )
+    with serving(plan) as url:
+        ours = {case: asyncio.run(measure(url, shape, case, repeats)) for case in cases}
+    theirs = measure_peft(root, shape, cases, repeats)
     rows = []
-    with serving(blockc, root / "plan.json") as url:
-        ours = {count: asyncio.run(measure(url, shape, count, repeats)) for count in batches}
-    theirs = measure_peft(root, shape, batches, repeats)
-    for count in batches:
-        limit = limit_tokens_per_s(shape, count, rates)
+    for case in cases:
+        got, limit = ours[case], limit_tokens_per_s(shape, case, rates)
         row = {
-            "requests": count,
-            "blockc_tok_s": round(ours[count], 1),
-            "peft_tok_s": round(theirs[count], 1),
-            "ratio": round(ours[count] / theirs[count], 2),
+            "requests": case.requests,
+            "loras": case.loras,
+            "blockc_tok_s": round(got.tokens_per_s, 1),
+            "peft_tok_s": round(theirs[case], 1),
+            "ratio": round(got.tokens_per_s / theirs[case], 2),
             "limit_tok_s": round(limit, 1),
-            "of_limit": round(ours[count] / limit, 3),
+            "of_limit": round(got.tokens_per_s / limit, 3),
+            "ttft_p50_s": round(got.ttft(0.5), 3),
+            "ttft_p95_s": round(got.ttft(0.95), 3),
         }
         rows.append(row)
         print(
-            f"{count:>3} requests on {count} LoRAs: blockc {row['blockc_tok_s']} tok/s, "
-            f"PEFT {row['peft_tok_s']} tok/s, ratio {row['ratio']}, {100 * ours[count] / limit:.0f} % of the limit",
+            f"{case.title:>16}: blockc {row['blockc_tok_s']} tok/s, PEFT {row['peft_tok_s']} tok/s, "
+            f"ratio {row['ratio']}, {100 * got.tokens_per_s / limit:.0f} % of the limit; "
+            f"first token after {got.ttft(0.5):.2f} s (p95 {got.ttft(0.95):.2f})",
             flush=True,
         )
+    return described(name, rates, rows)
+
+
+def run_registered(work: Path, name: str, known: int, repeats: int) -> dict[str, Any]:
+    """16 requests on adapters drawn from 16, and from many."""
+    shape = SHAPES[name]
+    rows = []
+    for count in (16, known):
+        plan = compiled_fleet(work / f"{name}-{count}", shape, count)
+        with serving(plan) as url:
+            got = asyncio.run(measure(url, shape, Drawn(requests=16, known=count), repeats))
+        rows.append({"registered": count, "blockc_tok_s": round(got.tokens_per_s, 1)})
+        print(f"{count:>5} registered: {got.tokens_per_s:.1f} tok/s", flush=True)
+    print(f"ratio {rows[1]['blockc_tok_s'] / rows[0]['blockc_tok_s']:.3f}")
+    return described(name, None, rows)
+
+
+def described(name: str, rates: Rates | None, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Figures with where they come from."""
     return {
         "shape": name,
         "prompt_tokens": PROMPT_TOKENS,
         "output_tokens": OUTPUT_TOKENS,
         **origin(),
-        "read_gb_s": round(rates.read_bytes_per_s / 1e9, 1),
-        "gemm_gflop_s": round(rates.gemm_flops_per_s / 1e9),
+        **(
+            {}
+            if rates is None
+            else {
+                "read_gb_s": round(rates.read_bytes_per_s / 1e9, 1),
+                "gemm_gflop_s": round(rates.gemm_flops_per_s / 1e9),
+            }
+        ),
         "rows": rows,
     }
 
 
 @contextmanager
-def serving(blockc: str, plan: Path) -> Iterator[str]:
+def serving(plan: Path) -> Iterator[str]:
     """A server on loopback; yields its URL."""
+    blockc = str(Path(sys.executable).parent / "blockc")
     process = subprocess.Popen(
         [blockc, "serve", str(plan), "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -108,21 +189,27 @@ def serving(blockc: str, plan: Path) -> Iterator[str]:
         process.wait(timeout=30)
 
 
-async def measure(url: str, shape: Shape, count: int, repeats: int) -> float:
-    """Median output tokens per second of ``count`` concurrent streams, one per adapter."""
+async def measure(url: str, shape: Shape, case: Case | Drawn, repeats: int) -> Measured:
+    """Concurrent streams, all started at once."""
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
-        rates = []
+        rates: list[float] = []
+        ttft_s: list[float] = []
         for turn in range(repeats + 1):  # the first turn warms up
             start_s = time.perf_counter()
-            tokens = await asyncio.gather(*(stream(client, shape, index, turn) for index in range(count)))
-            rates.append(sum(tokens) / (time.perf_counter() - start_s))
-        return statistics.median(rates[1:])
+            models = case.models(turn)
+            first_s = await asyncio.gather(
+                *(stream(client, shape, model, index, turn) for index, model in enumerate(models))
+            )
+            if turn:
+                rates.append(len(models) * OUTPUT_TOKENS / (time.perf_counter() - start_s))
+                ttft_s += first_s
+        return Measured(tokens_per_s=statistics.median(rates), ttft_s=tuple(ttft_s))
 
 
-async def stream(client: httpx.AsyncClient, shape: Shape, index: int, turn: int) -> int:
-    """One streamed completion from random token ids; returns how many tokens came."""
+async def stream(client: httpx.AsyncClient, shape: Shape, model: str, index: int, turn: int) -> float:
+    """One streamed completion from random token ids; seconds until its first token."""
     body = {
-        "model": f"t/a{index}",
+        "model": model,
         "prompt": prompt(shape, index, turn),
         "max_tokens": OUTPUT_TOKENS,
         "temperature": 0,
@@ -131,16 +218,18 @@ async def stream(client: httpx.AsyncClient, shape: Shape, index: int, turn: int)
         "stream_options": {"include_usage": True},
     }
     completion_tokens = 0
+    start_s, first_s = time.perf_counter(), 0.0
     async with client.stream("POST", "/v1/completions", json=body) as response:
         if response.status_code != 200:
             raise SystemExit((await response.aread()).decode())
         async for line in response.aiter_lines():
             if line.startswith("data: {"):
+                first_s = first_s or time.perf_counter() - start_s
                 usage = json.loads(line[6:]).get("usage")
                 completion_tokens = usage["completion_tokens"] if usage else completion_tokens
     if completion_tokens != OUTPUT_TOKENS:
         raise SystemExit(f"{completion_tokens} tokens instead of {OUTPUT_TOKENS}")
-    return completion_tokens
+    return first_s
 
 
 def prompt(shape: Shape, index: int, turn: int) -> list[int]:
@@ -149,37 +238,44 @@ def prompt(shape: Shape, index: int, turn: int) -> list[int]:
     return torch.randint(3, shape.vocab, (PROMPT_TOKENS,), generator=generator).tolist()
 
 
-def measure_peft(root: Path, shape: Shape, batches: list[int], repeats: int) -> dict[int, float]:
-    """The same batches through ``generate(adapter_names=...)``."""
+def measure_peft(root: Path, shape: Shape, cases: Sequence[Case], repeats: int) -> dict[Case, float]:
+    """The same batches through ``generate``: with ``adapter_names``, or on the base before any adapter is there."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(root / "base", dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(root / "base", dtype=torch.bfloat16).eval()
+    found = {case: _generate(model, shape, case, repeats) for case in cases if not case.loras}
+    most = max((case.requests for case in cases if case.loras), default=0)
+    if not most:
+        return found
     tuned = PeftModel.from_pretrained(model, root / "a0", adapter_name="a0", autocast_adapter_dtype=False)
-    for index in range(1, max(batches)):
+    for index in range(1, most):
         tuned.load_adapter(root / f"a{index}", adapter_name=f"a{index}", autocast_adapter_dtype=False)
     tuned.eval()
-    found: dict[int, float] = {}
-    for count in batches:
-        rates = []
-        for turn in range(repeats + 1):
-            tokens = torch.tensor([prompt(shape, index, turn) for index in range(count)])
-            start_s = time.perf_counter()
-            with torch.inference_mode():
-                output = tuned.generate(
-                    input_ids=tokens,
-                    attention_mask=torch.ones_like(tokens),
-                    adapter_names=[f"a{index}" for index in range(count)],
-                    max_new_tokens=OUTPUT_TOKENS,
-                    min_new_tokens=OUTPUT_TOKENS,
-                    do_sample=False,
-                )
-            rates.append((output.shape[1] - PROMPT_TOKENS) * count / (time.perf_counter() - start_s))
-        found[count] = statistics.median(rates[1:])
-    return found
+    return found | {case: _generate(tuned, shape, case, repeats) for case in cases if case.loras}
 
 
-def limit_tokens_per_s(shape: Shape, count: int, rates: Rates, rank: int = 16) -> float:
+def _generate(model: Any, shape: Shape, case: Case, repeats: int) -> float:
+    """Median output tokens per second."""
+    adapters = {"adapter_names": [f"a{index}" for index in range(case.requests)]} if case.loras else {}
+    rates = []
+    for turn in range(repeats + 1):
+        tokens = torch.tensor([prompt(shape, index, turn) for index in range(case.requests)])
+        start_s = time.perf_counter()
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=OUTPUT_TOKENS,
+                min_new_tokens=OUTPUT_TOKENS,
+                do_sample=False,
+                **adapters,
+            )
+        rates.append((output.shape[1] - PROMPT_TOKENS) * case.requests / (time.perf_counter() - start_s))
+    return statistics.median(rates[1:])
+
+
+def limit_tokens_per_s(shape: Shape, case: Case, rates: Rates, rank: int = 16) -> float:
     """Output tokens per second if reads and multiplications ran at the measured rates and nothing else cost time."""
     head = shape.hidden // shape.heads
     kv = shape.kv_heads * head
@@ -187,12 +283,12 @@ def limit_tokens_per_s(shape: Shape, count: int, rates: Rates, rank: int = 16) -
     ends += [(shape.hidden, shape.intermediate)] * 3
     layer_parameters = sum(source * target for source, target in ends)
     head_parameters = shape.hidden * shape.vocab
-    adapter_parameters = shape.layers * rank * sum(source + target for source, target in ends)
+    adapter_parameters = shape.layers * rank * sum(source + target for source, target in ends) if case.loras else 0
     weights_bytes = 2 * (shape.layers * layer_parameters + head_parameters)
     kv_bytes = 2 * 2 * shape.layers * kv * (PROMPT_TOKENS + OUTPUT_TOKENS / 2)
-    step_s = (weights_bytes + count * (2 * adapter_parameters + kv_bytes)) / rates.read_bytes_per_s
-    prefill_flops = 2 * count * PROMPT_TOKENS * (shape.layers * layer_parameters + adapter_parameters)
-    return count * OUTPUT_TOKENS / (OUTPUT_TOKENS * step_s + prefill_flops / rates.gemm_flops_per_s)
+    step_s = (weights_bytes + case.requests * (2 * adapter_parameters + kv_bytes)) / rates.read_bytes_per_s
+    prefill_flops = 2 * case.requests * PROMPT_TOKENS * (shape.layers * layer_parameters + adapter_parameters)
+    return case.requests * OUTPUT_TOKENS / (OUTPUT_TOKENS * step_s + prefill_flops / rates.gemm_flops_per_s)
 
 
 if __name__ == "__main__":
