@@ -81,7 +81,7 @@ def watched(clock: Clock) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(model, "op_table", op_table))
-        for kind in (weights.PackedWeights, weights.DenseWeights, weights.JoinedWeights):
+        for kind in (weights.TileWeights, weights.PackedWeights, weights.DenseWeights, weights.JoinedWeights):
             stack.enter_context(patch.object(kind, "__call__", clock.around("products", kind.__call__)))
         stack.enter_context(patch.object(launch, "draw", clock.around("sampling", launch.draw)))
         yield

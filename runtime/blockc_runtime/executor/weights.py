@@ -25,7 +25,9 @@ from blockc_runtime.ops.linear.weights import (
     JoinedWeights,
     LinearWeights,
     PackedWeights,
+    TileWeights,
     packs,
+    tiles,
 )
 
 # What linears that read one value bind: (weight, bias) of each.
@@ -107,11 +109,12 @@ class WeightStore:
         if any(isinstance(weight, QuantizedRef) for weight, _ in refs):
             alike = len({_form(weight) for weight, _ in refs}) == 1
             return self._joined_integers(refs) if alike and not split else self._separate(refs)
-        packed = packs(torch_dtype(refs[0][0].dtype), self.device)
-        if packed and split:
+        dtype = torch_dtype(refs[0][0].dtype)
+        tiled, packed = tiles(dtype, self.device), packs(dtype, self.device)
+        if (tiled or packed) and split:
             return self._separate(refs)
-        if packed:
-            return self._copied(PackedWeights, refs)
+        if tiled or packed:
+            return self._copied(TileWeights if tiled else PackedWeights, refs)
         if split or len(refs) == 1 or self.device.type == "cpu":
             return DenseWeights(
                 [self.tensor(weight) for weight, _ in refs],
@@ -132,7 +135,7 @@ class WeightStore:
             self.release(part)
         return made
 
-    def _copied(self, form: type[PackedWeights | JoinedWeights], refs: LinearRefs) -> LinearWeights:
+    def _copied(self, form: type[PackedWeights | TileWeights | JoinedWeights], refs: LinearRefs) -> LinearWeights:
         """``form`` copies, so that what it was made of need not stay."""
         made = form(
             [self.read(weight) for weight, _ in refs], [None if bias is None else self.read(bias) for _, bias in refs]

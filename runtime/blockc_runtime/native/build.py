@@ -21,6 +21,7 @@ FOLDER = Path(__file__).parent
 # threads.
 _COMPILE = ("-std=c++17", "-O3", "-fno-math-errno", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-psabi")
 _X86 = {
+    "amx": ("-march=cooperlake", "-mamx-tile", "-mamx-bf16", "-mprefer-vector-width=512"),
     "avx512_bf16": ("-march=cooperlake", "-mprefer-vector-width=512"),
     "avx512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
     "avx2": ("-march=x86-64-v3",),

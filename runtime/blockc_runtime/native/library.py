@@ -34,6 +34,13 @@ _SIGNATURES = {
 }
 
 
+# Of the level `amx` alone.
+_OF_TILES = {
+    "to_tiles": (_P, _P, _L, _L, _L),
+    "by_tiles": (_P, _L, _P, _P, _P, _L, _L, _L, _L, _I),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
     """The functions of one library; their arguments are those of the ``extern "C"`` blocks.
@@ -49,6 +56,8 @@ class Kernels:
     low_rank: Callable[..., None]
     write_cache: Callable[..., None]
     attend: Callable[..., None]
+    to_tiles: Callable[..., None] | None = None
+    by_tiles: Callable[..., None] | None = None
 
 
 class KernelsError(Exception):
@@ -81,7 +90,10 @@ def usable_levels() -> tuple[str, ...]:
     capability = torch.backends.cpu.get_cpu_capability().lower()
     have = {"generic", capability}
     if capability == "avx512":
-        have |= {"avx2", "avx512_bf16"} if "avx512_bf16" in _cpu_flags() else {"avx2"}
+        flags = _cpu_flags()
+        have |= {"avx2"}
+        have |= {"avx512_bf16"} & flags
+        have |= {"amx"} if {"amx_tile", "amx_bf16", "avx512_bf16"} <= flags else set()
     return tuple(level for level in levels() if level in have)
 
 
@@ -97,12 +109,15 @@ def load(level: str) -> Kernels:
         library.blockc_source.restype = ctypes.c_char_p
         if library.blockc_source().decode() != source_digest():
             raise KernelsError("they are of other sources; `python -m blockc_runtime.native` builds them again")
-        functions = {name: getattr(library, f"blockc_{name}") for name in _SIGNATURES}
+        signatures = {**_SIGNATURES, **_OF_TILES} if level == "amx" else _SIGNATURES
+        functions = {name: getattr(library, f"blockc_{name}") for name in signatures}
+        if level == "amx" and library.blockc_tiles_start() != 0:
+            raise KernelsError("the system does not grant the use of AMX")
     except (OSError, AttributeError) as error:
         raise KernelsError(f"they cannot be loaded: {error}") from error
-    for name, arguments in _SIGNATURES.items():
+    for name, arguments in signatures.items():
         functions[name].argtypes, functions[name].restype = arguments, None
-    return Kernels(level=level, lanes=16 if level.startswith("avx512") else 8, **functions)
+    return Kernels(level=level, lanes=16 if level.startswith(("avx512", "amx")) else 8, **functions)
 
 
 @cache
@@ -112,10 +127,13 @@ def _best() -> Kernels | str:
     usable = usable_levels()
     if not usable:
         return "this CPU lacks the instructions that they need"
-    try:
-        return load(usable[0])
-    except KernelsError as error:
-        return str(error)
+    problems = []
+    for level in usable:
+        try:
+            return load(level)
+        except KernelsError as error:
+            problems.append(str(error))
+    return problems[0]
 
 
 def _cpu_flags() -> set[str]:

@@ -28,7 +28,7 @@ from blockc.ir.layout import (
 from blockc.plan import ExecutionPlan, KvLayerEntry
 from blockc.zoo import Zoo
 from blockc_runtime.executor.torch_ import TorchExecutor
-from blockc_runtime.ops.linear.weights import packs
+from blockc_runtime.ops.linear.weights import PackedWeights, TileWeights, packs, tiles
 from tests.runtime.executor import structures
 from tests.runtime.executor.plans import BlockSpec, ModelSpec, PlanBuilder, Term
 
@@ -185,12 +185,16 @@ def test_the_loader_makes_what_the_layout_counts(tmp_path: Path) -> None:
 
 @needs_packing
 def test_padded_matrices_are_never_larger_than_counted() -> None:
-    from blockc.ir import TensorRef
-    from blockc_runtime.ops.linear.weights import PackedWeights
-
     for rows, columns in ((5, 7), (65, 33), (100, 192), (257, 1001)):
         counted = ResidentTensor(ref=TensorRef(digest="w", dtype="F32", shape=(rows, columns)), form="linear").nbytes
         assert rows * columns * 4 <= PackedWeights([random(rows, columns)], [None]).nbytes <= counted
+
+
+@pytest.mark.skipif(not tiles(torch.bfloat16, torch.device("cpu")), reason="kernels for AMX are not here")
+def test_tiles_are_never_larger_than_counted() -> None:
+    for rows, columns in ((5, 7), (65, 33), (100, 192), (257, 1001)):
+        counted = ResidentTensor(ref=TensorRef(digest="w", dtype="BF16", shape=(rows, columns)), form="linear").nbytes
+        assert rows * columns * 2 <= TileWeights([random(rows, columns).bfloat16()], [None]).nbytes <= counted
 
 
 def test_pages_count_once_they_are_written(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from blockc_runtime.ops.linear import cpu, cuda, native, reference
 from blockc_runtime.ops.linear.reference import ReferenceSide
 from blockc_runtime.ops.linear.sides import LowRankOutput, LowRankWeights, OutputSides, Rows, SideWeights
-from blockc_runtime.ops.linear.weights import DenseWeights, JoinedWeights, PackedWeights, packs
+from blockc_runtime.ops.linear.weights import DenseWeights, JoinedWeights, PackedWeights, TileWeights, packs, tiles
 from blockc_runtime.ops.sides import Span, side_batch
 from tests.support.native import LEVELS, using
 
@@ -186,6 +186,36 @@ def test_packed_weights_agree_with_dense(tokens: int) -> None:
     for y, matrix, bias in zip(PackedWeights(matrices, biases)(x), matrices, biases, strict=True):
         wanted = reference.linear(x[0], matrix, bias)
         torch.testing.assert_close(y[0].float(), wanted, rtol=0.02, atol=0.05)
+
+
+@pytest.mark.skipif(not tiles(torch.bfloat16, CPU), reason="kernels for AMX are not here")
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.sampled_from([0, 1, 2, 15, 16, 17, 31, 33, 100, 256, 257, 300]),
+    size=st.sampled_from([1, 16, 31, 32, 64, 100]),
+    outs=st.lists(st.sampled_from([1, 8, 16, 31, 32, 40, 65]), min_size=1, max_size=3),
+    seed=st.integers(0, 5),
+)
+def test_tiles_agree_with_dense(tokens: int, size: int, outs: list[int], seed: int) -> None:
+    """Whatever does not fill a tile; rows of an input that is a part of a wider tensor."""
+    x = random(1, tokens, 2 * size, seed=seed).bfloat16()[:, :, :size]
+    matrices = [random(out, size, seed=seed + out).bfloat16() for out in outs]
+    biases = [random(out, seed=seed + out + 1).bfloat16() if i % 2 else None for i, out in enumerate(outs)]
+    got = TileWeights(matrices, biases)(x)
+    assert len(got) == len(outs)
+    for y, matrix, bias in zip(got, matrices, biases, strict=True):
+        torch.testing.assert_close(y[0].float(), reference.linear(x[0], matrix, bias), rtol=0.02, atol=0.05)
+
+
+@pytest.mark.skipif(not tiles(torch.bfloat16, CPU), reason="kernels for AMX are not here")
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_values_that_are_not_finite_stay_in_their_row_of_tiles(tokens: int) -> None:
+    x = random(1, tokens, 40).bfloat16()
+    x[0, 1, 5] = float("nan")
+    (y,) = TileWeights([random(24, 40).bfloat16()], [None])(x)
+    bad = torch.isnan(y[0]).any(1)
+    assert bad[1]
+    assert bad.sum() == 1
 
 
 def test_a_row_without_a_fine_tune_is_exactly_the_base() -> None:
