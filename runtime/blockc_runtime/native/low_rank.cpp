@@ -8,7 +8,8 @@ namespace {
 
 using namespace blockc;
 
-constexpr int kTokens = 4;        // tokens of one fine-tune that share a read of its matrices
+constexpr int kTokens = 4;         // tokens of one fine-tune that share a read of a register of its matrices
+constexpr int kPiece = 32;         // those that share its matrices while a core's own cache has them
 constexpr int64_t kColumns = 2048;  // outputs that one thread does at a time: long streams of B
 constexpr int64_t kBlock = 512;     // of them that stay in the nearest cache with several tokens
 
@@ -122,79 +123,114 @@ void add_outer(T* y, int64_t y_stride, const float* inner, int64_t inner_stride,
 }
 
 template <class T>
-void low_rank(const T* x, int64_t x_stride, int64_t size, const T* a, int64_t ranks, int64_t rank, const Row* rows,
-              int64_t row_count, const Output* outputs, int64_t output_count, int threads) {
-  std::vector<Piece> pieces;
-  for (int64_t r = 0; r < row_count; r++)
-    for (int32_t done = 0; done < rows[r].count; done += kTokens) {
-      const int32_t left = rows[r].count - done;
-      pieces.push_back({rows[r].first + done, left < kTokens ? left : kTokens, rows[r].slot});
+struct Call {
+  const T* x;
+  int64_t x_stride, size;
+  const T* a;
+  int64_t ranks, rank;
+  const Output* outputs;
+  int64_t output_count;
+};
+
+// What A gives for inputs start .. stop of the tokens of a piece; `wide` is scratch for kTokens of them in float32.
+template <class T>
+void inner_of_piece(const Call<T>& call, const Piece& piece, int64_t start, int64_t stop, float* wide, float* inner) {
+  const int64_t length = stop - start;
+  const T* own = call.a + (piece.slot * call.size + start) * call.ranks;
+  for (int done = 0; done < piece.count; done += kTokens, inner += kTokens * call.ranks) {
+    const int count = piece.count - done < kTokens ? piece.count - done : kTokens;
+    for (int t = 0; t < count; t++) {
+      const T* from = call.x + (piece.first + done + t) * call.x_stride + start;
+      for (int64_t i = 0; i < length; i++) wide[t * length + i] = to_float(from[i]);
     }
+    if (count == kTokens)
+      inner_of<T, kTokens>(wide, length, own, call.ranks, length, inner, call.ranks);
+    else
+      for (int t = 0; t < count; t++)
+        inner_of<T, 1>(wide + t * length, length, own, call.ranks, length, inner + t * call.ranks, call.ranks);
+  }
+}
+
+// Adds to columns start .. stop of an output of a piece.
+template <class T>
+void add_to_output(const Call<T>& call, const Piece& piece, const Output& output, int64_t start, int64_t stop,
+                   const float* inner) {
+  const T* b = reinterpret_cast<const T*>(output.b) + piece.slot * call.rank * output.width + start;
+  T* y = reinterpret_cast<T*>(output.y) + piece.first * output.y_stride + start;
+  inner += output.rank_start;
+  int done = 0;
+  for (; done + kTokens <= piece.count; done += kTokens)
+    add_outer<T, kTokens>(y + done * output.y_stride, output.y_stride, inner + done * call.ranks, call.ranks, b,
+                          output.width, call.rank, stop - start);
+  for (; done < piece.count; done++)
+    add_outer<T, 1>(y + done * output.y_stride, output.y_stride, inner + done * call.ranks, call.ranks, b,
+                    output.width, call.rank, stop - start);
+}
+
+// Each thread takes whole pieces: no thread waits for another between A and B.
+template <class T>
+void many_pieces(const Call<T>& call, const std::vector<Piece>& pieces, int threads) {
   const int64_t count = int64_t(pieces.size());
-  // Few rows: several threads share the sum over what is read.
-  const int64_t splits = count >= 2 * threads ? 1 : (2 * threads + count - 1) / count;
-  const int64_t part = (size + splits - 1) / splits;
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> wide(kTokens * call.size), inner(kPiece * call.ranks);
+#pragma omp for schedule(static)
+    for (int64_t p = 0; p < count; p++) {
+      const Piece& piece = pieces[p];
+      inner_of_piece(call, piece, 0, call.size, wide.data(), inner.data());
+      for (int64_t o = 0; o < call.output_count; o++)
+        add_to_output(call, piece, call.outputs[o], 0, call.outputs[o].width, inner.data());
+    }
+  }
+}
+
+// Threads share the inputs and then the outputs of a piece.
+template <class T>
+void few_pieces(const Call<T>& call, const std::vector<Piece>& pieces, int threads) {
+  const int64_t count = int64_t(pieces.size()), splits = (2 * threads + count - 1) / count;
+  const int64_t part = (call.size + splits - 1) / splits, each = kPiece * call.ranks;
   int64_t chunks = 0;
-  for (int64_t o = 0; o < output_count; o++) chunks += (outputs[o].width + kColumns - 1) / kColumns;
-  std::vector<float> inner(count * splits * kTokens * ranks);
+  for (int64_t o = 0; o < call.output_count; o++) chunks += (call.outputs[o].width + kColumns - 1) / kColumns;
+  std::vector<float> inner(count * splits * each);
 #pragma omp parallel num_threads(threads)
   {
     std::vector<float> wide(kTokens * part);
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < count * splits; item++) {
-      const Piece& piece = pieces[item / splits];
-      const int64_t start = item % splits * part, stop = start + part < size ? start + part : size;
-      float* to = inner.data() + item * kTokens * ranks;
-      if (start >= stop) {
-        std::memset(to, 0, sizeof(float) * kTokens * ranks);
-        continue;
-      }
-      const int64_t length = stop - start;
-      for (int t = 0; t < piece.count; t++) {
-        const T* from = x + (piece.first + t) * x_stride + start;
-        for (int64_t i = 0; i < length; i++) wide[t * part + i] = to_float(from[i]);
-      }
-      const T* own = a + (piece.slot * size + start) * ranks;
-      if (item + 1 < count * splits) {
-        const int64_t next = (item + 1) / splits;
-        fetch(a + (pieces[next].slot * size + (item + 1) % splits * part) * ranks, kAhead);
-      }
-      if (piece.count == kTokens)
-        inner_of<T, kTokens>(wide.data(), part, own, ranks, length, to, ranks);
-      else
-        for (int t = 0; t < piece.count; t++)
-          inner_of<T, 1>(wide.data() + t * part, part, own, ranks, length, to + t * ranks, ranks);
+      const int64_t start = item % splits * part, stop = start + part < call.size ? start + part : call.size;
+      if (start < stop)
+        inner_of_piece(call, pieces[item / splits], start, stop, wide.data(), inner.data() + item * each);
     }
-    if (splits > 1) {
 #pragma omp for schedule(static)
-      for (int64_t p = 0; p < count; p++) {
-        float* to = inner.data() + p * splits * kTokens * ranks;
-        for (int64_t s = 1; s < splits; s++)
-          for (int64_t i = 0; i < pieces[p].count * ranks; i++) to[i] += to[s * kTokens * ranks + i];
-      }
-    }
+    for (int64_t p = 0; p < count; p++)
+      for (int64_t s = 1; s < splits; s++)
+        for (int64_t i = 0; i < pieces[p].count * call.ranks; i++)
+          inner[p * splits * each + i] += inner[(p * splits + s) * each + i];
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < count * chunks; item++) {
       const int64_t p = item / chunks;
       int64_t chunk = item % chunks, o = 0;
-      for (; chunk >= (outputs[o].width + kColumns - 1) / kColumns; o++)
-        chunk -= (outputs[o].width + kColumns - 1) / kColumns;
-      const Piece& piece = pieces[p];
-      const Output& output = outputs[o];
-      const int64_t start = chunk * kColumns;
-      const int64_t width = output.width - start < kColumns ? output.width - start : kColumns;
-      const float* own = inner.data() + p * splits * kTokens * ranks + output.rank_start;
-      const T* b = (const T*)output.b + piece.slot * rank * output.width + start;
-      T* y = (T*)output.y + piece.first * output.y_stride + start;
-      for (int64_t r = 8; r < 16 && r < rank; r++) fetch(b + r * output.width, 512);
-      if (piece.count == kTokens)
-        add_outer<T, kTokens>(y, output.y_stride, own, ranks, b, output.width, rank, width);
-      else
-        for (int t = 0; t < piece.count; t++)
-          add_outer<T, 1>(y + t * output.y_stride, output.y_stride, own + t * ranks, ranks, b, output.width, rank,
-                          width);
+      for (; chunk >= (call.outputs[o].width + kColumns - 1) / kColumns; o++)
+        chunk -= (call.outputs[o].width + kColumns - 1) / kColumns;
+      const int64_t start = chunk * kColumns, width = call.outputs[o].width;
+      add_to_output(call, pieces[p], call.outputs[o], start, start + kColumns < width ? start + kColumns : width,
+                    inner.data() + p * splits * each);
     }
   }
+}
+
+template <class T>
+void low_rank(const Call<T>& call, const Row* rows, int64_t row_count, int threads) {
+  std::vector<Piece> pieces;
+  for (int64_t r = 0; r < row_count; r++)
+    for (int32_t done = 0; done < rows[r].count; done += kPiece) {
+      const int32_t left = rows[r].count - done;
+      pieces.push_back({rows[r].first + done, left < kPiece ? left : kPiece, rows[r].slot});
+    }
+  if (int64_t(pieces.size()) >= 2 * threads)
+    many_pieces(call, pieces, threads);
+  else
+    few_pieces(call, pieces, threads);
 }
 
 }  // namespace
@@ -207,8 +243,9 @@ void blockc_low_rank(int dtype, const void* x, int64_t x_stride, int64_t size, c
                      int64_t rank, const void* rows, int64_t row_count, const void* outputs, int64_t output_count,
                      int threads) {
   if (row_count)
-    BLOCKC_DISPATCH(dtype, low_rank((const T*)x, x_stride, size, (const T*)a, ranks, rank, (const Row*)rows, row_count,
-                                    (const Output*)outputs, output_count, threads));
+    BLOCKC_DISPATCH(dtype, low_rank<T>({(const T*)x, x_stride, size, (const T*)a, ranks, rank, (const Output*)outputs,
+                                        output_count},
+                                       (const Row*)rows, row_count, threads));
 }
 
 }  // extern "C"

@@ -53,6 +53,14 @@ class SideRow:
     slot: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowTable:
+    """``values`` int32 ``[count, 3]``: first place, number of places, slot."""
+
+    values: Tensor
+    count: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class SideBatch:
     """Who uses one bank among the ``total`` places of a launch: its tokens, or the rows whose logits are wanted.
@@ -68,16 +76,16 @@ class SideBatch:
     device: torch.device
 
     @cached_property
-    def row_table(self) -> Tensor:
-        """Int32 ``[n, 3]``: first place, count and slot, neighbours of one slot together; for kernels."""
-        table: list[tuple[int, int, int]] = []
+    def table(self) -> RowTable:
+        """Neighbours that use one slot together, for kernels."""
+        rows: list[tuple[int, int, int]] = []
         for row in self.rows:
             first, count = row.first, row.count
-            if table and (table[-1][0] + table[-1][1], table[-1][2]) == (first, row.slot):
-                first, before, _ = table.pop()
+            if rows and (rows[-1][0] + rows[-1][1], rows[-1][2]) == (first, row.slot):
+                first, before, _ = rows.pop()
                 count += before
-            table.append((first, count, row.slot))
-        return torch.tensor(table, dtype=torch.int32).view(-1, 3)
+            rows.append((first, count, row.slot))
+        return RowTable(values=torch.tensor(rows, dtype=torch.int32), count=len(rows))
 
     @cached_property
     def tokens(self) -> Tensor:

@@ -28,15 +28,15 @@ def _add_low_rank(ys: Sequence[Tensor], x: Tensor, weights: LowRankWeights, batc
     if dtype is None or x.stride(2) != 1:
         cpu.add_low_rank(ys, x, weights, batch)
         return
-    table = batch.row_table
-    _, size, ranks = weights.a.shape
+    table, a = batch.table, weights.a
     outputs: list[int] = []
-    for out in weights.outputs:
-        y = ys[out.output]
-        outputs += (y.data_ptr(), y.stride(1), out.b.data_ptr(), out.b.shape[2], out.rank_start)
+    for output, b, width, rank_start in weights.places:
+        y = ys[output]
+        outputs += (y.data_ptr(), y.stride(1), b, width, rank_start)
+    _, size, ranks = a.shape
     loaded().low_rank(
         dtype,
-        x.data_ptr(), x.stride(1), size, weights.a.data_ptr(), ranks, weights.outputs[0].b.shape[1],
-        table.data_ptr(), len(table), (c_int64 * len(outputs))(*outputs), len(weights.outputs),
+        x.data_ptr(), x.stride(1), size, a.data_ptr(), ranks, ranks // len(weights.places),
+        table.values.data_ptr(), table.count, (c_int64 * len(outputs))(*outputs), len(weights.places),
         torch.get_num_threads(),
     )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -30,12 +31,17 @@ class LowRankOutput:
     b: Tensor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LowRankWeights:
     """``a [N, in, R]``: A of all linears in ``outputs`` side by side, of N fine-tunes."""
 
     a: Tensor
     outputs: tuple[LowRankOutput, ...]
+
+    @cached_property
+    def places(self) -> tuple[tuple[int, int, int, int], ...]:
+        """For kernels: for each output its number, the address of B, its width and its first rank."""
+        return tuple((out.output, out.b.data_ptr(), out.b.shape[2], out.rank_start) for out in self.outputs)
 
     @property
     def nbytes(self) -> int:
@@ -119,7 +125,8 @@ def linears_with(x: Tensor, weights: LinearWeights, sides: SideSet, add_low_rank
         return weights(x)
     ys = _products(x, weights, sides)
     for side, batch in sides:
-        _apply_outputs(ys, x, side, batch)
+        if side.outputs:
+            _apply_outputs(ys, x, side, batch)
         if side.low_rank is not None:
             add_low_rank(ys, x, side.low_rank, batch)
     return ys
