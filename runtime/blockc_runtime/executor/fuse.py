@@ -1,7 +1,8 @@
-"""Find rotary position embeddings and gated activations in a graph by their dataflow and call the ops for them.
+"""Find what has an op of its own in a graph by its dataflow, and call the op.
 
     x * cos + cat([-x[h:], x[:h]]) * sin   ->   rotary(x, cos, sin, h)
     silu(gate) * up                        ->   gated(gate, up, "silu")
+    attention(rotary(q'), *cached(rotary(k'), v'))   ->   heads(q, k, v), where q' is q [1, T, H * D] as [1, H, T, D]
 
 In: an fx graph of a structure. Out: the same graph with fewer launches.
 Invariant: a graph without the pattern is unchanged.
@@ -9,17 +10,21 @@ Invariant: a graph without the pattern is unchanged.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 from torch import fx
 
 from blockc_runtime.ops.aten import aten_function
+from blockc_runtime.ops.table import OpTable
 
 _ADD = aten_function("aten.add.Tensor")
 _MUL = aten_function("aten.mul.Tensor")
 _CAT = aten_function("aten.cat.default")
 _NEG = aten_function("aten.neg.default")
+_RESHAPE = aten_function("aten.reshape.default")
+_TRANSPOSE = aten_function("aten.transpose.int")
 _SILU = aten_function("aten.silu.default")
 _GELU = aten_function("aten.gelu.default")
 _SLICE = aten_function("aten.slice.Tensor")
@@ -44,6 +49,45 @@ def fuse_gates(graph: fx.Graph, gated: Callable[..., Any]) -> None:
                 with graph.inserting_before(node):
                     node.replace_all_uses_with(graph.call_function(gated, (act.args[0], up, name)))
                 break
+
+
+def fuse_heads(graph: fx.Graph, ops: OpTable) -> None:
+    """Attention with all that stands between it and linears becomes one call, where there is an op for that."""
+    if ops.heads is None:
+        return
+    for node in graph.nodes:
+        if node.target is ops.attention and (found := _heads(node, ops)) is not None:
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(graph.call_function(ops.heads, (*found, *node.args[3:])))
+
+
+def _heads(node: fx.Node, ops: OpTable) -> tuple[Any, ...] | None:
+    """(q, k, v, counts, angles, sides) if queries, keys and values are plain parts of what linears yield."""
+    q, k, v = node.args[:3]
+    sides: Any = ()
+    both = _arguments(k, operator.getitem)
+    if both is not None and (given := _arguments(both[0], ops.cached)) is not None:
+        if _arguments(v, operator.getitem) != (both[0], 1) or both[1] != 0:
+            return None
+        k, v, sides = given
+    turned_q, turned_k = _arguments(q, ops.rotary), _arguments(k, ops.rotary)
+    angles: tuple[Any, ...] = ()
+    if turned_q is not None and turned_k is not None and turned_q[1:] == turned_k[1:]:
+        q, k, angles = turned_q[0], turned_k[0], turned_q[1:3]
+    parts = [_parted(x) for x in (q, k, v)]
+    if None in parts:
+        return None
+    (q, count), (k, kv_count), (v, values) = parts  # type: ignore[misc]
+    return (q, k, v, [count, kv_count], list(angles), sides) if kv_count == values else None
+
+
+def _parted(node: Any) -> tuple[Any, int] | None:
+    """(x, n) if ``node`` is ``x [1, T, n * D]`` as ``[1, n, T, D]``."""
+    turned = _arguments(node, _TRANSPOSE)
+    shaped = None if turned is None or turned[1:] != (1, 2) else _arguments(turned[0], _RESHAPE)
+    if shaped is None or len(shaped[1]) != 4 or not isinstance(shaped[1][2], int):
+        return None
+    return shaped[0], shaped[1][2]
 
 
 def _activation(node: Any) -> str | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from blockc.ir import Arg, Bound, DtypeArg, Op, Param, Place, SiteKind, Structure, Symbol, Value, sites_of
-from blockc_runtime.executor.fuse import fuse_gates, fuse_rotary
+from blockc_runtime.executor.fuse import fuse_gates, fuse_heads, fuse_rotary
 from blockc_runtime.ops.aten import aten_function
 from blockc_runtime.ops.dtypes import torch_dtype
 from blockc_runtime.ops.encode import torch_
@@ -138,6 +138,7 @@ class _Builder:
         graph.output(returned[0] if len(returned) == 1 else returned)
         fuse_rotary(graph, self.ops.rotary)
         fuse_gates(graph, self.ops.gated)
+        fuse_heads(graph, self.ops)
         graph.eliminate_dead_code()
         graph.lint()
         module = fx.GraphModule(torch.nn.Module(), graph)

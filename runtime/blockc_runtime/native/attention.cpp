@@ -22,8 +22,34 @@ void write(const T* from, int64_t token_stride, int64_t head_stride, const int64
                   size * sizeof(T));
 }
 
+// Rows of one head each: [tokens, heads, size] by strides.
+template <class T>
+struct Heads {
+  const T* from;
+  int64_t token_stride, head_stride;
+
+  const T* at(int64_t token, int64_t head) const { return from + token * token_stride + head * head_stride; }
+};
+
+template <class T>
 struct Cache {
+  T *keys, *values;
   int64_t kv_heads, key_size, value_size, page_tokens;
+};
+
+// New keys and values, which are written before anything is read; `k.from` null: they have been. With `cos`, queries
+// and keys are rotated first.
+template <class T>
+struct New {
+  Heads<T> k, v;
+  const T *cos, *sin;
+  int64_t angle_stride;
+  const int64_t* slots;
+};
+
+struct Form {
+  float scale, softcap;
+  const float* sinks;
 };
 
 template <int N>
@@ -167,6 +193,7 @@ void soften(float* scores, int64_t count, float scale, float softcap, const floa
 // What one thread needs for the heads that it does at a time.
 template <class T>
 struct Scratch {
+  std::vector<T> rotated;
   std::vector<typename Query<T>::type> query;
   std::vector<float> scores, result;
 };
@@ -188,36 +215,66 @@ inline void fetch_rows(const T* page, int64_t stride, int64_t head, int64_t stop
   for (int64_t j = 0; j < count; j++) fetch(page + j * stride + head * size, (stop - head) * size * sizeof(T));
 }
 
-// KV heads `head .. stop` of one row. A page holds all heads of a position side by side: they are read together.
 template <class T>
-void attend_heads(const T* q, int64_t head_stride, int64_t queries, const T* keys, const T* values, Cache cache,
-                  const int32_t* table, int64_t first, int64_t last, int64_t head, int64_t stop, int64_t longest,
-                  float scale, float softcap, const float* sinks, Scratch<T>& scratch, T* out) {
+void write_new(const New<T>& fresh, const Cache<T>& cache, int64_t token, int64_t head, int64_t stop) {
+  const int64_t slot = fresh.slots[token] * cache.kv_heads;
+  for (int64_t k = head; k < stop; k++) {
+    T* key = cache.keys + (slot + k) * cache.key_size;
+    if (fresh.cos)
+      rotate(fresh.k.at(token, k), fresh.cos + token * fresh.angle_stride, fresh.sin + token * fresh.angle_stride,
+             cache.key_size / 2, key);
+    else
+      std::memcpy(key, fresh.k.at(token, k), cache.key_size * sizeof(T));
+    std::memcpy(cache.values + (slot + k) * cache.value_size, fresh.v.at(token, k), cache.value_size * sizeof(T));
+  }
+}
+
+template <class T>
+void read_query(const Heads<T>& q, const New<T>& fresh, const Cache<T>& cache, int64_t token, int64_t head,
+                int64_t heads, Scratch<T>& scratch) {
+  for (int64_t h = 0; h < heads; h++) {
+    const T* from = q.at(token, head + h);
+    if (fresh.cos) {
+      rotate(from, fresh.cos + token * fresh.angle_stride, fresh.sin + token * fresh.angle_stride, cache.key_size / 2,
+             scratch.rotated.data());
+      from = scratch.rotated.data();
+    }
+    for (int64_t i = 0; i < cache.key_size; i++) convert(scratch.query.data() + h * cache.key_size + i, from[i]);
+  }
+}
+
+// KV heads `head .. stop` of one row. A page holds all heads of a position side by side: they are read together.
+// `row`: its token, its first page, and the first and the last position that it sees, counted from there.
+template <class T>
+void attend_heads(const Heads<T>& q, int64_t queries, const New<T>& fresh, const Cache<T>& cache, const int32_t* row,
+                  const int32_t* pages, int64_t head, int64_t stop, int64_t longest, const Form& form,
+                  Scratch<T>& scratch, T* out) {
   const int64_t key_stride = cache.kv_heads * cache.key_size, value_stride = cache.kv_heads * cache.value_size;
-  const int64_t heads = (stop - head) * queries;
-  auto* query = scratch.query.data();
+  const int64_t heads = (stop - head) * queries, token = row[0], first = row[2], last = row[3];
+  const int32_t* table = pages + row[1];
+  const auto* query = scratch.query.data();
   float *scores = scratch.scores.data(), *result = scratch.result.data();
-  for (int64_t h = 0; h < heads; h++)
-    for (int64_t i = 0; i < cache.key_size; i++)
-      convert(query + h * cache.key_size + i, q[(head * queries + h) * head_stride + i]);
+  if (fresh.k.from) write_new(fresh, cache, token, head, stop);
+  read_query(q, fresh, cache, token, head * queries, heads, scratch);
   over_pages(table, cache.page_tokens, first, last, [&](int64_t done, int64_t slot, int64_t count, int64_t next) {
-    if (next >= 0) fetch_rows(keys + next * key_stride, key_stride, head, stop, cache.key_size, cache.page_tokens);
+    if (next >= 0) fetch_rows(cache.keys + next * key_stride, key_stride, head, stop, cache.key_size, cache.page_tokens);
     for (int64_t k = head; k < stop; k++) {
       const int64_t h = (k - head) * queries;
-      const T* from = keys + slot * key_stride + k * cache.key_size;
+      const T* from = cache.keys + slot * key_stride + k * cache.key_size;
       auto of = cache.key_size == 64 ? scores_of<T, 64> : cache.key_size == 128 ? scores_of<T, 128> : scores_of<T, 0>;
       of(query + h * cache.key_size, queries, from, key_stride, count, cache.key_size, scores + h * longest + done,
          longest);
     }
   });
   for (int64_t h = 0; h < heads; h++)
-    soften(scores + h * longest, last + 1 - first, scale, softcap, sinks ? sinks + head * queries + h : nullptr);
+    soften(scores + h * longest, last + 1 - first, form.scale, form.softcap,
+           form.sinks ? form.sinks + head * queries + h : nullptr);
   std::memset(result, 0, sizeof(float) * heads * cache.value_size);
   over_pages(table, cache.page_tokens, first, last, [&](int64_t done, int64_t slot, int64_t count, int64_t next) {
     if (next >= 0)
-      fetch_rows(values + next * value_stride, value_stride, head, stop, cache.value_size, cache.page_tokens);
+      fetch_rows(cache.values + next * value_stride, value_stride, head, stop, cache.value_size, cache.page_tokens);
     for (int64_t k = head; k < stop; k++) {
-      const T* from = values + slot * value_stride + k * cache.value_size;
+      const T* from = cache.values + slot * value_stride + k * cache.value_size;
       for (int64_t g = 0; g < queries;) {
         const int64_t h = (k - head) * queries + g, left = queries - g;
         auto of = left >= 4 ? weighted<T, 4> : left >= 2 ? weighted<T, 2> : weighted<T, 1>;
@@ -227,13 +284,13 @@ void attend_heads(const T* q, int64_t head_stride, int64_t queries, const T* key
       }
     }
   });
-  for (int64_t i = 0; i < heads * cache.value_size; i++) put(out + head * queries * cache.value_size + i, result[i]);
+  T* to = out + (token * cache.kv_heads + head) * queries * cache.value_size;
+  for (int64_t i = 0; i < heads * cache.value_size; i++) put(to + i, result[i]);
 }
 
 template <class T>
-void attend(const T* q, int64_t token_stride, int64_t head_stride, int64_t queries, const T* keys, const T* values,
-            Cache cache, const int32_t* rows, const int32_t* pages, int64_t count, int64_t longest, float scale,
-            float softcap, const float* sinks, T* out, int threads) {
+void attend(const Heads<T>& q, int64_t queries, const New<T>& fresh, const Cache<T>& cache, const int32_t* rows,
+            const int32_t* pages, int64_t count, int64_t longest, const Form& form, T* out, int threads) {
   // Few rows: threads share the heads of one.
   const int64_t wanted = count >= 2 * threads ? 1 : (2 * threads + count - 1) / count;
   const int64_t parts = wanted < cache.kv_heads ? wanted : cache.kv_heads;
@@ -241,16 +298,15 @@ void attend(const T* q, int64_t token_stride, int64_t head_stride, int64_t queri
 #pragma omp parallel num_threads(threads)
   {
     Scratch<T> scratch;
+    scratch.rotated.resize(cache.key_size);
     scratch.query.resize(most * cache.key_size);
     scratch.scores.resize(most * longest);
     scratch.result.resize(most * cache.value_size);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t item = 0; item < count * parts; item++) {
-      const int32_t* row = rows + item / parts * 4;  // token, first page, first and last position from there
-      const int64_t part = item % parts, head = part * cache.kv_heads / parts;
-      attend_heads(q + row[0] * token_stride, head_stride, queries, keys, values, cache, pages + row[1], row[2], row[3],
-                   head, (part + 1) * cache.kv_heads / parts, longest, scale, softcap, sinks, scratch,
-                   out + row[0] * cache.kv_heads * queries * cache.value_size);
+      const int64_t part = item % parts;
+      attend_heads(q, queries, fresh, cache, rows + item / parts * 4, pages, part * cache.kv_heads / parts,
+                   (part + 1) * cache.kv_heads / parts, longest, form, scratch, out);
     }
   }
 }
@@ -267,13 +323,19 @@ void blockc_write_cache(int dtype, const void* from, int64_t token_stride, int64
 }
 
 // q [tokens, heads, key_size] by strides; out [tokens, heads, value_size] contiguous, of which only `rows` are written.
-void blockc_attend(int dtype, const void* q, int64_t token_stride, int64_t head_stride, int64_t queries,
-                   const void* keys, const void* values, int64_t kv_heads, int64_t key_size, int64_t value_size,
-                   int64_t page_tokens, const int32_t* rows, const int32_t* pages, int64_t count, int64_t longest,
-                   float scale, float softcap, const float* sinks, void* out, int threads) {
-  const Cache cache = {kv_heads, key_size, value_size, page_tokens};
-  BLOCKC_DISPATCH(dtype, attend((const T*)q, token_stride, head_stride, queries, (const T*)keys, (const T*)values, cache,
-                                rows, pages, count, longest, scale, softcap, sinks, (T*)out, threads));
+// k and v: as `New` has them.
+void blockc_attend(int dtype, const void* q, int64_t q_token, int64_t q_head, int64_t queries, const void* k,
+                   int64_t k_token, int64_t k_head, const void* v, int64_t v_token, int64_t v_head, const void* cos,
+                   const void* sin, int64_t angle_stride, const int64_t* slots, void* keys, void* values,
+                   int64_t kv_heads, int64_t key_size, int64_t value_size, int64_t page_tokens, const int32_t* rows,
+                   const int32_t* pages, int64_t count, int64_t longest, float scale, float softcap,
+                   const float* sinks, void* out, int threads) {
+  BLOCKC_DISPATCH(
+      dtype, attend<T>({(const T*)q, q_token, q_head}, queries,
+                       {{(const T*)k, k_token, k_head}, {(const T*)v, v_token, v_head}, (const T*)cos, (const T*)sin,
+                        angle_stride, slots},
+                       {(T*)keys, (T*)values, kv_heads, key_size, value_size, page_tokens}, rows, pages, count, longest,
+                       {scale, softcap, sinks}, (T*)out, threads));
 }
 
 }  // extern "C"

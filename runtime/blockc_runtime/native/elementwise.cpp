@@ -62,22 +62,9 @@ void rotary(const T* x, int64_t token_stride, int64_t head_stride, const T* cos,
             T* out, int64_t tokens, int64_t heads, int64_t half) {
 #pragma omp parallel for schedule(static) if (tokens * heads * half * int64_t(sizeof(T)) > kGrain / 2)
   for (int64_t token = 0; token < tokens; token++) {
-    const T *c = cos + token * angle_stride, *s = sin + token * angle_stride;
-    for (int64_t head = 0; head < heads; head++) {
-      const T* from = x + token * token_stride + head * head_stride;
-      T* to = out + (token * heads + head) * 2 * half;
-      int64_t i = 0;
-      for (; i + W <= half; i += W) {
-        F<W> first = load<W>(from + i), second = load<W>(from + half + i);
-        store<W>(to + i, first * load<W>(c + i) - second * load<W>(s + i));
-        store<W>(to + half + i, second * load<W>(c + half + i) + first * load<W>(s + half + i));
-      }
-      for (; i < half; i++) {
-        const float first = to_float(from[i]), second = to_float(from[half + i]);
-        put(to + i, first * to_float(c[i]) - second * to_float(s[i]));
-        put(to + half + i, second * to_float(c[half + i]) + first * to_float(s[half + i]));
-      }
-    }
+    for (int64_t head = 0; head < heads; head++)
+      rotate(x + token * token_stride + head * head_stride, cos + token * angle_stride, sin + token * angle_stride, half,
+             out + (token * heads + head) * 2 * half);
   }
 }
 

@@ -124,6 +124,22 @@ inline F<N> exp(F<N> x) {
   return p * (F<N>)power;
 }
 
+// x cos + turned(x) sin for one head, where `turned` maps halves (a, b) to (-b, a).
+template <class T>
+inline void rotate(const T* from, const T* cos, const T* sin, int64_t half, T* to) {
+  int64_t i = 0;
+  for (; i + W <= half; i += W) {
+    F<W> first = load<W>(from + i), second = load<W>(from + half + i);
+    store<W>(to + i, first * load<W>(cos + i) - second * load<W>(sin + i));
+    store<W>(to + half + i, second * load<W>(cos + half + i) + first * load<W>(sin + half + i));
+  }
+  for (; i < half; i++) {
+    const float first = to_float(from[i]), second = to_float(from[half + i]);
+    put(to + i, first * to_float(cos[i]) - second * to_float(sin[i]));
+    put(to + half + i, second * to_float(cos[half + i]) + first * to_float(sin[half + i]));
+  }
+}
+
 // Asks for the first bytes of a stream that is read next: the hardware finds streams only once they are read.
 inline void fetch(const void* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, 0, 2);

@@ -31,7 +31,10 @@ from blockc_runtime.ops.sides import SideSet
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpTable:
-    """The ops of one device. Signatures are those of the functions in the ``cpu`` modules."""
+    """The ops of one device. Signatures are those of the functions in the ``cpu`` modules.
+
+    ``heads``: attention with what stands between it and linears, where there is a kernel for it.
+    """
 
     attention: Callable[..., Tensor]
     linears: Callable[..., tuple[Tensor, ...]]
@@ -42,6 +45,7 @@ class OpTable:
     embedding: Callable[[Tensor, Tensor, SideSet], Tensor]
     residual: Callable[[Tensor, Tensor, SideSet], Tensor]
     cached: Callable[[Tensor, Tensor, SideSet], tuple[Tensor, Tensor]]
+    heads: Callable[..., Tensor] | None = None
 
 
 def op_table(device: torch.device) -> OpTable:
@@ -78,4 +82,5 @@ def op_table(device: torch.device) -> OpTable:
         rms_norm=norm_native.rms_norm,
         gated=norm_native.gated,
         rotary=norm_native.rotary,
+        heads=attention_native.heads,
     )

@@ -15,6 +15,9 @@ from blockc_runtime.ops.attention import cpu, native, reference
 from blockc_runtime.ops.attention.batch import kv_batch
 from blockc_runtime.ops.attention.cpu import PagedLayer
 from blockc_runtime.ops.attention.rows import KvRow
+from blockc_runtime.ops.cache.cpu import CachedKv, cached
+from blockc_runtime.ops.norm import reference as norm
+from blockc_runtime.ops.sides import SideSet, side_batch
 from tests.support.native import LEVELS, using
 
 CPU = torch.device("cpu")
@@ -139,6 +142,43 @@ def test_equals_reference(form: str, case: Case) -> None:
 def test_bfloat16_is_close_to_reference(form: str, case: Case) -> None:
     got, wanted = run(form, case, torch.bfloat16)[0], expect(case, torch.bfloat16)[0]
     torch.testing.assert_close(got.float(), wanted.float(), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(max_examples=60, deadline=None)
+@given(case=cases(), turns=st.booleans(), has_sides=st.booleans())
+def test_heads_are_the_same_in_one_call(level: str, case: Case, turns: bool, has_sides: bool) -> None:
+    """From what linears yield, side by side, with rotation and with keys and values of a fine-tune."""
+    q, k, v, keys, values = case.tensors(torch.float32)
+    made = torch.Generator().manual_seed(case.seed)
+    angles = [torch.randn(1, 1, case.tokens, case.size, generator=made) for _ in range(2 if turns else 0)]
+    joined = torch.cat([x[0].transpose(0, 1).flatten(1) for x in (q, k, v)], 1)[None]
+    parts = joined.split_with_sizes([x.shape[1] * case.size for x in (q, k, v)], 2)
+    if turns:
+        q, k = norm.rotary(q, *angles), norm.rotary(k, *angles)
+    sides: SideSet = ()
+    if has_sides:
+        own = [torch.randn(3, case.kv_heads, case.size, generator=made) for _ in range(2)]
+        users = side_batch(
+            [(row.count, 0 if i == 0 else None) for i, row in enumerate(case.rows)],
+            device=CPU,
+            positions=[row.start for row in case.rows],
+        )
+        sides = ((CachedKv(keys=(own[0],), values=(own[1],)), users),)
+        k, v = cached(k, v, sides)
+    wanted_keys, wanted_values = keys.clone(), values.clone()
+    wanted = reference.attention(
+        q, k, v, keys=wanted_keys, values=wanted_values, rows=case.rows, page_tokens=case.page_tokens, scale=0.3,
+        window=case.window, softcap=case.softcap, sinks=case.sinks,
+    )  # fmt: skip
+    layer = PagedLayer(keys=keys, values=values, page_tokens=case.page_tokens)
+    batch = kv_batch(case.rows, page_tokens=case.page_tokens, window=case.window, dtype=torch.float32, device=CPU)
+    with using(level):
+        got = native.heads(
+            *parts, (case.heads, case.kv_heads), angles, sides, layer, batch, 0.3, case.window, case.softcap, case.sinks
+        )
+    for one, other in ((got, wanted), (keys, wanted_keys), (values, wanted_values)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)

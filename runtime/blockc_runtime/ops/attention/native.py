@@ -6,6 +6,8 @@ pages only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,12 @@ from blockc_runtime.native.library import DTYPES, loaded
 from blockc_runtime.ops.attention import cpu
 from blockc_runtime.ops.attention.batch import KvBatch
 from blockc_runtime.ops.attention.cpu import PagedLayer, Scores
+from blockc_runtime.ops.cache.cpu import cached
+from blockc_runtime.ops.norm.native import angles_fit, rotary
+from blockc_runtime.ops.sides import SideSet
+
+# Keys, values and angles of a call whose keys and values are in the cache already.
+_WRITTEN = (None, 0, 0, None, 0, 0, None, None, 0)
 
 
 def attention(
@@ -27,36 +35,83 @@ def attention(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """``q [1,H,T,D]``, ``k`` and ``v [1,K,T,D]``, ``sinks [H]``. Writes the cache, then reads it."""
-    if not _fits(q, k, v, layer):
+    if not _fits(q, k, v, layer, key_size=q.shape[3], value_size=v.shape[3]):
         return cpu.attention(q, k, v, layer, batch, scale, window, softcap, sinks)
     cpu.check_window(window, batch)
-    dtype = DTYPES[q.dtype]
-    _, heads, tokens, key_size = q.shape
-    kv_heads, value_size = v.shape[1], v.shape[3]
     for new, cache in ((k, layer.keys), (v, layer.values)):
         loaded().write_cache(
-            dtype,
+            DTYPES[q.dtype],
             new.data_ptr(), new.stride(2), new.stride(1), batch.slots.data_ptr(), cache.data_ptr(),
-            tokens, kv_heads, new.shape[3],
+            new.shape[2], new.shape[1], new.shape[3],
         )  # fmt: skip
-    out = q.new_empty((tokens, heads, value_size))
+    out = q.new_empty((q.shape[2], q.shape[1], v.shape[3]))
     if batch.singles:
-        rows = batch.paged
-        given = None if sinks is None else sinks.float().contiguous()
-        loaded().attend(
-            dtype,
-            q.data_ptr(), q.stride(2), q.stride(1), heads // kv_heads,
-            layer.keys.data_ptr(), layer.values.data_ptr(), kv_heads, key_size, value_size, layer.page_tokens,
-            rows.rows.data_ptr(), rows.pages.data_ptr(), batch.singles, rows.longest,
-            scale, softcap or 0.0, None if given is None else given.data_ptr(), out.data_ptr(),
-            torch.get_num_threads(),
-        )  # fmt: skip
+        query = (q.data_ptr(), q.stride(2), q.stride(1), q.shape[1] // k.shape[1])
+        _attend(query, _WRITTEN, layer, batch, scale, softcap, sinks, out)
     if batch.chunks:
         cpu.add_chunks(out, q, k, v, layer, batch, Scores(scale=scale, softcap=softcap, sinks=sinks))
     return out.unsqueeze(0)
 
 
-def _fits(q: Tensor, k: Tensor, v: Tensor, layer: PagedLayer) -> bool:
-    sizes = q.shape[3] % loaded().lanes == 0 and v.shape[3] % loaded().lanes == 0
+def heads(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    counts: Sequence[int],
+    angles: Sequence[Tensor],
+    sides: SideSet,
+    layer: PagedLayer,
+    batch: KvBatch,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """``attention`` of what linears yield: ``q [1,T,H*D]``, ``k`` and ``v [1,T,K*D]``, ``counts`` (H, K).
+
+    ``angles``: cos and sin ``[1,1,T,D]`` by which queries and keys are rotated, or none; ``sides``: keys and values
+    that fine-tunes put first. Rows of one token take one call, whatever there is to do.
+    """
+    tokens, (count, kv_count) = q.shape[1], counts
+    key_size, value_size = q.shape[2] // count, v.shape[2] // kv_count
+    alone = not batch.chunks and not sides and _fits(q, k, v, layer, key_size=key_size, value_size=value_size)
+    if not alone or not angles_fit(q, key_size, angles):
+        q, k, v = (x.view(1, tokens, n, -1).transpose(1, 2) for x, n in ((q, count), (k, kv_count), (v, kv_count)))
+        if angles:
+            cos, sin = angles
+            q, k = (rotary(x, cos, sin, key_size // 2) for x in (q, k))
+        return attention(q, *cached(k, v, sides), layer, batch, scale, window, softcap, sinks)
+    cpu.check_window(window, batch)
+    turned = (angles[0].data_ptr(), angles[1].data_ptr(), angles[0].stride(2)) if angles else (None, None, 0)
+    new = (k.data_ptr(), k.stride(1), key_size, v.data_ptr(), v.stride(1), value_size, *turned)
+    out = q.new_empty((1, tokens, count, value_size))
+    _attend((q.data_ptr(), q.stride(1), key_size, count // kv_count), new, layer, batch, scale, softcap, sinks, out)
+    return out
+
+
+def _attend(
+    query: tuple[int, int, int, int],
+    new: tuple[int | None, ...],
+    layer: PagedLayer,
+    batch: KvBatch,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    out: Tensor,
+) -> None:
+    rows = batch.paged
+    given = None if sinks is None else sinks.float().contiguous()
+    _, kv_count, key_size = layer.keys.shape
+    loaded().attend(
+        DTYPES[out.dtype], *query, *new, batch.slots.data_ptr(),
+        layer.keys.data_ptr(), layer.values.data_ptr(), kv_count, key_size, layer.values.shape[2], layer.page_tokens,
+        rows.rows.data_ptr(), rows.pages.data_ptr(), batch.singles, rows.longest,
+        scale, softcap or 0.0, None if given is None else given.data_ptr(), out.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def _fits(q: Tensor, k: Tensor, v: Tensor, layer: PagedLayer, *, key_size: int, value_size: int) -> bool:
+    lanes = loaded().lanes
     alike = q.dtype in DTYPES and q.dtype == layer.keys.dtype == layer.values.dtype
-    return sizes and alike and all(x.stride(3) == 1 for x in (q, k, v))
+    inner = q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
+    return alike and inner and key_size % lanes == 0 and value_size % lanes == 0

@@ -5,6 +5,8 @@ In and out: as in `cpu.py`. Invariant: equals it up to rounding, which is done o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from blockc_runtime.native.library import DTYPES, loaded
@@ -63,10 +65,17 @@ def _row_stride(x: Tensor) -> int | None:
     return x.stride(-2) if x.stride(-1) == 1 and x.shape[:-2].numel() == 1 else None
 
 
-def _fits(x: Tensor, cos: Tensor, sin: Tensor, half: int) -> bool:
-    angles = (1, 1, x.shape[-2], 2 * half)
+def angles_fit(x: Tensor, size: int, angles: Sequence[Tensor]) -> bool:
+    """Whether kernels rotate ``x [1, T, ...]`` by these cos and sin, or there are none."""
+    if not angles:
+        return True
+    cos, sin = angles
     return (
-        x.ndim == 4 and x.shape[0] == 1 and x.shape[3] == 2 * half and x.stride(3) == 1
-        and cos.shape == angles and sin.shape == angles and cos.dtype == sin.dtype == x.dtype
+        cos.shape == sin.shape == (1, 1, x.shape[1], size) and cos.dtype == sin.dtype == x.dtype
         and cos.stride() == sin.stride() and cos.stride(3) == 1
     )  # fmt: skip
+
+
+def _fits(x: Tensor, cos: Tensor, sin: Tensor, half: int) -> bool:
+    turned = x.ndim == 4 and x.shape[0] == 1 and x.shape[3] == 2 * half and x.stride(3) == 1
+    return turned and angles_fit(x.transpose(1, 2), 2 * half, (cos, sin))
