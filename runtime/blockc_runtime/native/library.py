@@ -24,34 +24,16 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _SWITCH = "BLOCKC_NATIVE"
 
 _P, _L, _I, _F = c_void_p, c_int64, c_int, c_float
+# An address, and the strides of tokens and heads.
+_HEADS = (_P, _L, _L)
+_ATTENTION = (_P, _P, _L, _P, _P, _P, _L, _L, _L, _L, _P, _P, _L, _L, _F, _F, _P, _P, _I)
 _SIGNATURES = {
     "rms_norm": (_I, _P, _L, _P, _P, _L, _L, _F),
     "gated": (_I, _P, _L, _P, _L, _P, _L, _L, _I),
     "rotary": (_I, _P, _L, _L, _P, _P, _L, _P, _L, _L, _L),
     "low_rank": (_I, _P, _L, _L, _P, _L, _L, _P, _L, _P, _L, _I),
+    "attend": (_I, *_HEADS, _L, *_HEADS, *_HEADS, *_ATTENTION),
     "write_cache": (_I, _P, _L, _L, _P, _P, _L, _L, _L),
-    "attend": (
-        _I,
-        *(_P, _L, _L),
-        _L,
-        *(_P, _L, _L) * 2,
-        _P,
-        _P,
-        _L,
-        _P,
-        _P,
-        _P,
-        *(_L,) * 4,
-        _P,
-        _P,
-        _L,
-        _L,
-        _F,
-        _F,
-        _P,
-        _P,
-        _I,
-    ),
 }
 
 

@@ -2,7 +2,8 @@
 
 In: the requests with pages in the order of their turn, those that wait, and the limits of a step. Out: the picks of a
 step. Decode rows come first, then prefill chunks in what is left of the token budget (a long prompt goes on step by
-step); where a running prefill and a waiting request compete, whoever has the turn goes first.
+step); where a running prefill and a waiting request compete, whoever has the turn goes first. Before all that, a tenant
+with more than its share of places gives one up to a tenant that waits with less than its own.
 
 Pages. A waiting request starts only when its whole context fits, with a page to spare for each running one, so only
 decode rows (and chunks in windowed groups) ask for more later. A decode row that gets none takes them from the last
@@ -12,6 +13,7 @@ in turn and nobody overtakes it for the groups it needs: running requests end, s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from blockc_runtime.kv.index import KvIndex
@@ -28,16 +30,50 @@ class StepDraft:
         *,
         limits: EngineLimits,
         kv: KvIndex,
+        queue: FairQueue,
         running: list[LiveRequest],
+        max_running: int,
         preempt: Callable[[LiveRequest], None],
     ) -> None:
         self.picks: list[tuple[LiveRequest, int]] = []
         self._limits = limits
         self._kv = kv
+        self._queue = queue
         self._running = running
+        self._max_running = max_running
         self._preempt = preempt
         self._tokens_left = limits.max_batched_tokens
         self._rows_left = limits.max_rows
+
+    def make_places(self, *, start: Callable[[LiveRequest, int], None]) -> None:
+        """Where all places are taken, who has more than a share of them gives one to who waits with less than one.
+
+        Else a tenant that came first would keep the others waiting until its answers end. A place is given up only for
+        a request that starts in it at once, and nobody's share is given up: what is preempted comes back.
+        """
+        if len(self._running) < self._max_running or not len(self._queue):
+            return
+        held = Counter(item.tenant for item in self._running)
+        working = held.keys() | self._queue.tenants()
+        shares = {tenant: self._queue.share(tenant, self._max_running, working) for tenant in working}
+        blocked: set[int] = set()
+        while True:
+            short = {tenant for tenant in self._queue.tenants() if held[tenant] < shares[tenant]}
+            head = self._queue.head(blocked, among=short)
+            givers = (item for item in reversed(self._running) if item.step is None)
+            giver = next((item for item in givers if held[item.tenant] > shares[item.tenant]), None)
+            if head is None or giver is None:
+                return
+            if self._queue.counters[giver.tenant] < self._queue.counters[head.tenant]:
+                return  # who waits has been served more
+            if (reused := self._open(head)) is None:
+                blocked.update(self._groups(head))
+                continue
+            held[giver.tenant] -= 1
+            held[head.tenant] += 1
+            self._give_up(giver)
+            start(head, reused)
+            self._running.insert(0, head)  # it has the turn
 
     def pick_decodes(self) -> None:
         """One token of everyone who decodes, in turn."""
@@ -48,15 +84,15 @@ class StepDraft:
             if item.step is None and item.remaining == 1 and item.state == "running" and self._make_room(item):
                 self._pick(item, 1)
 
-    def pick_prefills(self, queue: FairQueue, *, max_running: int, start: Callable[[LiveRequest, int], None]) -> None:
+    def pick_prefills(self, *, start: Callable[[LiveRequest, int], None]) -> None:
         """Chunks of running prefills and of requests that start now, in turn."""
         prefills = iter([item for item in self._running if item.step is None and item.remaining > 1])
         prefill = next(prefills, None)
-        places = max_running - len(self._running)
+        places = self._max_running - len(self._running)
         blocked: set[int] = set()
         while self._has_room():
-            head = queue.head(blocked) if places > 0 else None
-            if prefill is not None and (head is None or queue.goes_on(prefill, before=head)):
+            head = self._queue.head(blocked) if places > 0 else None
+            if prefill is not None and (head is None or self._queue.goes_on(prefill, before=head)):
                 self._extend(prefill)
                 prefill = next(prefills, None)
             elif head is None:
@@ -109,6 +145,7 @@ class StepDraft:
             if count <= 0:
                 return
             self._kv.reserve(item.id, item.computed + count)
+        self._queue.charge_prompt(item, until=item.computed + count)
         self._pick(item, count)
 
     def _open(self, item: LiveRequest) -> int | None:

@@ -6,8 +6,9 @@ and a tenant that had nothing waiting is lifted to the smallest counter of those
 credit. First come, first served within a tenant.
 
 Requests that use other KV groups wait in other *lanes*: who lacks pages of one model must not hold up another's.
-Prompts are charged in full even where the cache has them: an order that depended on the cache would tell what is
-in it.
+Prompts are charged as they are read, and what the cache has of them when they start: an order that left that out would
+tell what is in it. Charged all at once, a long prompt would lift newcomers to a level that its tenant has not been
+served yet, and have them wait for the whole of it.
 """
 
 from __future__ import annotations
@@ -51,11 +52,7 @@ class FairQueue:
         return (self.counters[item.tenant], item.tenant, item.arrival)
 
     def goes_on(self, prefill: LiveRequest, *, before: LiveRequest) -> bool:
-        """Whether a prefill that has been charged goes on before a request that waits to start.
-
-        Between level tenants the waiting one goes first: a newcomer is lifted to the level of a tenant that has paid
-        for all of a long prompt at once, and would have to wait for the whole of it.
-        """
+        """Whether a prefill goes on before a request that waits to start; between level tenants the waiting one."""
         if prefill.tenant == before.tenant:
             return prefill.arrival < before.arrival
         return self.counters[prefill.tenant] < self.counters[before.tenant]
@@ -82,12 +79,17 @@ class FairQueue:
             del self._lanes[item.tenant]
             self._last_served = item.tenant
 
-    def head(self, blocked: Collection[int]) -> LiveRequest | None:
-        """Return the request whose turn it is among those that need no page of a ``blocked`` KV group."""
+    def head(self, blocked: Collection[int], *, among: Collection[int] | None = None) -> LiveRequest | None:
+        """Return the request whose turn it is among those that need no page of a ``blocked`` KV group.
+
+        ``among``: of these tenants only.
+        """
         best: LiveRequest | None = None
         least = float("inf")
         for tenant, lanes in self._lanes.items():
             counter = self.counters[tenant]
+            if among is not None and tenant not in among:
+                continue
             if counter < least or (best is not None and counter == least and tenant < best.tenant):
                 candidate = _oldest(lanes, blocked)
                 if candidate is not None:
@@ -98,6 +100,21 @@ class FairQueue:
         """Add what a tenant was served to its counter."""
         cost = PROMPT_COST * prompt_tokens + OUTPUT_COST * output_tokens
         self.counters[tenant] += cost / self._weights[tenant]
+
+    def charge_prompt(self, item: LiveRequest, *, until: int) -> None:
+        """Charge what of virtual tokens and prompt has been read, or found, up to ``until`` for the first time."""
+        until = min(until, item.virtual + len(item.request.prompt))
+        if until > item.charged:
+            self.charge(item.tenant, prompt_tokens=until - item.charged)
+            item.charged = until
+
+    def share(self, tenant: int, places: int, working: Collection[int]) -> int:
+        """So many of ``places`` are a tenant's by weight among those who have work; at least one."""
+        return max(1, int(places * self._weights[tenant] / sum(self._weights[other] for other in working)))
+
+    def tenants(self) -> Collection[int]:
+        """Those with something waiting."""
+        return self._lanes.keys()
 
     def _lift(self, tenant: int) -> None:
         others = self._lanes.keys()

@@ -33,6 +33,7 @@ class LiveRequest:
     state: State = "waiting"
     computed: int = 0
     cached: int | None = None  # prompt tokens found when it first ran
+    charged: int = 0  # of virtual tokens and prompt; once: preemption is not its tenant's doing
     step: int | None = None  # the step in flight that has a row of it
     losses: int = 0  # workers lost under it
 

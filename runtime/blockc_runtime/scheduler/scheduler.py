@@ -136,9 +136,13 @@ class Scheduler:
         """Choose the rows of the next step among requests that no step in flight has; None if nothing can run."""
         del now_s
         running = sorted(self._running.values(), key=self._queue.turn)
-        draft = StepDraft(limits=self._limits, kv=self._kv, running=running, preempt=self._preempt)
+        draft = StepDraft(
+            limits=self._limits, kv=self._kv, queue=self._queue, running=running, max_running=self._max_running,
+            preempt=self._preempt,
+        )  # fmt: skip
+        draft.make_places(start=self._start)
         draft.pick_decodes()
-        draft.pick_prefills(self._queue, max_running=self._max_running, start=self._start)
+        draft.pick_prefills(start=self._start)
         if not draft.picks and running and not self._in_flight:
             draft.unblock()
         return self._issue(draft.picks) if draft.picks else None
@@ -207,10 +211,9 @@ class Scheduler:
         item.computed = reused
         self._running[item.id] = item
         self._queue.leave(item)
-        if item.cached is None:  # charged once: preemption is not its tenant's doing
-            prompt = len(item.request.prompt)
-            item.cached = min(max(0, reused - item.virtual), prompt)
-            self._queue.charge(item.tenant, prompt_tokens=item.virtual + prompt)
+        if item.cached is None:
+            item.cached = min(max(0, reused - item.virtual), len(item.request.prompt))
+        self._queue.charge_prompt(item, until=reused)
 
     def _preempt(self, item: LiveRequest) -> None:
         self._preemptions += 1
