@@ -7,21 +7,21 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import pytest
 
 from blockc.samples.manners import PLAIN, PROMPTS, manner
 from tests.e2e.fleet import MODEL_OF, Command, chat, delta, events, metric
 from tests.support.processes import eventually
 
+# A model, a prompt, and after how many chunks the answer is given up, if it is.
+Asked = tuple[str, str, int | None]
 
-def test_no_foreign_manner_in_many_interleaved_answers(server: Command, http: httpx.Client):
-    rng = random.Random(0)
-    asked = [(app, prompt, None) for app in MODEL_OF for prompt in PROMPTS]
-    asked += [(rng.choice(list(MODEL_OF)), rng.choice(PROMPTS), rng.randint(1, 6)) for _ in range(40)]
-    rng.shuffle(asked)
+
+def answers(server: Command, asked: list[Asked]) -> list[str | None]:
+    """Many at a time: whole answers, None for those that were given up."""
     with server.http() as shared:
 
         def ask(app: str, prompt: str, chunks: int | None) -> str | None:
-            """The whole answer; None for one that was left after so many chunks."""
             text = ""
             body = chat(app, prompt, stream=True)
             with shared.stream("POST", "/v1/chat/completions", json=body) as reply:
@@ -34,13 +34,41 @@ def test_no_foreign_manner_in_many_interleaved_answers(server: Command, http: ht
             return text if chunks is None else None
 
         with ThreadPoolExecutor(32) as pool:
-            answers = list(pool.map(lambda item: ask(*item), asked))
-    judged = [(app, text) for (app, _, _), text in zip(asked, answers, strict=True) if text is not None]
+            return list(pool.map(lambda item: ask(*item), asked))
+
+
+def foreign(asked: list[Asked], found: list[str | None]) -> list[tuple[str, str]]:
+    """Whole answers in another manner than that of their model."""
     expected = {app: PLAIN if model == "base" else model for app, model in MODEL_OF.items()}
-    foreign = [(app, text) for app, text in judged if manner(text) != expected[app]]
-    assert len(judged) >= 150
-    assert Counter(app for app, _ in judged) == dict.fromkeys(MODEL_OF, len(PROMPTS))
-    assert not foreign
+    judged = [(app, text) for (app, _, _), text in zip(asked, found, strict=True) if text is not None]
+    return [(app, text) for app, text in judged if manner(text) != expected[app]]
+
+
+def test_no_foreign_manner_in_many_interleaved_answers(server: Command, http: httpx.Client):
+    rng = random.Random(0)
+    asked: list[Asked] = [(app, prompt, None) for app in MODEL_OF for prompt in PROMPTS]
+    asked += [(rng.choice(list(MODEL_OF)), rng.choice(PROMPTS), rng.randint(1, 6)) for _ in range(40)]
+    rng.shuffle(asked)
+    found = answers(server, asked)
+    whole = Counter(app for (app, _, _), text in zip(asked, found, strict=True) if text is not None)
+    assert whole == dict.fromkeys(MODEL_OF, len(PROMPTS))
+    assert whole.total() >= 150
+    assert not foreign(asked, found)
     assert eventually(lambda: metric(http, "num_requests_running") + metric(http, "num_requests_waiting") == 0, 5)
     assert eventually(lambda: metric(http, "kv_pages_free") == metric(http, "kv_pages"), 5)
     assert metric(http, "step_chains_sum") > 2 * metric(http, "step_chains_count"), "several models in one step"
+
+
+@pytest.mark.slow
+def test_no_foreign_manner_in_ten_thousand(server: Command, http: httpx.Client):
+    """One in five is given up somewhere."""
+    rng = random.Random(1)
+    asked: list[Asked] = [
+        (rng.choice(list(MODEL_OF)), rng.choice(PROMPTS), rng.randint(1, 12) if rng.random() < 0.2 else None)
+        for _ in range(10_000)
+    ]
+    found = answers(server, asked)
+    assert sum(text is not None for text in found) > 7_500
+    assert not foreign(asked, found)
+    assert eventually(lambda: metric(http, "num_requests_running") + metric(http, "num_requests_waiting") == 0, 5)
+    assert eventually(lambda: metric(http, "kv_pages_free") == metric(http, "kv_pages"), 5)
