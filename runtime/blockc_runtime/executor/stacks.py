@@ -123,12 +123,12 @@ def _low_rank(
         return None
     members = next(iter(held.values()))
     slots, inputs = len(members), _thin(members[0])["a"].shape[1]
-    a = torch.zeros((slots, inputs, rank * len(held)), dtype=dtype, device=store.device)
+    a = store.slabs.zeros((slots, inputs, rank * len(held)), dtype)
     outputs: list[LowRankOutput] = []
     for number, (output, members) in enumerate(held.items()):
         start = rank * number
         width = _thin(members[0])["b"].shape[0]
-        b = torch.zeros((slots, rank, width), dtype=dtype, device=store.device)
+        b = store.slabs.zeros((slots, rank, width), dtype)
         for slot, side in enumerate(members):
             own_a, own_b = read_low_rank(side, store, dtype)
             a[slot, :, start : start + len(own_a)] = own_a.t()
@@ -252,7 +252,7 @@ def _stack_bottlenecks(places: Places, store: WeightStore, dtype: torch.dtype) -
     stacks: dict[str, Tensor] = {}
     for role, ref in terms[0].tensors:
         shape = sizes.get(role, ref.shape)
-        stacks[role] = torch.zeros((len(terms), *shape), dtype=dtype, device=store.device)
+        stacks[role] = store.slabs.zeros((len(terms), *shape), dtype)
         for slot, term in enumerate(terms):
             value = store.read(term[role])
             if role in ("up", "up_bias"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from blockc.diag import DiagnosticError, Diagnostics
 from blockc.ir import QuantizedRef, TensorRef
 from blockc.zoo import Zoo
+from blockc_runtime.executor.slabs import Slabs
 from blockc_runtime.ops.dtypes import torch_dtype
 from blockc_runtime.ops.integers import IntegerMatrix
 from blockc_runtime.ops.linear.integers import IntegerWeights
@@ -34,12 +36,17 @@ from blockc_runtime.ops.linear.weights import (
 LinearRefs = tuple[tuple[TensorRef, TensorRef | None], ...]
 
 
+# Of matrices and their biases.
+MakeWeights = Callable[[list[Tensor], list[Tensor | None]], LinearWeights]
+
+
 class WeightStore:
     """Loads from ``zoo`` to ``device``. Raises :class:`DiagnosticError` for what is missing, damaged or other."""
 
     def __init__(self, zoo: Zoo, *, device: torch.device, linears: Iterable[LinearRefs]) -> None:
         self.zoo = zoo
         self.device = device
+        self.slabs = Slabs(device)
         self._tensors: dict[str, Tensor] = {}
         self._linears: dict[tuple[str | None, ...], LinearWeights] = {}
         users: defaultdict[str, set[tuple[str | None, ...]]] = defaultdict(set)
@@ -113,8 +120,10 @@ class WeightStore:
         tiled, packed = tiles(dtype, self.device), packs(dtype, self.device)
         if (tiled or packed) and split:
             return self._separate(refs)
-        if tiled or packed:
-            return self._copied(TileWeights if tiled else PackedWeights, refs)
+        if tiled:
+            return self._copied(partial(TileWeights, zeros=self.slabs.zeros), refs)
+        if packed:
+            return self._copied(PackedWeights, refs)
         if split or len(refs) == 1 or self.device.type == "cpu":
             return DenseWeights(
                 [self.tensor(weight) for weight, _ in refs],
@@ -135,7 +144,7 @@ class WeightStore:
             self.release(part)
         return made
 
-    def _copied(self, form: type[PackedWeights | TileWeights | JoinedWeights], refs: LinearRefs) -> LinearWeights:
+    def _copied(self, form: MakeWeights, refs: LinearRefs) -> LinearWeights:
         """``form`` copies, so that what it was made of need not stay."""
         made = form(
             [self.read(weight) for weight, _ in refs], [None if bias is None else self.read(bias) for _, bias in refs]

@@ -6,7 +6,7 @@ Invariant: the outputs are those of the separate linears, in order, and may be w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -96,17 +96,23 @@ class TileWeights:
     """Joined and kept in the tiles that AMX multiplies, for blockc's own kernel: bfloat16 on CPUs that have it.
 
     Reads 32 to 30 GB/s at 1 to 16 rows where :class:`PackedWeights` reads 26 to 25; at 2,048 rows it multiplies at 0.85
-    of its rate (two cores).
+    of its rate (two cores). ``zeros``: where tiles are put.
     """
 
     reads = 1
 
-    def __init__(self, matrices: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+    def __init__(
+        self,
+        matrices: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        *,
+        zeros: Callable[[tuple[int, ...], torch.dtype], Tensor] | None = None,
+    ) -> None:
         self.outs = [matrix.shape[0] for matrix in matrices]
         self.count = len(self.outs)
         self.total, self.size = sum(self.outs), matrices[0].shape[1]
-        padded = [-(-size // _TILED) * _TILED for size in (self.total, self.size)]
-        self.tiles = torch.zeros(padded, dtype=torch.bfloat16)
+        padded = tuple(-(-size // _TILED) * _TILED for size in (self.total, self.size))
+        self.tiles = (zeros or _zeros)(padded, torch.bfloat16)
         own = loaded()
         assert own.to_tiles is not None
         first = 0
@@ -131,6 +137,10 @@ class TileWeights:
                 rows, self.total, self.size, torch.get_num_threads(),
             )  # fmt: skip
         return y.split_with_sizes(self.outs, -1) if len(self.outs) > 1 else (y,)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
 
 
 def tiles(dtype: torch.dtype, device: torch.device) -> bool:
