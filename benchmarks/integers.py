@@ -21,6 +21,7 @@ from benchmarks.pairs import paired, text_of, write
 from blockc.delta.integers import quantize
 from blockc_runtime.ops.integers import IntegerMatrix
 from blockc_runtime.ops.linear.integers import IntegerWeights
+from blockc_runtime.ops.linear.tiles import TileWeights, tiles
 from blockc_runtime.ops.linear.weights import DenseWeights, LinearWeights, PackedWeights, packs
 
 OUT, IN = 11008, 4096
@@ -36,7 +37,9 @@ def integers(value: Tensor, bits: int, group: int, device: str) -> IntegerWeight
 
 def dense(value: Tensor, device: str) -> LinearWeights:
     own = value.bfloat16().to(device)
-    return (PackedWeights if packs(torch.bfloat16, torch.device(device)) else DenseWeights)([own], [None])
+    on = torch.device(device)
+    form = TileWeights if tiles(own.dtype, on) else PackedWeights if packs(own.dtype, on) else DenseWeights
+    return form([own], [None])
 
 
 def calls(weights: Sequence[LinearWeights], x: Tensor, repeat: int) -> Callable[[], None]:
@@ -62,7 +65,7 @@ def main() -> None:
     parser.add_argument("--commit")
     options = parser.parse_args()
     torch.manual_seed(0)
-    copies, repeat = (4, 20) if options.device == "cuda" else (1, 1)
+    copies, repeat = (4, 20) if options.device == "cuda" else (6, 6)
     value = torch.randn(OUT, IN) * 0.02
     plain = [dense(value, options.device) for _ in range(copies)]
     found = {}

@@ -22,14 +22,13 @@ from blockc_runtime.executor.slabs import Slabs
 from blockc_runtime.ops.dtypes import torch_dtype
 from blockc_runtime.ops.integers import IntegerMatrix
 from blockc_runtime.ops.linear.integers import IntegerWeights
+from blockc_runtime.ops.linear.tiles import TileWeights, tiles
 from blockc_runtime.ops.linear.weights import (
     DenseWeights,
     JoinedWeights,
     LinearWeights,
     PackedWeights,
-    TileWeights,
     packs,
-    tiles,
 )
 
 # What linears that read one value bind: (weight, bias) of each.

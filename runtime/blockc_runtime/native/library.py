@@ -41,6 +41,8 @@ _SIGNATURES = {
 _OF_TILES = {
     "to_tiles": (_P, _P, _L, _L, _L),
     "by_tiles": (_P, _L, _P, _P, _P, _L, _L, _L, _L, _I),
+    "to_integer_tiles": (_P, _I, _P, _L, _L),
+    "by_integer_tiles": (_P, _L, _P, _I, _P, _L, _P, _L, _L, _L, _L, _I),
 }
 
 
@@ -61,6 +63,8 @@ class Kernels:
     attend: Callable[..., None]
     to_tiles: Callable[..., None] | None = None
     by_tiles: Callable[..., None] | None = None
+    to_integer_tiles: Callable[..., None] | None = None
+    by_integer_tiles: Callable[..., None] | None = None
 
 
 class KernelsError(Exception):

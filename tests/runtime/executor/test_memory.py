@@ -28,7 +28,8 @@ from blockc.ir.layout import (
 from blockc.plan import ExecutionPlan, KvLayerEntry
 from blockc.zoo import Zoo
 from blockc_runtime.executor.torch_ import TorchExecutor
-from blockc_runtime.ops.linear.weights import PackedWeights, TileWeights, packs, tiles
+from blockc_runtime.ops.linear.tiles import TileWeights, tiles
+from blockc_runtime.ops.linear.weights import PackedWeights, packs
 from tests.runtime.executor import structures
 from tests.runtime.executor.plans import BlockSpec, ModelSpec, PlanBuilder, Term
 

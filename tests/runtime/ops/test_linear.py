@@ -14,7 +14,8 @@ from torch import Tensor
 from blockc_runtime.ops.linear import cpu, cuda, native, reference
 from blockc_runtime.ops.linear.reference import ReferenceSide
 from blockc_runtime.ops.linear.sides import LowRankOutput, LowRankWeights, OutputSides, Rows, SideWeights
-from blockc_runtime.ops.linear.weights import DenseWeights, JoinedWeights, PackedWeights, TileWeights, packs, tiles
+from blockc_runtime.ops.linear.tiles import TileWeights, tiles
+from blockc_runtime.ops.linear.weights import DenseWeights, JoinedWeights, PackedWeights, packs
 from blockc_runtime.ops.sides import Span, side_batch
 from tests.support.native import LEVELS, using
 

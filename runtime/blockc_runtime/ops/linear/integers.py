@@ -1,7 +1,7 @@
 """Linears on matrices of integers: `LinearWeights` for them, and the forms in which a CPU multiplies fastest.
 
 A dense slab of the matrix is made and multiplied at a time, unless there is a kernel that multiplies by the integers
-themselves: torch's are for bfloat16, and faster for few rows only.
+themselves: blockc's own, or torch's, which are for bfloat16, and faster for few rows only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from blockc_runtime.ops.integers import CPU_SLAB, IntegerMatrix, joined, slabs, unpacked
+from blockc_runtime.ops.linear.integers_native import IntegerTiles
 from blockc_runtime.ops.linear.weights import join_biases
 
 
@@ -59,6 +60,8 @@ def product_by(matrix: IntegerMatrix) -> Product:
         from blockc_runtime.ops.linear.integers_cuda import KernelProduct
 
         return KernelProduct.of(matrix) or _Slabs(matrix)
+    if (tiled := IntegerTiles.of(matrix)) is not None:
+        return tiled
     if matrix.bits == 8 and matrix.shift is None and matrix.scale.shape[1] == 1:
         return _BytesByRow(matrix)
     return _HalfBytesInTiles.of(matrix) or _Slabs(matrix)

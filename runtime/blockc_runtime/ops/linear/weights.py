@@ -6,17 +6,12 @@ Invariant: the outputs are those of the separate linears, in order, and may be w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
-
-from blockc_runtime.native.library import kernels, loaded
-
-# To what tiles are padded.
-_TILED = 32
 
 
 class LinearWeights(Protocol):
@@ -58,7 +53,7 @@ class JoinedWeights:
         self.count = len(self.outs)
         self.matrix = torch.cat(list(matrices))
         self.bias = join_biases(matrices, biases)
-        self.nbytes = self.matrix.nbytes + _nbytes(self.bias)
+        self.nbytes = self.matrix.nbytes + nbytes_of(self.bias)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """``x [..., in]`` -> ``[..., out]`` of each linear."""
@@ -81,7 +76,7 @@ class PackedWeights:
         self.total = sum(self.outs)
         self.matrix: Tensor = torch.ops.mkldnn._reorder_linear_weight(joined)
         self.bias = join_biases(matrices, biases)
-        self.nbytes: int = torch.ops.mkldnn._nbytes(self.matrix) + _nbytes(self.bias)
+        self.nbytes: int = torch.ops.mkldnn._nbytes(self.matrix) + nbytes_of(self.bias)
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -90,63 +85,6 @@ class PackedWeights:
             return x.new_empty((*x.shape[:-1], self.total)).split_with_sizes(self.outs, -1)
         y: Tensor = self._multiply(x, self.matrix, self.bias, "none", [], "")
         return y.split_with_sizes(self.outs, -1) if len(self.outs) > 1 else (y,)
-
-
-class TileWeights:
-    """Joined and kept in the tiles that AMX multiplies, for blockc's own kernel: bfloat16 on CPUs that have it.
-
-    Reads 32 to 30 GB/s at 1 to 16 rows where :class:`PackedWeights` reads 26 to 25; at 2,048 rows it multiplies at 0.85
-    of its rate (two cores). ``zeros``: where tiles are put.
-    """
-
-    reads = 1
-
-    def __init__(
-        self,
-        matrices: Sequence[Tensor],
-        biases: Sequence[Tensor | None],
-        *,
-        zeros: Callable[[tuple[int, ...], torch.dtype], Tensor] | None = None,
-    ) -> None:
-        self.outs = [matrix.shape[0] for matrix in matrices]
-        self.count = len(self.outs)
-        self.total, self.size = sum(self.outs), matrices[0].shape[1]
-        padded = tuple(-(-size // _TILED) * _TILED for size in (self.total, self.size))
-        self.tiles = (zeros or _zeros)(padded, torch.bfloat16)
-        own = loaded()
-        assert own.to_tiles is not None
-        first = 0
-        for matrix in matrices:
-            own.to_tiles(matrix.contiguous().data_ptr(), self.tiles.data_ptr(), first, *matrix.shape)
-            first += matrix.shape[0]
-        self.bias = join_biases(matrices, biases)
-        self.nbytes: int = self.tiles.nbytes + _nbytes(self.bias)
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        """``x [..., in]`` -> ``[..., out]`` of each linear."""
-        rows = x.shape[:-1].numel()
-        y = x.new_empty((*x.shape[:-1], self.total))
-        if x.stride(-1) != 1 or not (x.is_contiguous() or x.shape[:-2].numel() == 1):
-            x = x.contiguous()
-        own = loaded()
-        assert own.by_tiles is not None
-        if rows:
-            own.by_tiles(
-                x.data_ptr(), self.size if x.is_contiguous() else x.stride(-2), self.tiles.data_ptr(),
-                None if self.bias is None else self.bias.data_ptr(), y.data_ptr(), self.total,
-                rows, self.total, self.size, torch.get_num_threads(),
-            )  # fmt: skip
-        return y.split_with_sizes(self.outs, -1) if len(self.outs) > 1 else (y,)
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.zeros(shape, dtype=dtype)
-
-
-def tiles(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether :class:`TileWeights` works here."""
-    own = kernels()
-    return dtype == torch.bfloat16 and device.type == "cpu" and own is not None and own.by_tiles is not None
 
 
 def packs(dtype: torch.dtype, device: torch.device) -> bool:
@@ -171,5 +109,6 @@ def join_biases(matrices: Sequence[Tensor], biases: Sequence[Tensor | None]) -> 
     )
 
 
-def _nbytes(tensor: Tensor | None) -> int:
+def nbytes_of(tensor: Tensor | None) -> int:
+    """0 for none."""
     return 0 if tensor is None else tensor.nbytes
