@@ -4,11 +4,10 @@
 // A tile is 16 outputs by 32 inputs, pairs of inputs side by side. The tiles of 16 outputs lie one after the other along
 // the inputs; outputs and inputs are padded with zeros to 32.
 
-#include "vector.h"
+#include "tiles.h"
 
 #ifdef __AMX_BF16__
 
-#include <immintrin.h>
 #include <omp.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -19,35 +18,8 @@ namespace {
 
 using namespace blockc;
 
-constexpr int64_t kTile = 512;    // values in a tile
-constexpr int64_t kRows = 16;     // rows, and outputs, of a tile
-constexpr int64_t kInputs = 32;   // inputs of a tile
 constexpr int64_t kBlock = 256;   // rows whose inputs stay in a core's own cache
 constexpr int64_t kAheadTiles = 3;
-
-void configure() {
-  struct {
-    uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  } config;
-  _tile_loadconfig(&config);
-}
-
-// Rows `first .. first + kRows` of x as tiles along the inputs, `step` values from one to the next.
-void gather(const bf16* x, int64_t stride, int64_t rows, int64_t first, int64_t size, bf16* to, int64_t step) {
-  for (int64_t row = 0; row < kRows; row++) {
-    const bf16* from = x + (first + row) * stride;
-    bf16* at = to + row * kInputs;
-    int64_t i = 0;
-    if (first + row < rows)
-      for (; i + kInputs <= size; i += kInputs, at += step) std::memcpy(at, from + i, kInputs * sizeof(bf16));
-    for (; i < size; i += kInputs, at += step) {
-      std::memset(static_cast<void*>(at), 0, kInputs * sizeof(bf16));
-      if (first + row < rows) std::memcpy(at, from + i, (size - i) * sizeof(bf16));
-    }
-  }
-}
 
 // `scale` null: one; of each output else.
 struct Target {
@@ -55,10 +27,6 @@ struct Target {
   int64_t stride, rows, outs;
   const bf16 *bias, *scale;
 };
-
-inline __m512 widened(const bf16* from, __mmask16 mask = 0xffff) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from)), 16));
-}
 
 // A tile of sums to where it belongs, rounded once.
 void put_tile(const float* sums, const Target& to, int64_t row, int64_t out) {
@@ -266,13 +234,13 @@ void multiply(const Matrix& matrix, const bf16* x, int64_t x_stride, int64_t siz
   const int64_t at_once = rows < kBlock ? rows : kBlock;
   const bool few = rows <= kRows;
   kept.resize((few ? 1 : (at_once + 31) / 32 * 2) * along * kTile + 64);
-  bf16* gathered = reinterpret_cast<bf16*>((reinterpret_cast<uintptr_t>(kept.data()) + 63) & ~uintptr_t(63));
+  bf16* gathered = aligned(kept.data());
 #pragma omp parallel num_threads(threads)
   {
     configure();
     static thread_local std::vector<bf16> own;
     own.resize(matrix.scratch() + 8 * kTile + 64);
-    bf16* scratch = reinterpret_cast<bf16*>((reinterpret_cast<uintptr_t>(own.data()) + 63) & ~uintptr_t(63));
+    bf16* scratch = aligned(own.data());
     const int64_t mine = omp_get_thread_num(), all = omp_get_num_threads();
     const int64_t begin = blocks * mine / all, end = blocks * (mine + 1) / all;
     if (few) {

@@ -235,3 +235,43 @@ def test_neighbours_are_grouped() -> None:
     batch = side_batch([(1, 2), (1, 0), (1, None), (1, 1), (3, 1), (2, 1), (2, 0), (0, 1)], device=CPU)
     assert [(run.start, run.slots.tolist()) for run in batch.singles] == [(0, [2, 0]), (3, [1])]
     assert batch.spans == (Span(start=4, stop=9, slot=1), Span(start=9, stop=11, slot=0))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(max_examples=40, deadline=None)
+@given(
+    counts=st.lists(st.sampled_from([1, 3, 15, 16, 17, 40, 64, 65, 150]), min_size=1, max_size=4),
+    rank=st.sampled_from([8, 16, 32, 64]),
+    size=st.sampled_from([16, 40, 64, 100]),
+    outs=st.lists(st.sampled_from([8, 16, 24, 31, 64, 100]), min_size=1, max_size=3),
+    seed=st.integers(0, 3),
+)
+def test_low_rank_terms_of_prompts(
+    level: str, counts: list[int], rank: int, size: int, outs: list[int], seed: int
+) -> None:
+    """In bfloat16, against the same in float32: whatever fills no register and no tile; neighbours stay apart."""
+    slots = [(seed + i) % 3 for i in range(len(counts))]
+    tokens = sum(counts) + 2
+    x = random(1, tokens, size, seed=seed).bfloat16()
+    a = (random(3, size, rank * len(outs), seed=seed + 1) * size**-0.5).bfloat16()
+    bs = [(random(3, rank, out, seed=seed + out) * rank**-0.5).bfloat16() for out in outs]
+    low_rank = LowRankWeights(
+        a=a,
+        outputs=tuple(
+            LowRankOutput(output=i, rank_start=rank * i, rank_stop=rank * (i + 1), b=b) for i, b in enumerate(bs)
+        ),
+    )
+    matrices = [random(out, size, seed=seed + 7).bfloat16() * size**-0.5 for out in outs]
+    users: list[tuple[int, int | None]] = [(1, None), *zip(counts, slots, strict=True), (1, None)]
+    sides = ((SideWeights(low_rank=low_rank), side_batch(users, device=CPU)),)
+    weights = DenseWeights(matrices, [None] * len(outs))
+    with using(level):
+        got = native.linears(x, weights, sides)
+    slot_of = [slot for count, slot in users for _ in range(count)]
+    for i, (y, b, matrix) in enumerate(zip(got, bs, matrices, strict=True)):
+        for token, slot in enumerate(slot_of):
+            wanted = matrix.float() @ x[0, token].float()
+            if slot is not None:
+                inner = x[0, token].float() @ a[slot, :, rank * i : rank * (i + 1)].float()
+                wanted = wanted + inner @ b[slot].float()
+            torch.testing.assert_close(y[0, token].float(), wanted, rtol=0.03, atol=0.05)
