@@ -60,6 +60,10 @@ _MESSAGE_CHARS = 4000
 class StepScheduler(Protocol):
     """What the loop needs of `scheduler.Scheduler`."""
 
+    @property
+    def preemptions(self) -> int:
+        """Requests that had to give their pages back, ever."""
+
     def admit(self, request: Request) -> Sequence[Event]:
         """Queue a request; its end, if it can never run."""
 
@@ -234,12 +238,11 @@ class Engine:
         return ends
 
     def _stats(self) -> Stats:
-        usage = self._pages.usage()
         return Stats(
             unfinished=len(self._unfinished),
             steps=self._steps,
-            free_pages=tuple(group.total - group.held for group in usage),
-            total_pages=tuple(group.total for group in usage),
+            preemptions=self._scheduler.preemptions,
+            pages=tuple(self._pages.usage()),
             memory=self._memory(),
         )
 

@@ -15,11 +15,12 @@ from typing import Any, Generic, TypeVar
 
 import msgpack
 
+from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
 from blockc_runtime.request import EndEvent, Request, Sampling, TokenLogprob, TokensEvent
 from blockc_runtime.step import Fault, Launch, Row, RowResult, Step, StepResult
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 _HEADER = struct.Struct(">I")
@@ -107,14 +108,14 @@ class End:
 class Stats:
     """The engine's state between two steps.
 
-    Pages are per KV group; those that only a cache holds count as free, for they can be reused. ``memory`` is None
-    where the executor or the system does not say.
+    ``pages`` by KV group. ``preemptions``: so many ever. ``memory`` is None where the executor or the system does not
+    say.
     """
 
     unfinished: int
     steps: int
-    free_pages: tuple[int, ...]
-    total_pages: tuple[int, ...]
+    preemptions: int
+    pages: tuple[PageUsage, ...]
     memory: MemoryUse | None = None
 
 
@@ -250,6 +251,7 @@ _END_EVENT = _record(
     cached_tokens=_INT,
     scores=_FLOATS,
 )
+_PAGES = _record(PageUsage, total=_INT, free=_INT, idle=_INT, held=_INT, saved=_INT, evicted=_INT)
 _MEMORY = _record(
     MemoryUse,
     runtime_bytes=_INT,
@@ -307,8 +309,8 @@ _MESSAGES: dict[str, tuple[type, _Codec[Any]]] = {
             Stats,
             unfinished=_INT,
             steps=_INT,
-            free_pages=_INTS,
-            total_pages=_INTS,
+            preemptions=_INT,
+            pages=_many(_PAGES),
             memory=_optional(_MEMORY),
         ),
     ),

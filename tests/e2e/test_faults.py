@@ -18,6 +18,9 @@ from tests.e2e.fleet import MODEL_OF, Command, answer, chat, delta, events, metr
 from tests.support.processes import eventually, is_alive
 
 STORY = "Tell me a story about a bear."
+# Which question comes first. At each token of these answers the likeliest is ahead of the next by more than 1.2 in the
+# logits; others have ties (12: 0.009), which bfloat16 decides one way in one batch and the other way in another.
+DECIDED = (1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 13, 14)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def test_an_engine_killed_in_the_middle_of_answers(fragile: Command):
 
 def test_an_engine_killed_while_it_reads_prompts(fragile: Command):
     """The engine is held until all prompts wait for it, and killed just after it is let go: no answer can be done."""
-    questions = [" ".join((*PROMPTS[at:], *PROMPTS[:at])) for at in range(0, 24, 2)]
+    questions = [" ".join((*PROMPTS[at:], *PROMPTS[:at])) for at in DECIDED]
     with fragile.http() as http:
         assert eventually(lambda: metric(http, "engine_up") == 1, 30)
         restarts = metric(http, "engine_restarts_total")

@@ -72,3 +72,20 @@ def test_no_foreign_manner_in_ten_thousand(server: Command, http: httpx.Client):
     assert not foreign(asked, found)
     assert eventually(lambda: metric(http, "num_requests_running") + metric(http, "num_requests_waiting") == 0, 5)
     assert eventually(lambda: metric(http, "kv_pages_free") == metric(http, "kv_pages"), 5)
+
+
+def test_metrics_tell_what_sharing_saves(http: httpx.Client):
+    """One long question, asked at once by several that may share its pages, which then stay behind for the next."""
+    question = " ".join(PROMPTS)
+    body = chat("public/ask", question, max_tokens=300, ignore_eos=True, stream=True)
+    with http.stream("POST", "/v1/chat/completions", json=body) as first:
+        chunks = events(first.iter_lines())  # kept: a reply is closed with what reads it
+        next(chunks)
+        assert metric(http, "kv_pages_saved") == 0, "nobody to share with"
+        with http.stream("POST", "/v1/chat/completions", json=body) as second:
+            more = events(second.iter_lines())
+            next(more)
+            assert metric(http, "kv_pages_saved") > 0
+    assert eventually(lambda: metric(http, "kv_pages_free") == metric(http, "kv_pages"), 5)
+    assert metric(http, "kv_pages_saved") == 0
+    assert metric(http, "kv_pages_cached") > 0

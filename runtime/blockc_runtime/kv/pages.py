@@ -15,18 +15,23 @@ PageKey = tuple[str, bytes]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageUsage:
-    """Pages of one group by state; the three sum to ``total``."""
+    """Pages of one group by state; the three sum to ``total``.
+
+    ``saved``: pages that would be needed besides if no two requests held one; ``evicted``: so many have been, ever.
+    """
 
     total: int
     free: int
     idle: int
     held: int
+    saved: int = 0
+    evicted: int = 0
 
 
 class Pages:
     """Page ids ``0 .. total - 1`` of one KV group."""
 
-    __slots__ = ("_by_key", "_free", "_holders", "_idle", "_key_of", "total")
+    __slots__ = ("_by_key", "_evicted", "_free", "_holders", "_idle", "_key_of", "_saved", "total")
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -35,6 +40,8 @@ class Pages:
         self._key_of: dict[int, PageKey] = {}
         self._by_key: dict[PageKey, int] = {}
         self._idle: dict[int, None] = {}  # insertion order: least recently used first
+        self._saved = 0
+        self._evicted = 0
 
     @property
     def available(self) -> int:
@@ -49,6 +56,7 @@ class Pages:
             page = next(iter(self._idle))
             del self._idle[page]
             del self._by_key[self._key_of.pop(page)]
+            self._evicted += 1
         self._holders[page] = 1
         return page
 
@@ -62,12 +70,14 @@ class Pages:
 
     def hold(self, page: int) -> None:
         """Add a holder to a published page."""
+        self._saved += self._holders[page] > 0
         self._holders[page] += 1
         self._idle.pop(page, None)
 
     def drop(self, page: int) -> None:
         """Take one holder away; the last one leaves the page idle if it is published, free if not."""
         self._holders[page] -= 1
+        self._saved -= self._holders[page] > 0
         if self._holders[page] == 0:
             if page in self._key_of:
                 self._idle[page] = None
@@ -90,11 +100,13 @@ class Pages:
     def usage(self) -> PageUsage:
         """Count the pages by state."""
         free, idle = len(self._free), len(self._idle)
-        return PageUsage(total=self.total, free=free, idle=idle, held=self.total - free - idle)
+        held = self.total - free - idle
+        return PageUsage(total=self.total, free=free, idle=idle, held=held, saved=self._saved, evicted=self._evicted)
 
     def check(self, holders: list[int]) -> None:
         """Raise AssertionError unless states agree with each other and with the holders that tables add up to."""
         assert holders == self._holders, "pages are held by other tables than the index knows"
+        assert self._saved == sum(max(0, count - 1) for count in holders), "pages that are shared are miscounted"
         assert len(set(self._free)) == len(self._free), "a page is free twice"
         free, idle = set(self._free), set(self._idle)
         held = {page for page, count in enumerate(holders) if count > 0}

@@ -91,6 +91,11 @@ class Scheduler:
         return len(self._queue)
 
     @property
+    def preemptions(self) -> int:
+        """Requests that had to give their place or pages back, ever."""
+        return self._preemptions
+
+    @property
     def service(self) -> tuple[float, ...]:
         """Virtual counter of each tenant (see `fair_queue`)."""
         return tuple(self._queue.counters)

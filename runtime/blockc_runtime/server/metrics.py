@@ -12,6 +12,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 from blockc.plan import MemoryEntry
+from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
 from blockc_runtime.wire import StepLoad
 
@@ -46,6 +47,21 @@ class AppMetrics:
         self._finished.labels(*self._address, reason).inc()
 
 
+class Growing:
+    """A counter of what an engine counts since it began: a restart of the engine takes nothing back."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._seen: dict[tuple[str, ...], int] = {}
+
+    def observe(self, count: int, *labels: str) -> None:
+        """Add what came since the last time."""
+        seen = self._seen.get(labels, 0)
+        child = self._counter.labels(*labels) if labels else self._counter
+        child.inc(count - seen if count >= seen else count)
+        self._seen[labels] = count
+
+
 class Metrics:
     """All series of one server, in a registry of its own."""
 
@@ -72,6 +88,14 @@ class Metrics:
         )
         self._pages = self._page_gauge("kv_pages", "KV pages of a group")
         self._free_pages = self._page_gauge("kv_pages_free", "KV pages that no running request holds")
+        self._cached_pages = self._page_gauge("kv_pages_cached", "Those of them that hold what a prompt may begin with")
+        self._saved_pages = self._page_gauge("kv_pages_saved", "KV pages more, if no two requests shared one")
+        self._evictions = Growing(
+            Counter("blockc:kv_page_evictions", "Cached pages that were given up", ("group",), registry=self._registry)
+        )
+        self._preemptions = Growing(
+            Counter("blockc:num_preemptions", "Requests that gave their place back", registry=self._registry)
+        )
         self._predicted = self._memory_gauge("memory_predicted_bytes", "What the plan says; of runtime: the reserve")
         self._measured = self._memory_gauge("memory_measured_bytes", "What the engine holds; of workspace: the most")
         self.engine_up = Gauge("blockc:engine_up", "1 while an engine is serving", registry=self._registry)
@@ -89,11 +113,18 @@ class Metrics:
         self._launches.observe(load.launches)
         self._chains.observe(load.chains)
 
-    def observe_pages(self, free: Sequence[int], total: Sequence[int]) -> None:
-        """Take in the pages of each KV group."""
-        for group, (free_pages, total_pages) in enumerate(zip(free, total, strict=True)):
-            self._pages.labels(str(group)).set(total_pages)
-            self._free_pages.labels(str(group)).set(free_pages)
+    def observe_pages(self, groups: Sequence[PageUsage]) -> None:
+        """Take in the pages of each KV group. What only a cache holds is free."""
+        for group, pages in enumerate(groups):
+            self._pages.labels(str(group)).set(pages.total)
+            self._free_pages.labels(str(group)).set(pages.total - pages.held)
+            self._cached_pages.labels(str(group)).set(pages.idle)
+            self._saved_pages.labels(str(group)).set(pages.saved)
+            self._evictions.observe(pages.evicted, str(group))
+
+    def observe_preemptions(self, count: int) -> None:
+        """Take in how many there were since the engine began."""
+        self._preemptions.observe(count)
 
     def predict_memory(self, entries: Sequence[MemoryEntry]) -> None:
         """Take in what a plan says of its devices; the interpreter and its libraries live in their reserve."""

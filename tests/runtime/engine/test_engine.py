@@ -17,6 +17,7 @@ import pytest
 
 from blockc.diag import DiagnosticError, Diagnostics
 from blockc_runtime.engine import Channel, Engine, ServerGoneError, serve
+from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.request import Request, Sampling, TokensEvent
 from blockc_runtime.step import Fault, RowResult, Step, StepResult
 from blockc_runtime.wire import (
@@ -165,7 +166,10 @@ def test_cancel_ends_within_a_step():
     assert time.monotonic() - began_s < 0.5
     started.peer.send(StatsQuery())
     assert started.peer.next() == Stats(
-        unfinished=0, steps=pytest.approx(2, abs=2), free_pages=(PAGES,), total_pages=(PAGES,)
+        unfinished=0,
+        steps=pytest.approx(2, abs=2),
+        preemptions=0,
+        pages=(PageUsage(total=PAGES, free=PAGES, idle=0, held=0),),
     )
     started.peer.connection.close()
     assert started.exit_code() == 0

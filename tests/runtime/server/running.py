@@ -78,7 +78,8 @@ class RunningServer:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
 
     def free_pages(self) -> int:
-        return self.call(self.server.client.stats()).free_pages[0]
+        pages = self.call(self.server.client.stats()).pages[0]
+        return pages.total - pages.held
 
     def kill_engine(self) -> int:
         """SIGKILL the engine; return its pid."""

@@ -77,6 +77,8 @@ class _Running:
 class FirstComeScheduler:
     """Everything unfinished gets a row in every step, up to 64; pages are only counted."""
 
+    preemptions = 0
+
     def __init__(self) -> None:
         self._running: dict[str, _Running] = {}
         self._steps = 0

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockc_runtime import wire
+from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
 from blockc_runtime.request import EndEvent, Request, Sampling, TokenLogprob, TokensEvent
 from blockc_runtime.step import Fault, Launch, Row, RowResult, Step, StepResult
@@ -57,7 +58,8 @@ messages = st.one_of(
     ),
     st.builds(wire.End, events=many(end_events)),
     st.builds(
-        wire.Stats, unfinished=ids, steps=ids, free_pages=token_tuples, total_pages=token_tuples,
+        wire.Stats, unfinished=ids, steps=ids, preemptions=ids,
+        pages=many(st.builds(PageUsage, total=ids, free=ids, idle=ids, held=ids, saved=ids, evicted=ids)),
         memory=st.none() | memories,
     ),
     st.builds(wire.EngineError, code=texts, message=texts),
@@ -143,19 +145,19 @@ def test_a_truncated_frame_is_refused(message, data):
 @pytest.mark.parametrize(
     "frame",
     [
-        [3, "drain"],
+        [2, "drain"],
         ["1", "drain"],
         [True, "drain"],
-        [2, "unload"],
-        [2, b"drain"],
-        [2, ["drain"]],
-        [2, "drain", 0],
-        [2, "cancel"],
-        [2, "cancel", 7],
-        [2, "cancel", True],
-        [2, "stats", 1, 1, [1, "x"], []],
-        [2, "stats", 1, True, [], []],
-        [2, "end", [["r", "finished", "", 0, []]]],
+        [3, "unload"],
+        [3, b"drain"],
+        [3, ["drain"]],
+        [3, "drain", 0],
+        [3, "cancel"],
+        [3, "cancel", 7],
+        [3, "cancel", True],
+        [3, "stats", 1, 1, 0, [[1, 1, 0, 0, 0, "x"]]],
+        [3, "stats", 1, True, 0, []],
+        [3, "end", [["r", "finished", "", 0, []]]],
         [1],
         [],
         {"version": 1},
@@ -168,7 +170,7 @@ def test_malformed_frames_are_refused(frame):
 
 
 def test_version_mismatch_says_both_versions():
-    with pytest.raises(wire.ProtocolError, match="version 7 of the wire, this is version 2"):
+    with pytest.raises(wire.ProtocolError, match="version 7 of the wire, this is version 3"):
         wire.decode(msgpack.packb([7, "drain"]))
 
 
