@@ -18,7 +18,7 @@ import msgpack
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
 from blockc_runtime.request import EndEvent, Request, Sampling, TokenLogprob, TokensEvent
-from blockc_runtime.step import Fault, Launch, Row, RowResult, Step, StepResult
+from blockc_runtime.step import Fault, Launch, Row, RowResult, SlotFill, Step, StepResult
 
 WIRE_VERSION = 3
 MAX_FRAME_BYTES = 64 * 1024 * 1024
@@ -108,13 +108,14 @@ class End:
 class Stats:
     """The engine's state between two steps.
 
-    ``pages`` by KV group. ``preemptions``: so many ever. ``memory`` is None where the executor or the system does not
-    say.
+    ``pages`` by KV group. ``preemptions`` and ``side_loads``: so many ever. ``memory`` is None where the executor or
+    the system does not say.
     """
 
     unfinished: int
     steps: int
     preemptions: int
+    side_loads: int
     pages: tuple[PageUsage, ...]
     memory: MemoryUse | None = None
 
@@ -281,6 +282,7 @@ _STEP = _record(
         )
     ),
     launches=_many(_record(Launch, instance=_INT, segment=_INT, micro_batch=_INT, rows=_INTS)),
+    fills=_many(_record(SlotFill, chain=_INT, slot=_INT)),
 )
 _FAULT = _record(Fault, scope=_choice("row", "launch", "worker"), message=_STR)
 _STEP_RESULT = _record(
@@ -310,6 +312,7 @@ _MESSAGES: dict[str, tuple[type, _Codec[Any]]] = {
             unfinished=_INT,
             steps=_INT,
             preemptions=_INT,
+            side_loads=_INT,
             pages=_many(_PAGES),
             memory=_optional(_MEMORY),
         ),

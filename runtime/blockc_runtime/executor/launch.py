@@ -74,6 +74,8 @@ class StepRun:
             return f"the plan has no chain {row.chain}"
         if row.chain in self.model.disabled:
             return f"its fine-tune could not be loaded: {self.model.disabled[row.chain]}"
+        if self.model.residence.is_missing(row.chain):
+            return "its fine-tune is in no slot"
         return row_problem(row, self.model.limits[row.chain])
 
     def _result(self, index: int) -> RowResult:

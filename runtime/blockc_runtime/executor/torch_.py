@@ -86,6 +86,15 @@ class TorchExecutor:
             loading_peak_bytes=most_bytes(after),
         )
 
+    def prefetch(self, chain: int) -> None:
+        """Begin to read a chain's sides, for a slot that it will be given."""
+        if self._model is not None:
+            self._model.residence.prefetch(chain)
+
+    def prefetched(self) -> list[tuple[int, str | None]]:
+        """Chains that have been read since the last call, with the problem of those that cannot be."""
+        return [] if self._model is None else self._model.residence.prefetched()
+
     def submit(self, step: Step) -> None:
         """Queue a step. It runs when it is collected."""
         self._queue.append(step)
@@ -99,6 +108,8 @@ class TorchExecutor:
             raise RuntimeError("the executor is closed")
         try:
             with torch.inference_mode():
+                for entry in step.fills:
+                    self._model.residence.put(entry)
                 run = StepRun(self._model, step, device=self.device, logits_tap=self.logits_tap)
                 results = run.run()
         except Exception as error:
@@ -111,6 +122,8 @@ class TorchExecutor:
 
     def close(self) -> None:
         """Free weights and pages. Idempotent."""
+        if self._model is not None:
+            self._model.residence.close()
         self._model = None
         self._queue.clear()
 

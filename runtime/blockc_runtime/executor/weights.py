@@ -42,10 +42,12 @@ MakeWeights = Callable[[list[Tensor], list[Tensor | None]], LinearWeights]
 class WeightStore:
     """Loads from ``zoo`` to ``device``. Raises :class:`DiagnosticError` for what is missing, damaged or other."""
 
-    def __init__(self, zoo: Zoo, *, device: torch.device, linears: Iterable[LinearRefs]) -> None:
+    def __init__(
+        self, zoo: Zoo, *, device: torch.device, linears: Iterable[LinearRefs] = (), slabs: Slabs | None = None
+    ) -> None:
         self.zoo = zoo
         self.device = device
-        self.slabs = Slabs(device)
+        self.slabs = Slabs(device) if slabs is None else slabs
         self._tensors: dict[str, Tensor] = {}
         self._linears: dict[tuple[str | None, ...], LinearWeights] = {}
         users: defaultdict[str, set[tuple[str | None, ...]]] = defaultdict(set)

@@ -104,7 +104,7 @@ def _add_state_routes(app: FastAPI, client: EngineClient, metrics: Metrics) -> N
         stats = await client.stats_within(_STATS_PATIENCE_S) if tenant is None else None
         if stats is not None:
             metrics.observe_pages(stats.pages)
-            metrics.observe_preemptions(stats.preemptions)
+            metrics.observe_counts(preemptions=stats.preemptions, side_loads=stats.side_loads)
             metrics.observe_memory(stats.memory)
         text = metrics.text(tenant)
         return Response(text, headers={"content-type": CONTENT_TYPE})

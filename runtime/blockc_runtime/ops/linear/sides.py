@@ -85,8 +85,8 @@ class OutputSides:
     output: int
     scale: Tensor | None = None
     bias: Tensor | None = None
-    rows: tuple[Rows, ...] = ()
-    additive: tuple[tuple[Additive, ...], ...] = ()
+    rows: Sequence[Rows] = ()
+    additive: Sequence[tuple[Additive, ...]] = ()
 
     @property
     def nbytes(self) -> int:
