@@ -74,6 +74,8 @@ _TABLE: tuple[tuple[str, str, Severity, str], ...] = (
     ("BC403", "solver-gap", _W, "the solver stopped before proving the plan optimal"),
     ("BC501", "slo-unreachable", _E, "a latency target lies below its lower bound"),
     ("BC502", "expectation-failed", _E, "an `expect` does not hold"),
+    ("BC503", "trace-malformed", _E, "a trace of requests is malformed"),
+    ("BC504", "device-unknown", _E, "nothing is known of how fast a device is"),
     ("BC601", "isolation-violated", _E, "the plan would share what must be isolated"),
     ("BC602", "secret-in-spec", _E, "a secret stands in plain text"),
     ("BC801", "unused-declaration", _W, "something is declared and never used"),

@@ -147,7 +147,18 @@ _PAGES: dict[str, str] = {
     "BC402": "Some constraints cannot hold together; each is labelled. Exit code 3.",
     "BC403": "The solver stopped at its time limit with a plan that may not be the best.",
     "BC501": "A latency target lies below what one request alone takes on these devices.",
-    "BC502": "An `expect` block does not hold for the plan.",
+    "BC502": """
+        An `expect` block does not hold: `memory_below` for the plan, or `slo_attainment` for what `blockc simulate`
+        found.
+        """,
+    "BC503": """
+        A line of a trace is not what its format asks for, or the file has none of the known formats. docs/simulate.md
+        describes them. At most 20 lines are shown.
+        """,
+    "BC504": """
+        A plan is simulated by the rates of its devices, and the catalogue has none of this kind. `cuda` stands for any
+        CUDA device: name the kind, such as `h100_80g`, and compile the spec again.
+        """,
     "BC601": """
         The plan would share what `isolation` separates. This is a bug or a plan changed by hand.
         """,

@@ -200,10 +200,11 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expect:
-    """What must hold of the plan at compile time: ``memory_below``."""
+    """What must hold: of the plan ``memory_below``, of its simulation ``slo_attainment``, a part of all requests."""
 
     memory_below_bytes: int | None
     span: Span
+    slo_attainment: Fraction | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -312,4 +312,8 @@ def _policy(blocks: list[Typed]) -> Policy:
 
 
 def _expect(block: Typed) -> Expect:
-    return Expect(memory_below_bytes=cast("int | None", block.get("memory_below")), span=block.header)
+    return Expect(
+        memory_below_bytes=cast("int | None", block.get("memory_below")),
+        slo_attainment=cast("Fraction | None", block.get("slo_attainment")),
+        span=block.header,
+    )

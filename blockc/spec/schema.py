@@ -274,8 +274,7 @@ TRAFFIC = Kind(
 SLO_PERCENTILES = ("p50", "p90", "p95", "p99")
 SLO = Kind(
     name="slo",
-    doc="latency targets",
-    in_effect=False,
+    doc="latency targets, by which `blockc simulate` judges; the plan is the same without them",
     attributes=tuple(
         _attribute(f"{metric}_{percentile}", _TIME, f"{meaning}, {percentile}")
         for metric, meaning in (
@@ -434,11 +433,11 @@ POLICY = Kind(
 
 EXPECT = Kind(
     name="expect",
-    doc="what must hold of the plan; judged at compile time",
+    doc="what must hold: of the plan when it is compiled, and of its load by `blockc simulate --fail-on expect`",
     many=True,
     attributes=(
         _attribute("memory_below", _SIZE, "memory that the plan takes"),
-        _attribute("slo_attainment", _FRACTION, "requests within their targets", in_effect=False),
+        _attribute("slo_attainment", _FRACTION, "requests within the targets of their app, when simulated"),
     ),
 )
 

@@ -52,7 +52,8 @@ def test_the_small_spec_resolves() -> None:
     assert deployment.expect[0].memory_below_bytes == 14 << 30
     assert deployment.policy == Policy()
     warned = {item.message.split("`")[1] for item in result.diagnostics}
-    assert warned == {"quota", "slo", "speculation", "slo_attainment"}
+    assert warned == {"quota", "speculation"}
+    assert deployment.expect[0].slo_attainment == Fraction(99, 100)
 
 
 def test_the_large_spec_resolves_quietly() -> None:
@@ -198,7 +199,7 @@ def test_suppressions_for_later_phases_are_handed_on(tmp_path: Path) -> None:
 
 
 def test_warnings_of_one_kind_are_grouped(tmp_path: Path) -> None:
-    apps = "\n".join(f"app a{i} {{ model = tiny slo {{ ttft_p95 = 1s }} }}" for i in range(9))
+    apps = "\n".join(f"app a{i} {{ model = tiny traffic {{ arrival = poisson }} }}" for i in range(9))
     result = load_text(BASE + CLUSTER + f"tenant me {{\n{apps}\n}}", tmp_path)
     (item,) = result.diagnostics
     assert len(item.secondary) == 3

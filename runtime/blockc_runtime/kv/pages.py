@@ -7,6 +7,7 @@ or not). Idle pages are evicted least recently used first; determinism needs no 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 PageKey = tuple[str, bytes]
@@ -39,7 +40,8 @@ class Pages:
         self._holders = [0] * total
         self._key_of: dict[int, PageKey] = {}
         self._by_key: dict[PageKey, int] = {}
-        self._idle: dict[int, None] = {}  # insertion order: least recently used first
+        # Least recently used first. A plain dict would look at every page that was ever taken from its front.
+        self._idle: OrderedDict[int, None] = OrderedDict()
         self._saved = 0
         self._evicted = 0
 
@@ -53,8 +55,7 @@ class Pages:
         if self._free:
             page = self._free.pop()
         else:
-            page = next(iter(self._idle))
-            del self._idle[page]
+            page, _ = self._idle.popitem(last=False)
             del self._by_key[self._key_of.pop(page)]
             self._evicted += 1
         self._holders[page] = 1

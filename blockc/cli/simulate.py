@@ -1,0 +1,263 @@
+"""``blockc simulate PLAN --trace FILE``: a plan under load, on a virtual clock.
+
+In: a plan, and a trace, or rates. Out: a table on stdout, or one document; with ``--chrome-trace`` a file for Perfetto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from blockc.cli.options import JsonOption, PlanArgument, VarOption, variables_of
+
+if TYPE_CHECKING:
+    from blockc.diag import Diagnostics
+    from blockc.plan import ExecutionPlan
+    from blockc.simulate import Run, Workload
+    from blockc.simulate.study import FleetStudy
+    from blockc.spec.deployment import Deployment
+
+_EXPECT = "expect"
+Draw = Callable[[int], "Workload"]
+
+
+class TraceFormat(StrEnum):
+    """Formats of traces."""
+
+    azure = "azure"
+    burstgpt = "burstgpt"
+    mooncake = "mooncake"
+    jsonl = "jsonl"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("simulate")(simulate_)
+
+
+def simulate_(
+    plan: PlanArgument,
+    trace: Annotated[Path | None, typer.Option("--trace", metavar="FILE", help="Requests that were recorded.")] = None,
+    format_: Annotated[
+        TraceFormat | None, typer.Option("--format", help="Of the trace; its first line says, if not given.")
+    ] = None,
+    spec: Annotated[
+        Path | None,
+        typer.Option("--spec", metavar="SPEC", help="The plan's spec: its `slo`, its `expect`, its `traffic` as load."),
+    ] = None,
+    var: VarOption = None,
+    rate: Annotated[float | None, typer.Option(min=1e-9, help="Generated requests a second, of all apps.")] = None,
+    duration: Annotated[float, typer.Option(min=1e-9, help="Seconds of generated load.")] = 600.0,
+    cv: Annotated[float, typer.Option(min=0.01, max=100.0, help="Of gaps: 1 is Poisson, more comes in bursts.")] = 1.0,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of a generated prompt, on average.")] = 512,
+    output: Annotated[int, typer.Option(min=1, help="Tokens of a generated answer, on average.")] = 128,
+    turns: Annotated[float, typer.Option(min=1.0, help="Turns of a generated conversation, on average.")] = 1.0,
+    think: Annotated[float, typer.Option(min=0.0, help="Seconds between an answer and the next turn.")] = 10.0,
+    skew: Annotated[float, typer.Option(min=0.0, help="App k gets a share of (k + 1)^-SKEW.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
+    speed: Annotated[float, typer.Option(min=1e-9, help="So many times the load's own rate.")] = 1.0,
+    first: Annotated[float | None, typer.Option(min=1e-9, help="Only the first seconds of the load.")] = None,
+    ttft: Annotated[float | None, typer.Option(min=0.0, help="Target in seconds of apps without an `slo`.")] = None,
+    tpot: Annotated[float | None, typer.Option(min=0.0, help="As --ttft.")] = None,
+    cost_scale: Annotated[float, typer.Option(min=1e-6, help="Every step takes so many times its price.")] = 1.0,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", metavar="NAMES", help="Also `pm`, `ps`, `no-batching`, `no-cache`.")
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, max=1000, help="So many seeds, and intervals of 95 %.")] = 1,
+    fail_on: Annotated[
+        str | None, typer.Option("--fail-on", metavar="expect", help="Exit code 1 if an `expect` does not hold.")
+    ] = None,
+    chrome_trace: Annotated[
+        Path | None, typer.Option("--chrome-trace", metavar="FILE", help="Write every step, for ui.perfetto.dev.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a plan under load without any device, and say what each app's users would see."""
+    from blockc.cli.report import print_document, reporting
+    from blockc.diag import Diagnostics
+    from blockc.plan import load_plan
+    from blockc.simulate import Targets, check_expectations, faster, fleet_of, rates_of, study, targets_of
+    from blockc.simulate import first as first_seconds
+
+    names = _baselines(baseline)
+    if fail_on is not None:
+        _check_fail_on(fail_on, spec)
+    generator = _Generator(
+        rate=rate, seconds=duration, cv=cv, prompt=prompt, output=output, turns=turns, think=think, skew=skew
+    )
+    if trace is None and rate is None and spec is None:
+        raise typer.BadParameter(
+            "there is no load: give --trace, --rate, or --spec with `traffic`", param_hint="--trace"
+        )
+    diags = Diagnostics()
+    with reporting("simulate", as_json=as_json):
+        loaded = load_plan(plan)
+        deployment = None if spec is None else _deployment(loaded, spec, variables_of(var), diags)
+        draw = _load(loaded, deployment, trace, format_, generator, diags)
+        rates = rates_of(loaded, diags=diags, cost_scale=cost_scale)
+        diags.raise_if_errors()
+        others = [names[name](loaded, rates, diags=diags) for name in names]
+        diags.raise_if_errors()
+        targets = {app.address: Targets(ttft_s=ttft, tpot_s=tpot) for app in loaded.apps}
+        if deployment is not None:
+            targets |= {app: own for app, own in targets_of(deployment).items() if own.is_any}
+
+        def workload(number: int) -> Workload:
+            drawn = faster(draw(number), speed)
+            return drawn if first is None else first_seconds(drawn, first)
+
+        found = study(
+            [fleet_of(loaded, rates), *(fleet for fleet in others if fleet is not None)],
+            workload,
+            targets,
+            seed=seed,
+            repeats=repeat,
+            keeps_moments=chrome_trace is not None,
+        )
+        if chrome_trace is not None:
+            _write_chrome_trace(found[0].run, chrome_trace, diags)
+        if fail_on is not None and deployment is not None:
+            check_expectations(deployment, loaded, found[0].reports, diags=diags)
+        diags.raise_if_errors()
+    if as_json:
+        print_document("simulate", ok=True, fleets=_document(found), diagnostics=[])
+    else:
+        print(_text(found), end="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Generator:
+    """A load without a trace. ``rate`` None: the spec's."""
+
+    rate: float | None
+    seconds: float
+    cv: float
+    prompt: int
+    output: int
+    turns: float
+    think: float
+    skew: float
+
+
+def _baselines(given: str | None) -> dict[str, Any]:
+    from blockc.simulate.baselines import BASELINES
+
+    wanted = [name.strip() for name in given.split(",")] if given else []
+    unknown = [name for name in wanted if name not in BASELINES]
+    if unknown:
+        raise typer.BadParameter(
+            f"no baseline `{unknown[0]}`; there are {', '.join(BASELINES)}", param_hint="--baseline"
+        )
+    return {name: BASELINES[name] for name in dict.fromkeys(wanted)}
+
+
+def _check_fail_on(fail_on: str, spec: Path | None) -> None:
+    if fail_on != _EXPECT:
+        raise typer.BadParameter(f"`{fail_on}` is nothing to fail on; there is `{_EXPECT}`", param_hint="--fail-on")
+    if spec is None:
+        raise typer.BadParameter("the spec holds what is expected: name it with --spec", param_hint="--fail-on")
+
+
+def _deployment(plan: ExecutionPlan, spec: Path, variables: dict[str, str], diags: Diagnostics) -> Deployment:
+    """The spec, which must have the plan's apps."""
+    import os
+
+    from blockc.spec import load
+
+    deployment = load(spec, variables=variables, environ=os.environ).require()
+    apps = {app.address for app in plan.apps}
+    for app in deployment.apps:
+        if app.address not in apps:
+            diags.report(
+                "BC101",
+                f"the plan has no app `{app.address}`",
+                at=app.span,
+                help="name the spec that the plan was made of, or compile this one",
+            )
+    diags.raise_if_errors()
+    return deployment
+
+
+def _load(
+    plan: ExecutionPlan,
+    deployment: Deployment | None,
+    trace: Path | None,
+    format_: TraceFormat | None,
+    generator: _Generator,
+    diags: Diagnostics,
+) -> Draw:
+    """What draws the load of a seed. A trace comes before a rate, and a rate before the spec's traffic."""
+    from blockc.simulate import Spread, generate, power_law, read_trace, spec_loads, workload_of
+
+    addresses = [app.address for app in plan.apps]
+    if trace is not None:
+        read = read_trace(trace, diags=diags, format_=None if format_ is None else format_.value)
+        return lambda seed: workload_of(read, addresses, Spread(skew=generator.skew, seed=seed), diags=diags)
+    if generator.rate is not None:
+        loads = power_law(
+            len(addresses),
+            rate_rps=generator.rate,
+            skew=generator.skew,
+            prompt_tokens=generator.prompt,
+            output_tokens=generator.output,
+            cv=generator.cv,
+            turns=generator.turns,
+            think_s=generator.think,
+        )
+    else:
+        assert deployment is not None, "without trace, rate and spec there is nothing to do"
+        loads = spec_loads(
+            deployment,
+            addresses,
+            prompt_tokens=generator.prompt,
+            output_tokens=generator.output,
+            cv=generator.cv,
+            turns=generator.turns,
+            think_s=generator.think,
+            diags=diags,
+        )
+    return lambda seed: generate(loads, seconds=generator.seconds, seed=seed)
+
+
+def _write_chrome_trace(run: Run, path: Path, diags: Diagnostics) -> None:
+    import json
+
+    from blockc.simulate import chrome_trace
+
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            file.write("[\n")
+            for number, event in enumerate(chrome_trace(run)):
+                file.write((",\n" if number else "") + json.dumps(event, separators=(",", ":")))
+            file.write("\n]\n")
+    except OSError as error:
+        diags.report("BC003", f"cannot write {path}: {error.strerror}", help="name another file")
+
+
+def _text(found: Sequence[FleetStudy]) -> str:
+    from blockc.simulate.text import render_comparison, render_report
+
+    parts = [render_report(found[0].reports[0])]
+    if len(found) > 1 or len(found[0].reports) > 1:
+        parts.append(render_comparison(found))
+    return "\n".join(parts)
+
+
+def _document(found: Sequence[FleetStudy]) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from blockc.simulate.text import report_document
+
+    return [
+        {
+            "label": item.reports[0].label,
+            "reports": [report_document(report) for report in item.reports],
+            "figures": {name: asdict(figure) for name, figure in item.figures.items()},
+        }
+        for item in found
+    ]

@@ -1,0 +1,26 @@
+"""What a step costs, before anything runs: bytes to read, products to make, and the rates of devices.
+
+In: a plan and the kinds of its devices. Out: seconds. The roofline of each launch (Williams, Waterman, Patterson, CACM
+2009): what it reads by the memory's rate or what it computes by the arithmetic's, whichever is longer, and a constant
+for each block, row and step. Rates come from the device catalogue, times the part of a peak that is counted on.
+"""
+
+from blockc.cost.price import TICKS_PER_S, Affine, StepPricer, ticks
+from blockc.cost.rates import DeviceRates, catalogue_rates, cell_rates, slower
+from blockc.cost.work import AttentionWork, ChainWork, PlanWork, SegmentWork, plan_work
+
+__all__ = [
+    "TICKS_PER_S",
+    "Affine",
+    "AttentionWork",
+    "ChainWork",
+    "DeviceRates",
+    "PlanWork",
+    "SegmentWork",
+    "StepPricer",
+    "catalogue_rates",
+    "cell_rates",
+    "plan_work",
+    "slower",
+    "ticks",
+]

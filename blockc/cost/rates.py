@@ -1,0 +1,83 @@
+"""At what rate a device, or a cell of several, works through a step.
+
+In: a kind of device. Out: rates that are counted on, which are parts of the catalogue's peaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from blockc.spec.device_kinds import DeviceKind
+
+# Assumed until they are measured. Large products of matrices reach about half of the peak and large reads four
+# fifths (Splitwise and DistServe report figures near these for A100 and H100).
+COMPUTE_EFFICIENCY: Final = 0.5
+MEMORY_EFFICIENCY: Final = 0.8
+# What launching the kernels of one block takes, and what schedulers and samplers written in Python add.
+BLOCK_S: Final = 15e-6
+ROW_S: Final = 5e-6
+STEP_S: Final = 500e-6
+# One message between two devices of a node.
+LINK_LATENCY_S: Final = 10e-6
+# Speed-up of a cell over its width, without what its devices tell each other.
+CELL_EFFICIENCY: Final = {1: 1.0, 2: 0.92, 4: 0.85, 8: 0.75}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRates:
+    """What is counted on, of one device or of a whole cell.
+
+    ``block_s``, ``row_s``, ``step_s``: constants for each block launched, row, and step. ``reduce_s`` and
+    ``reduce_bytes_per_s``: of adding up hidden states over a cell; 0 and None for a device alone.
+    """
+
+    flops_per_s: float
+    bytes_per_s: float
+    block_s: float = BLOCK_S
+    row_s: float = ROW_S
+    step_s: float = STEP_S
+    reduce_s: float = 0.0
+    reduce_bytes_per_s: float | None = None
+
+
+def catalogue_rates(kind: DeviceKind) -> DeviceRates | None:
+    """Rates of a kind from its data sheet; None where the catalogue has none."""
+    if kind.bf16_flops_per_s is None or kind.bytes_per_s is None:
+        return None
+    return DeviceRates(
+        flops_per_s=kind.bf16_flops_per_s * COMPUTE_EFFICIENCY, bytes_per_s=kind.bytes_per_s * MEMORY_EFFICIENCY
+    )
+
+
+def slower(rates: DeviceRates, factor: float) -> DeviceRates:
+    """Rates at which everything takes ``factor`` times as long."""
+    reduce_rate = rates.reduce_bytes_per_s
+    return DeviceRates(
+        flops_per_s=rates.flops_per_s / factor,
+        bytes_per_s=rates.bytes_per_s / factor,
+        block_s=rates.block_s * factor,
+        row_s=rates.row_s * factor,
+        step_s=rates.step_s * factor,
+        reduce_s=rates.reduce_s * factor,
+        reduce_bytes_per_s=None if reduce_rate is None else reduce_rate / factor,
+    )
+
+
+def cell_rates(rates: DeviceRates, *, width: int, link_bytes_per_s: float | None) -> DeviceRates:
+    """Rates of ``width`` devices that split every matrix (a ring adds up, so each byte travels 2(m - 1)/m times).
+
+    Raises ValueError where devices that have no link are to work together.
+    """
+    if width == 1:
+        return rates
+    if link_bytes_per_s is None:
+        raise ValueError(f"{width} devices without a known link cannot work together")
+    gain = width * CELL_EFFICIENCY[width]
+    return replace(
+        rates,
+        flops_per_s=rates.flops_per_s * gain,
+        bytes_per_s=rates.bytes_per_s * gain,
+        reduce_s=LINK_LATENCY_S,
+        reduce_bytes_per_s=link_bytes_per_s * width / (2 * (width - 1)),
+    )

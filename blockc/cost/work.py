@@ -1,0 +1,248 @@
+"""What a plan's segments and chains have to read and to compute.
+
+In: a plan. Out: bytes and floating-point operations, for each launch, token and row. Counted from the structures:
+products of matrices, embeddings, experts and attention; what works on single values is left out, being hidden behind
+those. Invariant: a tensor that a segment binds twice is read twice, and one that no op reads is not read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from blockc.ir import parse_structure
+from blockc.ir.infer import Types, value_types
+from blockc.ir.layout import padded_rank
+from blockc.ir.structure import Arg, Op, Param, Structure, Value, ValueType
+from blockc.ir.tensor import DTYPE_BYTES
+from blockc.plan import BlockEntry, ChainEntry, ExecutionPlan
+
+_MULTIPLY_ADD = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertWork:
+    """Matrices of experts of which each token reads ``chosen`` of ``experts``. ``nbytes``: of all."""
+
+    nbytes: int
+    experts: int
+    chosen: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentWork:
+    """One launch of a segment.
+
+    ``read_bytes``: read by every launch; ``row_read_bytes``: read where logits are wanted; ``token_flops`` of each
+    token, ``row_flops`` of each row with logits, ``reduce_bytes`` of hidden states that each token's cell adds up,
+    ``reduces`` times a launch.
+    """
+
+    blocks: int
+    read_bytes: int
+    row_read_bytes: int
+    token_flops: int
+    row_flops: int
+    reduces: int
+    reduce_bytes: int
+    experts: tuple[ExpertWork, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionWork:
+    """All attention layers of a chain with one window: bytes of cache per token seen, operations per pair of tokens."""
+
+    window: int | None
+    token_bytes: int
+    pair_flops: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainWork:
+    """What a chain adds to the launches of its segments. ``side_bytes``: of its fine-tune, read by every step."""
+
+    segments: tuple[int, ...]
+    attention: tuple[AttentionWork, ...]
+    side_bytes: int
+    side_token_flops: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanWork:
+    """By index into the plan's tables."""
+
+    segments: tuple[SegmentWork, ...]
+    chains: tuple[ChainWork, ...]
+
+
+def plan_work(plan: ExecutionPlan) -> PlanWork:
+    """Count a plan's work."""
+    blocks = {digest: _BlockWork.of(plan, block) for digest, block in plan.blocks.items()}
+    sides = side_bytes_of(plan)
+    return PlanWork(
+        segments=tuple(
+            _segment(
+                blocks[digest] for digest in plan.paths[entry.path].blocks[entry.first : entry.first + entry.count]
+            )
+            for entry in plan.segments
+        ),
+        chains=tuple(_chain(plan, blocks, chain, sides[index]) for index, chain in enumerate(plan.chains)),
+    )
+
+
+def side_bytes_of(plan: ExecutionPlan) -> tuple[int, ...]:
+    """Bytes of each chain's sides.
+
+    A plan holds their sum on each device; it is divided by padded rank, by which slots of one bank have equal size.
+    """
+    found = [0] * len(plan.chains)
+    for entry in plan.memory:
+        on_device = {
+            chain for instance in plan.instances if entry.device in instance.devices for chain in instance.chains
+        }
+        weights = {
+            chain: max(1, padded_rank(plan.chains[chain].side_rank)) for chain in on_device if _has_sides(plan, chain)
+        }
+        for chain, weight in weights.items():
+            found[chain] += entry.sides_bytes * weight // sum(weights.values())
+    copies = [sum(index in instance.chains for instance in plan.instances) for index in range(len(plan.chains))]
+    return tuple(nbytes // max(1, count) for nbytes, count in zip(found, copies, strict=True))
+
+
+def _has_sides(plan: ExecutionPlan, chain: int) -> bool:
+    return plan.chains[chain].sides is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _BlockWork:
+    """As `SegmentWork`, of one block; ``pair_flops`` of each of its attentions, in order."""
+
+    read_bytes: int
+    row_read_bytes: int
+    token_flops: int
+    row_flops: int
+    state_bytes: int
+    experts: tuple[ExpertWork, ...]
+    pair_flops: tuple[int, ...]
+
+    @classmethod
+    def of(cls, plan: ExecutionPlan, block: BlockEntry) -> _BlockWork:
+        structure = parse_structure(plan.structures[block.structure])
+        types = value_types(structure)
+        read = {False: 0, True: 0}
+        flops = {False: 0, True: 0}
+        experts: list[ExpertWork] = []
+        for op in structure.ops:
+            selected = _selected(op, types)
+            if op.target == "blockc.expert_linear":
+                found = _experts(op, types, block)
+                if found is not None:
+                    experts.append(found)
+                    flops[False] += _expert_flops(op, types, block)
+                continue
+            for name in _params(op.args):
+                shape = block.tensors[name].shape
+                if op.target == "blockc.embedding":
+                    continue  # reads a row of its table for each token: nothing beside the matrices
+                read[selected] += block.tensors[name].nbytes
+                if op.target == "blockc.linear" and op.args[1] == Param(name):
+                    flops[selected] += _MULTIPLY_ADD * math.prod(shape)
+        return cls(
+            read_bytes=read[False],
+            row_read_bytes=read[True],
+            token_flops=flops[False],
+            row_flops=flops[True],
+            state_bytes=_state_bytes(structure),
+            experts=tuple(experts),
+            pair_flops=tuple(_pair_flops(op, types) for op in structure.ops if op.target == "blockc.attention"),
+        )
+
+
+def _segment(blocks: Iterable[_BlockWork]) -> SegmentWork:
+    own = tuple(blocks)
+    return SegmentWork(
+        blocks=len(own),
+        read_bytes=sum(block.read_bytes for block in own),
+        row_read_bytes=sum(block.row_read_bytes for block in own),
+        token_flops=sum(block.token_flops for block in own),
+        row_flops=sum(block.row_flops for block in own),
+        # After attention and after what follows it (Megatron-LM, arXiv 1909.08053, section 3).
+        reduces=sum(2 * len(block.pair_flops) for block in own),
+        reduce_bytes=sum(2 * len(block.pair_flops) * block.state_bytes for block in own),
+        experts=tuple(expert for block in own for expert in block.experts),
+    )
+
+
+def _chain(plan: ExecutionPlan, blocks: dict[str, _BlockWork], chain: ChainEntry, side_bytes: int) -> ChainWork:
+    path = plan.paths[chain.path]
+    pair_flops = [flops for digest in path.blocks for flops in blocks[digest].pair_flops]
+    totals: dict[int | None, tuple[int, int]] = {}
+    for layer, flops in zip(path.kv_layers, pair_flops, strict=True):
+        nbytes = 2 * layer.kv_heads * layer.head_dim * DTYPE_BYTES[layer.dtype]
+        had_bytes, had_flops = totals.get(layer.window, (0, 0))
+        totals[layer.window] = (had_bytes + nbytes, had_flops + flops)
+    return ChainWork(
+        segments=chain.segments,
+        attention=tuple(
+            AttentionWork(window=window, token_bytes=nbytes, pair_flops=flops)
+            for window, (nbytes, flops) in sorted(totals.items(), key=lambda item: (item[0] is not None, item[0] or 0))
+        ),
+        side_bytes=side_bytes,
+        side_token_flops=_MULTIPLY_ADD * side_bytes // DTYPE_BYTES[path.dtype],
+    )
+
+
+def _params(args: Iterable[Arg]) -> Iterator[str]:
+    for arg in args:
+        if isinstance(arg, Param):
+            yield arg.name
+        elif isinstance(arg, tuple):
+            yield from _params(arg)
+
+
+def _operand(op: Op, place: int, types: Types) -> ValueType | None:
+    arg = op.args[place]
+    return types.get(arg.name) if isinstance(arg, Value) else None
+
+
+def _selected(op: Op, types: Types) -> bool:
+    """Whether it works on rows whose logits are wanted, not on all tokens."""
+    type_ = types.get(op.result)
+    return type_ is not None and "R" in type_.shape
+
+
+def _experts(op: Op, types: Types, block: BlockEntry) -> ExpertWork | None:
+    weight, index = op.args[1], _operand(op, 3, types)
+    if not isinstance(weight, Param) or index is None or not isinstance(index.shape[-1], int):
+        return None
+    nbytes = sum(block.tensors[name].nbytes for name in _params(op.args))
+    return ExpertWork(nbytes=nbytes, experts=block.tensors[weight.name].shape[0], chosen=index.shape[-1])
+
+
+def _expert_flops(op: Op, types: Types, block: BlockEntry) -> int:
+    found = _experts(op, types, block)
+    weight = op.args[1]
+    if found is None or not isinstance(weight, Param):
+        return 0
+    return _MULTIPLY_ADD * found.chosen * math.prod(block.tensors[weight.name].shape[1:])
+
+
+def _pair_flops(op: Op, types: Types) -> int:
+    """Of a query with one key: a product with the key and one with the value, for each head."""
+    query, value = _operand(op, 0, types), _operand(op, 2, types)
+    if query is None or value is None:
+        return 0
+    heads, query_dim, value_dim = query.shape[1], query.shape[3], value.shape[3]
+    if not (isinstance(heads, int) and isinstance(query_dim, int) and isinstance(value_dim, int)):
+        return 0
+    return _MULTIPLY_ADD * heads * (query_dim + value_dim)
+
+
+def _state_bytes(structure: Structure) -> int:
+    """Of the hidden states of one token that the block is given."""
+    for _, type_ in structure.inputs:
+        width = type_.shape[-1]
+        if "T" in type_.shape and isinstance(width, int) and len(type_.shape) == 3:
+            return width * DTYPE_BYTES[type_.dtype]
+    return 0

@@ -1,0 +1,122 @@
+"""What a plan is to a simulation: instances, each with limits, work and rates of its own.
+
+In: a plan. Out: a fleet, in the plan's own arrangement; `baselines.py` has others. Invariant: indices of apps, chains
+and KV groups are the plan's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from blockc.cost import DeviceRates, StepPricer, catalogue_rates, cell_rates, plan_work, slower
+from blockc.diag import Diagnostics
+from blockc.plan import ExecutionPlan
+from blockc.spec.device_kinds import DEVICE_KINDS
+from blockc_runtime.limits import EngineLimits, engine_limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetInstance:
+    """Devices that batch together. ``name``: their addresses."""
+
+    name: str
+    width: int
+    limits: EngineLimits
+    rates: DeviceRates
+    pricer: StepPricer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetApp:
+    """An app: its tenant, and which instances run its chain."""
+
+    address: str
+    tenant: str
+    weight: float
+    chain: int
+    isolation_group: str
+    instances: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """``label``: ``ours``, or the baseline's name. ``devices``: how many it uses. ``weights_bytes``: on all of them.
+
+    ``caches`` False: no request finds in the KV cache what another has computed.
+    """
+
+    label: str
+    apps: tuple[FleetApp, ...]
+    instances: tuple[FleetInstance, ...]
+    devices: int
+    weights_bytes: int
+    caches: bool = True
+
+
+def fleet_of(plan: ExecutionPlan, rates: Mapping[str, DeviceRates]) -> Fleet:
+    """The fleet that a plan describes. ``rates``: by kind of device, as `rates_of` finds them."""
+    work = plan_work(plan)
+    routes = {route.chain: tuple(sorted({path[0] for path in route.alternatives})) for route in plan.routes}
+    return Fleet(
+        label="ours",
+        apps=tuple(
+            FleetApp(
+                address=app.address, tenant=app.tenant, weight=app.weight, chain=app.chain,
+                isolation_group=app.isolation_group, instances=routes[app.chain],
+            )
+            for app in plan.apps
+        ),
+        instances=tuple(
+            FleetInstance(
+                name="+".join(plan.devices[device].address for device in instance.devices),
+                width=len(instance.devices),
+                limits=instance_limits(plan, instance.kv_pages, max_rows=instance.max_rows),
+                rates=own,
+                pricer=StepPricer(work, own),
+            )
+            for instance in plan.instances
+            for own in (instance_rates(plan, instance.devices, rates),)
+        ),
+        devices=len({device for instance in plan.instances for device in instance.devices}),
+        weights_bytes=sum(entry.weights_bytes + entry.sides_bytes for entry in plan.memory),
+    )  # fmt: skip
+
+
+def instance_limits(plan: ExecutionPlan, pages: Mapping[int, int], *, max_rows: int) -> EngineLimits:
+    """The plan's limits with the pages of one instance."""
+    limits = engine_limits(plan)
+    return replace(
+        limits,
+        groups=tuple(replace(group, pages=pages.get(index, 0)) for index, group in enumerate(limits.groups)),
+        max_rows=max_rows,
+    )
+
+
+def instance_rates(plan: ExecutionPlan, devices: tuple[int, ...], rates: Mapping[str, DeviceRates]) -> DeviceRates:
+    """Rates of a cell, by the kind of its devices and their link."""
+    kind = plan.devices[devices[0]].kind
+    return cell_rates(rates[kind], width=len(devices), link_bytes_per_s=DEVICE_KINDS[kind].link_bytes_per_s)
+
+
+def rates_of(plan: ExecutionPlan, *, diags: Diagnostics, cost_scale: float = 1.0) -> dict[str, DeviceRates]:
+    """Rates of every kind of device that a plan uses. Reports kinds of which nothing is known (BC504).
+
+    ``cost_scale``: everything is to take so many times as long.
+    """
+    found: dict[str, DeviceRates] = {}
+    used = {device for instance in plan.instances for device in instance.devices}
+    for name in sorted({plan.devices[device].kind for device in used}):
+        kind = DEVICE_KINDS.get(name)
+        rates = catalogue_rates(kind) if kind is not None else None
+        if rates is None:
+            known = ", ".join(f"`{item.name}`" for item in DEVICE_KINDS.values() if item.bytes_per_s is not None)
+            diags.report(
+                "BC504",
+                f"nothing is known of how fast a `{name}` is",
+                notes=(f"rates are known of {known}",),
+                help="name the device's kind in the spec and compile it again; its `memory` may stay as it is",
+            )
+        else:
+            found[name] = slower(rates, cost_scale)
+    return found

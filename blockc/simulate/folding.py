@@ -1,0 +1,108 @@
+"""The runtime's scheduler, with one more verb: many steps in which everybody decodes, taken at once.
+
+In: a scheduler between two steps. Out: for how many steps nothing can happen but that each running request gets one
+token, and the state after some of them. Invariant: after ``fold(run, n)`` the scheduler is in the state in which ``n``
+times `schedule` and `complete` would have left it, page ids aside; `tests/simulate/test_folding.py` compares them.
+
+This is for requests without stop tokens: their ends are known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from blockc_runtime.kv.index import KvIndex, pages_for, passed_pages
+from blockc_runtime.limits import EngineLimits
+from blockc_runtime.request import EndEvent
+from blockc_runtime.scheduler import Scheduler
+from blockc_runtime.scheduler.live_request import LiveRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeRun:
+    """Who decodes, and for how many steps nothing else happens. ``steps`` is at least 2."""
+
+    items: tuple[LiveRequest, ...]
+    steps: int
+
+
+class FoldingScheduler(Scheduler):
+    """See the module's text. It knows the inside of its base class, and adds nothing to its state."""
+
+    def __init__(self, limits: EngineLimits, kv: KvIndex, *, max_waiting: int = 1024) -> None:
+        super().__init__(limits, kv, max_waiting=max_waiting)
+        self._is_exact = all(math.frexp(weight)[0] == 0.5 for weight in limits.weights)
+        self._page_groups = tuple(
+            tuple((index, limits.groups[index]) for index in chain.groups) for chain in limits.chains
+        )
+
+    def decode_run(self, *, at_most: int) -> DecodeRun | None:
+        """The steps ahead that are alike; None where the next one may be another, or there is one only."""
+        items = tuple(self._running.values())
+        room = min(self._limits.max_rows, self._limits.max_batched_tokens)
+        if self._in_flight or not 0 < len(items) <= room:
+            return None
+        steps = at_most
+        for item in items:
+            if item.computed + 1 != len(item.tokens):
+                return None
+            left = item.limit_tokens - len(item.tokens)
+            if left < steps:
+                steps = left
+        if steps < 2 or (len(self._queue) and not self._nobody_starts()):
+            return None
+        steps = self._until_pages_lack(items, steps)
+        return DecodeRun(items=items, steps=steps) if steps >= 2 else None
+
+    def fold(self, run: DecodeRun, steps: int, answers: dict[str, int]) -> tuple[EndEvent, ...]:
+        """Take ``steps`` of a run: each request gets the token that ``answers`` has for it, again and again."""
+        assert 1 <= steps <= run.steps, "a run ends before that"
+        charge, kv = self._queue.charge, self._kv
+        # Sums of numbers that are whole in binary do not depend on how they are grouped.
+        at_once = steps - 1 if self._is_exact else 1
+        for item in run.items:
+            kv.reserve(item.id, item.computed + steps)
+            item.tokens.extend([answers[item.id]] * steps)
+            item.computed += steps
+            kv.commit(item.id, item.computed)
+            for _ in range(0, steps - 1, at_once or 1):
+                charge(item.tenant, output_tokens=at_once)
+        self._steps += steps
+        # Who ends does so in the order of the last step's rows, which returns their pages in that order.
+        rank, turn = self._launch_plan.rank, self._queue.turn
+        order = sorted(sorted(run.items, key=turn), key=lambda item: rank(item.request.chain))
+        ended = []
+        for item in order:
+            charge(item.tenant, output_tokens=1)
+            if len(item.tokens) >= item.limit_tokens:
+                ended.append(self._finish(item, "length"))
+        return tuple(ended)
+
+    def _nobody_starts(self) -> bool:
+        """Whether all places are taken, and stay with those who have them however far the counters go."""
+        if len(self._running) < self._max_running:
+            return False
+        held = Counter(item.tenant for item in self._running.values())
+        working = held.keys() | self._queue.tenants()
+        shares = {tenant: self._queue.share(tenant, self._max_running, working) for tenant in working}
+        takes = any(held[tenant] < shares[tenant] for tenant in self._queue.tenants())
+        gives = any(count > shares[tenant] for tenant, count in held.items())
+        return not (takes and gives)
+
+    def _until_pages_lack(self, items: tuple[LiveRequest, ...], steps: int) -> int:
+        """So many of the steps need no page that somebody else has, and pass none out of a window."""
+        free = self._kv.free_pages()
+        while steps >= 2:
+            needed = [0] * len(free)
+            for item in items:
+                for index, group in self._page_groups[item.request.chain]:
+                    end = item.computed + steps
+                    if group.window is not None and passed_pages(end, group) > passed_pages(item.computed, group):
+                        return self._until_pages_lack(items, steps // 2)
+                    needed[index] += pages_for(end, group.page_tokens) - pages_for(item.computed, group.page_tokens)
+            if all(count <= there for count, there in zip(needed, free, strict=True)):
+                return steps
+            steps //= 2
+        return steps

@@ -1,0 +1,253 @@
+"""One instance on a virtual clock: the runtime's scheduler, its KV index, and a price in place of an executor.
+
+In: requests, and the time until which to run. Out: when each got its first token and its last. Times are in ticks
+(`blockc.cost`). The loop is the engine's (`blockc_runtime.engine`): what arrived is admitted between two steps, and one
+step is in flight at a time. Invariant: the same requests give the same times, whether alike steps are folded or not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from blockc.cost import TICKS_PER_S
+from blockc.simulate.counted import CountedKv
+from blockc.simulate.fleet import FleetInstance
+from blockc.simulate.folding import DecodeRun, FoldingScheduler
+from blockc_runtime.kv.index import KvIndex
+from blockc_runtime.request import EndEvent, Event, Request, TokensEvent
+from blockc_runtime.step import RowResult, Step, StepResult
+
+_NOTHING = RowResult(tokens=(), logprobs=())
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One event of an instance: a step, or ``steps`` of them that were alike."""
+
+    start: int
+    end: int
+    steps: int
+    rows: int
+    tokens: int  # of one of the steps
+    running: int
+    waiting: int
+
+
+@dataclass(slots=True)
+class Served:
+    """What became of one request, by its number. ``first`` None: it never got a token. ``refusal``: why it got none."""
+
+    number: int
+    end: int
+    first: int | None
+    tokens: int
+    cached_tokens: int
+    refusal: str | None
+
+
+@dataclass(slots=True)
+class Totals:
+    """What an instance did. ``sampled_tokens``: those drawn. ``row_time``: rows of each step times its length."""
+
+    busy: int = 0
+    steps: int = 0
+    tokens: int = 0
+    sampled_tokens: int = 0
+    row_time: int = 0
+    events: int = 0
+
+
+@dataclass(slots=True)
+class _Live:
+    """A request that has not ended: its answer's token, when it got its first, how many it has."""
+
+    number: int
+    token: RowResult
+    first: int | None = None
+    tokens: int = 0
+
+
+@dataclass(slots=True)
+class Instance:
+    """``now`` is the end of its last step, or when it was last given something to do.
+
+    ``keeps_moments``: events are kept for a trace. ``counts``: no prompt begins as another, so pages are
+    counted and not named.
+    """
+
+    fleet: FleetInstance
+    folds: bool = True
+    keeps_moments: bool = False
+    counts: bool = False
+    now: int = 0
+    totals: Totals = field(default_factory=Totals)
+    moments: list[Moment] = field(default_factory=list)
+    _kv: KvIndex = field(init=False)
+    _scheduler: FoldingScheduler = field(init=False)
+    _live: dict[str, _Live] = field(default_factory=dict)
+    _answers: dict[str, int] = field(default_factory=dict)
+    _ended: list[Served] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """A new scheduler over empty pages."""
+        limits = self.fleet.limits
+        self._kv = CountedKv(limits) if self.counts else KvIndex(limits)
+        # A queue without an end: who came too late is to wait, not to vanish from the figures.
+        self._scheduler = FoldingScheduler(limits, self._kv, max_waiting=1 << 62)
+
+    @property
+    def live(self) -> int:
+        """Requests that have not ended."""
+        return len(self._live)
+
+    def tokens_of_live(self) -> list[tuple[int, int]]:
+        """Numbers of the requests that have not ended, and how many tokens each has been given."""
+        return [(item.number, item.tokens) for item in self._live.values()]
+
+    @property
+    def preemptions(self) -> int:
+        """Requests that had to give pages or places back."""
+        return self._scheduler.preemptions
+
+    def admit(self, request: Request, *, number: int, at: int) -> list[Served]:
+        """Take a request in, which arrived at ``at``: no later than any step that starts from here on.
+
+        Returned is its end, if it can never run.
+        """
+        if not self._live:
+            self.now = max(self.now, at)
+        token = answer_token(number)
+        self._live[request.id] = _Live(number=number, token=RowResult(tokens=(token,), logprobs=()))
+        self._answers[request.id] = token
+        self._take(self._scheduler.admit(request))
+        return self._taken()
+
+    def advance(self, until: int | None, *, stops_at_end: bool = False) -> list[Served]:
+        """Run the steps that start before ``until`` (None: all); what ended meanwhile, in order.
+
+        ``stops_at_end``: only as far as to the end of a step in which a request ends.
+        """
+        while self._live and (until is None or self.now < until) and not (stops_at_end and self._ended):
+            run = self._scheduler.decode_run(at_most=1 << 30) if self.folds else None
+            if run is not None:
+                self._fold(run, until)
+            else:
+                self._step()
+        return self._taken()
+
+    def _taken(self) -> list[Served]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _step(self) -> None:
+        scheduler, start = self._scheduler, self.now
+        step = scheduler.schedule(start / TICKS_PER_S)
+        assert step is not None, "requests are here, none runs, and no step is in flight"
+        price, tokens = self._price(step)
+        self.now = start + price
+        live = self._live
+        results = tuple([live[row.request].token if row.samples else _NOTHING for row in step.rows])
+        sampled = sum([row.samples for row in step.rows])
+        self._count(start, steps=1, rows=len(step.rows), tokens=tokens, sampled=sampled)
+        self._take(scheduler.complete(step, StepResult(step=step.id, rows=results), self.now / TICKS_PER_S))
+
+    def _price(self, step: Step) -> tuple[int, int]:
+        """A step's price, and its tokens."""
+        pricer = self.fleet.pricer
+        tokens: dict[int, int] = {}
+        samples: dict[int, int] = {}
+        total = pricer.constant(len(step.rows))
+        for row in step.rows:
+            count, chain = len(row.tokens), row.chain
+            tokens[chain] = tokens.get(chain, 0) + count
+            if row.samples:
+                samples[chain] = samples.get(chain, 0) + 1
+            total += pricer.attention(chain, row.start, count)
+        return total + pricer.launches(tokens, samples), sum(tokens.values())
+
+    def _fold(self, run: DecodeRun, until: int | None) -> None:
+        """The steps of a run that start before ``until``, each priced as it would be alone."""
+        pricer, start = self.fleet.pricer, self.now
+        tokens: dict[int, int] = {}
+        growth = 0
+        price = pricer.constant(len(run.items))
+        steps = run.steps
+        for item in run.items:
+            chain = item.request.chain
+            tokens[chain] = tokens.get(chain, 0) + 1
+            now, own_growth, alike = pricer.decode(chain, item.computed)
+            price += now
+            growth += own_growth
+            if alike is not None and alike < steps:
+                steps = alike
+        price += pricer.launches(tokens, tokens)
+        taken = steps if until is None else min(steps, steps_before(until - start, price, growth))
+        self.now = start + price * taken + growth * (taken * (taken - 1) // 2)
+        rows = len(run.items)
+        self._count(start, steps=taken, rows=rows, tokens=rows, sampled=rows)
+        for item in run.items:
+            live = self._live[item.id]
+            live.tokens += taken
+            if live.first is None:
+                live.first = start + price
+        self._take(self._scheduler.fold(run, taken, self._answers))
+
+    def _count(self, start: int, *, steps: int, rows: int, tokens: int, sampled: int) -> None:
+        totals, spent = self.totals, self.now - start
+        totals.busy += spent
+        totals.steps += steps
+        totals.events += 1
+        totals.sampled_tokens += steps * sampled
+        totals.tokens += steps * tokens
+        totals.row_time += rows * spent
+        if self.keeps_moments:
+            self.moments.append(
+                Moment(start, self.now, steps, rows, tokens, self._scheduler.running, self._scheduler.waiting)
+            )
+
+    def _take(self, events: tuple[Event, ...] | tuple[EndEvent, ...]) -> None:
+        for event in events:
+            if isinstance(event, TokensEvent):
+                live = self._live[event.request]
+                live.tokens += len(event.tokens)
+                if live.first is None:
+                    live.first = self.now
+                continue
+            live = self._live.pop(event.request)
+            del self._answers[event.request]
+            self._ended.append(
+                Served(
+                    number=live.number,
+                    end=self.now,
+                    first=live.first,
+                    tokens=live.tokens,
+                    cached_tokens=event.cached_tokens,
+                    refusal=event.message if event.reason == "error" else None,
+                )
+            )
+
+
+def steps_before(span: int, price: int, growth: int) -> int:
+    """How many steps start within ``span`` from the first one's start, if each takes ``growth`` longer than the last.
+
+    The first starts at 0; the next at ``price``, then ``2 price + growth``, and so on.
+    """
+    low, high = 0, 1
+    while _start_of(high, price, growth) < span:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _start_of(middle, price, growth) < span:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _start_of(step: int, price: int, growth: int) -> int:
+    return step * price + growth * (step * (step - 1) // 2)
+
+
+def answer_token(number: int) -> int:
+    """The token of which a request's whole answer consists: no other request has it, and no prompt."""
+    return -1 - number

@@ -1,0 +1,185 @@
+"""A workload on a fleet: every request from its arrival to its last token.
+
+In: a fleet and a workload. Out: what became of each request, and what each instance did. Instances that serve no app
+together know nothing of each other, and run one after the other. A request goes to the instance of its app with the
+fewest requests, a turn to the instance of the turn before. Invariant: the same fleet and workload give the same run.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+
+from blockc.cost import ticks
+from blockc.simulate.counted import is_countable
+from blockc.simulate.fleet import Fleet
+from blockc.simulate.instance import Instance, Moment, Served, Totals
+from blockc.simulate.prompts import Prompts
+from blockc.simulate.workload import Arrival, Workload
+from blockc_runtime.request import Request, Sampling
+
+_GREEDY = Sampling()
+# In place of an arrival's number: the moment at which the last one comes. It stands after those of the same time.
+_HORIZON = 1 << 62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceRun:
+    """What one instance did. ``moments`` only if they were asked for."""
+
+    name: str
+    width: int
+    totals: Totals
+    preemptions: int
+    moments: tuple[Moment, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """``arrived`` and ``served``: by number of the arrival. ``horizon``: when the last request of the trace arrived.
+
+    ``by_horizon``: tokens that each app had been given by then. Times in ticks.
+    """
+
+    fleet: Fleet
+    workload: Workload
+    arrived: tuple[int, ...]
+    served: tuple[Served, ...]
+    placed: tuple[int, ...]
+    instances: tuple[InstanceRun, ...]
+    horizon: int
+    by_horizon: tuple[int, ...]
+
+
+def simulate(
+    fleet: Fleet, workload: Workload, *, folds: bool = True, counts: bool = True, keeps_moments: bool = False
+) -> Run:
+    """Run all of it.
+
+    ``folds`` False takes every step by itself, ``counts`` False names every page: both for comparison, they change
+    nothing. ``keeps_moments``: every event is in the result.
+    """
+    counts = (
+        counts
+        and not (fleet.caches and workload.may_reuse)
+        and all(is_countable(item.limits) for item in fleet.instances)
+    )
+    instances = [
+        Instance(fleet=item, folds=folds, counts=counts, keeps_moments=keeps_moments) for item in fleet.instances
+    ]
+    driver = _Driver(fleet, workload, instances, counts=counts)
+    for members in _components(fleet):
+        driver.run(members)
+    return Run(
+        fleet=fleet,
+        workload=workload,
+        arrived=tuple(driver.arrived),
+        served=tuple(item for item in driver.served if item is not None),
+        placed=tuple(driver.placed),
+        instances=tuple(
+            InstanceRun(
+                name=item.fleet.name,
+                width=item.fleet.width,
+                totals=item.totals,
+                preemptions=item.preemptions,
+                moments=tuple(item.moments),
+            )
+            for item in instances
+        ),
+        horizon=driver.horizon,
+        by_horizon=tuple(driver.by_horizon),
+    )
+
+
+class _Driver:
+    """Hands arrivals to instances in the order of time."""
+
+    def __init__(self, fleet: Fleet, workload: Workload, instances: list[Instance], *, counts: bool) -> None:
+        self.arrivals: Sequence[Arrival] = workload.arrivals
+        self.arrived = [ticks(item.at_s) for item in self.arrivals]
+        self.served: list[Served | None] = [None] * len(self.arrivals)
+        self.placed = [0] * len(self.arrivals)
+        self.horizon = ticks(workload.horizon_s)
+        self.by_horizon = [0] * len(fleet.apps)
+        self._fleet = fleet
+        self._instances = instances
+        self._prompts = Prompts(self.arrivals, are_looked_at=not counts)
+        self._next: dict[int, list[int]] = {}
+        for number, item in enumerate(self.arrivals):
+            if item.after is not None:
+                self._next.setdefault(item.after, []).append(number)
+
+    def run(self, members: frozenset[int]) -> None:
+        """Run the instances of ``members`` until all that is asked of them has ended."""
+        apps = {app for app, item in enumerate(self._fleet.apps) if item.instances[0] in members}
+        pending = [
+            (self.arrived[number], number)
+            for number, item in enumerate(self.arrivals)
+            if item.app in apps and item.after is None
+        ]
+        pending.append((self.horizon, _HORIZON))
+        heapq.heapify(pending)
+        own = [self._instances[index] for index in sorted(members)]
+        follows = bool(self._next)
+        while pending or any(item.live for item in own):
+            until = pending[0][0] if pending else None
+            for instance in own:
+                for served in instance.advance(until, stops_at_end=follows):
+                    self._end(served, pending)
+            if until is None or pending[0][0] < until:
+                continue  # the turn after an answer comes before what was thought to be next
+            if any(item.live and item.now < until for item in own):
+                continue
+            number = heapq.heappop(pending)[1]
+            if number == _HORIZON:
+                self._count_by_horizon(apps, own)
+            else:
+                self._admit(number, pending)
+
+    def _admit(self, number: int, pending: list[tuple[int, int]]) -> None:
+        item = self.arrivals[number]
+        app = self._fleet.apps[item.app]
+        if item.after is not None:
+            index = self.placed[item.after]
+        else:
+            index = min(app.instances, key=lambda candidate: (self._instances[candidate].live, candidate))
+        self.placed[number] = index
+        request = Request(
+            id=str(number),
+            app=item.app,
+            chain=app.chain,
+            isolation_group=app.isolation_group if self._fleet.caches else f"request {number}",
+            prompt=self._prompts.make(number),
+            emitted=0,
+            max_tokens=item.output_tokens,
+            stop_token_ids=(),
+            sampling=_GREEDY,
+        )
+        for served in self._instances[index].admit(request, number=number, at=self.arrived[number]):
+            self._end(served, pending)
+
+    def _end(self, served: Served, pending: list[tuple[int, int]]) -> None:
+        number = served.number
+        self.served[number] = served
+        for follower in self._next.get(number, ()):
+            self.arrived[follower] = served.end + ticks(self.arrivals[follower].at_s)
+            heapq.heappush(pending, (self.arrived[follower], follower))
+
+    def _count_by_horizon(self, apps: Set[int], instances: Sequence[Instance]) -> None:
+        given = [(item.number, item.tokens) for item in self.served if item is not None]
+        given += [item for instance in instances for item in instance.tokens_of_live()]
+        for number, tokens in given:
+            app = self.arrivals[number].app
+            if app in apps:
+                self.by_horizon[app] += tokens
+
+
+def _components(fleet: Fleet) -> tuple[frozenset[int], ...]:
+    """Instances that serve an app together, and those that do so with them."""
+    group = list(range(len(fleet.instances)))
+    for app in fleet.apps:
+        merged = {group[index] for index in app.instances}
+        least = min(merged)
+        group = [least if item in merged else item for item in group]
+    return tuple(frozenset(i for i, item in enumerate(group) if item == own) for own in sorted(set(group)))

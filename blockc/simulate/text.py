@@ -1,0 +1,123 @@
+"""A report as text, and as plain data for ``--json``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from blockc.render.units import counted, format_bytes, printable
+from blockc.simulate.report import AppReport, Latency, Report
+from blockc.simulate.study import Estimate, FleetStudy
+
+
+def render_report(report: Report) -> str:
+    """A table of apps, a line for each instance, and what all of them did."""
+    return "\n".join([*_head(report), "", *_apps(report), "", *_instances(report)]) + "\n"
+
+
+def report_document(report: Report) -> dict[str, Any]:
+    """All figures, with names as in `blockc.simulate.report`."""
+    document = asdict(report)
+    document["left_out"] = dict(report.left_out)
+    for entry, app in zip((document["total"], *document["apps"]), (report.total, *report.apps), strict=True):
+        entry["attainment"] = app.attainment
+    return document
+
+
+def _head(report: Report) -> Iterator[str]:
+    total = report.total
+    yield (
+        f"SIMULATED  {report.label} on {counted(report.devices, 'device')}, "
+        f"weights {format_bytes(report.weights_bytes)}; {printable(report.source)}"
+    )
+    yield (
+        f"  {counted(total.requests, 'request')} in {report.horizon_s:.0f} s, the last answer after "
+        f"{report.end_s:.0f} s; {report.output_tokens_per_s:.0f} output tokens/s; "
+        f"fairness between tenants {report.jain:.3f}"
+    )
+    if total.attainment is not None:
+        yield f"  {100 * total.attainment:.1f} % within their targets, {total.goodput_rps:.2f} of them a second"
+    if total.cached_tokens:
+        yield f"  {100 * total.cached_tokens / total.prompt_tokens:.1f} % of prompt tokens found in the cache"
+    if total.refused:
+        yield f"  {counted(total.refused, 'request')} longer than its model or the KV cache: refused"
+    for reason, count in report.left_out:
+        yield f"  {counted(count, 'request')} of the trace left out: {reason}"
+
+
+def _apps(report: Report) -> Iterator[str]:
+    width = max(6, *(len(printable(app.address)) for app in report.apps))
+    yield (
+        f"{'APP':{width}}  {'requests':>8}  {'TTFT p50':>9} {'p95':>9} {'p99':>9}  {'TPOT p50':>9} {'p95':>9} "
+        f"{'p99':>9}  {'end p50':>9} {'p95':>9} {'p99':>9}  {'in time':>7}"
+    )
+    for app in (*report.apps, report.total):
+        name = "all" if app.address == "*" else printable(app.address)
+        yield f"{name:{width}}  {app.requests:>8}  {_latencies(app)}  {_attained(app):>7}"
+
+
+def _latencies(app: AppReport) -> str:
+    return "  ".join(_latency(item) for item in (app.ttft, app.tpot, app.e2e))
+
+
+def _latency(item: Latency | None) -> str:
+    if item is None:
+        return " ".join(["-".rjust(9)] * 3)
+    return " ".join(seconds(value).rjust(9) for value in (item.p50_s, item.p95_s, item.p99_s))
+
+
+def _attained(app: AppReport) -> str:
+    return "-" if app.attainment is None else f"{100 * app.attainment:.1f} %"
+
+
+def _instances(report: Report) -> Iterator[str]:
+    for item in report.instances:
+        yield (
+            f"INSTANCE {printable(item.name)}: busy {100 * item.busy:.1f} %, {item.mean_rows:.1f} rows a step, "
+            f"{counted(item.steps, 'step')}, {item.tokens} tokens, {counted(item.preemptions, 'preemption')}"
+        )
+
+
+def seconds(value: float) -> str:
+    """Such as ``42.1 ms`` or ``3.20 s``."""
+    return f"{1000 * value:.1f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def render_comparison(found: Sequence[FleetStudy]) -> str:
+    """Several fleets under one load: a line for each, with half the width of 95 % intervals where there are any."""
+    rows = [("", "devices", "weights", *(head for _, head, _ in _COLUMNS))]
+    for item in found:
+        first, figures = item.reports[0], item.figures
+        cells = [_cell(figures.get(name), scale) for name, _, scale in _COLUMNS]
+        rows.append((first.label, str(first.devices), format_bytes(first.weights_bytes), *cells))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+# Figure, what stands above it, and whether it is in seconds.
+_COLUMNS = (
+    ("busy", "busy", "%"),
+    ("ttft_p95_s", "TTFT p95", "s"),
+    ("tpot_p95_s", "TPOT p95", "s"),
+    ("e2e_p95_s", "end p95", "s"),
+    ("output_tokens_per_s", "tokens/s", ""),
+    ("attainment", "in time", "%"),
+    ("jain", "fairness", "1"),
+)
+
+
+def _cell(figure: Estimate | None, unit: str) -> str:
+    if figure is None:
+        return "-"
+    shown = _figure(figure.mean, unit)
+    return shown if figure.half_width is None else f"{shown} +- {_figure(figure.half_width, unit)}"
+
+
+def _figure(value: float, unit: str) -> str:
+    if unit == "s":
+        return seconds(value)
+    if unit == "%":
+        return f"{100 * value:.1f} %"
+    return f"{value:.3f}" if unit == "1" else f"{value:.0f}"
