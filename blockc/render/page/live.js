@@ -75,7 +75,11 @@
 
   const number = (value, digits = 1) => (value === null || !Number.isFinite(value) ? "-" : value.toFixed(value >= 100 ? 0 : digits));
   const time = (value) => (value === null ? "-" : value < 1 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(2)} s`);
-  const share = (part, whole) => (whole > 0 ? `${Math.round((100 * part) / whole)} %` : "-");
+  const share = (part, whole) => {
+    if (!(whole > 0)) return "-";
+    const percent = (100 * part) / whole;
+    return `${percent.toFixed(percent > 0 && percent < 10 ? 1 : 0)} %`;
+  };
 
   const tile = (key, value, words) => {
     document.querySelector(`[data-live="${key}"]`).textContent = words;

@@ -27,7 +27,7 @@ def live_section(facts: Facts) -> Markup:
             "li",
             tag("span", name, class_="tile-name"),
             tag("output", "-", data_live=key),
-            tag("svg", class_="spark", data_spark=key, width=148, height=30, viewBox="0 0 148 30", aria_hidden="true"),
+            _spark(key),
             class_="tile",
         )
         for key, name in _FIGURES
@@ -56,4 +56,17 @@ def live_section(facts: Facts) -> Markup:
         tag("p", "Waiting for the first figures …", id="live-state", role="status"),
         tag("ul", tiles, class_="tiles"),
         tag("div", content, class_="scroll", tabindex=0, role="region", aria_label="Apps now"),
+    )
+
+
+def _spark(key: str) -> Markup:
+    """The last minute as a line, without words: the figure above it has them."""
+    return tag(
+        "svg",
+        class_="spark",
+        data_spark=key,
+        height=30,
+        viewBox="0 0 148 30",
+        preserveAspectRatio="none",
+        aria_hidden="true",
     )

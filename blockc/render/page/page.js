@@ -14,6 +14,7 @@ const blockc = (() => {
     const wanted = location.hash.slice(1);
     const shown = sections.find((section) => section.id === wanted) ?? sections[0];
     for (const section of sections) section.hidden = section !== shown;
+    document.body.classList.toggle("wide", !shown.querySelector(".pick"));
     for (const link of links) {
       if (link.hash === `#${shown.id}`) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");

@@ -60,7 +60,9 @@ def sharing_section(facts: Facts) -> tuple[Markup, dict[str, Note]]:
             notes[run.key] = _note(facts, run)
             rows.append(_table_row(facts, run))
     if not pictures:
-        return section("sharing", "Sharing", "No app uses a model yet, so nothing is shared."), {}
+        return section(
+            "sharing", "Sharing", "The plan names no models that are in use: there is nothing to compare."
+        ), {}
     lead = (
         "Every row is a model, its blocks from first to last. A is the base's own block, stored and launched once for "
         "all the rows that have it; B, C and so on are what a fine-tune has in its place. Equal letters in a column "
