@@ -13,18 +13,30 @@ from torch import Tensor
 
 from blockc_runtime.request import Sampling
 from blockc_runtime.sampling import sample
+from blockc_runtime.steering import steer
 from blockc_runtime.step import Fault, Row, RowResult
 
 _LIKELIEST = Sampling()
 
 
 def draw(logits: Tensor, rows: Sequence[Row]) -> list[RowResult]:
-    """``logits [R, V]``: ``samples`` consecutive rows of it for each of ``rows``. Without `sampling`: the likeliest."""
+    """``logits [R, V]``: ``samples`` consecutive rows of it for each of ``rows``. Without `sampling`: the likeliest.
+
+    Rows that are steered are changed in place.
+    """
     places = [(row, i) for row in rows for i in range(row.samples)]
+    unsteered: dict[int, Tensor] = {}
+    for place, (row, i) in enumerate(places):
+        if row.sampling is not None and row.sampling.steering is not None:
+            if row.sampling.logprobs is not None:
+                unsteered[place] = logits[place].clone()
+            history = row.history[: len(row.history) - (row.samples - 1 - i)]
+            steer(logits[place], row.sampling.steering, history, row.output_index + i)
     drawn = sample(
         logits,
         [row.sampling or _LIKELIEST for row, _ in places],
         [row.output_index + i for row, i in places],
+        unsteered=unsteered,
     )
     results = []
     first = 0

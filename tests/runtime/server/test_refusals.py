@@ -59,15 +59,26 @@ def refused(answer: httpx.Response, status: int, *words: str) -> dict[str, Any]:
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"stream_options": {"continuous": True}}, "stream_options.continuous"),
         ({"n": 10**9}, "n"),
-        ({"n": 2}, "n"),
-        ({"best_of": 3}, "best_of"),
-        ({"echo": True}, "echo"),
+        ({"n": 0}, "n"),
+        ({"n": 100, "prompt": [[5], [6]]}, "n"),
+        ({"n": 3, "best_of": 2}, "best_of"),
+        ({"best_of": 3, "stream": True}, "best_of"),
+        ({"best_of": 10**9}, "best_of"),
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"echo": True, "prompt": [10**6]}, "prompt"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 5}, "min_tokens"),
         ({"suffix": "x"}, "suffix"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"frequency_penalty": -1}, "frequency_penalty"),
-        ({"repetition_penalty": 1.2}, "repetition_penalty"),
-        ({"min_p": 0.1}, "min_p"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"logit_bias": {"five": 1}}, "logit_bias"),
+        ({"logit_bias": {"-5": 1}}, "logit_bias"),
+        ({"logit_bias": {"1000000": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 1, "05": 1}}, "logit_bias"),
+        ({"logit_bias": {str(i): 1 for i in range(100_000)}}, "logit_bias"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"frequency_penalty": -3}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"min_p": 1.1}, "min_p"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"guided_json": {}}, "guided_json"),
         ({"tempreature": 1}, "tempreature"),
@@ -195,5 +206,5 @@ def test_the_client_library_raises_its_own_errors(server: RunningServer):
     with pytest.raises(openai.NotFoundError, match="does not exist"):
         client.completions.create(model="none/none", prompt="x")
     with pytest.raises(openai.BadRequestError) as caught:
-        client.completions.create(model="acme/chat", prompt="x", logit_bias={"5": 3})
-    assert caught.value.param == "logit_bias"
+        client.completions.create(model="acme/chat", prompt="x", suffix="s")
+    assert caught.value.param == "suffix"

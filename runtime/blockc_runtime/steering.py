@@ -1,0 +1,51 @@
+"""Steering: penalties, biases and barred tokens, between a row's logits and its draw.
+
+In: logits of a row, its `Steering`, the tokens so far, and the index of the output to draw. Out: the logits, changed
+in place. Invariant: a pure function of these: whoever computes the row again, after a preemption, in another batch or
+in another engine, changes it alike.
+
+The penalties are those of vLLM and, of repetition, of CTRL (arXiv 1909.05858, section 4.1): presence and frequency look
+at outputs, repetition at the prompt, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blockc_runtime.request import Steering
+
+
+def steer(logits: Tensor, steering: Steering, history: Sequence[int], output_index: int) -> None:
+    """Change ``logits [vocab]``, float32, in place. The last ``output_index`` tokens of ``history`` are outputs.
+
+    Token ids beyond the vocabulary have no logits and are passed over.
+    """
+    if output_index < steering.min_tokens:
+        _bar(logits, steering.stop_token_ids)
+    if steering.logit_bias:
+        known = [(token, bias) for token, bias in steering.logit_bias if 0 <= token < len(logits)]
+        ids = torch.tensor([token for token, _ in known], dtype=torch.int64, device=logits.device)
+        logits[ids] += torch.tensor([bias for _, bias in known], dtype=logits.dtype, device=logits.device)
+    if steering.repetition_penalty != 1:
+        seen, _ = _counted(history, logits)
+        own = logits[seen]
+        logits[seen] = torch.where(own > 0, own / steering.repetition_penalty, own * steering.repetition_penalty)
+    if steering.presence_penalty or steering.frequency_penalty:
+        seen, counts = _counted(history[len(history) - output_index :], logits)
+        logits[seen] -= steering.presence_penalty + steering.frequency_penalty * counts.to(logits.dtype)
+
+
+def _bar(logits: Tensor, tokens: Sequence[int]) -> None:
+    ids = [token for token in tokens if 0 <= token < len(logits)]
+    logits[torch.tensor(ids, dtype=torch.int64, device=logits.device)] = float("-inf")
+
+
+def _counted(tokens: Sequence[int], logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct tokens that have logits, and how often each occurs."""
+    ids = np.asarray(tokens, dtype=np.int64)
+    seen, counts = np.unique(ids[(ids >= 0) & (ids < len(logits))], return_counts=True)
+    return torch.from_numpy(seen).to(logits.device), torch.from_numpy(counts).to(logits.device)
