@@ -13,7 +13,8 @@ class Steering:
     """What changes logits before a draw, given the tokens so far (`steering.py`). Rows without it pay nothing.
 
     ``logit_bias``: token ids with what is added to their logits. ``stop_token_ids`` are barred from the first
-    ``min_tokens`` outputs.
+    ``min_tokens`` outputs. ``grammar``: what the whole output has to follow, as llguidance words it; its end are
+    ``stop_token_ids``.
     """
 
     presence_penalty: float = 0.0
@@ -22,6 +23,7 @@ class Steering:
     logit_bias: tuple[tuple[int, float], ...] = ()
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
+    grammar: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,13 +19,20 @@ from torch import Tensor
 from blockc_runtime.request import Steering
 
 
-def steer(logits: Tensor, steering: Steering, history: Sequence[int], output_index: int) -> None:
+def steer(
+    logits: Tensor, steering: Steering, history: Sequence[int], output_index: int, allowed: Tensor | None = None
+) -> None:
     """Change ``logits [vocab]``, float32, in place. The last ``output_index`` tokens of ``history`` are outputs.
 
+    ``allowed [vocab]``: the tokens with which a grammar goes on; where it only can end, it ends before ``min_tokens``.
     Token ids beyond the vocabulary have no logits and are passed over.
     """
+    if allowed is not None:
+        logits.masked_fill_(~allowed.to(logits.device), float("-inf"))
     if output_index < steering.min_tokens:
-        _bar(logits, steering.stop_token_ids)
+        stops = _known(steering.stop_token_ids, logits)
+        if allowed is None or int(allowed.sum()) > int(allowed[stops.cpu()].sum()):
+            logits[stops] = float("-inf")
     if steering.logit_bias:
         known = [(token, bias) for token, bias in steering.logit_bias if 0 <= token < len(logits)]
         ids = torch.tensor([token for token, _ in known], dtype=torch.int64, device=logits.device)
@@ -39,9 +46,9 @@ def steer(logits: Tensor, steering: Steering, history: Sequence[int], output_ind
         logits[seen] -= steering.presence_penalty + steering.frequency_penalty * counts.to(logits.dtype)
 
 
-def _bar(logits: Tensor, tokens: Sequence[int]) -> None:
+def _known(tokens: Sequence[int], logits: Tensor) -> Tensor:
     ids = [token for token in tokens if 0 <= token < len(logits)]
-    logits[torch.tensor(ids, dtype=torch.int64, device=logits.device)] = float("-inf")
+    return torch.tensor(ids, dtype=torch.int64, device=logits.device)
 
 
 def _counted(tokens: Sequence[int], logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -229,6 +229,7 @@ _STEERING = _record(
     logit_bias=_many(_Codec(None, _pair)),
     min_tokens=_INT,
     stop_token_ids=_INTS,
+    grammar=_optional(_STR),
 )
 _SAMPLING = _record(
     Sampling,

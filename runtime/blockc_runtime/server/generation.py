@@ -21,6 +21,7 @@ from blockc_runtime.server.errors import ApiError, invalid
 from blockc_runtime.server.output import OutputOptions
 from blockc_runtime.server.sampling_fields import samplings
 from blockc_runtime.server.schemas import MAX_CHOICES, MAX_PROMPTS, ChatBody, ClassifyBody, CompletionBody
+from blockc_runtime.server.structured_fields import grammar_of
 
 _COMPLETION_TOKENS = 16  # OpenAI's default
 _INLINE_CHARS = 4096  # longer texts are tokenised beside the event loop
@@ -84,7 +85,10 @@ async def completion_generation(body: CompletionBody, app: ServedApp) -> Generat
     if tries > body.n and logprobs is None:
         logprobs = 0  # the likeliest are chosen by them
     echoes = tuple(_shown(app, prompt, body) for prompt in prompts) if body.echo else ()
-    return _generation("cmpl", body, app, encoded, body.max_tokens, logprobs, tries=tries, echoes=echoes)
+    grammar = await grammar_of(body)
+    return _generation(
+        "cmpl", body, app, encoded, body.max_tokens, logprobs, tries=tries, grammar=grammar, echoes=echoes
+    )
 
 
 def _check_tries(body: CompletionBody, tries: int) -> None:
@@ -126,7 +130,7 @@ async def chat_generation(body: ChatBody, app: ServedApp) -> Generation:
     prompt = await _encode(app, text, add_special_tokens=body.add_special_tokens)
     limit = body.max_completion_tokens or body.max_tokens
     logprobs = body.top_logprobs if body.logprobs else None
-    return _generation("chatcmpl", body, app, [prompt], limit, logprobs, tries=body.n)
+    return _generation("chatcmpl", body, app, [prompt], limit, logprobs, tries=body.n, grammar=await grammar_of(body))
 
 
 async def classification(body: ClassifyBody, app: ServedApp) -> Submission:
@@ -186,6 +190,7 @@ def _generation(
     logprobs: int | None,
     *,
     tries: int,
+    grammar: str | None,
     echoes: tuple[str, ...] = (),
 ) -> Generation:
     id_ = f"{prefix}-{secrets.token_hex(12)}"
@@ -193,6 +198,8 @@ def _generation(
     eos = () if body.ignore_eos else app.stop_token_ids
     stop_token_ids = tuple(sorted({*eos, *body.stop_token_ids}))
     default = _COMPLETION_TOKENS if isinstance(body, CompletionBody) else None
+    if grammar is not None and not stop_token_ids:
+        raise invalid("this model knows no token that ends an answer", param="response_format")
     if len(prompts) * tries > MAX_CHOICES:
         raise invalid(
             f"{len(prompts)} prompts with {tries} answers each; a call has at most {MAX_CHOICES} answers", param="n"
@@ -211,7 +218,7 @@ def _generation(
         )
         for number, prompt in enumerate(prompts)
         for index, sampling in enumerate(
-            samplings(body, app, count=tries, logprobs=logprobs, stop_token_ids=stop_token_ids)
+            samplings(body, app, count=tries, logprobs=logprobs, stop_token_ids=stop_token_ids, grammar=grammar)
         )
     )
     options = OutputOptions(

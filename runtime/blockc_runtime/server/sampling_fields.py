@@ -24,11 +24,12 @@ def samplings(
     count: int,
     logprobs: int | None,
     stop_token_ids: tuple[int, ...],
+    grammar: str | None,
 ) -> tuple[Sampling, ...]:
     """Return how each of ``count`` answers to one prompt is drawn. Raises 400 for tokens that the model lacks."""
     defaults = app.defaults
     top_k = defaults.top_k if body.top_k is None else body.top_k
-    steering = _steering(body, app, stop_token_ids)
+    steering = _steering(body, app, stop_token_ids, grammar)
     return tuple(
         Sampling(
             temperature=defaults.temperature if body.temperature is None else float(body.temperature),
@@ -52,7 +53,9 @@ def seed_of(seed: int | None, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/choice {index}".encode()).digest()[:8], "little")
 
 
-def _steering(body: CompletionBody | ChatBody, app: ServedApp, stop_token_ids: tuple[int, ...]) -> Steering | None:
+def _steering(
+    body: CompletionBody | ChatBody, app: ServedApp, stop_token_ids: tuple[int, ...], grammar: str | None
+) -> Steering | None:
     repetition = app.defaults.repetition_penalty if body.repetition_penalty is None else body.repetition_penalty
     steering = Steering(
         presence_penalty=float(body.presence_penalty),
@@ -60,7 +63,8 @@ def _steering(body: CompletionBody | ChatBody, app: ServedApp, stop_token_ids: t
         repetition_penalty=float(repetition),
         logit_bias=_biases(body, app),
         min_tokens=body.min_tokens,
-        stop_token_ids=stop_token_ids if body.min_tokens else (),
+        stop_token_ids=stop_token_ids if body.min_tokens or grammar is not None else (),
+        grammar=grammar,
     )
     return None if steering == _NO_STEERING else steering
 

@@ -35,10 +35,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "early_stopping": (False,),
     "function_call": ("none",),
     "functions": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "length_penalty": (1, 1.0),
     "logits_processors": ([],),
     "modalities": (["text"],),
@@ -47,11 +43,9 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "priority": (0,),
     "prompt_logprobs": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "spaces_between_special_tokens": (True,),
     "store": (False,),
-    "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -82,6 +76,35 @@ class StreamOptions(_Body):
     include_usage: bool = False
 
 
+class JsonSchemaFormat(_Body):
+    """A schema by its name. ``strict`` or not, it is followed."""
+
+    name: Annotated[str, Field(max_length=64)] = ""
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")] = {}
+    strict: bool | None = None
+
+
+class ResponseFormat(_Body):
+    """What an answer has to be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+_Choices = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=1024, fail_fast=True)]
+
+
+class StructuredOutputs(_Body):
+    """VLLM's own form; exactly one of its fields."""
+
+    json_: Annotated[str | dict[str, Any] | None, Field(alias="json")] = None
+    regex: str | None = None
+    choice: _Choices | None = None
+    grammar: str | None = None
+    json_object: Literal[True] | None = None
+
+
 class _Generation(_Body):
     """Fields that both routes have. None: as the model's generation config says."""
 
@@ -101,6 +124,13 @@ class _Generation(_Body):
     stop_token_ids: Annotated[list[int], Field(max_length=MAX_STOPS, fail_fast=True)] = []
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    # What vLLM called the fields of `structured_outputs` before.
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: _Choices | None = None
+    guided_grammar: str | None = None
     skip_special_tokens: bool = True
     return_token_ids: bool = False
     stream: bool = False

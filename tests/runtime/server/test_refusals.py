@@ -17,6 +17,10 @@ COMPLETION: dict[str, Any] = {"model": "acme/chat", "prompt": [5, 6], "max_token
 CHAT: dict[str, Any] = {"model": "acme/chat", "messages": [{"role": "user", "content": "hi"}]}
 
 
+def schema(value: dict[str, Any]) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": value}}}
+
+
 def refused(answer: httpx.Response, status: int, *words: str) -> dict[str, Any]:
     """Check the form of an error; return its content."""
     assert answer.status_code == status, answer.text
@@ -79,8 +83,27 @@ def refused(answer: httpx.Response, status: int, *words: str) -> dict[str, Any]:
         ({"frequency_penalty": -3}, "frequency_penalty"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"min_p": 1.1}, "min_p"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"guided_json": {}}, "guided_json"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "text", "json_schema": {}}}, "response_format.json_schema"),
+        (schema({"type": "objct"}), "response_format.json_schema.schema"),
+        (schema({"type": "array", "uniqueItems": True}), "response_format.json_schema.schema"),
+        (schema({"uniqueItems": True, "x-guidance": {"lenient": True}}), "response_format.json_schema.schema"),
+        (schema({"$ref": "https://example.com/s"}), "response_format.json_schema.schema"),
+        (schema({"type": "string", "pattern": "("}), "response_format.json_schema.schema"),
+        (schema({"enum": ["x" * 100_000]}), "response_format.json_schema.schema"),
+        ({**schema({}), "ignore_eos": True}, "ignore_eos"),
+        ({**schema({}), "guided_regex": "a"}, "guided_regex"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"guided_json": "7"}, "guided_json"),
+        ({"guided_regex": "("}, "guided_regex"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"guided_choice": [""]}, "guided_choice.0"),
+        ({"guided_grammar": "start: nothing"}, "guided_grammar"),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"xml": "a"}}, "structured_outputs.xml"),
         ({"tempreature": 1}, "tempreature"),
         ({"x" * 10_000: 1}, None),
         ({"prompt": None}, "prompt"),

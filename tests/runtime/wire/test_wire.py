@@ -35,7 +35,7 @@ def many(strategy: st.SearchStrategy) -> st.SearchStrategy:
 
 steerings = st.builds(
     Steering, presence_penalty=floats, frequency_penalty=floats, repetition_penalty=floats,
-    logit_bias=many(st.tuples(ids, floats)), min_tokens=ids, stop_token_ids=token_tuples,
+    logit_bias=many(st.tuples(ids, floats)), min_tokens=ids, stop_token_ids=token_tuples, grammar=st.none() | texts,
 )  # fmt: skip
 samplings = st.builds(
     Sampling, temperature=floats, top_p=floats, top_k=ids, seed=ints, logprobs=st.none() | ids, min_p=floats,
