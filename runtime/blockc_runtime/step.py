@@ -21,6 +21,8 @@ class Row:
     chain (in the order of ``ChainEntry.kv``) and covers positions ``0 .. start + len(tokens) - 1``; a page in it may
     be None where a window has passed it. ``samples``: for how many trailing tokens logits are needed (0: the chunk
     does not reach the end of the prompt; 1: draw the next token). The first token drawn has ``output_index``.
+    ``history``: all tokens but virtual ones up to the row's last, prompt and then outputs; only where ``sampling`` is
+    steered by them, else empty.
     """
 
     request: str
@@ -31,6 +33,7 @@ class Row:
     samples: int
     sampling: Sampling | None
     output_index: int
+    history: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from blockc_runtime.executor.batch import TokenBatch, kv_rows, row_problem, token_batch
-from blockc_runtime.executor.draw import draw, scores
+from blockc_runtime.executor.draw import Masks, draw, scores
 from blockc_runtime.executor.model import LoadedModel, LoadedSegment, Occurrence
 from blockc_runtime.executor.program import LogitRows
 from blockc_runtime.executor.sides import side_sets
@@ -39,9 +39,10 @@ class StepRun:
         step: Step,
         *,
         device: torch.device,
+        masks: Masks | None = None,
         logits_tap: Callable[[int, Tensor], None] | None = None,
     ) -> None:
-        self.model, self.step, self.device, self.logits_tap = model, step, device, logits_tap
+        self.model, self.step, self.device, self.masks, self.logits_tap = model, step, device, masks, logits_tap
         self.launches = 0
         self.base_reads = 0
         self.tokens = sum(len(row.tokens) for row in step.rows)
@@ -205,7 +206,7 @@ class StepRun:
             return
         if all(entry.sampling is None for entry in entries):  # vectors of whole texts: there is nothing to draw
             return
-        self._results.update(zip(rows, draw(logits, entries), strict=True))
+        self._results.update(zip(rows, draw(logits, entries, self.masks), strict=True))
 
     def _spoil(self, row: int) -> None:
         """A row fault; what it wrote to its pages is erased before they pass to another request."""

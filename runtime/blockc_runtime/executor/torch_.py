@@ -15,6 +15,7 @@ from torch import Tensor
 
 from blockc.plan import ExecutionPlan
 from blockc.zoo import Zoo
+from blockc_runtime.executor.grammars import Grammars
 from blockc_runtime.executor.launch import StepRun
 from blockc_runtime.executor.model import LoadedModel, load_model
 from blockc_runtime.memory import MemoryUse, Resident, resident
@@ -55,6 +56,7 @@ class TorchExecutor:
         with torch.inference_mode():
             self._model: LoadedModel | None = load_model(plan, zoo, device=self.device)
         self._after_loading = _resident(self.device)
+        self._grammars = Grammars(plan, zoo)
         self._queue: deque[Step] = deque()
 
     @property
@@ -110,7 +112,7 @@ class TorchExecutor:
             with torch.inference_mode():
                 for entry in step.fills:
                     self._model.residence.put(entry)
-                run = StepRun(self._model, step, device=self.device, logits_tap=self.logits_tap)
+                run = StepRun(self._model, step, device=self.device, masks=self._grammars, logits_tap=self.logits_tap)
                 results = run.run()
         except Exception as error:
             # Not any row's doing: what is known of none of them can be trusted.
