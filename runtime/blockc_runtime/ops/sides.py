@@ -66,7 +66,7 @@ class SideBatch:
     """Who uses one bank among the ``total`` places of a launch: its tokens, or the rows whose logits are wanted.
 
     ``singles`` and ``spans`` group the same places as ``rows``: neighbours of one token each, and neighbours of several
-    tokens and one slot.
+    tokens and one slot. ``joined`` keeps what is made of this batch and others of its launch.
     """
 
     total: int
@@ -74,17 +74,12 @@ class SideBatch:
     singles: tuple[DecodeSides, ...]
     spans: tuple[Span, ...]
     device: torch.device
+    joined: dict[tuple[int, ...], Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def table(self) -> RowTable:
         """Neighbours that use one slot together, for kernels."""
-        rows: list[tuple[int, int, int]] = []
-        for row in self.rows:
-            first, count = row.first, row.count
-            if rows and (rows[-1][0] + rows[-1][1], rows[-1][2]) == (first, row.slot):
-                first, before, _ = rows.pop()
-                count += before
-            rows.append((first, count, row.slot))
+        rows = runs_of(self.rows)
         return RowTable(values=torch.tensor(rows, dtype=torch.int32), count=len(rows))
 
     @cached_property
@@ -106,6 +101,18 @@ class SideBatch:
         for row in self.rows:
             places.setdefault(row.slot, []).extend(range(row.first, row.first + row.count))
         return tuple((slot, torch.tensor(own).to(self.device)) for slot, own in places.items())
+
+
+def runs_of(rows: Sequence[SideRow]) -> list[tuple[int, int, int]]:
+    """(first place, number of places, slot): neighbours that use one slot, together."""
+    runs: list[tuple[int, int, int]] = []
+    for row in rows:
+        first, count = row.first, row.count
+        if runs and (runs[-1][0] + runs[-1][1], runs[-1][2]) == (first, row.slot):
+            first, before, _ = runs.pop()
+            count += before
+        runs.append((first, count, row.slot))
+    return runs
 
 
 # What a site is given: for each bank with fine-tunes in the launch, its weights there and who uses them.

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blockc_runtime.ops.linear import cpu, cuda, native, reference
+from blockc_runtime.ops.linear import cpu, cuda, grouped_cuda, native, reference
 from blockc_runtime.ops.linear.reference import ReferenceSide
 from blockc_runtime.ops.linear.sides import LowRankOutput, LowRankWeights, OutputSides, Rows, SideWeights
 from blockc_runtime.ops.linear.tiles import TileWeights, tiles
@@ -30,7 +30,7 @@ def by_kernels(level: str) -> Callable[..., tuple[Tensor, ...]]:
     return linears
 
 
-FORMS = [cpu.linears, cuda.linears, *map(by_kernels, LEVELS)]
+FORMS = [cpu.linears, cuda.linears, grouped_cuda.linears, *map(by_kernels, LEVELS)]
 OUTS = (12, 8, 8)
 FAN_IN = 16
 
