@@ -92,6 +92,8 @@ def _cuda() -> OpTable:
     )
     if triton_.problem() is not None:
         return table
-    from blockc_runtime.ops.linear import grouped_cuda  # here alone: where it is missing, importing Triton fails
+    # Here alone: where Triton is missing, importing these fails.
+    from blockc_runtime.ops.attention import paged_cuda
+    from blockc_runtime.ops.linear import grouped_cuda
 
-    return replace(table, linears=grouped_cuda.linears)
+    return replace(table, attention=paged_cuda.attention, heads=paged_cuda.heads, linears=grouped_cuda.linears)

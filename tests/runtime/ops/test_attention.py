@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,6 +149,11 @@ def test_bfloat16_is_close_to_reference(form: str, case: Case) -> None:
 @settings(max_examples=60, deadline=None)
 @given(case=cases(), turns=st.booleans(), has_sides=st.booleans())
 def test_heads_are_the_same_in_one_call(level: str, case: Case, turns: bool, has_sides: bool) -> None:
+    with using(level):
+        check_heads(native.heads, case, turns, has_sides)
+
+
+def check_heads(heads: Callable[..., Tensor], case: Case, turns: bool, has_sides: bool) -> None:
     """From what linears yield, side by side, with rotation and with keys and values of a fine-tune."""
     q, k, v, keys, values = case.tensors(torch.float32)
     made = torch.Generator().manual_seed(case.seed)
@@ -173,10 +179,9 @@ def test_heads_are_the_same_in_one_call(level: str, case: Case, turns: bool, has
     )  # fmt: skip
     layer = PagedLayer(keys=keys, values=values, page_tokens=case.page_tokens)
     batch = kv_batch(case.rows, page_tokens=case.page_tokens, window=case.window, dtype=torch.float32, device=CPU)
-    with using(level):
-        got = native.heads(
-            *parts, (case.heads, case.kv_heads), angles, sides, layer, batch, 0.3, case.window, case.softcap, case.sinks
-        )
+    got = heads(
+        *parts, (case.heads, case.kv_heads), angles, sides, layer, batch, 0.3, case.window, case.softcap, case.sinks
+    )
     for one, other in ((got, wanted), (keys, wanted_keys), (values, wanted_values)):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 

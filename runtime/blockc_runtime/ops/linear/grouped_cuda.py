@@ -1,8 +1,8 @@
 """Linears with sides on CUDA, terms of low rank by kernels of blockc's own: all places and banks of a site at once.
 
-In and out: as in `cuda.py`. One launch multiplies by A of all slots in use, one more by B for up to four outputs: tokens
-and spans of prompts, and banks of different ranks, side by side. Invariant: equals `reference.py` up to rounding. Tested
-in Triton's interpreter; untested on hardware so far.
+In and out: as in `cuda.py`. One launch multiplies by A of all slots in use, one more by B for up to four outputs:
+tokens and spans of prompts, and banks of different ranks, side by side. Invariant: equals `reference.py` up to
+rounding. Tested in Triton's interpreter; untested on hardware so far.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from blockc_runtime.ops.sides import SideSet
 _AT_ONCE = 4
 # Ranks of a product. Tensor cores take no fewer than the least.
 _LEAST_RANKS, _MOST_RANKS = 16, 64
+# Values that a thread reads at once where ranks and widths are multiples of as many: 16 bytes.
+_ALIGNED = 8
 # Columns of x, and of an output, that a program holds at once.
 _COLUMNS, _WIDTH = 64, 128
 # Programs that keep a large device busy; x is split among them where tiles are too few.
@@ -51,6 +53,7 @@ def _add(ys: Sequence[Tensor], x: Tensor, tiles: SideTiles, first: int, banks: M
     tables = [banks[i].addresses if i in banks else nobody for i in range(_AT_ONCE)]
     size, outputs, rank = x.shape[1], len(ys), max(own.rank for own in banks.values())
     ranks = min(_MOST_RANKS, max(_LEAST_RANKS, triton.next_power_of_2(rank)))
+    aligned = _ALIGNED if all(own.divides(_ALIGNED) for own in banks.values()) else 1
     chunks, steps = triton.cdiv(rank, ranks), triton.cdiv(size, _COLUMNS)
     splits = max(1, min(_PROGRAMS // (tiles.count * outputs * chunks), steps // 4))
     columns = triton.cdiv(steps, splits) * _COLUMNS
@@ -59,7 +62,7 @@ def _add(ys: Sequence[Tensor], x: Tensor, tiles: SideTiles, first: int, banks: M
     inner = torch.empty(shape, dtype=torch.float32, device=x.device)
     low_rank_inner[(tiles.count, splits, outputs * chunks)](
         x, x.stride(0), tiles.values, *tables, first, inner, outputs, chunks, size, columns,
-        PLACES=tiles.places, RANKS=ranks, COLUMNS=_COLUMNS,
+        PLACES=tiles.places, RANKS=ranks, COLUMNS=_COLUMNS, ALIGNED=aligned,
     )  # fmt: skip
     for output in range(0, outputs, _AT_ONCE):
         own = ys[output : output + _AT_ONCE]
@@ -67,5 +70,5 @@ def _add(ys: Sequence[Tensor], x: Tensor, tiles: SideTiles, first: int, banks: M
         low_rank_outer[(tiles.count, triton.cdiv(max(y.shape[2] for y in own), _WIDTH), len(own))](
             inner, splits, outputs, chunks, tiles.values, *tables, first, output,
             *given, *(y.stride(1) for y in given),
-            PLACES=tiles.places, RANKS=ranks, WIDTH=_WIDTH,
+            PLACES=tiles.places, RANKS=ranks, WIDTH=_WIDTH, ALIGNED=aligned,
         )  # fmt: skip

@@ -90,13 +90,13 @@ def one_of(number, a, b, c, d):
 @triton.jit
 def low_rank_inner(
     x, x_stride, tiles, bank_0, bank_1, bank_2, bank_3, first_bank, inner, outputs, chunks, size, columns,
-    PLACES: tl.constexpr, RANKS: tl.constexpr, COLUMNS: tl.constexpr,
+    PLACES: tl.constexpr, RANKS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr,
 ) -> None:  # fmt: skip
     """``x A`` of every place in a tile: ``inner [splits, tiles, outputs, chunks, PLACES, RANKS]`` float32.
 
     A program takes ``columns`` of x's ``size`` and ``RANKS`` ranks, for one tile and one output. Parts are added up by
     `low_rank_outer`, in one order. Programs of empty tiles, and of banks other than ``first_bank .. first_bank + 3``,
-    write nothing.
+    write nothing. ``ALIGNED`` divides all ranks and widths.
     """
     tile, split, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     output, begin = part // chunks, part % chunks * RANKS
@@ -106,12 +106,12 @@ def low_rank_inner(
     bank = tl.load(tiles + tile * 4 + 3) - first_bank
     if (slot >= 0) & (bank >= 0) & (bank < 4):
         table = one_of(bank, bank_0, bank_1, bank_2, bank_3)
-        ranks, rank = tl.load(table + 1), tl.load(table + 2)
+        ranks, rank = tl.multiple_of(tl.load(table + 1), ALIGNED), tl.load(table + 2)
         is_held = output < tl.load(table + 3)
         is_held = is_held & (tl.load(table + 4 + output * 3, mask=is_held, other=0) != 0)
         if is_held & (begin < rank):
             a = tl.multiple_of(tl.load(table).to(tl.pointer_type(x.dtype.element_ty)), 16)
-            a += slot * size * ranks + tl.load(table + 4 + output * 3 + 2) + begin
+            a += slot * size * ranks + tl.multiple_of(tl.load(table + 4 + output * 3 + 2), ALIGNED) + begin
             place, number, column = tl.arange(0, PLACES), tl.arange(0, RANKS), tl.arange(0, COLUMNS)
             rows = x + (first + place).to(tl.int64)[:, None] * x_stride
             is_place, is_rank = place < count, begin + number < rank
@@ -135,7 +135,7 @@ def low_rank_inner(
 def low_rank_outer(
     inner, splits, outputs, chunks, tiles, bank_0, bank_1, bank_2, bank_3, first_bank, first_output,
     y_0, y_1, y_2, y_3, stride_0, stride_1, stride_2, stride_3,
-    PLACES: tl.constexpr, RANKS: tl.constexpr, WIDTH: tl.constexpr,
+    PLACES: tl.constexpr, RANKS: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr,
 ) -> None:  # fmt: skip
     """Add ``inner B`` to ``y_n [T, out]``, outputs from ``first_output`` on, ``WIDTH`` of one a program."""
     tile, number, start = tl.program_id(0), tl.program_id(2), tl.program_id(1) * WIDTH
@@ -149,7 +149,7 @@ def low_rank_outer(
         rank = tl.load(table + 2)
         is_held = output < tl.load(table + 3)
         address = tl.load(table + 4 + output * 3, mask=is_held, other=0)
-        width = tl.load(table + 4 + output * 3 + 1, mask=is_held, other=0)
+        width = tl.multiple_of(tl.load(table + 4 + output * 3 + 1, mask=is_held, other=0), ALIGNED)
         if (address != 0) & (start < width):
             y = one_of(number, y_0, y_1, y_2, y_3)
             stride = one_of(number, stride_0, stride_1, stride_2, stride_3)

@@ -48,6 +48,10 @@ class LowRankWeights:
         """Of each output."""
         return self.outputs[0].rank_stop - self.outputs[0].rank_start
 
+    def divides(self, count: int) -> bool:
+        """Whether all ranks and widths are multiples of ``count``."""
+        return self.rank % count == 0 and all(out.b.shape[2] % count == 0 for out in self.outputs)
+
     @cached_property
     def addresses(self) -> Tensor:
         """For kernels that find it on the device, int64: address of A, R, rank, outputs, and three for each output.
