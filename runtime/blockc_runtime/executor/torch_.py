@@ -15,6 +15,7 @@ from torch import Tensor
 
 from blockc.plan import ExecutionPlan
 from blockc.zoo import Zoo
+from blockc_runtime.executor.graphs import Recorder, SegmentGraphs, recorder_for
 from blockc_runtime.executor.launch import StepRun
 from blockc_runtime.executor.model import LoadedModel, load_model
 from blockc_runtime.memory import MemoryUse, Resident, resident
@@ -26,11 +27,17 @@ LogitsTap = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCounts:
-    """What the last step took. ``base_reads``: multiplications by base weights, whoever the rows belong to."""
+    """What the last step took. ``base_reads``: multiplications by base weights, whoever the rows belong to.
+
+    ``replays``: launches that were recorded graphs; ``op_by_op``: of each other launch why it was not, where graphs are
+    used at all.
+    """
 
     launches: int = 0
     base_reads: int = 0
     tokens: int = 0
+    replays: int = 0
+    op_by_op: tuple[str, ...] = ()
 
 
 class TorchExecutor:
@@ -38,6 +45,7 @@ class TorchExecutor:
 
     ``logits_tap`` sees the logits of every sampled row before tokens are drawn. Construction raises
     :class:`~blockc.diag.DiagnosticError`; a fine-tune that fails to load only disables its own chain (``disabled``).
+    ``recorder``: what records graphs of decode steps on a device, if anything does.
     """
 
     def __init__(
@@ -47,6 +55,7 @@ class TorchExecutor:
         *,
         device: str | torch.device = "cpu",
         logits_tap: LogitsTap | None = None,
+        recorder: Callable[[torch.device], Recorder | None] = recorder_for,
     ) -> None:
         self.device = torch.device(device)
         self.logits_tap = logits_tap
@@ -54,6 +63,10 @@ class TorchExecutor:
         self._before_loading = _resident(self.device)
         with torch.inference_mode():
             self._model: LoadedModel | None = load_model(plan, zoo, device=self.device)
+            records = recorder(self.device)
+            self._graphs = None if records is None else SegmentGraphs(
+                self._model, device=self.device, recorder=records, most_rows=plan.batching.max_rows
+            )  # fmt: skip
         self._after_loading = _resident(self.device)
         self._queue: deque[Step] = deque()
 
@@ -99,19 +112,22 @@ class TorchExecutor:
             raise RuntimeError("the executor is closed")
         try:
             with torch.inference_mode():
-                run = StepRun(self._model, step, device=self.device, logits_tap=self.logits_tap)
+                run = StepRun(self._model, step, device=self.device, graphs=self._graphs, logits_tap=self.logits_tap)
                 results = run.run()
         except Exception as error:
             # Not any row's doing: what is known of none of them can be trusted.
             fault = Fault(scope="worker", message=f"{type(error).__name__}: {error}"[:500])
             results = tuple(RowResult(tokens=(), logprobs=(), fault=fault) for _ in step.rows)
         else:
-            self.counts = StepCounts(launches=run.launches, base_reads=run.base_reads, tokens=run.tokens)
+            self.counts = StepCounts(
+                launches=run.launches, base_reads=run.base_reads, tokens=run.tokens, replays=run.replays,
+                op_by_op=tuple(run.op_by_op),
+            )  # fmt: skip
         return StepResult(step=step.id, rows=results)
 
     def close(self) -> None:
         """Free weights and pages. Idempotent."""
-        self._model = None
+        self._model = self._graphs = None
         self._queue.clear()
 
 
