@@ -383,6 +383,8 @@ def _executor(options: argparse.Namespace, plan: ExecutionPlan) -> tuple[Executo
 
     print(library.describe() if plan.target == "cpu" else triton_.describe(), flush=True)
     executor = TorchExecutor(plan, Zoo(options.zoo), device=plan.target)
+    if plan.target == "cuda":
+        print(f"decode steps: {'recorded graphs' if executor.records else 'launched op by op'}", flush=True)
     for app in plan.apps:
         if app.chain in executor.disabled:
             print(f"{app.address} cannot be served: {executor.disabled[app.chain]}", flush=True)

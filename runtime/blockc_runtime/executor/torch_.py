@@ -71,6 +71,11 @@ class TorchExecutor:
         self._queue: deque[Step] = deque()
 
     @property
+    def records(self) -> bool:
+        """Whether decode steps are recorded graphs, where they can be."""
+        return self._graphs is not None
+
+    @property
     def disabled(self) -> dict[int, str]:
         """Chains that cannot be served, and why."""
         return {} if self._model is None else dict(self._model.disabled)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from blockc_runtime.executor import model as executor_model
-from blockc_runtime.executor.graphs import Outputs, recorder_for
+from blockc_runtime.executor.graphs import CudaRecorder, Outputs, recorder_for
 from blockc_runtime.executor.torch_ import TorchExecutor
 from blockc_runtime.kv.pool import kv_pools
 from blockc_runtime.ops.attention import paged_cuda
@@ -46,6 +46,22 @@ class Again:
                     to.copy_(new)
 
         return replay, outputs  # type: ignore[return-value]
+
+
+class Counted(Again):
+    """CUDA's own, on hardware."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._own = CudaRecorder(torch.device(DEVICE))
+
+    def record(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        self.recorded += 1
+        return self._own.record(run)
+
+
+def recorder_here() -> Again:
+    return Counted() if DEVICE == "cuda" else Again()
 
 
 @pytest.fixture
@@ -81,7 +97,7 @@ def test_rows_come_and_go_and_each_keeps_its_fine_tune(tmp_path: Path, tuned: li
     """Three segments; banks of three ranks; buckets of 1, 2 and 4 rows, filled up or not, with sides or without."""
     builder = PlanBuilder(new_zoo(tmp_path / "zoo"), pages=60)
     builder.add(llama_spec(make_llama(), cuts=(1, 4)), sides=((), *map(terms_of, tuned)))
-    recorder = Again()
+    recorder = recorder_here()
     driver = driver_of(builder, recorder)
     chains, prompts = [2, 0, 1, 4, 3], [[7, 8, 9], [1], [5, 6, 7, 8, 9], [4, 2], [3]]
     sequences = [driver.start(*pair) for pair in zip(chains, prompts, strict=True)]
@@ -103,7 +119,7 @@ def test_equals_the_model_alone(tmp_path: Path, make: Callable[[], Any], to_spec
     model = make()
     builder = PlanBuilder(new_zoo(tmp_path / "zoo"))
     builder.add(to_spec(model))
-    driver = driver_of(builder, Again())
+    driver = driver_of(builder, recorder_here())
     prompts = [[1, 2, 3, 4, 5, 6, 7], [9], [11, 12, 13]]
     sequences = [driver.start(0, prompt) for prompt in prompts]
     driver.generate(sequences, 3)
@@ -118,7 +134,7 @@ def test_equals_the_model_alone(tmp_path: Path, make: Callable[[], Any], to_spec
 def test_rows_that_fill_up_a_bucket_touch_nobodys_pages(tmp_path: Path) -> None:
     builder = PlanBuilder(new_zoo(tmp_path / "zoo"), pages=20)
     builder.add(llama_spec(make_llama(layers=1)))
-    driver = driver_of(builder, Again())
+    driver = driver_of(builder, recorder_here())
     sequences = [driver.start(0, [3 + i, 4, 5]) for i in range(3)]
     driver.advance([(s, 3) for s in sequences])
     model = driver.executor._model
@@ -156,7 +172,7 @@ def test_other_kinds_of_fine_tune_are_run_op_by_op(tmp_path: Path) -> None:
                b=torch.randn(64, 4, generator=made), scale=0.5)  # fmt: skip
     builder = PlanBuilder(new_zoo(tmp_path / "zoo"))
     builder.add(llama_spec(make_llama(layers=1)), sides=((), (scale,), (low,)))
-    driver, plain = driver_of(builder, Again()), driver_of(builder, None)
+    driver, plain = driver_of(builder, recorder_here()), driver_of(builder, None)
     results = []
     for own in (driver, plain):
         sequences = [own.start(chain, [5, 6, 7]) for chain in range(3)]
@@ -179,7 +195,7 @@ def test_a_row_that_is_not_finite_faults_alone(tmp_path: Path) -> None:
         model.model.embed_tokens.weight[13] = float("nan")
     builder = PlanBuilder(new_zoo(tmp_path / "zoo"))
     builder.add(llama_spec(model))
-    driver = driver_of(builder, Again())
+    driver = driver_of(builder, recorder_here())
     rows = [driver.row(driver.start(0, [token]), 1, samples=1) for token in (3, 13, 5)]
     results = driver.step(rows)
     assert driver.executor.counts.replays == 1
@@ -191,7 +207,7 @@ def test_rows_of_one_token_that_draw_nothing(tmp_path: Path) -> None:
     """The last prompt token but one, by itself: its row yields no logits to the step."""
     builder = PlanBuilder(new_zoo(tmp_path / "zoo"))
     builder.add(llama_spec(make_llama(layers=1)))
-    driver = driver_of(builder, Again())
+    driver = driver_of(builder, recorder_here())
     one, other = driver.start(0, [5, 6]), driver.start(0, [7])
     results = driver.step([driver.row(one, 1), driver.row(other, 1, samples=1)])
     assert driver.executor.counts.replays == 1

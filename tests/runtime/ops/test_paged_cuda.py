@@ -14,7 +14,21 @@ from blockc_runtime.ops.attention import paged_cuda, reference
 from blockc_runtime.ops.attention.batch import KvBatch, kv_batch
 from blockc_runtime.ops.attention.cpu import PagedLayer
 from blockc_runtime.ops.attention.rows import KvRow
-from tests.runtime.ops.test_attention import CPU, Case, cases, check_heads, expect
+from tests.runtime.ops.test_attention import Case, cases, check_heads, expect
+from tests.support.device import DEVICE
+
+ON = torch.device(DEVICE)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, layer: PagedLayer, batch: KvBatch, *form: Any) -> Tensor:
+    """On the device; operands and result are on the CPU."""
+    keys, values = layer.keys.to(ON), layer.values.to(ON)
+    moved = PagedLayer(keys=keys, values=values, page_tokens=layer.page_tokens)
+    given = [own.to(ON) if isinstance(own, Tensor) else own for own in form]
+    out = paged_cuda.attention(q.to(ON), k.to(ON), v.to(ON), moved, batch, *given)
+    layer.keys.copy_(keys)
+    layer.values.copy_(values)
+    return out.cpu()
 
 
 def run(case: Case, poison: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,10 +37,21 @@ def run(case: Case, poison: float | None = None) -> tuple[Tensor, Tensor, Tensor
         extra = torch.full((2 * case.page_tokens, case.kv_heads, case.size), poison)
         keys, values = torch.cat([keys, extra]), torch.cat([values, extra])
     layer = PagedLayer(keys=keys, values=values, page_tokens=case.page_tokens)
-    batch = kv_batch(case.rows, page_tokens=case.page_tokens, window=case.window, dtype=torch.float32, device=CPU)
-    out = paged_cuda.attention(q, k, v, layer, batch, 0.3, case.window, case.softcap, case.sinks)
+    batch = kv_batch(case.rows, page_tokens=case.page_tokens, window=case.window, dtype=torch.float32, device=ON)
+    out = attention(q, k, v, layer, batch, 0.3, case.window, case.softcap, case.sinks)
     used = case.pages * case.page_tokens
     return out, keys[:used], values[:used]
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="Triton's interpreter knows no bfloat16 in products")
+@settings(max_examples=40, deadline=None)
+@given(case=cases())
+def test_bfloat16_is_close_to_reference(case: Case) -> None:
+    q, k, v, keys, values = case.tensors(torch.bfloat16)
+    layer = PagedLayer(keys=keys, values=values, page_tokens=case.page_tokens)
+    batch = kv_batch(case.rows, page_tokens=case.page_tokens, window=case.window, dtype=torch.bfloat16, device=ON)
+    got = attention(q, k, v, layer, batch, 0.3, case.window, case.softcap, case.sinks)
+    torch.testing.assert_close(got.float(), expect(case, torch.bfloat16)[0].float(), rtol=0.05, atol=0.05)
 
 
 @settings(max_examples=15, deadline=None)
@@ -39,7 +64,7 @@ def test_equals_reference(case: Case, poison: float | None) -> None:
 @settings(max_examples=12, deadline=None)
 @given(case=cases(), turns=st.booleans(), has_sides=st.booleans())
 def test_heads_are_the_same_in_one_call(case: Case, turns: bool, has_sides: bool) -> None:
-    check_heads(paged_cuda.heads, case, turns, has_sides)
+    check_heads(paged_cuda.heads, case, turns, has_sides, device=ON)
 
 
 @pytest.mark.parametrize("window", [None, 150])
@@ -79,7 +104,7 @@ def test_keys_and_values_of_different_sizes() -> None:
     keys, values = torch.randn(12, 2, 24, generator=made), torch.randn(12, 2, 40, generator=made)
     wanted = expected(q, k, v, keys, values, rows)
     layer = PagedLayer(keys=keys, values=values, page_tokens=4)
-    got = paged_cuda.attention(q, k, v, layer, batch_of(rows), 0.3, None, None)
+    got = attention(q, k, v, layer, batch_of(rows), 0.3, None, None)
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -101,7 +126,7 @@ def test_an_odd_size_is_taken_by_torch() -> None:
         softcap=None,
     )
     layer = PagedLayer(keys=keys, values=values, page_tokens=4)
-    torch.testing.assert_close(paged_cuda.attention(q, k, v, layer, batch_of(rows), 0.3, None, None), wanted)
+    torch.testing.assert_close(attention(q, k, v, layer, batch_of(rows), 0.3, None, None), wanted)
 
 
 def test_values_that_are_not_finite_stay_in_their_row() -> None:
@@ -110,7 +135,7 @@ def test_values_that_are_not_finite_stay_in_their_row() -> None:
     q, k, v = (torch.randn(1, 1, 2, 16, generator=made) for _ in range(3))
     q[0, 0, 1, 3] = float("nan")
     layer = PagedLayer(keys=torch.zeros(8, 1, 16), values=torch.zeros(8, 1, 16), page_tokens=4)
-    out = paged_cuda.attention(q, k, v, layer, batch_of(rows), 0.3, None, None)
+    out = attention(q, k, v, layer, batch_of(rows), 0.3, None, None)
     assert torch.isfinite(out[0, 0]).all()
     assert torch.isnan(out[0, 1]).all()
 
@@ -120,11 +145,11 @@ def test_a_window_that_differs_from_the_groups_is_refused() -> None:
     x = torch.zeros(1, 1, 1, 16)
     layer = PagedLayer(keys=torch.zeros(4, 1, 16), values=torch.zeros(4, 1, 16), page_tokens=4)
     with pytest.raises(ValueError, match="window"):
-        paged_cuda.attention(x, x, x, layer, batch_of(rows), 1.0, 3, None)
+        attention(x, x, x, layer, batch_of(rows), 1.0, 3, None)
 
 
 def batch_of(rows: tuple[KvRow, ...]) -> KvBatch:
-    return kv_batch(rows, page_tokens=4, window=None, dtype=torch.float32, device=CPU)
+    return kv_batch(rows, page_tokens=4, window=None, dtype=torch.float32, device=ON)
 
 
 def expected(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: tuple[KvRow, ...]) -> Tensor:
