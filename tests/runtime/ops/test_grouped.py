@@ -123,9 +123,7 @@ def test_every_place_gets_its_own_terms(
 def moved(batch: SideBatch | StaticSides) -> SideBatch | StaticSides:
     if isinstance(batch, StaticSides):
         return batch
-    return SideBatch(
-        total=batch.total, rows=batch.rows, singles=batch.singles, spans=batch.spans, device=torch.device(DEVICE)
-    )
+    return SideBatch(total=batch.total, rows=batch.rows, device=torch.device(DEVICE))
 
 
 def test_tiles_are_as_long_as_they_may_be() -> None:

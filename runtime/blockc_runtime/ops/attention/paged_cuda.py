@@ -133,7 +133,8 @@ def _attend(q: Tensor, layer: PagedLayer, rows: PagedRows, form: Scores, out: Te
     sinks = q if form.sinks is None else form.sinks
     attend_pages[(row_count, kv_count, splits)](
         q, layer.keys, layer.values, rows.rows, rows.pages, sinks, out, parts, sums,
-        q.stride(2), q.stride(1), count // kv_count, count, kv_count, splits, float(form.scale), float(form.softcap or 1),
+        q.stride(2), q.stride(1), count // kv_count, count, kv_count, splits,
+        float(form.scale), float(form.softcap or 1),
         GROUP=max(_LEAST, triton.next_power_of_2(count // kv_count)), KEY_SIZE=size, VALUE_SIZE=value_size, KEY=key,
         VALUE=value, PAGE=layer.page_tokens, BLOCK=block, HAS_SOFTCAP=form.softcap is not None,
         HAS_SINKS=form.sinks is not None, IS_PART=splits > 1, num_stages=2,
