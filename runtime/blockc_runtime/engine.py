@@ -404,11 +404,13 @@ def _executor(options: argparse.Namespace, plan: ExecutionPlan) -> tuple[Executo
         problems.report("BC905", f"this runtime lacks {', '.join(lacking)}{why if VECTORS in lacking else ''}")
         raise DiagnosticError(problems)
     from blockc_runtime.executor.torch_ import TorchExecutor
-    from blockc_runtime.native.library import describe
+    from blockc_runtime.native import library
+    from blockc_runtime.ops import triton_
 
-    if plan.target == "cpu":
-        print(describe(), flush=True)
+    print(library.describe() if plan.target == "cpu" else triton_.describe(), flush=True)
     executor = TorchExecutor(plan, Zoo(options.zoo), device=plan.target)
+    if plan.target == "cuda":
+        print(f"decode steps: {'recorded graphs' if executor.records else 'launched op by op'}", flush=True)
     for app in plan.apps:
         if app.chain in executor.disabled:
             print(f"{app.address} cannot be served: {executor.disabled[app.chain]}", flush=True)

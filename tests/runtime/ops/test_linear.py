@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blockc_runtime.ops.linear import cpu, cuda, native, reference
+from blockc_runtime.ops.linear import cpu, cuda, grouped_cuda, native, reference
 from blockc_runtime.ops.linear.by_kernel import KernelWeights, PanelWeights, TileWeights
 from blockc_runtime.ops.linear.reference import ReferenceSide
 from blockc_runtime.ops.linear.sides import LowRankOutput, LowRankWeights, OutputSides, Rows, SideWeights
 from blockc_runtime.ops.linear.weights import DenseWeights, JoinedWeights, PackedWeights, packs
 from blockc_runtime.ops.sides import Span, side_batch
+from tests.support.device import DEVICE
 from tests.support.native import LEVELS, using
 
 CPU = torch.device("cpu")
@@ -30,7 +31,9 @@ def by_kernels(level: str) -> Callable[..., tuple[Tensor, ...]]:
     return linears
 
 
-FORMS = [cpu.linears, cuda.linears, *map(by_kernels, LEVELS)]
+# Triton's kernels run here in its interpreter; `test_grouped` is where they meet a GPU.
+INTERPRETED = [grouped_cuda.linears] if DEVICE == "cpu" else []
+FORMS = [cpu.linears, cuda.linears, *INTERPRETED, *map(by_kernels, LEVELS)]
 OUTS = (12, 8, 8)
 FAN_IN = 16
 
