@@ -106,14 +106,7 @@ class SegmentGraphs:
             _form(pool, window, positions) for pool, window in zip(model.pools, model.windows, strict=True)
         )
         self._banks = tuple(tuple(bank for bank in segment.banks if _is_plain(bank)) for segment in model.segments)
-        self._uses = tuple(
-            {chain: (number, slot) for number, bank in enumerate(banks) for chain, slot in bank.slots.items()}
-            for banks in self._banks
-        )
-        self._others = tuple(
-            frozenset(chain for bank in segment.banks if not _is_plain(bank) for chain in bank.slots)
-            for segment in model.segments
-        )
+        self._others = tuple(tuple(bank for bank in segment.banks if not _is_plain(bank)) for segment in model.segments)
         self._refused = {n: why for n, own in enumerate(model.segments) if (why := _refusal(own, model)) is not None}
         size = self._layout(bucket_of(self._most_rows)).size
         self._numbers = torch.zeros(size, dtype=torch.int64, device=device)
@@ -128,7 +121,7 @@ class SegmentGraphs:
         if why is not None:
             return why
         count, bucket = len(batch.rows), bucket_of(len(batch.rows))
-        sided = any(rows[i].chain in self._uses[number] for i in batch.rows)
+        sided = any(rows[i].chain in bank.slots for bank in self._banks[number] for i in batch.rows)
         key = number, bucket, sided
         self._fill(batch, rows, bucket)
         before = states() if reads_states(self._model.segments[number]) else None
@@ -154,7 +147,7 @@ class SegmentGraphs:
             return "more rows than are recorded"
         if number in self._refused:
             return self._refused[number]
-        if self._others[number] and any(rows[i].chain in self._others[number] for i in batch.rows):
+        if any(rows[i].chain in bank.slots for bank in self._others[number] for i in batch.rows):
             return "fine-tunes that are not of low rank alone"
         return None
 
@@ -181,7 +174,7 @@ class SegmentGraphs:
             token=row.tokens[0],
             position=row.start,
             pages=tuple(row.pages[places[g]] if g in places else None for g in range(len(self._groups))),
-            uses=tuple(uses.get(row.chain) for uses in self._uses),
+            uses=tuple(_use(banks, row.chain) for banks in self._banks),
         )
 
     def _record(self, key: tuple[int, int, bool], before: Tensor | None) -> _Recorded:
@@ -257,6 +250,11 @@ def _is_plain(bank: Bank) -> bool:
         isinstance(own, SideWeights) and own.low_rank is not None and not own.in_scales and not own.outputs
         for own in bank.weights.values()
     )
+
+
+def _use(banks: Sequence[Bank], chain: int) -> tuple[int, int] | None:
+    """Bank and slot of a chain, as they are now: fine-tunes may take turns in slots."""
+    return next(((number, bank.slots[chain]) for number, bank in enumerate(banks) if chain in bank.slots), None)
 
 
 def _refusal(segment: LoadedSegment, model: LoadedModel) -> str | None:

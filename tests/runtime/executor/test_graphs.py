@@ -21,6 +21,7 @@ from blockc_runtime.kv.pool import kv_pools
 from blockc_runtime.ops.attention import paged_cuda
 from blockc_runtime.ops.linear import grouped_cuda
 from blockc_runtime.ops.table import op_table
+from blockc_runtime.step import SlotFill
 from tests.runtime.executor.driver import Driver, Sequence_, new_zoo
 from tests.runtime.executor.models import gpt2_spec, llama_spec, make_gpt2, make_llama
 from tests.runtime.executor.plans import ModelSpec, Part, PlanBuilder, Term
@@ -109,6 +110,40 @@ def test_rows_come_and_go_and_each_keeps_its_fine_tune(tmp_path: Path, tuned: li
         assert (counts.launches, counts.replays, counts.op_by_op) == (3, 3, ())
     # (bucket 4 and 2 with sides, bucket 1 without) of three segments; of the first segment nobody's side is in use.
     assert recorder.recorded == 9
+    for sequence, prompt in zip(sequences, prompts, strict=True):
+        check(sequence, prompt, tuned)
+
+
+@pytest.mark.usefixtures("cuda_ops")
+def test_fine_tunes_that_take_turns_in_a_slot(tmp_path: Path) -> None:
+    """One graph, one slot: what is in the slot when it is replayed counts, not when it was recorded."""
+    tuned = [make_lora(seed, rank=8, targets=ALL) for seed in range(2)]
+    builder = PlanBuilder(new_zoo(tmp_path / "zoo"), pages=60)
+    builder.add(llama_spec(make_llama()), sides=((), *map(terms_of, tuned)))
+    plan = builder.build()
+    limited = plan.model_copy(
+        update={
+            "chains": tuple(chain.model_copy(update={"bank": 0 if chain.sides else None}) for chain in plan.chains),
+            "instances": (plan.instances[0].model_copy(update={"side_slots": {0: 1}}),),
+        }
+    )
+    recorder = recorder_here()
+    driver = Driver(limited, builder.zoo)
+    driver.executor = TorchExecutor(
+        limited, builder.zoo, device=DEVICE, logits_tap=driver._tap, recorder=lambda device: recorder
+    )
+    prompts = [[7, 8, 9], [1, 2]]
+    sequences = [driver.start(chain, prompt) for chain, prompt in enumerate(prompts, 1)]
+    (refused,) = driver.step([driver.row(sequences[0], 1)])
+    assert refused.fault is not None
+    assert refused.fault.message == "its fine-tune is in no slot"
+    for turn in (0, 1, 0, 1):
+        driver.fills = (SlotFill(chain=turn + 1, slot=0),)
+        if not sequences[turn].cached:
+            driver.advance([(sequences[turn], len(prompts[turn]))])
+        decode(driver, [sequences[turn]])
+        assert driver.executor.counts.replays == 1
+    assert recorder.recorded == 1
     for sequence, prompt in zip(sequences, prompts, strict=True):
         check(sequence, prompt, tuned)
 
