@@ -22,6 +22,9 @@ from blockc_runtime.scheduler.live_request import LiveRequest
 from blockc_runtime.scheduler.residents import Residents
 from blockc_runtime.step import Fault, Row, RowResult, Step, StepResult
 
+# For apps without a target.
+_LENIENT_TTFT_S = 10.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauges:
@@ -121,7 +124,6 @@ class Scheduler:
 
     def admit(self, request: Request, now_s: float = 0.0) -> tuple[Event, ...]:
         """Queue a request; its end, if it can never run. Raises ValueError if the id is in use."""
-        del now_s  # deadlines will want it
         if request.id in self._live:
             raise ValueError(f"request {request.id!r} is here already")
         problem = self._problem(request)
@@ -135,6 +137,7 @@ class Scheduler:
             request=request,
             tenant=self._limits.tenants[request.app],
             arrival=self._arrivals,
+            due_s=now_s + self._target_s(request.app),
             limit_tokens=self._longest(request),
             tokens=tokens,
             prefix=Prefix(request.isolation_group, tokens),
@@ -222,6 +225,11 @@ class Scheduler:
             return f"{self._max_waiting} requests are waiting already"
         return None
 
+    def _target_s(self, app: int) -> float:
+        """How long after its arrival the first token of a request is due."""
+        target_s = self._limits.ttft_targets_s[app] if self._limits.ttft_targets_s else None
+        return _LENIENT_TTFT_S if target_s is None else target_s
+
     def _longest(self, request: Request) -> int:
         """Virtual tokens, prompt and all tokens that may still come."""
         wanted = len(request.prompt) + max(1, request.max_tokens - request.emitted)
@@ -290,7 +298,7 @@ class Scheduler:
         if not outcome.tokens:
             return
         item.tokens.extend(outcome.tokens)
-        self._queue.charge(item.tenant, output_tokens=len(outcome.tokens))
+        self._queue.charge(item.tenant, output_tokens=len(outcome.tokens), logprobs=len(outcome.logprobs))
         events.append(TokensEvent(request=item.id, tokens=outcome.tokens, logprobs=outcome.logprobs))
         if outcome.tokens[-1] in item.request.stop_token_ids:
             events.append(self._finish(item, "stop"))
