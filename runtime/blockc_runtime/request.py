@@ -49,7 +49,8 @@ class Request:
 
     ``prompt`` holds prompt tokens followed by ``emitted`` tokens that an earlier engine already produced (a restart
     goes on where it was): output indices start at ``emitted`` and ``max_tokens`` counts them. ``priority``: among the
-    tenant's own requests, the lowest first.
+    tenant's own requests, the lowest first. ``session``: a name within the isolation group, empty for none, whose pages
+    are kept for ``keep_s`` once the request has ended well.
     """
 
     id: str
@@ -62,6 +63,8 @@ class Request:
     stop_token_ids: tuple[int, ...]
     sampling: Sampling
     priority: int = 0
+    session: str = ""
+    keep_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

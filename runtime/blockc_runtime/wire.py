@@ -254,6 +254,8 @@ _REQUEST = _record(
     stop_token_ids=_INTS,
     sampling=_SAMPLING,
     priority=_INT,
+    session=_STR,
+    keep_s=_FLOAT,
 )
 _LOGPROBS = _many(_record(TokenLogprob, logprob=_FLOAT, top=_many(_Codec(None, _pair))))
 _TOKENS_EVENT = _record(TokensEvent, request=_STR, tokens=_INTS, logprobs=_LOGPROBS)

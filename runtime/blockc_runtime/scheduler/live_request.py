@@ -40,6 +40,7 @@ class LiveRequest:
     charged: int = 0  # of virtual tokens and prompt; once: preemption is not its tenant's doing
     step: int | None = None  # the step in flight that has a row of it
     losses: int = 0  # workers lost under it
+    pauses: bool = False  # it ended well, and its session's pages are to be kept
 
     @property
     def order(self) -> Order:

@@ -43,7 +43,7 @@ samplings = st.builds(
 )  # fmt: skip
 requests = st.builds(
     Request, id=texts, app=ids, chain=ids, isolation_group=texts, prompt=token_tuples, emitted=ids,
-    max_tokens=ids, stop_token_ids=token_tuples, sampling=samplings, priority=ids,
+    max_tokens=ids, stop_token_ids=token_tuples, sampling=samplings, priority=ids, session=texts, keep_s=floats,
 )  # fmt: skip
 logprobs = many(st.builds(TokenLogprob, logprob=floats, top=many(st.tuples(ids, floats))))
 token_events = st.builds(TokensEvent, request=texts, tokens=token_tuples, logprobs=logprobs)
