@@ -29,7 +29,8 @@ class DeviceRates:
     """What is counted on, of one device or of a whole cell.
 
     ``block_s``, ``row_s``, ``step_s``: constants for each block launched, row, and step. ``reduce_s`` and
-    ``reduce_bytes_per_s``: of adding up hidden states over a cell; 0 and None for a device alone.
+    ``reduce_bytes_per_s``: of adding up hidden states over a cell; 0 and None for a device alone. ``sides`` and
+    ``attention``: (operations, bytes) a second of fine-tunes and of attention, where they differ from all else.
     """
 
     flops_per_s: float
@@ -39,6 +40,18 @@ class DeviceRates:
     step_s: float = STEP_S
     reduce_s: float = 0.0
     reduce_bytes_per_s: float | None = None
+    sides: tuple[float, float] | None = None
+    attention: tuple[float, float] | None = None
+
+    @property
+    def side_rates(self) -> tuple[float, float]:
+        """Operations and bytes a second of fine-tunes."""
+        return self.sides or (self.flops_per_s, self.bytes_per_s)
+
+    @property
+    def attention_rates(self) -> tuple[float, float]:
+        """Operations and bytes a second of attention."""
+        return self.attention or (self.flops_per_s, self.bytes_per_s)
 
 
 def catalogue_rates(kind: DeviceKind) -> DeviceRates | None:
@@ -61,6 +74,8 @@ def slower(rates: DeviceRates, factor: float) -> DeviceRates:
         step_s=rates.step_s * factor,
         reduce_s=rates.reduce_s * factor,
         reduce_bytes_per_s=None if reduce_rate is None else reduce_rate / factor,
+        sides=_scaled(rates.sides, 1 / factor),
+        attention=_scaled(rates.attention, 1 / factor),
     )
 
 
@@ -78,6 +93,12 @@ def cell_rates(rates: DeviceRates, *, width: int, link_bytes_per_s: float | None
         rates,
         flops_per_s=rates.flops_per_s * gain,
         bytes_per_s=rates.bytes_per_s * gain,
+        sides=_scaled(rates.sides, gain),
+        attention=_scaled(rates.attention, gain),
         reduce_s=LINK_LATENCY_S,
         reduce_bytes_per_s=link_bytes_per_s * width / (2 * (width - 1)),
     )
+
+
+def _scaled(pair: tuple[float, float] | None, factor: float) -> tuple[float, float] | None:
+    return None if pair is None else (pair[0] * factor, pair[1] * factor)
