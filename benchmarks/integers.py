@@ -20,8 +20,8 @@ from torch import Tensor
 from benchmarks.pairs import paired, text_of, write
 from blockc.delta.integers import quantize
 from blockc_runtime.ops.integers import IntegerMatrix
+from blockc_runtime.ops.linear.by_kernel import kernel_weights
 from blockc_runtime.ops.linear.integers import IntegerWeights
-from blockc_runtime.ops.linear.tiles import TileWeights, tiles
 from blockc_runtime.ops.linear.weights import DenseWeights, LinearWeights, PackedWeights, packs
 
 OUT, IN = 11008, 4096
@@ -38,7 +38,7 @@ def integers(value: Tensor, bits: int, group: int, device: str) -> IntegerWeight
 def dense(value: Tensor, device: str) -> LinearWeights:
     own = value.bfloat16().to(device)
     on = torch.device(device)
-    form = TileWeights if tiles(own.dtype, on) else PackedWeights if packs(own.dtype, on) else DenseWeights
+    form = kernel_weights(own.dtype, on) or (PackedWeights if packs(own.dtype, on) else DenseWeights)
     return form([own], [None])
 
 

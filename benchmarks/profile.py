@@ -37,7 +37,7 @@ from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.limits import engine_limits
 from blockc_runtime.memory import before_loading, before_serving
 from blockc_runtime.native import library
-from blockc_runtime.ops.linear import tiles, weights
+from blockc_runtime.ops.linear import by_kernel, weights
 from blockc_runtime.request import Request, Sampling
 from blockc_runtime.scheduler import Scheduler
 
@@ -81,7 +81,7 @@ def watched(clock: Clock) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(model, "op_table", op_table))
-        for kind in (tiles.TileWeights, weights.PackedWeights, weights.DenseWeights, weights.JoinedWeights):
+        for kind in (by_kernel.KernelWeights, weights.PackedWeights, weights.DenseWeights, weights.JoinedWeights):
             stack.enter_context(patch.object(kind, "__call__", clock.around("products", kind.__call__)))
         stack.enter_context(patch.object(launch, "draw", clock.around("sampling", launch.draw)))
         yield

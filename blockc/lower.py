@@ -15,7 +15,7 @@ from blockc.evaluate import Agreement, Probe
 from blockc.graph import Block, Chain, ModelPath
 from blockc.ir import canonical_json, format_structure, json_digest
 from blockc.merge import Merge
-from blockc.place import Placement, tenant_entries
+from blockc.place import Placement, chain_banks, tenant_entries
 from blockc.plan import (
     FORMAT_VERSION,
     AgreementEntry,
@@ -66,7 +66,8 @@ def lower(
     """Write the plan. ``parameters``: of each full model. ``zoo`` None: for the target ``sim``."""
     structures = {block.structure_digest: format_structure(block.structure) for block in graph.blocks.values()}
     groups = kv_group_entries(deployment, graph)
-    chains = tuple(_chain(graph, index, zoo) for index in range(len(graph.chains)))
+    banks = chain_banks(deployment, graph)
+    chains = tuple(_chain(graph, index, banks[index], zoo) for index in range(len(graph.chains)))
     return ExecutionPlan(
         compiler=f"blockc {__version__}",
         spec_digest=deployment.digest,
@@ -151,7 +152,7 @@ def side_kinds(chain: Chain) -> tuple[str, ...]:
     return tuple(sorted(kinds))
 
 
-def _chain(graph: UnifiedGraph, index: int, zoo: Zoo | None) -> ChainEntry:
+def _chain(graph: UnifiedGraph, index: int, bank: int | None, zoo: Zoo | None) -> ChainEntry:
     chain = graph.chains[index]
     manifest = None
     if chain.sides and zoo is None:
@@ -164,6 +165,7 @@ def _chain(graph: UnifiedGraph, index: int, zoo: Zoo | None) -> ChainEntry:
         sides=manifest,
         side_kinds=side_kinds(chain),
         side_rank=max((side.rank for side in chain.sides), default=0),
+        bank=bank,
         segments=graph.segments_of[index],
         kv=tuple(
             ChainKvEntry(

@@ -5,16 +5,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.device import DEVICE
+from tests.support.triton_interpreter import interpret
 
 if DEVICE == "cpu":
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anybody imports Triton: kernels run in its interpreter
+    interpret()
 
 GOLDEN = Path(__file__).parent / "golden"
 

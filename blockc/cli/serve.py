@@ -7,11 +7,15 @@ stderr. Ends at SIGTERM or Ctrl-C: what is running is finished first, for ``--dr
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from blockc.cli.options import PlanArgument, ZooOption, zoo_of
+
+if TYPE_CHECKING:
+    from blockc.plan import ExecutionPlan
+    from blockc.render.page import Page
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +45,9 @@ def serve(
 ) -> None:
     """Serve a plan over HTTP."""
     import sys
+    from functools import partial
 
+    from blockc.plan import load_plan
     from blockc_runtime.server.serve import ServeOptions
     from blockc_runtime.server.serve import serve as run
 
@@ -56,9 +62,17 @@ def serve(
         executor=executor,
         null_step_s=null_step,
         drain_s=drain,
+        make_page=partial(_page, load_plan(plan)),
     )
     run(
         options,
         ready=lambda url: print(f"serving on {url}", flush=True),
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
+
+
+def _page(plan: ExecutionPlan) -> Page:
+    """What ``/ui`` shows. It is made when it is first asked for: serving does not wait for it."""
+    from blockc.render.page import render_page
+
+    return render_page(plan, live=True)

@@ -1,11 +1,13 @@
 """``blockc viz PLAN`` shows a plan: devices, segments, who shares what, memory; and every level below it.
 
-In: a plan; for the sides of chains also its zoo. Out: text on stdout, or one document.
+In: a plan; for the sides of chains also its zoo; another plan to compare with. Out: text on stdout, one document, or
+with ``--format`` a page, a picture or a diagram, in a file or on stdout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +19,15 @@ if TYPE_CHECKING:
     from blockc.plan import ExecutionPlan, SideManifest
 
 _LEVELS = ("plan", "segments", "chains", "graph", "structures")
+
+
+class Format(StrEnum):
+    """What a plan is shown as."""
+
+    text = "text"
+    html = "html"
+    svg = "svg"
+    mermaid = "mermaid"
 
 
 def register(app: typer.Typer) -> None:
@@ -34,26 +45,90 @@ def viz(
             help="What to show: plan (if not given), segments, chains, graph, structures, or all; may be repeated.",
         ),
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="OLD", help="An older plan: show what PLAN changes of it (text and html)."),
+    ] = None,
+    format_: Annotated[
+        Format,
+        typer.Option(
+            "--format", help="`html` is one page with every view, `svg` the devices, `mermaid` a chart for Markdown."
+        ),
+    ] = Format.text,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there, not to stdout.")
+    ] = None,
     zoo: ZooOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a plan places where, and what it shares."""
-    import sys
-
     from blockc.cli.report import print_document, reporting
     from blockc.plan import load_plan
 
     levels = _levels(show)
+    _check_usage(format_, show=show, against=against, output=output, as_json=as_json)
     with reporting("viz", as_json=as_json):
         loaded = load_plan(plan)
+        old = None if against is None else load_plan(against)
         manifests = _manifests(loaded, zoo, plan) if "chains" in levels else {}
     if as_json:
         print_document("viz", ok=True, **_document(loaded, levels, manifests))
+    elif format_ is Format.text:
+        _put("\n".join(_texts(loaded, old, levels if show or old is None else [], manifests)), output)
+    else:
+        _put(_drawn(format_, loaded, old), output)
+
+
+def _check_usage(
+    format_: Format, *, show: list[str] | None, against: Path | None, output: Path | None, as_json: bool
+) -> None:
+    if format_ is not Format.text and (show or as_json):
+        raise typer.BadParameter(f"{format_} has no levels and is no JSON", param_hint="--format")
+    if against is not None and (as_json or format_ in (Format.svg, Format.mermaid)):
+        raise typer.BadParameter("two plans are compared as text or html", param_hint="--against")
+    if output is not None and as_json:
+        raise typer.BadParameter("JSON goes to stdout", param_hint="--output")
+
+
+def _texts(
+    plan: ExecutionPlan, old: ExecutionPlan | None, levels: list[str], manifests: Mapping[str, SideManifest]
+) -> list[str]:
+    from blockc.render.change import change_text
+    from blockc.render.facts import facts_of
+
+    compared = [] if old is None else [change_text(facts_of(plan), facts_of(old))]
+    return compared + [_renderers(manifests)[level](plan) for level in levels]
+
+
+def _drawn(format_: Format, plan: ExecutionPlan, old: ExecutionPlan | None) -> str:
+    from blockc.render.mermaid import render_mermaid
+    from blockc.render.page import render_page, render_svg
+
+    match format_:
+        case Format.svg:
+            return render_svg(plan)
+        case Format.mermaid:
+            return render_mermaid(plan)
+        case _:
+            return render_page(plan, against=old).html
+
+
+def _put(text: str, output: Path | None) -> None:
+    """Raises `DiagnosticError` (BC003) if the file cannot be written."""
+    import sys
+
+    from blockc.diag import DiagnosticError, Diagnostics
+
+    if output is None:
+        encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+        print(text if encoding in ("utf8", "utf16") else text.encode("ascii", "backslashreplace").decode(), end="")
         return
-    texts = [_renderers(manifests)[level](loaded) for level in levels]
-    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    text = "\n".join(texts)
-    print(text if encoding in ("utf8", "utf16") else text.encode("ascii", "backslashreplace").decode(), end="")
+    try:
+        output.write_text(text, encoding="utf-8", newline="")
+    except OSError as error:
+        diags = Diagnostics()
+        diags.report("BC003", f"cannot write {output}: {error.strerror}", help="name another file with `-o`")
+        raise DiagnosticError(diags) from error
 
 
 def _levels(show: list[str] | None) -> list[str]:

@@ -21,6 +21,8 @@ from blockc.ir.tensor import DTYPE_BYTES, QuantizedRef, TensorRef
 ALIGNMENT_BYTES: Final = 512
 # Rows and columns of a matrix reordered for its multiplication are padded to the width of a kernel's tile.
 TILE: Final = 64
+# Fine-tunes that wait in memory for a slot of their bank, where not all of them have one.
+READ_AHEAD: Final = 2
 # Ranks are padded to a power of two from here on, so that fine-tunes of similar rank are stacked in one bank.
 SMALLEST_RANK: Final = 8
 # Scales of integers: as one kernel reads them, beside a shift, and as another does.

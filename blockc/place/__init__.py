@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blockc.place.count import place_problem
+from blockc.place.count import chain_banks, place_problem
 from blockc.place.place import Placement, place
 from blockc.place.problem import (
     PlaceChain,
@@ -22,6 +22,7 @@ __all__ = [
     "PlaceProblem",
     "PlaceSegment",
     "Placement",
+    "chain_banks",
     "place",
     "place_problem",
     "tenant_entries",

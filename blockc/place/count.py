@@ -12,6 +12,7 @@ from functools import cache, partial
 
 from blockc.graph import Block, Chain, ModelPath
 from blockc.ir import Bound, TensorRef
+from blockc.ir.banks import Signature, signature
 from blockc.ir.layout import KERNEL_BYTES, activation_bytes, block_tensors, chain_sides_bytes, kernel_count
 from blockc.ir.tensor import DTYPE_BYTES
 from blockc.place.problem import (
@@ -82,6 +83,8 @@ def place_problem(
             if expect.memory_below_bytes is not None
         ),
         cluster_span=deployment.cluster.span,
+        sides_limit_bytes=deployment.policy.sides_limit_bytes,
+        sides_limit_span=deployment.policy.sides_limit_span,
     )
 
 
@@ -149,22 +152,46 @@ def _chains(deployment: Deployment, graph: UnifiedGraph) -> tuple[PlaceChain, ..
             rates[index] = rates.get(index, Fraction(0)) + app.traffic.rate_rps
         if app.model not in models.setdefault(index, []):
             models[index].append(app.model)
+    banks = chain_banks(deployment, graph)
+    slots = _slot_bytes(graph, banks)
     return tuple(
         PlaceChain(
             label=models[index][0],
             segments=graph.segments_of[index],
             groups=graph.groups_of[index],
-            side_bytes=_sides_bytes(chain),
+            side_bytes=slots[index],
             max_model_len=chain.path.max_model_len,
             rate_rps=rates.get(index),
             span=spans[models[index][0]],
+            bank=banks[index],
         )
         for index, chain in enumerate(graph.chains)
     )
 
 
-def _sides_bytes(chain: Chain) -> int:
-    return chain_sides_bytes(chain.sides, dtype=chain.path.dtype)
+def chain_banks(deployment: Deployment, graph: UnifiedGraph) -> tuple[int | None, ...]:
+    """The bank of each chain, where sides are limited: chains on one path, alike in what is done where."""
+    if deployment.policy.sides_limit_bytes is None:
+        return (None,) * len(graph.chains)
+    numbers: dict[tuple[str, Signature], int] = {}
+    return tuple(
+        numbers.setdefault(
+            (chain.path.digest, signature({(side.site.occurrence, side.site.name): side for side in chain.sides})),
+            len(numbers),
+        )
+        if chain.sides
+        else None
+        for chain in graph.chains
+    )
+
+
+def _slot_bytes(graph: UnifiedGraph, banks: Sequence[int | None]) -> tuple[int, ...]:
+    """Bytes of each chain's sides; in a bank those of its largest, since any may come into any slot."""
+    own = [chain_sides_bytes(chain.sides, dtype=chain.path.dtype) for chain in graph.chains]
+    most: dict[int | None, int] = {}
+    for bank, nbytes in zip(banks, own, strict=True):
+        most[bank] = max(most.get(bank, 0), nbytes)
+    return tuple(nbytes if bank is None else most[bank] for bank, nbytes in zip(banks, own, strict=True))
 
 
 def _prelude(path: ModelPath) -> list[Block]:

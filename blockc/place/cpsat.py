@@ -166,9 +166,7 @@ class _Model:
 
     def _memory(self, device: int) -> Any:
         """The device's least layout as an expression, kept below what it offers."""
-        terms: list[Any] = [
-            self._units(chain.side_bytes) * self.x[c][device] for c, chain in enumerate(self.problem.chains)
-        ]
+        terms: list[Any] = [self._sides(device)]
         for number, bundle in enumerate(self.sizes.bundles):
             resident = self.model.new_bool_var(f"bundle{number}_{device}")
             for chain in sorted(bundle.chains):
@@ -189,6 +187,17 @@ class _Model:
             used <= max(-1, self.problem.devices[device].offered_bytes // self.unit_bytes) * self.use[device]
         )
         return used
+
+    def _sides(self, device: int) -> Any:
+        """What is resident of the sides of the device's chains."""
+        sides = [self._units(chain.side_bytes) for chain in self.problem.chains]
+        total = sum(nbytes * self.x[c][device] for c, nbytes in enumerate(sides))
+        limit = self.problem.sides_limit_bytes
+        if limit is None or sum(sides) <= self._units(limit):
+            return total
+        resident = self.model.new_int_var(0, self._units(limit), f"sides_{device}")
+        self.model.add_min_equality(resident, [total, self._units(limit)])
+        return resident
 
     def _maximum(self, amounts: Sequence[tuple[int, int]], device: int, name: str) -> Any:
         """The largest amount of bytes that a chain on the device asks for: one literal per distinct step."""

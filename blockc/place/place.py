@@ -19,6 +19,7 @@ from blockc.place.greedy import greedy
 from blockc.place.pages import share_pages
 from blockc.place.problem import PlaceProblem
 from blockc.place.sizes import Sizes
+from blockc.place.slots import check_slots, share_slots, slot_bytes
 from blockc.plan import BaselineEntry, InstanceEntry, MemoryEntry, RouteEntry, SolverEntry
 
 
@@ -35,6 +36,8 @@ class Placement:
 
 def place(problem: PlaceProblem, *, diags: Diagnostics) -> Placement | None:
     """Place all chains. None exactly if an error was reported (BC401, BC402)."""
+    if not check_slots(problem, diags):
+        return None
     views = Views(problem=problem)
     found = _assign(views)
     if found.solution.assignment is None:
@@ -119,6 +122,7 @@ def _placement(views: Views, found: _Found) -> Placement:
                 chains=tuple(chains),
                 max_rows=problem.max_rows,
                 kv_pages=pages,
+                side_slots=share_slots(sizes.problem, chains),
             )
         )
     return Placement(
@@ -141,7 +145,7 @@ def _memory(sizes: Sizes, device: int, chains: list[int], pages: dict[int, int])
     return MemoryEntry(
         device=device,
         weights_bytes=used.weights_bytes,
-        sides_bytes=used.sides_bytes,
+        sides_bytes=slot_bytes(sizes.problem, chains, share_slots(sizes.problem, chains)),
         kv_bytes=used.kv_bytes,
         workspace_bytes=used.workspace_bytes,
         reserve_bytes=used.reserve_bytes,

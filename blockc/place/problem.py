@@ -48,7 +48,11 @@ class PlaceGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceChain:
-    """A model version. ``label``: how the spec calls it; ``rate_rps``: expected requests of all its apps, if known."""
+    """A model version. ``label``: how the spec calls it; ``rate_rps``: expected requests of all its apps, if known.
+
+    ``bank``: number of the bank whose slots it shares with chains alike; ``side_bytes`` are then those of a slot. None:
+    without sides, or where those of all chains stay resident.
+    """
 
     label: str
     segments: tuple[int, ...]
@@ -57,6 +61,7 @@ class PlaceChain:
     max_model_len: int
     rate_rps: Fraction | None = None
     span: Span | None = None
+    bank: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +78,8 @@ class PlaceProblem:
 
     ``pm_bytes``, ``ps_bytes``, ``ours_bytes``: weights with every app's model on its own, with every full model on its
     own and adapters on it, and with every tensor once. ``spare_bytes``: by how much each chain's hungriest block
-    exceeds those with attention. ``cluster_span``: where the devices are declared.
+    exceeds those with attention. ``cluster_span``: where the devices are declared. ``sides_limit_bytes``: what sides
+    may take of a device; those that do not fit wait in the zoo.
     """
 
     devices: tuple[PlaceDevice, ...]
@@ -89,3 +95,5 @@ class PlaceProblem:
     expect: tuple[PlaceExpect, ...] = ()
     cluster_span: Span | None = None
     spare_bytes: int = 0
+    sides_limit_bytes: int | None = None
+    sides_limit_span: Span | None = None

@@ -38,6 +38,10 @@ class Sizes:
         used = {bundle for chain in chains for bundle in self.bundles_of[chain]}
         return sum(self.bundles[index].nbytes for index in used)
 
+    def sides_bytes(self, chains: Iterable[int]) -> int:
+        """Bytes of the sides of these chains that are resident at once, at most."""
+        return limited(sum(self.problem.chains[chain].side_bytes for chain in chains), self.problem)
+
     def least_pages(self, chains: Iterable[int]) -> dict[int, int]:
         """For each KV group of these chains the pages of the longest single sequence."""
         least: dict[int, int] = {}
@@ -52,7 +56,7 @@ class Sizes:
         pools = [kv_pages(groups[group], count) for group, count in pages.items()]
         return Layout(
             weights_bytes=self.weights_bytes(chains),
-            sides_bytes=sum(self.problem.chains[chain].side_bytes for chain in chains),
+            sides_bytes=self.sides_bytes(chains),
             kv_bytes=sum(pool.pages * pool.page_bytes for pool in pools),
             workspace_bytes=max((self.activation_bytes[chain] for chain in chains), default=0)
             + gather_bytes(pools, spare_bytes=self.problem.spare_bytes),
@@ -64,6 +68,12 @@ class Sizes:
         return self.layout(chains, self.least_pages(chains), reserve_bytes=0)
 
 
+def limited(sides_bytes: int, problem: PlaceProblem) -> int:
+    """What of sides of that size is resident at once, at most."""
+    limit = problem.sides_limit_bytes
+    return sides_bytes if limit is None else min(limit, sides_bytes)
+
+
 class Load:
     """The least layout of a growing set of chains, kept up to date in time proportional to the chain that is added."""
 
@@ -72,38 +82,42 @@ class Load:
         self._bundles: set[int] = set()
         self._pages: dict[int, int] = {}
         self._kv_bytes = 0
-        self._fixed_bytes = 0  # weights and sides
+        self._weights_bytes = 0
+        self._sides_bytes = 0  # of all, resident or not
         self._activation_bytes = 0
         self._gather_bytes = 0
 
     @property
     def used_bytes(self) -> int:
         """Equals ``Sizes.least`` of the chains."""
-        return self._fixed_bytes + self._kv_bytes + self._activation_bytes + self._gather_bytes
+        sides = limited(self._sides_bytes, self._sizes.problem)
+        return self._weights_bytes + sides + self._kv_bytes + self._activation_bytes + self._gather_bytes
 
     def used_with(self, chain: int) -> int:
         """What ``used_bytes`` would be with one more chain."""
-        return sum(self._parts_with(chain))
+        weights, sides, *others = self._parts_with(chain)
+        return weights + limited(sides, self._sizes.problem) + sum(others)
 
     def add(self, chain: int) -> None:
         """Take a chain in."""
         sizes = self._sizes
         parts = self._parts_with(chain)
-        self._fixed_bytes, self._kv_bytes, self._activation_bytes, self._gather_bytes = parts
+        self._weights_bytes, self._sides_bytes, self._kv_bytes, self._activation_bytes, self._gather_bytes = parts
         self._bundles.update(sizes.bundles_of[chain])
         for group, pages in sizes.pages[chain].items():
             self._pages[group] = max(self._pages.get(group, 0), pages)
 
-    def _parts_with(self, chain: int) -> tuple[int, int, int, int]:
+    def _parts_with(self, chain: int) -> tuple[int, int, int, int, int]:
         sizes = self._sizes
-        fixed = self._fixed_bytes + sizes.problem.chains[chain].side_bytes
-        fixed += sum(sizes.bundles[index].nbytes for index in sizes.bundles_of[chain] if index not in self._bundles)
+        sides = self._sides_bytes + sizes.problem.chains[chain].side_bytes
+        weights = self._weights_bytes
+        weights += sum(sizes.bundles[index].nbytes for index in sizes.bundles_of[chain] if index not in self._bundles)
         kv, gather = self._kv_bytes, self._gather_bytes
         for group, pages in sizes.pages[chain].items():
             pool = kv_pages(sizes.problem.groups[group], pages)
             kv += max(0, pages - self._pages.get(group, 0)) * pool.page_bytes
             gather = max(gather, gather_bytes([pool], spare_bytes=sizes.problem.spare_bytes))
-        return fixed, kv, max(self._activation_bytes, sizes.activation_bytes[chain]), gather
+        return weights, sides, kv, max(self._activation_bytes, sizes.activation_bytes[chain]), gather
 
 
 def kv_pages(group: PlaceGroup, pages: int) -> KvPages:

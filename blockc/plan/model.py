@@ -92,6 +92,7 @@ class ChainEntry(_Entry):
     max_model_len: int
     stop_token_ids: tuple[int, ...]
     virtual_tokens: tuple[int, ...] = ()  # stand before every prompt, and no client sees them
+    bank: int | None = None  # of its instance's `side_slots`; None: its sides, if it has any, are always resident
     labels: tuple[str, ...] = ()  # of a model that yields scores of classes: their names, in the order of the scores
 
 
@@ -161,13 +162,18 @@ class LinkEntry(_Entry):
 
 
 class InstanceEntry(_Entry):
-    """A run of segments on devices, with the pages it owns of each KV group."""
+    """A run of segments on devices, with the pages it owns of each KV group.
+
+    ``side_slots``: so many fine-tunes of a bank have their sides in memory at once; a bank that is not named has a slot
+    for each of its own.
+    """
 
     segments: tuple[int, ...]
     devices: tuple[int, ...]
     chains: tuple[int, ...]
     max_rows: int
     kv_pages: dict[int, int]  # KV group -> pages
+    side_slots: dict[int, int] = {}  # bank -> slots
 
 
 class EdgeEntry(_Entry):

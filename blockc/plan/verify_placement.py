@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 
 from blockc.ir.layout import page_share
-from blockc.plan.model import ExecutionPlan, RouteEntry
+from blockc.plan.model import ExecutionPlan, InstanceEntry, RouteEntry
 
 
 def placement_problems(plan: ExecutionPlan) -> Iterator[str]:
@@ -62,9 +62,20 @@ def _instances(plan: ExecutionPlan) -> Iterator[str]:
                 pages = instance.kv_pages.get(entry.group, 0)
                 if pages * plan.kv_groups[entry.group].page_tokens < chain.max_model_len:
                     yield f"{name} has {pages} pages of KV group {entry.group}, too few for chain {number}"
+        yield from _slots(plan, instance, name)
     for edge in plan.edges:
         if not _all_in((edge.source, edge.target), plan.instances):
             yield "an edge joins an instance that is not there"
+
+
+def _slots(plan: ExecutionPlan, instance: InstanceEntry, name: str) -> Iterator[str]:
+    """Every limited bank has slots, and fine-tunes that take turns in them."""
+    banks = {plan.chains[number].bank for number in instance.chains}
+    for bank, slots in instance.side_slots.items():
+        if bank not in banks:
+            yield f"{name} has slots of bank {bank}, which none of its chains uses"
+        if slots < 1:
+            yield f"{name} has no slots of bank {bank}"
 
 
 def _routes(plan: ExecutionPlan) -> Iterator[str]:

@@ -56,6 +56,9 @@ def _placement(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
         yield f"    chains {', '.join(map(str, instance.chains))}"
         for group, pages in instance.kv_pages.items():
             yield f"    KV group {group}: {counted(pages, 'page')}"
+        for bank, slots in instance.side_slots.items():
+            members = sum(problem.chains[chain].bank == bank for chain in instance.chains)
+            yield f"    bank {bank}: {counted(slots, 'slot')} for {counted(members, 'fine-tune')}"
     for route in placement.routes:
         ways = " or ".join(" > ".join(map(str, way)) for way in route.alternatives)
         yield f"  chain {route.chain} runs on instance {ways}"

@@ -92,6 +92,10 @@ def _devices(plan: ExecutionPlan, ascii_only: bool, bar_width: int) -> Iterator[
             ("reserve", memory.reserve_bytes),
         ]
         yield "    " + ", ".join(f"{name} {format_bytes(size)}" for name, size in parts)
+        for instance in plan.instances:
+            if memory.device in instance.devices and instance.side_slots:
+                members = sum(plan.chains[chain].bank in instance.side_slots for chain in instance.chains)
+                yield f"    adapters of {sum(instance.side_slots.values())} of {members} fine-tunes at a time"
     for index, device in enumerate(plan.devices):
         if index not in used:
             yield f"  {printable(device.address)} ({device.kind})  unused"

@@ -194,6 +194,8 @@ class Policy:
     merge: Merging = "never"
     share: Sharing = Sharing()
     share_span: Span | None = field(default=None, compare=False)
+    sides_limit_bytes: int | None = None
+    sides_limit_span: Span | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

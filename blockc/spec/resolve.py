@@ -297,6 +297,7 @@ def _policy(blocks: list[Typed]) -> Policy:
     default = Policy()
     share = policy.get("share")
     batching, kv, solver = policy.one("batching"), policy.one("kv"), policy.one("solver")
+    residency = policy.one("residency")
     return Policy(
         kv_page_tokens=cast("int", kv.get("page")) if kv else default.kv_page_tokens,
         max_batched_tokens=cast("int", batching.get("max_batched_tokens")) if batching else default.max_batched_tokens,
@@ -305,6 +306,8 @@ def _policy(blocks: list[Typed]) -> Policy:
         merge=cast("Merging", policy.get("merge")),
         share=share if isinstance(share, Sharing) else default.share,
         share_span=policy.spans.get("share"),
+        sides_limit_bytes=cast("int | None", residency.get("fine_tunes")) if residency else None,
+        sides_limit_span=residency.spans.get("fine_tunes") if residency else None,
     )
 
 

@@ -387,6 +387,11 @@ KV = Kind(
         ),
     ),
 )
+RESIDENCY = Kind(
+    name="residency",
+    doc="what stays in memory; the rest waits in the zoo until a request needs it",
+    attributes=(_attribute("fine_tunes", _SIZE, "memory of a device for sides; without it, all of them stay"),),
+)
 SOLVER = Kind(
     name="solver",
     doc="how placement is searched for",
@@ -423,7 +428,7 @@ POLICY = Kind(
         _attribute("merge", _MERGE, "private weights for fine-tunes: `auto` where it pays and fits", default="never"),
         _attribute("share", _SHARE, "which blocks count as the same", default="exact"),
     ),
-    blocks=(BATCHING, KV, SOLVER, SPECULATION),
+    blocks=(BATCHING, KV, RESIDENCY, SOLVER, SPECULATION),
 )
 
 EXPECT = Kind(

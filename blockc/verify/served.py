@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +14,11 @@ from blockc.plan import ExecutionPlan
 from blockc.zoo import Zoo
 
 if TYPE_CHECKING:
+    from blockc_runtime.request import Event
     from blockc_runtime.step import Step
+
+# How long to wait for sides that are being read, when nothing else can run.
+_READING_S = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +72,14 @@ def serve_greedily(
     logits: dict[str, list[torch.Tensor]] = {str(index): [] for index in range(len(questions))}
     waiting = list(enumerate(questions))
     now_s = 0.0
+
+    def take(events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, TokensEvent):
+                tokens[event.request] += event.tokens
+            elif isinstance(event, EndEvent) and event.reason == "error":
+                _refuse((event.message,))
+
     while waiting or scheduler.has_work:
         arrived = len(questions) if together else _arrived(now_s)
         while waiting and len(waiting) > len(questions) - arrived:
@@ -80,9 +93,14 @@ def serve_greedily(
                 ),
                 now_s,
             )  # fmt: skip
+        for chain, problem in executor.prefetched():
+            take(scheduler.arrived(chain, problem))
         step = scheduler.schedule(now_s)
+        for chain in scheduler.take_wanted():
+            executor.prefetch(chain)
         now_s += 1.0
         if step is None:
+            time.sleep(_READING_S)
             continue
         on_step(step)
         taps.clear()
@@ -90,11 +108,7 @@ def serve_greedily(
         result = executor.collect()
         for row, drawn in taps:
             logits[step.rows[row].request].append(drawn)
-        for event in scheduler.complete(step, result, now_s):
-            if isinstance(event, TokensEvent):
-                tokens[event.request] += event.tokens
-            elif isinstance(event, EndEvent) and event.reason == "error":
-                _refuse((event.message,))
+        take(scheduler.complete(step, result, now_s))
     executor.close()
     return [
         Answer(tokens=tuple(tokens[key]), logits=torch.cat(logits[key]))

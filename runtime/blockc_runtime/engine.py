@@ -52,7 +52,7 @@ from blockc_runtime.wire import (
 )
 
 _RECEIVE_BYTES = 1 << 18
-_BLOCKED_POLL_S = 0.01
+_BLOCKED_POLL_S = 0.002
 _ORPHAN_GRACE_S = 3.0
 _MESSAGE_CHARS = 4000
 
@@ -63,6 +63,16 @@ class StepScheduler(Protocol):
     @property
     def preemptions(self) -> int:
         """Requests that had to give their pages back, ever."""
+
+    @property
+    def side_loads(self) -> int:
+        """Fine-tunes whose sides were put in a slot, ever."""
+
+    def take_wanted(self) -> Sequence[int]:
+        """Chains whose sides should be read."""
+
+    def arrived(self, chain: int, problem: str | None) -> Sequence[Event]:
+        """The sides of a chain have been read, or cannot be."""
 
     def admit(self, request: Request) -> Sequence[Event]:
         """Queue a request; its end, if it can never run."""
@@ -132,9 +142,11 @@ class Engine:
         executor: Executor,
         pages: PageCounts,
         memory: Callable[[], MemoryUse | None] = lambda: None,
+        name: Callable[[int], str] = "chain {}".format,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._channel = channel
+        self._name = name  # of a chain, for the log
         self._scheduler = scheduler
         self._executor = executor
         self._pages = pages
@@ -150,13 +162,22 @@ class Engine:
         """Serve until told to end. Raises `ServerGoneError` when the server closes the socket."""
         wait_s: float | None = 0.0
         while not self._take_messages(wait_s):
+            self._take_prefetched()
             step = self._scheduler.schedule(self._clock())
+            for chain in self._scheduler.take_wanted():
+                self._executor.prefetch(chain)
             wait_s = self._idle_s() if step is None else 0.0
             if step is not None:
                 self._executor.submit(step)
                 result = self._collect()
                 events = self._scheduler.complete(step, result, self._clock())
                 self._emit(step, events)
+
+    def _take_prefetched(self) -> None:
+        for chain, problem in self._executor.prefetched():
+            if problem is not None:
+                print(f"{self._name(chain)} cannot be served: {problem}", flush=True)
+            self._end(self._scheduler.arrived(chain, problem))
 
     def close(self) -> None:
         """Free what the executor holds."""
@@ -242,6 +263,7 @@ class Engine:
             unfinished=len(self._unfinished),
             steps=self._steps,
             preemptions=self._scheduler.preemptions,
+            side_loads=self._scheduler.side_loads,
             pages=tuple(self._pages.usage()),
             memory=self._memory(),
         )
@@ -328,7 +350,11 @@ def load(options: argparse.Namespace, channel: Channel) -> tuple[Engine, Ready]:
     executor, memory = _executor(options, plan)
     limits = engine_limits(plan)
     kv = KvIndex(limits)
-    engine = Engine(channel=channel, scheduler=Scheduler(limits, kv), executor=executor, pages=kv, memory=memory)
+    apps = {app.chain: app.address for app in plan.apps}
+    engine = Engine(
+        channel=channel, scheduler=Scheduler(limits, kv), executor=executor, pages=kv, memory=memory,
+        name=apps.__getitem__,
+    )  # fmt: skip
     before_serving()
     print(f"loaded in {time.monotonic() - began_s:.1f} s", flush=True)
     for line in memory_lines(plan, memory()):
@@ -378,11 +404,13 @@ def _executor(options: argparse.Namespace, plan: ExecutionPlan) -> tuple[Executo
         problems.report("BC905", f"this runtime lacks {', '.join(lacking)}{why if VECTORS in lacking else ''}")
         raise DiagnosticError(problems)
     from blockc_runtime.executor.torch_ import TorchExecutor
-    from blockc_runtime.native.library import describe
+    from blockc_runtime.native import library
+    from blockc_runtime.ops import triton_
 
-    if plan.target == "cpu":
-        print(describe(), flush=True)
+    print(library.describe() if plan.target == "cpu" else triton_.describe(), flush=True)
     executor = TorchExecutor(plan, Zoo(options.zoo), device=plan.target)
+    if plan.target == "cuda":
+        print(f"decode steps: {'recorded graphs' if executor.records else 'launched op by op'}", flush=True)
     for app in plan.apps:
         if app.chain in executor.disabled:
             print(f"{app.address} cannot be served: {executor.disabled[app.chain]}", flush=True)

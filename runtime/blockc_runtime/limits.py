@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from blockc.plan import ExecutionPlan
 
@@ -20,7 +21,8 @@ class GroupLimits:
 class ChainLimits:
     """A chain: its KV groups in layer order with the domain of each, its segments in order, its instance.
 
-    ``virtual_tokens`` stand before every prompt and count toward ``max_model_len``.
+    ``virtual_tokens`` stand before every prompt and count toward ``max_model_len``. ``bank``: whose slots its sides
+    take turns in; None: they are always in memory.
     """
 
     groups: tuple[int, ...]
@@ -29,6 +31,7 @@ class ChainLimits:
     instance: int
     max_model_len: int
     virtual_tokens: tuple[int, ...] = ()
+    bank: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,7 @@ class EngineLimits:
     max_rows: int
     tenants: tuple[int, ...]  # for each app of the plan: index of its tenant
     weights: tuple[float, ...]  # for each tenant
+    bank_slots: Mapping[int, int] = field(default_factory=dict)  # of the banks that chains name
 
 
 def engine_limits(plan: ExecutionPlan) -> EngineLimits:
@@ -52,6 +56,7 @@ def engine_limits(plan: ExecutionPlan) -> EngineLimits:
     for instance in plan.instances:
         for group, count in instance.kv_pages.items():
             pages[group] += count
+    slots = {bank: count for instance in plan.instances for bank, count in instance.side_slots.items()}
     route_of = {route.chain: route.alternatives[0][0] for route in plan.routes}
     return EngineLimits(
         groups=tuple(
@@ -66,6 +71,7 @@ def engine_limits(plan: ExecutionPlan) -> EngineLimits:
                 instance=route_of[index],
                 max_model_len=chain.max_model_len,
                 virtual_tokens=chain.virtual_tokens,
+                bank=chain.bank if chain.bank in slots else None,
             )
             for index, chain in enumerate(plan.chains)
         ),
@@ -74,4 +80,5 @@ def engine_limits(plan: ExecutionPlan) -> EngineLimits:
         max_rows=plan.batching.max_rows,
         tenants=tuple(tenants.index(app.tenant) for app in plan.apps),
         weights=tuple(weights[tenant] for tenant in tenants),
+        bank_slots=slots,
     )

@@ -9,8 +9,26 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Steering:
+    """What changes logits before a draw, given the tokens so far (`steering.py`). Rows without it pay nothing.
+
+    ``logit_bias``: token ids with what is added to their logits. ``stop_token_ids`` are barred from the first
+    ``min_tokens`` outputs. ``grammar``: what the whole output has to follow, as llguidance words it; its end are
+    ``stop_token_ids``.
+    """
+
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    grammar: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn. ``temperature`` 0 is greedy. ``top_k`` 0 and ``top_p`` 1 do not filter.
+    """How tokens are drawn. ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 do not filter.
 
     ``seed`` with the output index determines a draw completely (`sampling.py`), so preemption, restarts and
     batching never change a seeded answer. ``logprobs`` None: none; n: the n likeliest beside the chosen one.
@@ -21,6 +39,8 @@ class Sampling:
     top_k: int = 0
     seed: int = 0
     logprobs: int | None = None
+    min_p: float = 0.0
+    steering: Steering | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,8 @@ of a bfloat16 matmul swaps two near-equal tokens, ranks jump and ids do not.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,10 +31,18 @@ _MORE_CANDIDATES = 16
 _ELEMENTS_AT_ONCE = 1 << 19
 
 
-def sample(logits: Tensor, samplings: Sequence[Sampling], output_indices: Sequence[int]) -> tuple[RowResult, ...]:
+def sample(
+    logits: Tensor,
+    samplings: Sequence[Sampling],
+    output_indices: Sequence[int],
+    *,
+    unsteered: Mapping[int, Tensor] | None = None,
+) -> tuple[RowResult, ...]:
     """Draw one token from each row of ``logits [n, vocab]`` (any floating dtype).
 
-    Minus infinity masks a token. A row with a NaN, with plus infinity or with every token masked yields a fault.
+    ``unsteered``: for rows of ``logits`` that were changed, what the model said (``[vocab]``): log probabilities are
+    the model's. Minus infinity masks a token. A row with a NaN, with plus infinity or with every token masked yields
+    a fault.
     """
     if not len(logits) == len(samplings) == len(output_indices):
         raise ValueError(f"{len(logits)} rows of logits, {len(samplings)} samplings, {len(output_indices)} indices")
@@ -47,7 +56,7 @@ def sample(logits: Tensor, samplings: Sequence[Sampling], output_indices: Sequen
         uniforms = [uniform_bits(samplings[row].seed, output_indices[row]) for row in rows]
         for row, token in zip(rows, _draw(logits[rows], [samplings[row] for row in rows], uniforms), strict=True):
             tokens[row] = token
-    logprobs = _logprobs(logits, samplings, tokens, sound)
+    logprobs = _logprobs(logits, samplings, tokens, sound, unsteered or {})
     return tuple(
         RowResult(tokens=(token,), logprobs=logprobs.get(row, ()))
         if sound[row]
@@ -146,10 +155,15 @@ def _kept(
 
 
 def _weights(values: Tensor, largest: Tensor, samplings: Sequence[Sampling]) -> Tensor:
-    """Unnormalised probabilities as whole numbers, ``[n, width]`` of int64."""
+    """Unnormalised probabilities as whole numbers, ``[n, width]`` of int64; 0 below ``min_p`` of the largest."""
     temperatures = torch.tensor([s.temperature for s in samplings], dtype=torch.float64, device=values.device)
     scaled = values.double().sub_(largest).div_(temperatures[:, None])
-    return scaled.exp_().mul_(_UNIT).round_().long()
+    weights = scaled.exp_().mul_(_UNIT).round_().long()
+    if any(s.min_p > 0 for s in samplings):
+        # The largest weighs exactly one unit, whatever the temperature.
+        least = torch.tensor([math.ceil(s.min_p * _UNIT) for s in samplings], device=values.device)
+        weights.masked_fill_(weights < least[:, None], 0)
+    return weights
 
 
 def _pick(weights: Tensor, uniforms: Sequence[int]) -> list[int]:
@@ -162,7 +176,11 @@ def _pick(weights: Tensor, uniforms: Sequence[int]) -> list[int]:
 
 
 def _logprobs(
-    logits: Tensor, samplings: Sequence[Sampling], tokens: Sequence[int], sound: Sequence[bool]
+    logits: Tensor,
+    samplings: Sequence[Sampling],
+    tokens: Sequence[int],
+    sound: Sequence[bool],
+    unsteered: Mapping[int, Tensor],
 ) -> dict[int, tuple[TokenLogprob]]:
     """Log probabilities of the chosen and the likeliest tokens, before temperature and filters."""
     wanted = [(row, s.logprobs) for row, s in enumerate(samplings) if s.logprobs is not None and sound[row]]
@@ -170,6 +188,9 @@ def _logprobs(
         return {}
     rows = [row for row, _ in wanted]
     own = logits[rows].float()
+    for i, row in enumerate(rows):
+        if row in unsteered:
+            own[i] = unsteered[row]
     norms = own.logsumexp(-1, keepdim=True)
     index = torch.tensor([[tokens[row]] for row in rows], device=logits.device)
     chosen: list[float] = (own.gather(1, index) - norms)[:, 0].tolist()

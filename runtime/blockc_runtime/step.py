@@ -6,6 +6,7 @@ to know of a row is in the row: executors keep weights and pages, and no request
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -20,6 +21,8 @@ class Row:
     chain (in the order of ``ChainEntry.kv``) and covers positions ``0 .. start + len(tokens) - 1``; a page in it may
     be None where a window has passed it. ``samples``: for how many trailing tokens logits are needed (0: the chunk
     does not reach the end of the prompt; 1: draw the next token). The first token drawn has ``output_index``.
+    ``history``: all tokens but virtual ones up to the row's last, prompt and then outputs; only where ``sampling`` is
+    steered by them, else empty.
     """
 
     request: str
@@ -30,6 +33,7 @@ class Row:
     samples: int
     sampling: Sampling | None
     output_index: int
+    history: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +47,22 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SlotFill:
+    """From this step on the sides of ``chain`` are in ``slot`` of its bank, in place of what was there."""
+
+    chain: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One round of work. ``epoch`` numbers the plan in force."""
+    """One round of work. ``epoch`` numbers the plan in force; ``fills`` come before all launches."""
 
     id: int
     epoch: int
     rows: tuple[Row, ...]
     launches: tuple[Launch, ...]
+    fills: tuple[SlotFill, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +99,12 @@ class Executor(Protocol):
 
     Errors never raise out of ``collect``: they are faults in the result, with a scope.
     """
+
+    def prefetch(self, chain: int) -> None:
+        """Begin to read the sides of a chain; returns at once."""
+
+    def prefetched(self) -> Sequence[tuple[int, str | None]]:
+        """Chains that have been read since the last call, with the problem of those that cannot be."""
 
     def submit(self, step: Step) -> None:
         """Queue a step."""

@@ -17,10 +17,10 @@ import msgpack
 
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
-from blockc_runtime.request import EndEvent, Request, Sampling, TokenLogprob, TokensEvent
-from blockc_runtime.step import Fault, Launch, Row, RowResult, Step, StepResult
+from blockc_runtime.request import EndEvent, Request, Sampling, Steering, TokenLogprob, TokensEvent
+from blockc_runtime.step import Fault, Launch, Row, RowResult, SlotFill, Step, StepResult
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 _HEADER = struct.Struct(">I")
@@ -108,13 +108,14 @@ class End:
 class Stats:
     """The engine's state between two steps.
 
-    ``pages`` by KV group. ``preemptions``: so many ever. ``memory`` is None where the executor or the system does not
-    say.
+    ``pages`` by KV group. ``preemptions`` and ``side_loads``: so many ever. ``memory`` is None where the executor or
+    the system does not say.
     """
 
     unfinished: int
     steps: int
     preemptions: int
+    side_loads: int
     pages: tuple[PageUsage, ...]
     memory: MemoryUse | None = None
 
@@ -217,10 +218,20 @@ _INTS, _STRS, _FLOATS = _scalars(int), _scalars(str), _scalars(float)
 
 def _pair(value: object) -> tuple[int, float]:
     if type(value) is not tuple or len(value) != 2:
-        raise ProtocolError("expected a token with its log probability")
+        raise ProtocolError("expected a token with a number")
     return _INT.unpack(value[0]), _FLOAT.unpack(value[1])
 
 
+_STEERING = _record(
+    Steering,
+    presence_penalty=_FLOAT,
+    frequency_penalty=_FLOAT,
+    repetition_penalty=_FLOAT,
+    logit_bias=_many(_Codec(None, _pair)),
+    min_tokens=_INT,
+    stop_token_ids=_INTS,
+    grammar=_optional(_STR),
+)
 _SAMPLING = _record(
     Sampling,
     temperature=_FLOAT,
@@ -228,6 +239,8 @@ _SAMPLING = _record(
     top_k=_INT,
     seed=_INT,
     logprobs=_optional(_INT),
+    min_p=_FLOAT,
+    steering=_optional(_STEERING),
 )
 _REQUEST = _record(
     Request,
@@ -278,9 +291,11 @@ _STEP = _record(
             samples=_INT,
             sampling=_optional(_SAMPLING),
             output_index=_INT,
+            history=_INTS,
         )
     ),
     launches=_many(_record(Launch, instance=_INT, segment=_INT, micro_batch=_INT, rows=_INTS)),
+    fills=_many(_record(SlotFill, chain=_INT, slot=_INT)),
 )
 _FAULT = _record(Fault, scope=_choice("row", "launch", "worker"), message=_STR)
 _STEP_RESULT = _record(
@@ -310,6 +325,7 @@ _MESSAGES: dict[str, tuple[type, _Codec[Any]]] = {
             unfinished=_INT,
             steps=_INT,
             preemptions=_INT,
+            side_loads=_INT,
             pages=_many(_PAGES),
             memory=_optional(_MEMORY),
         ),

@@ -81,3 +81,34 @@ def test_dumps_go_to_files_or_say_why_not(tmp_path: Path) -> None:
     assert (written.name, written.read_text()) == ("1-read.txt", "MODELS  (0 models)\n")
     with pytest.raises(DiagnosticError, match=r"BC003.*cannot write"):
         stage_dumps(["read"], written, as_json=False)("read", {})
+
+
+def test_formats(plan: Path, tmp_path: Path, capsys) -> None:
+    assert main(["viz", str(plan), "--format", "html", "-o", str(tmp_path / "plan.html")]) == 0
+    page = (tmp_path / "plan.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert capsys.readouterr().out == ""
+    assert main(["viz", str(plan), "--format", "svg"]) == 0
+    assert capsys.readouterr().out.startswith("<svg ")
+    assert main(["viz", str(plan), "--format", "mermaid"]) == 0
+    assert capsys.readouterr().out.startswith("flowchart LR\n")
+    assert main(["viz", str(plan), "--against", str(plan)]) == 0
+    assert "no app changes" in capsys.readouterr().out
+    assert main(["viz", str(plan), "--format", "svg", "-o", str(tmp_path / "no" / "where.svg")]) == 1
+    assert "BC003" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--format", "html", "--show", "chains"],
+        ["--format", "svg", "--json"],
+        ["--format", "svg", "--against", "PLAN"],
+        ["--json", "--against", "PLAN"],
+        ["--json", "-o", "x"],
+        ["--format", "pdf"],
+    ],
+)
+def test_what_does_not_go_together(plan: Path, arguments: list[str], capsys) -> None:
+    assert main(["viz", str(plan), *(str(plan) if word == "PLAN" else word for word in arguments)]) == 64
+    assert capsys.readouterr().out == ""

@@ -173,7 +173,7 @@ def test_logits_count_in_float32() -> None:
 
 @pytest.mark.parametrize("rank", [1, 7, 8, 9, 16, 33, 64, 100])
 def test_the_runtime_pads_ranks_alike(rank: int) -> None:
-    from blockc_runtime.executor.sides import signature
+    from blockc.ir.banks import signature
 
     side = Side(site=Site(occurrence=0, name="q"), terms=(_low_rank(rank, 4, 4),))
     assert signature({(0, "q"): side})[0] == padded_rank(rank)

@@ -30,6 +30,9 @@ def test_wheel_contents(tmp_path):
         "blockc_grammar/blockc.lark",
         "blockc/samples/base/model.safetensors",
         "blockc/samples/fleet.blk",
+        "blockc/render/page/page.css",
+        "blockc/render/page/page.js",
+        "blockc/render/page/live.js",
     ):
         assert wanted in names
     assert not [name for name in names if name.endswith((".pyc", ".pt", ".bin"))]

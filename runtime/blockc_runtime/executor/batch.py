@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,23 +18,48 @@ from blockc_runtime.ops.attention.rows import KvRow
 from blockc_runtime.step import Row
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenBatch:
     """Rows laid out on one token axis.
 
-    ``rows``: indices into the step, in token order; ``firsts``: the first token of each. ``tokens`` and ``positions``
-    ``[1, T]``. ``samples``: for each row how many trailing tokens want logits; ``logit_index`` ``[R]`` their places,
-    None where that is every token.
+    ``rows``: indices into the step, in token order; ``firsts``: the first token of each. ``samples``: for each row how
+    many trailing tokens want logits. What is on the device is put there when it is first asked for.
     """
 
     rows: tuple[int, ...]
     firsts: tuple[int, ...]
     counts: tuple[int, ...]
-    token_count: int
-    tokens: Tensor
-    positions: Tensor
     samples: tuple[int, ...]
-    logit_index: Tensor | None
+    token_ids: tuple[int, ...]
+    places: tuple[int, ...]
+    device: torch.device
+
+    @property
+    def token_count(self) -> int:
+        """T."""
+        return len(self.token_ids)
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """``[1, T]``."""
+        return torch.tensor([self.token_ids], dtype=torch.int64).to(self.device)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """``[1, T]``."""
+        return torch.tensor([self.places], dtype=torch.int64).to(self.device)
+
+    @cached_property
+    def logit_index(self) -> Tensor | None:
+        """``[R]``: the places that want logits; None where that is every token."""
+        wanted = [
+            place
+            for first, count, samples in zip(self.firsts, self.counts, self.samples, strict=True)
+            for place in range(first + count - samples, first + count)
+        ]
+        if len(wanted) == self.token_count:
+            return None
+        return torch.tensor(wanted, dtype=torch.int64).to(self.device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,22 +85,19 @@ def token_batch(
     tokens: list[int] = []
     positions: list[int] = []
     firsts: list[int] = []
-    logits: list[int] = []
     for i in ordered:
         row = rows[i]
         firsts.append(len(tokens))
         tokens += row.tokens
         positions += range(row.start, row.start + len(row.tokens))
-        logits += range(len(tokens) - row.samples, len(tokens))
     return TokenBatch(
         rows=tuple(ordered),
         firsts=tuple(firsts),
         counts=tuple(len(rows[i].tokens) for i in ordered),
-        token_count=len(tokens),
-        tokens=torch.tensor([tokens]).to(device),
-        positions=torch.tensor([positions]).to(device),
         samples=tuple(rows[i].samples for i in ordered),
-        logit_index=None if len(logits) == len(tokens) else _index(logits, device),
+        token_ids=tuple(tokens),
+        places=tuple(positions),
+        device=device,
     )
 
 
@@ -120,7 +143,3 @@ def row_problem(row: Row, limits: RowLimits) -> str | None:
         if min(held) < 0 or max(held) >= pages:
             return f"a page lies outside the pool's {pages}"
     return None
-
-
-def _index(places: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(places, dtype=torch.int64).to(device)

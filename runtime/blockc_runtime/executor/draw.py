@@ -8,24 +8,59 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 from torch import Tensor
 
 from blockc_runtime.request import Sampling
 from blockc_runtime.sampling import sample
+from blockc_runtime.steering import steer
 from blockc_runtime.step import Fault, Row, RowResult
 
 _LIKELIEST = Sampling()
 
 
-def draw(logits: Tensor, rows: Sequence[Row]) -> list[RowResult]:
-    """``logits [R, V]``: ``samples`` consecutive rows of it for each of ``rows``. Without `sampling`: the likeliest."""
+class Masks(Protocol):
+    """What `draw` needs of `grammars.Grammars`."""
+
+    def allowed(self, row: Row, outputs: Sequence[int], vocab: int) -> Tensor | str:
+        """Return the tokens ``[vocab]`` that may follow ``outputs``, or why none can."""
+
+
+def draw(logits: Tensor, rows: Sequence[Row], masks: Masks | None = None) -> list[RowResult]:
+    """``logits [R, V]``: ``samples`` consecutive rows of it for each of ``rows``. Without `sampling`: the likeliest.
+
+    Rows that are steered are changed in place.
+    """
     places = [(row, i) for row in rows for i in range(row.samples)]
+    unsteered: dict[int, Tensor] = {}
+    faults: dict[int, Fault] = {}
+    for place, (row, i) in enumerate(places):
+        if row.sampling is None or row.sampling.steering is None:
+            continue
+        if row.sampling.logprobs is not None:
+            unsteered[place] = logits[place].clone()
+        history = row.history[: len(row.history) - (row.samples - 1 - i)]
+        index = row.output_index + i
+        allowed: Tensor | str | None = None
+        if row.sampling.steering.grammar is not None:
+            outputs = history[len(history) - index :]
+            allowed = "no grammars here" if masks is None else masks.allowed(row, outputs, logits.shape[1])
+        if isinstance(allowed, str):
+            faults[place] = Fault(scope="row", message=allowed)
+        else:
+            steer(logits[place], row.sampling.steering, history, index, allowed)
     drawn = sample(
         logits,
         [row.sampling or _LIKELIEST for row, _ in places],
         [row.output_index + i for row, i in places],
+        unsteered=unsteered,
     )
+    if faults:
+        drawn = tuple(
+            RowResult(tokens=(), logprobs=(), fault=faults[place]) if place in faults else result
+            for place, result in enumerate(drawn)
+        )
     results = []
     first = 0
     for row in rows:

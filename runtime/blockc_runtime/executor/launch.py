@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from blockc_runtime.executor.batch import TokenBatch, kv_rows, row_problem, token_batch
-from blockc_runtime.executor.draw import draw, scores
-from blockc_runtime.executor.model import LoadedModel, LoadedSegment, Occurrence
+from blockc_runtime.executor.draw import Masks, draw, scores
+from blockc_runtime.executor.graphs import Replayed, SegmentGraphs
+from blockc_runtime.executor.model import LoadedModel
 from blockc_runtime.executor.program import LogitRows
+from blockc_runtime.executor.segment import PassInputs, run_segment
 from blockc_runtime.executor.sides import side_sets
 from blockc_runtime.ops.attention.batch import KvBatch, kv_batch
 from blockc_runtime.step import Fault, Launch, Row, RowResult, Step
@@ -31,7 +32,7 @@ class _Hidden:
 
 
 class StepRun:
-    """A step in progress. ``run`` may be called once."""
+    """A step in progress. ``run`` may be called once. ``op_by_op``: why launches were not replayed, of graphs."""
 
     def __init__(
         self,
@@ -39,9 +40,14 @@ class StepRun:
         step: Step,
         *,
         device: torch.device,
+        masks: Masks | None = None,
+        graphs: SegmentGraphs | None = None,
         logits_tap: Callable[[int, Tensor], None] | None = None,
     ) -> None:
-        self.model, self.step, self.device, self.logits_tap = model, step, device, logits_tap
+        self.model, self.step, self.device, self.masks, self.graphs = model, step, device, masks, graphs
+        self.logits_tap = logits_tap
+        self.replays = 0
+        self.op_by_op: list[str] = []
         self.launches = 0
         self.base_reads = 0
         self.tokens = sum(len(row.tokens) for row in step.rows)
@@ -49,7 +55,7 @@ class StepRun:
         self._results: dict[int, RowResult] = {}
         self._hidden: dict[int, _Hidden] = {}
         self._batches: dict[tuple[int, ...], TokenBatch] = {}
-        self._contexts: dict[tuple[str, tuple[int, ...]], tuple[Tensor, ...]] = {}
+        self._contexts: dict[tuple[int, ...], dict[str, tuple[Tensor, ...]]] = {}
         self._kv: dict[tuple[int, tuple[int, ...]], KvBatch] = {}
 
     def run(self) -> tuple[RowResult, ...]:
@@ -74,6 +80,8 @@ class StepRun:
             return f"the plan has no chain {row.chain}"
         if row.chain in self.model.disabled:
             return f"its fine-tune could not be loaded: {self.model.disabled[row.chain]}"
+        if self.model.residence.is_missing(row.chain):
+            return "its fine-tune is in no slot"
         return row_problem(row, self.model.limits[row.chain])
 
     def _result(self, index: int) -> RowResult:
@@ -87,8 +95,8 @@ class StepRun:
         segment = self.model.segments[launch.segment]
         batch = self._batch(tuple(rows))
         spans = tuple(zip(batch.firsts, batch.counts, strict=True))
-        logit_rows = LogitRows(spans=spans, index=batch.logit_index)
-        states = self._segment(segment, batch, logit_rows)
+        logit_rows = LogitRows(spans=spans, index=batch.logit_index if segment.yields_logits else None)
+        states = self._pass(launch.segment, batch, logit_rows)
         self.launches += 1
         self.base_reads += segment.base_reads
         if segment.yields_logits:
@@ -97,51 +105,38 @@ class StepRun:
             kept = _Hidden(batch=batch, states=states)
             self._hidden.update(dict.fromkeys(batch.rows, kept))
 
-    def _segment(self, segment: LoadedSegment, batch: TokenBatch, rows: LogitRows) -> Tensor:
+    def _pass(self, number: int, batch: TokenBatch, rows: LogitRows) -> Tensor:
         """Hidden states ``[1, T, F]``, or logits ``[1, R, V]`` after the last segment."""
+        if self.graphs is not None:
+            done = self.graphs.run(number, batch, self.step.rows, lambda: self._states(batch))
+            if isinstance(done, Replayed):
+                self.replays += 1
+                rows.finite = done.finite
+                wanted = batch.logit_index if done.finite is not None else None
+                return done.states if wanted is None else done.states.index_select(1, wanted)
+            self.op_by_op.append(done)
+        segment = self.model.segments[number]
         uses = [use for bank in segment.banks if (use := bank.select(batch, self.step.rows, self.device)) is not None]
-        sides: list[list[Any]] = side_sets(uses, segment.groups)
-        states: Tensor | None = None
-        for occurrence, groups in zip(segment.occurrences, sides, strict=True):
-            states = occurrence.program.call(
-                batch.token_count,
-                rows,
-                *self._inputs(occurrence, batch, states),
-                *self._context(occurrence, batch),
-                *occurrence.bound,
-                *groups,
-                *(self._kv_batch(group, batch, segment.dtype) for group in occurrence.kv_groups),
-            )
-        assert states is not None
-        return states
-
-    def _inputs(self, occurrence: Occurrence, batch: TokenBatch, states: Tensor | None) -> list[Tensor]:
-        """The inputs of a block by name: tokens and positions are the step's, the other one is the hidden state."""
-        inputs = []
-        for name, _ in occurrence.program.structure.inputs:
-            if name == "tokens":
-                inputs.append(batch.tokens)
-            elif name == "positions":
-                inputs.append(batch.positions)
-            else:
-                inputs.append(self._states(batch) if states is None else states)
-        return inputs
+        given = PassInputs(
+            token_count=batch.token_count,
+            rows=rows,
+            tokens=batch.tokens,
+            positions=batch.positions,
+            states=lambda: self._states(batch),
+            contexts=self._contexts.setdefault(batch.rows, {}),
+        )
+        return run_segment(
+            segment,
+            self.model.preludes,
+            given,
+            sides=side_sets(uses, segment.groups),
+            kv_batch=lambda group: self._kv_batch(group, batch, segment.dtype),
+        )
 
     def _batch(self, rows: tuple[int, ...]) -> TokenBatch:
         if rows not in self._batches:
             self._batches[rows] = token_batch(self.step.rows, rows, self.model.order, device=self.device)
         return self._batches[rows]
-
-    def _context(self, occurrence: Occurrence, batch: TokenBatch) -> tuple[Tensor, ...]:
-        """The prelude's outputs that the block reads; the prelude runs once for these rows."""
-        if occurrence.prelude is None or not occurrence.contexts:
-            return ()
-        key = occurrence.prelude, batch.rows
-        if key not in self._contexts:
-            prelude = self.model.preludes[occurrence.prelude]
-            found = prelude.program.call(batch.token_count, None, *self._inputs(prelude, batch, None), *prelude.bound)
-            self._contexts[key] = found if isinstance(found, tuple) else (found,)
-        return tuple(self._contexts[key][i] for i in occurrence.contexts)
 
     def _kv_batch(self, group: int, batch: TokenBatch, dtype: torch.dtype) -> KvBatch:
         key = group, batch.rows
@@ -203,7 +198,7 @@ class StepRun:
             return
         if all(entry.sampling is None for entry in entries):  # vectors of whole texts: there is nothing to draw
             return
-        self._results.update(zip(rows, draw(logits, entries), strict=True))
+        self._results.update(zip(rows, draw(logits, entries, self.masks), strict=True))
 
     def _spoil(self, row: int) -> None:
         """A row fault; what it wrote to its pages is erased before they pass to another request."""

@@ -22,21 +22,25 @@ from blockc.ir import (
     TensorRef,
     Value,
     parse_structure,
-    side_problems,
-    sites_of,
     structure_digest,
 )
+from blockc.ir.banks import signature
 from blockc.plan import BlockEntry, ChainEntry, ExecutionPlan
 from blockc.zoo import Zoo
 from blockc_runtime.executor.batch import RowLimits
+from blockc_runtime.executor.manifests import read_manifests
 from blockc_runtime.executor.program import LinearGroup, Program, SiteGroup, build_program
+from blockc_runtime.executor.residence import LimitedBank, ReadSides, Residence
 from blockc_runtime.executor.sides import (
     Bank,
     ChainSides,
+    Member,
+    SegmentSites,
     build_banks,
-    read_manifest,
-    signature,
+    stack_members,
 )
+from blockc_runtime.executor.slabs import Slabs
+from blockc_runtime.executor.slots import with_slots
 from blockc_runtime.executor.stacks import check_values
 from blockc_runtime.executor.weights import LinearRefs, WeightStore
 from blockc_runtime.kv.pool import KvPool, kv_pools
@@ -75,7 +79,7 @@ class LoadedSegment:
 class LoadedModel:
     """Everything a step needs. ``order[chain]``: where rows of a chain stand; ``disabled``: chain -> why.
 
-    ``scoring``: chains that yield scores of classes.
+    ``scoring``: chains that yield scores of classes. ``residence``: of those whose sides take turns in slots.
     ``weights_bytes`` and ``sides_bytes`` are those of the tensors that were made, ``mapped_bytes`` of them the zoo's
     own files.
     """
@@ -88,6 +92,7 @@ class LoadedModel:
     order: tuple[int, ...]
     group_place: tuple[dict[int, int], ...]
     disabled: dict[int, str]
+    residence: Residence
     scoring: frozenset[int]
     weights_bytes: int
     mapped_bytes: int
@@ -114,6 +119,12 @@ class _Loader:
         ]
         self.store = WeightStore(zoo, device=device, linears=refs)
         self.pools = kv_pools(plan, device=device)
+        # What is read for a slot is copied there and freed: it is no part of what the store keeps.
+        self.reader = WeightStore(zoo, device=device, slabs=Slabs(device, slab_bytes=0))
+        counts = {bank: count for instance in plan.instances for bank, count in instance.side_slots.items()}
+        self.limited = {bank: LimitedBank(number=bank, count=count) for bank, count in sorted(counts.items())}
+        self.bank_of = {i: chain.bank for i, chain in enumerate(plan.chains) if chain.bank in self.limited}
+        self.sites: dict[int, SegmentSites] = {}
         self.firsts = [self._first_occurrences(chain) for chain in plan.chains]
 
     def load(self) -> LoadedModel:
@@ -123,17 +134,20 @@ class _Loader:
             for block in plan.blocks.values()
             if block.prelude is not None
         }
-        manifests, disabled = self._manifests()
-        segments = tuple(self._segment(index, manifests) for index in range(len(plan.segments)))
+        self.manifests, disabled = read_manifests(
+            plan, self.store, limited=self.bank_of.keys(), structure_of=lambda block: self._program_of(block).structure
+        )
+        segments = tuple(self._segment(index) for index in range(len(plan.segments)))
         return LoadedModel(
             segments=segments,
             preludes=preludes,
             pools=self.pools,
             windows=tuple(group.window for group in plan.kv_groups),
             limits=tuple(self._limits(chain) for chain in plan.chains),
-            order=_order(len(plan.chains), manifests),
+            order=_order(len(plan.chains), self.manifests),
             group_place=tuple({kv.group: place for place, kv in enumerate(chain.kv)} for chain in plan.chains),
             disabled=disabled,
+            residence=Residence(self.limited, self.bank_of, read=self._read_sides, device=self.device),
             scoring=frozenset(index for index, chain in enumerate(plan.chains) if chain.labels),
             weights_bytes=self.store.nbytes,
             mapped_bytes=self.store.mapped_bytes,
@@ -170,7 +184,7 @@ class _Loader:
             _fail("BC901", f"the segments of chain {chain.digest} do not make up its path")
         return firsts
 
-    def _segment(self, index: int, manifests: dict[int, ChainSides]) -> LoadedSegment:
+    def _segment(self, index: int) -> LoadedSegment:
         entry = self.plan.segments[index]
         path = self.plan.paths[entry.path]
         layer = entry.first_kv_layer
@@ -180,31 +194,60 @@ class _Loader:
             places = tuple(self._kv_place(index, layer + i) for i in range(count))
             occurrences.append(self._occurrence(block, places))
             layer += count
-        dtype = torch_dtype(path.dtype)
-        passing = {
-            chain: manifests[chain]
-            for chain, entry_ in enumerate(self.plan.chains)
-            if chain in manifests and index in entry_.segments
-        }
-        banks = build_banks(
-            passing,
-            first={chain: self.firsts[chain][index] for chain in passing},
-            groups=[occurrence.program.groups for occurrence in occurrences],
-            blocks=[self.plan.blocks[block] for block in path.blocks[entry.first : entry.first + entry.count]],
-            store=self.store,
-            dtype=dtype,
+        blocks = tuple(self.plan.blocks[block] for block in path.blocks[entry.first : entry.first + entry.count])
+        sites = SegmentSites(
+            groups=tuple(occurrence.program.groups for occurrence in occurrences),
+            blocks=blocks,
+            dtype=torch_dtype(path.dtype),
         )
+        self.sites[index] = sites
         return LoadedSegment(
             occurrences=tuple(occurrences),
-            banks=banks,
-            dtype=dtype,
+            banks=self._banks(index, sites),
+            dtype=sites.dtype,
             yields_logits=occurrences[-1].program.yields_rows,
             base_reads=sum(
-                self.store.linears(self._linear_refs(self.plan.blocks[block], group)).reads
-                for block in path.blocks[entry.first : entry.first + entry.count]
-                for group in self._program_of(block).linears
+                self.store.linears(self._linear_refs(block, group)).reads
+                for block, occurrence in zip(blocks, occurrences, strict=True)
+                for group in occurrence.program.linears
             ),
         )
+
+    def _banks(self, segment: int, sites: SegmentSites) -> tuple[Bank, ...]:
+        """Of chains that have a slot each, and then one for each limited bank."""
+        passing = {
+            chain: Member(sides=sides, first=self.firsts[chain][segment])
+            for chain, sides in self.manifests.items()
+            if segment in self.plan.chains[chain].segments
+        }
+        resident = {chain: member for chain, member in passing.items() if chain not in self.bank_of}
+        limited = []
+        for bank in self.limited.values():
+            member = next((member for chain, member in passing.items() if self.bank_of.get(chain) == bank.number), None)
+            if member is None:
+                continue
+            one = stack_members([member], signature(member.sides)[0], sites, self.reader, alone=True)
+            stacks = {place: with_slots(item, bank.count, self.store.slabs.zeros) for place, item in one.items()}
+            if stacks:
+                bank.banks[segment] = Bank(slots=bank.slots, weights=stacks)
+                limited.append(bank.banks[segment])
+        return (*build_banks(resident, sites, self.store), *limited)
+
+    def _read_sides(self, chain: int) -> ReadSides:
+        """What is put in a slot for a chain. Raises DiagnosticError (BC203, BC903) for values that cannot be served."""
+        sides = self.manifests[chain]
+        dtype = torch_dtype(self.plan.paths[self.plan.chains[chain].path].dtype)
+        for side in sides.values():
+            check_values(side, self.reader, dtype)
+        rank, _ = signature(sides)
+        return {
+            segment: stack_members(
+                [Member(sides=sides, first=self.firsts[chain][segment])],
+                rank, self.sites[segment], self.reader, alone=True,
+            )
+            for segment in self.plan.chains[chain].segments
+            if segment in self.limited[self.bank_of[chain]].banks
+        }  # fmt: skip
 
     def _kv_place(self, segment: int, layer: int) -> tuple[int, int]:
         """(KV group, layer in the group) of a KV layer: the same for all chains of the segment."""
@@ -249,51 +292,6 @@ class _Loader:
             contexts=block.contexts,
             kv_groups=tuple(group for group, _ in places),
         )
-
-    def _manifests(self) -> tuple[dict[int, ChainSides], dict[int, str]]:
-        """The sides of each chain that has some, and why chains are disabled."""
-        manifests: dict[int, ChainSides] = {}
-        disabled: dict[int, str] = {}
-        for index, chain in enumerate(self.plan.chains):
-            if chain.sides is None and not chain.virtual_tokens:
-                continue
-            try:
-                sides = {} if chain.sides is None else read_manifest(self.zoo.blob(chain.sides))
-                self._check_sides(chain, sides)
-                self._check_virtual(chain, sides)
-                dtype = torch_dtype(self.plan.paths[chain.path].dtype)
-                for side in sides.values():
-                    check_values(side, self.store, dtype)
-            except (DiagnosticError, ValueError) as error:
-                disabled[index] = str(error)
-            else:
-                if sides:
-                    manifests[index] = sides
-        return manifests, disabled
-
-    def _check_sides(self, chain: ChainEntry, sides: ChainSides) -> None:
-        blocks = self.plan.paths[chain.path].blocks
-        for (occurrence, site), side in sides.items():
-            if not 0 <= occurrence < len(blocks):
-                raise ValueError(f"occurrence {occurrence} lies outside the chain")
-            place = sites_of(self._program_of(blocks[occurrence]).structure).get(site)
-            if place is None:
-                raise ValueError(f"occurrence {occurrence} has no site {site}")
-            for problem in side_problems(place, side):
-                raise ValueError(f"occurrence {occurrence}: {problem}")
-
-    def _check_virtual(self, chain: ChainEntry, sides: ChainSides) -> None:
-        """Every virtual token is in the table, or in rows of its own."""
-        blocks = self.plan.paths[chain.path].blocks
-        for occurrence, digest in enumerate(blocks):
-            for place in sites_of(self._program_of(digest).structure).values():
-                if place.kind != "embed":
-                    continue
-                known: set[int] = set()
-                if (side := sides.get((occurrence, place.name))) is not None:
-                    known = {int(i) for term in side.of("rows") for i in self.store.read(term["index"]).tolist()}
-                if any(not 0 <= token < place.shape[0] and token not in known for token in chain.virtual_tokens):
-                    raise ValueError(f"{place.name} has no rows for its virtual tokens")
 
     def _limits(self, chain: ChainEntry) -> RowLimits:
         groups = [kv.group for kv in chain.kv]

@@ -56,9 +56,22 @@ class NullExecutor:
             for chain in plan.chains
         ]
         self._vocab_sizes = [chain.vocab_size for chain in plan.chains]
+        limited = {bank for instance in plan.instances for bank in instance.side_slots}
+        self._bank_of = [chain.bank if chain.bank in limited else None for chain in plan.chains]
+        self._slots: dict[tuple[int | None, int], int] = {}  # (bank, slot) -> chain
+        self._prefetched: list[tuple[int, str | None]] = []
         self._queue: deque[Step] = deque()
         self._step_s = step_s
         self._is_seeded = is_seeded
+
+    def prefetch(self, chain: int) -> None:
+        """There is nothing to read."""
+        self._prefetched.append((chain, None))
+
+    def prefetched(self) -> list[tuple[int, str | None]]:
+        """What was asked for since the last call."""
+        found, self._prefetched = self._prefetched, []
+        return found
 
     def submit(self, step: Step) -> None:
         """Queue a step."""
@@ -70,17 +83,22 @@ class NullExecutor:
         wait_s = self._step_s(step) if callable(self._step_s) else self._step_s
         if wait_s > 0:
             time.sleep(wait_s)
+        self._slots |= {(self._bank_of[fill.chain], fill.slot): fill.chain for fill in step.fills}
         return StepResult(step=step.id, rows=tuple([self._run(row) for row in step.rows]))
 
     def close(self) -> None:
         """Forget everything, as a lost worker does."""
         self._queue.clear()
+        self._slots.clear()
+        self._prefetched.clear()
         for memory in self._memory:
             memory.pages.clear()
 
     def _run(self, row: Row) -> RowResult:
         try:
             seen = set()
+            if self._bank_of[row.chain] is not None and row.chain not in self._slots.values():
+                raise _MisreadError("its fine-tune is in no slot")
             for (memory, domain), table in zip(self._kv[row.chain], row.pages, strict=True):
                 memory.write(row, table, domain)
                 seen.add(memory.read(row, table, domain))

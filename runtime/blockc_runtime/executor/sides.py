@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from blockc.ir import Side, Term
-from blockc.ir.layout import padded_rank
-from blockc.plan import BlockEntry, SideManifest
+from blockc.ir import Side
+from blockc.ir.banks import Signature, signature
+from blockc.plan import BlockEntry
 from blockc_runtime.executor.batch import TokenBatch
 from blockc_runtime.executor.program import LinearGroup, SiteGroup
 from blockc_runtime.executor.stacks import Places, stack
@@ -24,11 +24,10 @@ from blockc_runtime.executor.weights import WeightStore
 from blockc_runtime.ops.sides import SideBatch, SideSet, side_batch
 from blockc_runtime.step import Row
 
+# (occurrence, group): stacks there.
+Stacks = dict[tuple[int, int], Any]
 # (occurrence in the path, site): what is there.
 ChainSides = Mapping[tuple[int, str], Side]
-
-# Padded rank, and the places in order, each with the codecs of its terms.
-Signature = tuple[int, tuple[tuple[tuple[int, str], str], ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +38,7 @@ class Bank:
     """
 
     slots: dict[int, int]
-    weights: dict[tuple[int, int], Any]
+    weights: Stacks
 
     @property
     def nbytes(self) -> int:
@@ -71,78 +70,61 @@ class BankUse:
     logits: SideBatch
 
 
-def read_manifest(data: bytes) -> ChainSides:
-    """Parse a manifest blob. Raises ValueError where it is malformed."""
-    manifest = SideManifest.model_validate_json(data)
-    sides: dict[tuple[int, str], Side] = {}
-    for entry in manifest.sides:
-        if (entry.occurrence, entry.site) in sides or not entry.terms:
-            raise ValueError(f"site {entry.site} of occurrence {entry.occurrence} has no single side")
-        sides[entry.occurrence, entry.site] = entry.side
-    return sides
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentSites:
+    """Where fine-tunes may act in a segment: its occurrences' groups and blocks, and the dtype of its states."""
+
+    groups: tuple[tuple[LinearGroup | SiteGroup, ...], ...]
+    blocks: tuple[BlockEntry, ...]
+    dtype: torch.dtype
 
 
-def signature(sides: ChainSides) -> Signature:
-    """What fine-tunes of one bank have in common: padded rank, where they act and how."""
-    rank = max(side.rank for side in sides.values())
-    return padded_rank(rank), tuple(sorted((place, form_of(side)) for place, side in sides.items()))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A fine-tune in a segment. ``first``: the segment's first occurrence in its chain."""
+
+    sides: ChainSides
+    first: int
 
 
-def form_of(side: Side) -> str:
-    """What sides must have in common to be stacked: each codec once, and how a bottleneck is built."""
-    return " ".join(sorted({_form(term) for term in side.terms}))
-
-
-def _form(term: Term) -> str:
-    if term.codec != "bottleneck":
-        return "low_rank" if term.rank else term.codec
-    roles = ",".join(role for role, _ in term.tensors)
-    words = f"{term.scalar('activation')},{term.scalar('reads')}"
-    return f"bottleneck({words},{padded_rank(term['down'].shape[0])},{roles})"
-
-
-def build_banks(
-    chains: Mapping[int, ChainSides],
-    *,
-    first: Mapping[int, int],
-    groups: Sequence[tuple[LinearGroup | SiteGroup, ...]],
-    blocks: Sequence[BlockEntry],
-    store: WeightStore,
-    dtype: torch.dtype,
-) -> tuple[Bank, ...]:
-    """Banks of one segment.
-
-    ``first[chain]``: its first occurrence in the chain; ``groups`` and ``blocks``: those of each occurrence.
-    """
+def build_banks(members: Mapping[int, Member], sites: SegmentSites, store: WeightStore) -> tuple[Bank, ...]:
+    """Banks of one segment with a slot for each of its fine-tunes, by chain."""
     alike: defaultdict[Signature, list[int]] = defaultdict(list)
-    for chain, sides in chains.items():
-        rank, places = signature(sides)
-        alike[rank, tuple(((place - first[chain], site), form) for (place, site), form in places)].append(chain)
+    for chain, member in members.items():
+        rank, places = signature(member.sides)
+        relative = tuple(((place - member.first, site), form) for (place, site), form in places)
+        alike[rank, relative].append(chain)
     banks = []
-    for (rank, _), members in sorted(alike.items(), key=lambda item: min(item[1])):
-        weights: dict[tuple[int, int], Any] = {}
-        for occurrence, occurrence_groups in enumerate(groups):
-            for number, group in enumerate(occurrence_groups):
-                outputs = [
-                    [None if site is None else chains[c].get((first[c] + occurrence, site)) for c in members]
-                    for site in group.sites
-                ]
-                if any(sides[0] is not None for sides in outputs):
-                    biases = group.biases if isinstance(group, LinearGroup) else ()
-                    weights[occurrence, number] = stack(
-                        Places(
-                            kind=group.kind,
-                            sides=outputs,
-                            rank=rank,
-                            biases=[None if name is None else blocks[occurrence].tensors[name] for name in biases],
-                            height=_height(group, blocks[occurrence]),
-                        ),
-                        store,
-                        dtype,
-                    )
-        if weights:
-            banks.append(Bank(slots={chain: slot for slot, chain in enumerate(members)}, weights=weights))
+    for (rank, _), chains in sorted(alike.items(), key=lambda item: min(item[1])):
+        stacks = stack_members([members[chain] for chain in chains], rank, sites, store)
+        if stacks:
+            banks.append(Bank(slots={chain: slot for slot, chain in enumerate(chains)}, weights=stacks))
     return tuple(banks)
+
+
+def stack_members(
+    members: Sequence[Member], rank: int, sites: SegmentSites, store: WeightStore, *, alone: bool = False
+) -> Stacks:
+    """Stacks of fine-tunes alike, one slot for each. ``alone``: see `Places`."""
+    stacks: Stacks = {}
+    for occurrence, (groups, block) in enumerate(zip(sites.groups, sites.blocks, strict=True)):
+        for number, group in enumerate(groups):
+            outputs = [
+                [None if site is None else own.sides.get((own.first + occurrence, site)) for own in members]
+                for site in group.sites
+            ]
+            if any(sides[0] is not None for sides in outputs):
+                biases = group.biases if isinstance(group, LinearGroup) else ()
+                places = Places(
+                    kind=group.kind,
+                    sides=outputs,
+                    rank=rank,
+                    biases=[None if name is None else block.tensors[name] for name in biases],
+                    height=_height(group, block),
+                    alone=alone,
+                )
+                stacks[occurrence, number] = stack(places, store, sites.dtype)
+    return stacks
 
 
 def _height(group: LinearGroup | SiteGroup, block: BlockEntry) -> int:

@@ -18,18 +18,19 @@ _ALIGNMENT_BYTES = 64
 class Slabs:
     """Hands out zeros, side by side on a CPU; on other devices their allocator knows better."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, slab_bytes: int = _SLAB_BYTES) -> None:
         self._device = device
+        self._slab_bytes = slab_bytes
         self._slab: Tensor | None = None
         self._used_bytes = 0
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor of its own. It keeps its whole slab alive."""
         nbytes = math.prod(shape) * dtype.itemsize
-        if self._device.type != "cpu" or nbytes > _SLAB_BYTES // 2 or not nbytes:
+        if self._device.type != "cpu" or nbytes > self._slab_bytes // 2 or not nbytes:
             return torch.zeros(shape, dtype=dtype, device=self._device)
-        if self._slab is None or self._used_bytes + nbytes > _SLAB_BYTES:
-            self._slab, self._used_bytes = torch.empty(_SLAB_BYTES, dtype=torch.uint8), 0
+        if self._slab is None or self._used_bytes + nbytes > self._slab_bytes:
+            self._slab, self._used_bytes = torch.empty(self._slab_bytes, dtype=torch.uint8), 0
         part = self._slab[self._used_bytes : self._used_bytes + nbytes].zero_()
         self._used_bytes += -(-nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
         return part.view(dtype).view(shape)

@@ -37,6 +37,7 @@ class Places:
     """``sides[output][member]``: None for all members where they have none.
 
     ``rank``: what terms of low rank are padded to; ``biases``: the base's, of each linear; ``height``: rows of a table.
+    ``alone``: made for one slot among others, so that nothing may depend on what these members have in common.
     """
 
     kind: SiteKind
@@ -44,6 +45,7 @@ class Places:
     rank: int
     biases: Sequence[TensorRef | None]
     height: int = 0
+    alone: bool = False
 
     @property
     def members(self) -> list[Side]:
@@ -107,7 +109,7 @@ def _stack_linears(places: Places, store: WeightStore, dtype: torch.dtype) -> Si
     outputs = [_output(output, members, places.biases[output], store, dtype) for output, members in held.items()]
     return SideWeights(
         low_rank=_low_rank({n: own for n, own in held.items() if own[0].rank}, places.rank, store, dtype),
-        in_scales=tuple((outs, value.to(dtype)) for outs, value in _grouped(scales)),
+        in_scales=tuple((outs, value.to(dtype)) for outs, value in _grouped(scales, alone=places.alone)),
         outputs=tuple(out for out in outputs if out is not None),
     )
 
@@ -178,13 +180,13 @@ def _vectors(members: Sequence[Side], codec: str, store: WeightStore) -> Tensor 
     return torch.stack([store.read(side.of(codec)[0]["value"]).float() for side in members])
 
 
-def _grouped(scales: Mapping[int, Tensor | None]) -> list[tuple[frozenset[int], Tensor]]:
+def _grouped(scales: Mapping[int, Tensor | None], *, alone: bool) -> list[tuple[frozenset[int], Tensor]]:
     """Outputs that read the same scaled value, together."""
     groups: list[tuple[set[int], Tensor]] = []
     for output, scale in scales.items():
         if scale is None:
             continue
-        known = next((outputs for outputs, other in groups if torch.equal(other, scale)), None)
+        known = next((outputs for outputs, other in groups if not alone and torch.equal(other, scale)), None)
         if known is None:
             groups.append(({output}, scale))
         else:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from blockc.plan import ExecutionPlan
 from blockc.zoo import Zoo
+from blockc_runtime.executor.grammars import Grammars
+from blockc_runtime.executor.graphs import Recorder, SegmentGraphs, recorder_for
 from blockc_runtime.executor.launch import StepRun
 from blockc_runtime.executor.model import LoadedModel, load_model
 from blockc_runtime.memory import MemoryUse, Resident, resident
@@ -26,11 +28,17 @@ LogitsTap = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCounts:
-    """What the last step took. ``base_reads``: multiplications by base weights, whoever the rows belong to."""
+    """What the last step took. ``base_reads``: multiplications by base weights, whoever the rows belong to.
+
+    ``replays``: launches that were recorded graphs; ``op_by_op``: of each other launch why it was not, where graphs are
+    used at all.
+    """
 
     launches: int = 0
     base_reads: int = 0
     tokens: int = 0
+    replays: int = 0
+    op_by_op: tuple[str, ...] = ()
 
 
 class TorchExecutor:
@@ -38,6 +46,7 @@ class TorchExecutor:
 
     ``logits_tap`` sees the logits of every sampled row before tokens are drawn. Construction raises
     :class:`~blockc.diag.DiagnosticError`; a fine-tune that fails to load only disables its own chain (``disabled``).
+    ``recorder``: what records graphs of decode steps on a device, if anything does.
     """
 
     def __init__(
@@ -47,6 +56,7 @@ class TorchExecutor:
         *,
         device: str | torch.device = "cpu",
         logits_tap: LogitsTap | None = None,
+        recorder: Callable[[torch.device], Recorder | None] = recorder_for,
     ) -> None:
         self.device = torch.device(device)
         self.logits_tap = logits_tap
@@ -54,8 +64,18 @@ class TorchExecutor:
         self._before_loading = _resident(self.device)
         with torch.inference_mode():
             self._model: LoadedModel | None = load_model(plan, zoo, device=self.device)
+            records = recorder(self.device)
+            self._graphs = None if records is None else SegmentGraphs(
+                self._model, device=self.device, recorder=records, most_rows=plan.batching.max_rows
+            )  # fmt: skip
         self._after_loading = _resident(self.device)
+        self._grammars = Grammars(plan, zoo)
         self._queue: deque[Step] = deque()
+
+    @property
+    def records(self) -> bool:
+        """Whether decode steps are recorded graphs, where they can be."""
+        return self._graphs is not None
 
     @property
     def disabled(self) -> dict[int, str]:
@@ -86,6 +106,15 @@ class TorchExecutor:
             loading_peak_bytes=most_bytes(after),
         )
 
+    def prefetch(self, chain: int) -> None:
+        """Begin to read a chain's sides, for a slot that it will be given."""
+        if self._model is not None:
+            self._model.residence.prefetch(chain)
+
+    def prefetched(self) -> list[tuple[int, str | None]]:
+        """Chains that have been read since the last call, with the problem of those that cannot be."""
+        return [] if self._model is None else self._model.residence.prefetched()
+
     def submit(self, step: Step) -> None:
         """Queue a step. It runs when it is collected."""
         self._queue.append(step)
@@ -99,19 +128,29 @@ class TorchExecutor:
             raise RuntimeError("the executor is closed")
         try:
             with torch.inference_mode():
-                run = StepRun(self._model, step, device=self.device, logits_tap=self.logits_tap)
+                for entry in step.fills:
+                    self._model.residence.put(entry)
+                run = StepRun(
+                    self._model, step, device=self.device, masks=self._grammars, graphs=self._graphs,
+                    logits_tap=self.logits_tap,
+                )  # fmt: skip
                 results = run.run()
         except Exception as error:
             # Not any row's doing: what is known of none of them can be trusted.
             fault = Fault(scope="worker", message=f"{type(error).__name__}: {error}"[:500])
             results = tuple(RowResult(tokens=(), logprobs=(), fault=fault) for _ in step.rows)
         else:
-            self.counts = StepCounts(launches=run.launches, base_reads=run.base_reads, tokens=run.tokens)
+            self.counts = StepCounts(
+                launches=run.launches, base_reads=run.base_reads, tokens=run.tokens, replays=run.replays,
+                op_by_op=tuple(run.op_by_op),
+            )  # fmt: skip
         return StepResult(step=step.id, rows=results)
 
     def close(self) -> None:
         """Free weights and pages. Idempotent."""
-        self._model = None
+        if self._model is not None:
+            self._model.residence.close()
+        self._model = self._graphs = None
         self._queue.clear()
 
 

@@ -21,8 +21,8 @@ from blockc.zoo import Zoo
 from blockc_runtime.executor.slabs import Slabs
 from blockc_runtime.ops.dtypes import torch_dtype
 from blockc_runtime.ops.integers import IntegerMatrix
+from blockc_runtime.ops.linear.by_kernel import kernel_weights
 from blockc_runtime.ops.linear.integers import IntegerWeights
-from blockc_runtime.ops.linear.tiles import TileWeights, tiles
 from blockc_runtime.ops.linear.weights import (
     DenseWeights,
     JoinedWeights,
@@ -42,10 +42,12 @@ MakeWeights = Callable[[list[Tensor], list[Tensor | None]], LinearWeights]
 class WeightStore:
     """Loads from ``zoo`` to ``device``. Raises :class:`DiagnosticError` for what is missing, damaged or other."""
 
-    def __init__(self, zoo: Zoo, *, device: torch.device, linears: Iterable[LinearRefs]) -> None:
+    def __init__(
+        self, zoo: Zoo, *, device: torch.device, linears: Iterable[LinearRefs] = (), slabs: Slabs | None = None
+    ) -> None:
         self.zoo = zoo
         self.device = device
-        self.slabs = Slabs(device)
+        self.slabs = Slabs(device) if slabs is None else slabs
         self._tensors: dict[str, Tensor] = {}
         self._linears: dict[tuple[str | None, ...], LinearWeights] = {}
         users: defaultdict[str, set[tuple[str | None, ...]]] = defaultdict(set)
@@ -116,11 +118,11 @@ class WeightStore:
             alike = len({_form(weight) for weight, _ in refs}) == 1
             return self._joined_integers(refs) if alike and not split else self._separate(refs)
         dtype = torch_dtype(refs[0][0].dtype)
-        tiled, packed = tiles(dtype, self.device), packs(dtype, self.device)
-        if (tiled or packed) and split:
+        own, packed = kernel_weights(dtype, self.device), packs(dtype, self.device)
+        if (own or packed) and split:
             return self._separate(refs)
-        if tiled:
-            return self._copied(partial(TileWeights, zeros=self.slabs.zeros), refs)
+        if own:
+            return self._copied(partial(own, zeros=self.slabs.zeros), refs)
         if packed:
             return self._copied(PackedWeights, refs)
         if split or len(refs) == 1 or self.device.type == "cpu":

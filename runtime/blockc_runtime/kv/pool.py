@@ -1,8 +1,8 @@
 """The memory of KV groups.
 
 In: the plan's groups and pages. Out: for each group and layer its keys and values.
-Invariant: no two pools overlap; bytes are pages times ``KvGroupEntry.page_bytes``; on CPU nothing is resident before
-it is written.
+Invariant: no two pools overlap; bytes are pages times ``KvGroupEntry.page_bytes``, on CUDA of one page more; on CPU
+nothing is resident before it is written.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ from blockc_runtime.ops.dtypes import torch_dtype
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvPool:
-    """The pages of one KV group. ``layers[i]`` is the cache of the group's i-th layer."""
+    """The pages of one KV group. ``layers[i]`` is the cache of the group's i-th layer.
+
+    ``scratch``: the page behind the last, which no request is given: rows that only fill up a bucket write there.
+    """
 
     pages: int
     page_tokens: int
     layers: tuple[PagedLayer, ...]
     memory: torch.Tensor
+    scratch: int | None = None
 
     def resident_bytes(self) -> int:
         """Bytes of it in memory: on CPU those of the pages that were ever written."""
@@ -38,17 +42,21 @@ class KvPool:
             layer.values.index_fill_(0, slots, 0)
 
 
-def kv_pools(plan: ExecutionPlan, *, device: torch.device) -> tuple[KvPool, ...]:
-    """One pool per KV group of ``plan``, as large as all instances' pages together."""
+def kv_pools(plan: ExecutionPlan, *, device: torch.device, scratch: bool | None = None) -> tuple[KvPool, ...]:
+    """One pool per KV group of ``plan``, as large as all instances' pages together.
+
+    ``scratch``: whether there is a page for rows that fill up buckets; by default on CUDA alone.
+    """
+    extra = int(device.type == "cuda" if scratch is None else scratch)
     pages = [0] * len(plan.kv_groups)
     for instance in plan.instances:
         for group, count in instance.kv_pages.items():
             pages[group] += count
-    return tuple(_pool(group, count, device) for group, count in zip(plan.kv_groups, pages, strict=True))
+    return tuple(_pool(group, count, device, extra) for group, count in zip(plan.kv_groups, pages, strict=True))
 
 
-def _pool(group: KvGroupEntry, pages: int, device: torch.device) -> KvPool:
-    slots = pages * group.page_tokens
+def _pool(group: KvGroupEntry, pages: int, device: torch.device, extra: int) -> KvPool:
+    slots = (pages + extra) * group.page_tokens
     memory = _zeros((group.layers, 2, slots, group.kv_heads, group.head_dim), group.dtype, device)
     return KvPool(
         pages=pages,
@@ -57,6 +65,7 @@ def _pool(group: KvGroupEntry, pages: int, device: torch.device) -> KvPool:
             PagedLayer(keys=keys, values=values, page_tokens=group.page_tokens) for keys, values in memory.unbind()
         ),
         memory=memory,
+        scratch=pages if extra else None,
     )
 
 

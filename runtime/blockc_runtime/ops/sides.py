@@ -65,26 +65,40 @@ class RowTable:
 class SideBatch:
     """Who uses one bank among the ``total`` places of a launch: its tokens, or the rows whose logits are wanted.
 
-    ``singles`` and ``spans`` group the same places as ``rows``: neighbours of one token each, and neighbours of several
-    tokens and one slot.
+    What ops read is made when it is first asked for. ``joined`` keeps what is made of this batch and others of its
+    launch.
     """
 
     total: int
     rows: tuple[SideRow, ...]
-    singles: tuple[DecodeSides, ...]
-    spans: tuple[Span, ...]
     device: torch.device
+    joined: dict[tuple[int, ...], Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def singles(self) -> tuple[DecodeSides, ...]:
+        """Neighbours of one token each."""
+        runs: list[tuple[int, list[int]]] = []
+        for row in self.rows:
+            if row.count > 1:
+                continue
+            if not runs or runs[-1][0] + len(runs[-1][1]) != row.first:
+                runs.append((row.first, []))
+            runs[-1][1].append(row.slot)
+        return tuple(
+            DecodeSides(start=start, stop=start + len(slots), slots=torch.tensor(slots).to(self.device))
+            for start, slots in runs
+        )
+
+    @cached_property
+    def spans(self) -> tuple[Span, ...]:
+        """Neighbours of several tokens and one slot."""
+        rows = [row for row in self.rows if row.count > 1]
+        return tuple(Span(start=first, stop=first + count, slot=slot) for first, count, slot in runs_of(rows))
 
     @cached_property
     def table(self) -> RowTable:
         """Neighbours that use one slot together, for kernels."""
-        rows: list[tuple[int, int, int]] = []
-        for row in self.rows:
-            first, count = row.first, row.count
-            if rows and (rows[-1][0] + rows[-1][1], rows[-1][2]) == (first, row.slot):
-                first, before, _ = rows.pop()
-                count += before
-            rows.append((first, count, row.slot))
+        rows = runs_of(self.rows)
         return RowTable(values=torch.tensor(rows, dtype=torch.int32), count=len(rows))
 
     @cached_property
@@ -108,6 +122,18 @@ class SideBatch:
         return tuple((slot, torch.tensor(own).to(self.device)) for slot, own in places.items())
 
 
+def runs_of(rows: Sequence[SideRow]) -> list[tuple[int, int, int]]:
+    """(first place, number of places, slot): neighbours that use one slot, together."""
+    runs: list[tuple[int, int, int]] = []
+    for row in rows:
+        first, count = row.first, row.count
+        if runs and (runs[-1][0] + runs[-1][1], runs[-1][2]) == (first, row.slot):
+            first, before, _ = runs.pop()
+            count += before
+        runs.append((first, count, row.slot))
+    return runs
+
+
 # What a site is given: for each bank with fine-tunes in the launch, its weights there and who uses them.
 SideSet = tuple[tuple[Any, SideBatch], ...]
 
@@ -119,31 +145,11 @@ def side_batch(
 
     ``positions``: of the first token of each row, 0 by default.
     """
-    runs: list[tuple[int, list[int]]] = []
-    spans: list[Span] = []
     used: list[SideRow] = []
     token = 0
     for number, (count, slot) in enumerate(rows):
         if slot is not None and count:
             position = 0 if positions is None else positions[number]
             used.append(SideRow(first=token, count=count, position=position, slot=slot))
-        if slot is not None and count == 1:
-            if not runs or runs[-1][0] + len(runs[-1][1]) != token:
-                runs.append((token, []))
-            runs[-1][1].append(slot)
-        elif slot is not None and count:
-            start = token
-            if spans and (spans[-1].slot, spans[-1].stop) == (slot, token):
-                start = spans.pop().start
-            spans.append(Span(start=start, stop=token + count, slot=slot))
         token += count
-    return SideBatch(
-        total=token,
-        rows=tuple(used),
-        singles=tuple(
-            DecodeSides(start=start, stop=start + len(slots), slots=torch.tensor(slots).to(device))
-            for start, slots in runs
-        ),
-        spans=tuple(spans),
-        device=device,
-    )
+    return SideBatch(total=token, rows=tuple(used), device=device)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from blockc_runtime.native.library import kernels
+from blockc_runtime.ops import triton_
 from blockc_runtime.ops.attention import cpu as attention_cpu
 from blockc_runtime.ops.attention import cuda as attention_cuda
 from blockc_runtime.ops.attention import native as attention_native
@@ -51,17 +52,7 @@ class OpTable:
 def op_table(device: torch.device) -> OpTable:
     """The fast forms for ``device``."""
     if device.type == "cuda":
-        return OpTable(
-            attention=attention_cuda.attention,
-            linears=linear_cuda.linears,
-            expert_linear=experts_cuda.expert_linear,
-            rms_norm=norm_cuda.rms_norm,
-            gated=norm_cuda.gated,
-            rotary=norm_cuda.rotary,
-            embedding=embedding_cpu.embedding,
-            residual=residual_cuda.residual,
-            cached=cache_cuda.cached,
-        )
+        return _cuda()
     table = OpTable(
         attention=attention_cpu.attention,
         linears=linear_cpu.linears,
@@ -84,3 +75,25 @@ def op_table(device: torch.device) -> OpTable:
         rotary=norm_native.rotary,
         heads=attention_native.heads,
     )
+
+
+def _cuda() -> OpTable:
+    """Triton's kernels, or torch's functions where there is no Triton: `triton_.describe` says which."""
+    table = OpTable(
+        attention=attention_cuda.attention,
+        linears=linear_cuda.linears,
+        expert_linear=experts_cuda.expert_linear,
+        rms_norm=norm_cuda.rms_norm,
+        gated=norm_cuda.gated,
+        rotary=norm_cuda.rotary,
+        embedding=embedding_cpu.embedding,
+        residual=residual_cuda.residual,
+        cached=cache_cuda.cached,
+    )
+    if triton_.problem() is not None:
+        return table
+    # Here alone: where Triton is missing, importing these fails.
+    from blockc_runtime.ops.attention import paged_cuda
+    from blockc_runtime.ops.linear import grouped_cuda
+
+    return replace(table, attention=paged_cuda.attention, heads=paged_cuda.heads, linears=grouped_cuda.linears)

@@ -20,6 +20,7 @@ from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.limits import EngineLimits
 from blockc_runtime.scheduler.fair_queue import FairQueue
 from blockc_runtime.scheduler.live_request import LiveRequest
+from blockc_runtime.scheduler.residents import Need, Residents
 
 
 class StepDraft:
@@ -31,6 +32,7 @@ class StepDraft:
         limits: EngineLimits,
         kv: KvIndex,
         queue: FairQueue,
+        residents: Residents,
         running: list[LiveRequest],
         max_running: int,
         preempt: Callable[[LiveRequest], None],
@@ -39,6 +41,7 @@ class StepDraft:
         self._limits = limits
         self._kv = kv
         self._queue = queue
+        self._residents = residents
         self._running = running
         self._max_running = max_running
         self._preempt = preempt
@@ -56,7 +59,7 @@ class StepDraft:
         held = Counter(item.tenant for item in self._running)
         working = held.keys() | self._queue.tenants()
         shares = {tenant: self._queue.share(tenant, self._max_running, working) for tenant in working}
-        blocked: set[int] = set()
+        blocked: set[Need] = set()
         while True:
             short = {tenant for tenant in self._queue.tenants() if held[tenant] < shares[tenant]}
             head = self._queue.head(blocked, among=short)
@@ -66,8 +69,7 @@ class StepDraft:
                 return
             if self._queue.counters[giver.tenant] < self._queue.counters[head.tenant]:
                 return  # who waits has been served more
-            if (reused := self._open(head)) is None:
-                blocked.update(self._groups(head))
+            if (reused := self._open(head, blocked)) is None:
                 continue
             held[giver.tenant] -= 1
             held[head.tenant] += 1
@@ -89,7 +91,7 @@ class StepDraft:
         prefills = iter([item for item in self._running if item.step is None and item.remaining > 1])
         prefill = next(prefills, None)
         places = self._max_running - len(self._running)
-        blocked: set[int] = set()
+        blocked: set[Need] = set()
         while self._has_room():
             head = self._queue.head(blocked) if places > 0 else None
             if prefill is not None and (head is None or self._queue.goes_on(prefill, before=head)):
@@ -97,9 +99,7 @@ class StepDraft:
                 prefill = next(prefills, None)
             elif head is None:
                 return
-            elif (reused := self._open(head)) is None:
-                blocked.update(self._groups(head))
-            else:
+            elif (reused := self._open(head, blocked)) is not None:
                 start(head, reused)
                 places -= 1
                 self._running.append(head)
@@ -148,12 +148,21 @@ class StepDraft:
         self._queue.charge_prompt(item, until=item.computed + count)
         self._pick(item, count)
 
-    def _open(self, item: LiveRequest) -> int | None:
-        """Get pages for a request's whole context; the tokens found, or None if it does not fit."""
+    def _open(self, item: LiveRequest, blocked: set[Need]) -> int | None:
+        """Get pages for a request's whole context, and a slot; the tokens found, or None, with what ``blocked`` it."""
+        chain = item.request.chain
+        if (lacking := self._residents.lacking(chain)) is not None:
+            blocked.add(lacking)
+            return None
         # A page of growth for each neighbour: without, what is let in is soon thrown out again for one of them.
         groups = set(self._groups(item))
         spare = sum(1 for other in self._running if not groups.isdisjoint(self._groups(other)))
-        return self._kv.acquire(item.id, chain=item.request.chain, prefix=item.prefix, spare_pages=spare)
+        reused = self._kv.acquire(item.id, chain=chain, prefix=item.prefix, spare_pages=spare)
+        if reused is None:
+            blocked.update(groups)
+        else:
+            self._residents.hold(chain)
+        return reused
 
     def _last_using(self, groups: frozenset[int]) -> LiveRequest:
         return next(item for item in reversed(self._running) if not groups.isdisjoint(self._groups(item)))

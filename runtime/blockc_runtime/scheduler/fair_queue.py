@@ -5,7 +5,8 @@ the smallest virtual counter goes first, a counter grows by what its tenant is s
 and a tenant that had nothing waiting is lifted to the smallest counter of those who have, so that idling earns no
 credit. First come, first served within a tenant.
 
-Requests that use other KV groups wait in other *lanes*: who lacks pages of one model must not hold up another's.
+Requests that need other things (KV groups, slots for sides) wait in other *lanes*: who lacks pages of one model must
+not hold up another's.
 Prompts are charged as they are read, and what the cache has of them when they start: an order that left that out would
 tell what is in it. Charged all at once, a long prompt would lift newcomers to a level that its tenant has not been
 served yet, and have them wait for the whole of it.
@@ -18,6 +19,7 @@ from collections.abc import Collection
 
 from blockc_runtime.limits import EngineLimits
 from blockc_runtime.scheduler.live_request import LiveRequest
+from blockc_runtime.scheduler.residents import Need, chain_needs
 
 # The paper's costs (section 5.1): an output token takes a step of its own.
 PROMPT_COST = 1.0
@@ -35,8 +37,8 @@ class FairQueue:
             raise ValueError(f"weights must be positive: {limits.weights}")
         self.counters = [0.0] * len(limits.weights)
         self._weights = limits.weights
-        self._lane_of = tuple(chain.groups for chain in limits.chains)
-        self._lanes: dict[int, dict[tuple[int, ...], _Lane]] = {}  # of tenants with something waiting
+        self._lane_of = chain_needs(limits)
+        self._lanes: dict[int, dict[tuple[Need, ...], _Lane]] = {}  # of tenants with something waiting
         self._waiting = [0] * len(limits.weights)
         self._last_served: int | None = None
 
@@ -71,16 +73,18 @@ class FairQueue:
 
     def leave(self, item: LiveRequest) -> None:
         """A request waits no longer: it runs, or has ended (its state says so already)."""
-        lane = self._lanes[item.tenant][self._lane_of[item.request.chain]]
-        if lane[0][1] is item:  # always so for one that runs, which may come back; one that ended may stay
-            heapq.heappop(lane)
+        lanes, needs = self._lanes[item.tenant], self._lane_of[item.request.chain]
+        if lanes[needs][0][1] is item:  # always so for one that runs, which may come back; one that ended may stay
+            heapq.heappop(lanes[needs])
+            if not lanes[needs]:
+                del lanes[needs]
         self._waiting[item.tenant] -= 1
         if self._waiting[item.tenant] == 0:
             del self._lanes[item.tenant]
             self._last_served = item.tenant
 
-    def head(self, blocked: Collection[int], *, among: Collection[int] | None = None) -> LiveRequest | None:
-        """Return the request whose turn it is among those that need no page of a ``blocked`` KV group.
+    def head(self, blocked: Collection[Need], *, among: Collection[int] | None = None) -> LiveRequest | None:
+        """Return the request whose turn it is among those that need nothing that is ``blocked``.
 
         ``among``: of these tenants only.
         """
@@ -127,11 +131,11 @@ class FairQueue:
         self.counters[tenant] = max(self.counters[tenant], level)
 
 
-def _oldest(lanes: dict[tuple[int, ...], _Lane], blocked: Collection[int]) -> LiveRequest | None:
+def _oldest(lanes: dict[tuple[Need, ...], _Lane], blocked: Collection[Need]) -> LiveRequest | None:
     best: LiveRequest | None = None
-    for groups, lane in lanes.items():
+    for needs, lane in lanes.items():
         while lane and lane[0][1].state != "waiting":
             heapq.heappop(lane)
-        if lane and (best is None or lane[0][0] < best.arrival) and not any(group in blocked for group in groups):
+        if lane and (best is None or lane[0][0] < best.arrival) and not any(need in blocked for need in needs):
             best = lane[0][1]
     return best

@@ -65,4 +65,5 @@ class LiveRequest:
             samples=1 if samples else 0,
             sampling=self.request.sampling if samples else None,
             output_index=self.output_index,
+            history=tuple(self.tokens[self.virtual :]) if samples and self.request.sampling.steering else (),
         )

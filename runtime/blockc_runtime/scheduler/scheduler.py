@@ -7,6 +7,7 @@ while it runs, or, if it ended under a step in flight, until that step completes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blockc_runtime.kv.index import KvIndex
@@ -18,6 +19,7 @@ from blockc_runtime.scheduler.draft import StepDraft
 from blockc_runtime.scheduler.fair_queue import FairQueue
 from blockc_runtime.scheduler.launches import LaunchPlan
 from blockc_runtime.scheduler.live_request import LiveRequest
+from blockc_runtime.scheduler.residents import Residents
 from blockc_runtime.step import Fault, Row, RowResult, Step, StepResult
 
 
@@ -67,6 +69,7 @@ class Scheduler:
         self._max_running = limits.max_rows if max_running is None else max_running
         self._worker_tries = worker_tries
         self._queue = FairQueue(limits)
+        self._residents = Residents(limits)
         self._launch_plan = LaunchPlan(limits)
         self._live: dict[str, LiveRequest] = {}  # not ended, or ended under a step in flight
         self._running: dict[str, LiveRequest] = {}
@@ -94,6 +97,11 @@ class Scheduler:
     def preemptions(self) -> int:
         """Requests that had to give their place or pages back, ever."""
         return self._preemptions
+
+    @property
+    def side_loads(self) -> int:
+        """Fine-tunes that were put in a slot, ever."""
+        return self._residents.loads
 
     @property
     def service(self) -> tuple[float, ...]:
@@ -142,8 +150,8 @@ class Scheduler:
         del now_s
         running = sorted(self._running.values(), key=self._queue.turn)
         draft = StepDraft(
-            limits=self._limits, kv=self._kv, queue=self._queue, running=running, max_running=self._max_running,
-            preempt=self._preempt,
+            limits=self._limits, kv=self._kv, queue=self._queue, residents=self._residents, running=running,
+            max_running=self._max_running, preempt=self._preempt,
         )  # fmt: skip
         draft.make_places(start=self._start)
         draft.pick_decodes()
@@ -183,12 +191,27 @@ class Scheduler:
             return ()
         return (self._finish(item, "cancelled"),)
 
+    def take_wanted(self) -> Sequence[int]:
+        """Chains whose sides the executor should begin to read."""
+        return self._residents.take_wanted()
+
+    def arrived(self, chain: int, problem: str | None = None) -> tuple[Event, ...]:
+        """The sides of a chain have been read; with a problem, its requests end."""
+        self._residents.arrived(chain, problem)
+        if problem is None:
+            return ()
+        message = f"its fine-tune could not be loaded: {problem}"
+        waiting = [item for item in self._live.values() if item.request.chain == chain and item.state == "waiting"]
+        return tuple(self._finish(item, "error", message) for item in waiting)
+
     def _problem(self, request: Request) -> str | None:
         """Say why a request cannot be taken, in words that tell nothing of other tenants."""
         if not (0 <= request.app < len(self._limits.tenants) and 0 <= request.chain < len(self._limits.chains)):
             return "the plan in force does not have this model"
         if not request.prompt:
             return "the prompt is empty"
+        if (problem := self._residents.problem(request.chain)) is not None:
+            return f"its fine-tune could not be loaded: {problem}"
         most = self._room(request.chain) - 1
         if len(request.prompt) > most:
             return f"the prompt has {len(request.prompt)} tokens; with room for an answer {most} fit"
@@ -227,6 +250,7 @@ class Scheduler:
     def _return(self, item: LiveRequest) -> None:
         """A running request gives its pages back and waits again, prompt and outputs kept."""
         self._kv.release(item.id)
+        self._residents.release(item.request.chain)
         del self._running[item.id]
         item.state = "waiting"
         item.computed = 0
@@ -246,6 +270,7 @@ class Scheduler:
             epoch=self._epoch,
             rows=rows,
             launches=self._launch_plan.launches(tuple([row.chain for row in rows])),
+            fills=self._residents.take_fills(),
         )
 
     def _settle(self, item: LiveRequest, row: Row, outcome: RowResult, events: list[Event]) -> None:
@@ -278,6 +303,7 @@ class Scheduler:
         Only rows of the lost step count as tries, so that a request which kills workers takes few others with it.
         """
         self._kv.forget()
+        self._residents.forget()
         for other in self._in_flight.values():
             other.is_void = True
         events: list[Event] = []
@@ -309,6 +335,7 @@ class Scheduler:
 
     def _forget(self, item: LiveRequest) -> None:
         self._kv.release(item.id)
+        self._residents.release(item.request.chain)
         del self._live[item.id]
 
 

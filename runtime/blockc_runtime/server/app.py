@@ -6,12 +6,13 @@ and ``/ready`` pass the keys; an app of another tenant and one that does not exi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from fastapi import FastAPI, Request, Response
 from starlette.responses import JSONResponse
 
-from blockc_runtime.server import errors
+from blockc_runtime.server import errors, ui
 from blockc_runtime.server.auth import KeyMiddleware, KeyRing, caller_of
 from blockc_runtime.server.body import read_body
 from blockc_runtime.server.calls import Calls
@@ -42,11 +43,14 @@ def create_app(
     metrics: Metrics,
     keys: KeyRing | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
+    make_page: Callable[[], ui.SentPage] | None = None,
 ) -> FastAPI:
-    """Return the app. ``keys`` None: everybody who can connect may use everything."""
+    """Return the app. ``keys`` None: everybody who can connect may use everything. ``make_page`` None: no ``/ui``."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     errors.install(app)
     app.add_middleware(KeyMiddleware, keys=keys)
+    if make_page is not None:
+        ui.install(app, make_page)
     calls = Calls(engine_client, metrics)
     _add_state_routes(app, engine_client, metrics)
 
@@ -104,7 +108,7 @@ def _add_state_routes(app: FastAPI, client: EngineClient, metrics: Metrics) -> N
         stats = await client.stats_within(_STATS_PATIENCE_S) if tenant is None else None
         if stats is not None:
             metrics.observe_pages(stats.pages)
-            metrics.observe_preemptions(stats.preemptions)
+            metrics.observe_counts(preemptions=stats.preemptions, side_loads=stats.side_loads)
             metrics.observe_memory(stats.memory)
         text = metrics.text(tenant)
         return Response(text, headers={"content-type": CONTENT_TYPE})

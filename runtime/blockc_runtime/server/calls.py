@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from starlette.types import Send
 
-from blockc_runtime.request import EndEvent, FinishReason, TokenLogprob, TokensEvent
+from blockc_runtime.request import EndEvent, TokensEvent
 from blockc_runtime.server import sse
 from blockc_runtime.server.catalogue import ServedApp
+from blockc_runtime.server.choice import Choice
 from blockc_runtime.server.classify import ScoresResponse
 from blockc_runtime.server.engine_client import (
     Arrival,
@@ -29,25 +29,6 @@ from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.output import Delta, Output
 from blockc_runtime.server.response import CallResponse, raise_if_failed, send_json
 from blockc_runtime.server.schemas import ChatBody, CompletionBody
-
-
-@dataclass(slots=True)
-class Choice:
-    """A whole output, put together from its deltas."""
-
-    texts: list[str] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    stop_reason: str | int | None = None
-
-    def add(self, delta: Delta) -> None:
-        """Append a delta."""
-        self.texts.append(delta.text)
-        self.tokens.extend(delta.tokens)
-        self.logprobs.extend(delta.logprobs)
-        self.finish_reason = delta.finish_reason
-        self.stop_reason = delta.stop_reason
 
 
 class Format(Protocol):
@@ -132,6 +113,7 @@ class TextResponse(CallResponse):
         self._format = answer_format
         self._as_stream = stream
         self._include_usage = include_usage
+        self._generation = generation
         vocabulary = generation.app.text.vocabulary
         self._outputs = [Output(vocabulary, generation.options) for _ in generation.requests]
 
@@ -163,7 +145,7 @@ class TextResponse(CallResponse):
             arrivals = await self._call.arrived()
         if not all(output.finished for output in self._outputs):
             return  # the client left; nobody reads an answer
-        data = self._format.whole(choices, self._usage())
+        data = self._format.whole(self._generation.shown(choices), self._usage())
         await send_json(send, data)
 
     def _event(self, arrival: Arrival) -> bytes:
@@ -185,9 +167,9 @@ class TextResponse(CallResponse):
         return output.end(arrival)
 
     def _usage(self) -> dict[str, Any]:
-        prompt = self._submission.prompt_tokens
+        prompt = self._generation.prompt_tokens
         completion = sum(output.token_count for output in self._outputs)
-        cached = sum(output.cached_tokens for output in self._outputs)
+        cached = sum(output.cached_tokens for output in self._outputs[:: self._generation.tries])
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,

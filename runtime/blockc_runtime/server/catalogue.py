@@ -19,8 +19,6 @@ from blockc_runtime.server.tokenizer import TEXT_ASSETS, ChainText, load_chain_t
 GENERATION_CONFIG = "generation_config.json"
 # What a generation_config.json may ask for that this server does not do, with its neutral values.
 _NOT_APPLIED: dict[str, tuple[object, ...]] = {
-    "repetition_penalty": (None, 1, 1.0),
-    "min_p": (None, 0, 0.0),
     "bad_words_ids": (None, []),
     "suppress_tokens": (None, []),
 }
@@ -33,6 +31,8 @@ class SamplingDefaults:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     max_new_tokens: int | None = None
 
 
@@ -147,6 +147,8 @@ def _defaults(config: dict[str, Any]) -> SamplingDefaults:
         temperature=number("temperature", 1.0),
         top_p=number("top_p", 1.0),
         top_k=max(0, int(number("top_k", 0))),
+        min_p=number("min_p", 0.0),
+        repetition_penalty=number("repetition_penalty", 1.0),
         max_new_tokens=limit if type(limit) is int and limit > 0 else None,
     )
 

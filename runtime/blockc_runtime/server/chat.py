@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from blockc_runtime.server import sse
-from blockc_runtime.server.calls import Choice
+from blockc_runtime.server.choice import Choice
 from blockc_runtime.server.generation import Generation
 from blockc_runtime.server.logprobs import chat_logprobs
 from blockc_runtime.server.output import Delta
@@ -22,7 +22,7 @@ class ChatFormat:
         self._vocabulary = generation.app.text.vocabulary
         self._with_logprobs = body.logprobs
         self._with_ids = body.return_token_ids
-        self._prompt = generation.requests[0].prompt
+        self._prompt = generation.prompt_of(0)
         self._envelope = {
             "id": generation.id,
             "object": "chat.completion",

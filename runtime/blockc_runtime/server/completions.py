@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from blockc_runtime.server import sse
-from blockc_runtime.server.calls import Choice
+from blockc_runtime.server.choice import Choice
 from blockc_runtime.server.generation import Generation
 from blockc_runtime.server.logprobs import completion_logprobs
 from blockc_runtime.server.output import Delta
@@ -22,8 +22,9 @@ class CompletionFormat:
         self._vocabulary = generation.app.text.vocabulary
         self._with_logprobs = body.logprobs is not None
         self._with_ids = body.return_token_ids
-        self._prompts = [request.prompt for request in generation.requests]
-        self._offsets = [0] * len(self._prompts)
+        self._generation = generation
+        choices = len(generation.requests) // generation.tries * generation.n
+        self._offsets = [len(generation.echo_of(index)) for index in range(choices)]
         self._envelope = {
             "id": generation.id,
             "object": "text_completion",
@@ -34,8 +35,11 @@ class CompletionFormat:
         self._head = to_json(self._envelope)[:-1] + ',"choices":[{"index":'
 
     def opening(self, index: int) -> bytes:
-        """Return nothing: completions have no role."""
-        return b""
+        """Return the prompt's text, if it is to be echoed: completions have no role."""
+        echo = self._generation.echo_of(index)
+        if not echo:
+            return b""
+        return self._render(index, echo, "null", '"finish_reason":null,"stop_reason":null')
 
     def chunk(self, index: int, delta: Delta) -> bytes:
         """Return the event of a delta."""
@@ -47,11 +51,8 @@ class CompletionFormat:
         logprobs = "null"
         if self._with_logprobs and delta.tokens:
             logprobs = to_json(self._logprobs(index, delta.tokens, delta))
-        return (
-            f'data: {self._head}{index},"text":{to_json(delta.text)},"logprobs":{logprobs},'
-            f'"finish_reason":{to_json(delta.finish_reason)},'
-            f'"stop_reason":{to_json(delta.stop_reason)}{extra}}}]}}\n\n'
-        ).encode()
+        end = f'"finish_reason":{to_json(delta.finish_reason)},"stop_reason":{to_json(delta.stop_reason)}'
+        return self._render(index, delta.text, logprobs, end + extra)
 
     def usage_chunk(self, usage: dict[str, Any]) -> bytes:
         """Return the event with the token counts."""
@@ -62,10 +63,13 @@ class CompletionFormat:
         entries = [self._choice(index, choice) for index, choice in enumerate(choices)]
         return to_json({**self._envelope, "choices": entries, "usage": usage}).encode()
 
+    def _render(self, index: int, text: str, logprobs: str, end: str) -> bytes:
+        return f'data: {self._head}{index},"text":{to_json(text)},"logprobs":{logprobs},{end}}}]}}\n\n'.encode()
+
     def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
         entry: dict[str, Any] = {
             "index": index,
-            "text": "".join(choice.texts),
+            "text": self._generation.echo_of(index) + "".join(choice.texts),
             "logprobs": None,
             "finish_reason": choice.finish_reason,
             "stop_reason": choice.stop_reason,
@@ -74,7 +78,7 @@ class CompletionFormat:
             entry["logprobs"] = self._logprobs(index, choice.tokens, choice)
         if self._with_ids:
             entry["token_ids"] = choice.tokens
-            entry["prompt_token_ids"] = self._prompts[index]
+            entry["prompt_token_ids"] = self._generation.prompt_of(index)
         return entry
 
     def _logprobs(self, index: int, tokens: Sequence[int], source: Delta | Choice) -> dict[str, Any]:

@@ -16,9 +16,12 @@ from typing import Any
 from blockc_runtime.request import Request, Sampling
 from blockc_runtime.server.catalogue import ServedApp
 from blockc_runtime.server.chat_template import ChatTemplateError
+from blockc_runtime.server.choice import Choice, likeliest
 from blockc_runtime.server.errors import ApiError, invalid
 from blockc_runtime.server.output import OutputOptions
-from blockc_runtime.server.schemas import MAX_PROMPTS, ChatBody, ClassifyBody, CompletionBody
+from blockc_runtime.server.sampling_fields import samplings
+from blockc_runtime.server.schemas import MAX_CHOICES, MAX_PROMPTS, ChatBody, ClassifyBody, CompletionBody
+from blockc_runtime.server.structured_fields import grammar_of
 
 _COMPLETION_TOKENS = 16  # OpenAI's default
 _INLINE_CHARS = 4096  # longer texts are tokenised beside the event loop
@@ -40,15 +43,74 @@ class Submission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation(Submission):
-    """A call whose answer is text."""
+    """A call whose answer is text.
+
+    ``tries`` consecutive requests are answers to the same prompt; the ``n`` likeliest of them are shown.
+    ``echoes``: the text of each prompt, where it is to stand before the answers.
+    """
 
     options: OutputOptions
+    n: int = 1
+    tries: int = 1
+    echoes: tuple[str, ...] = ()
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, each counted once."""
+        return sum(len(request.prompt) for request in self.requests[:: self.tries])
+
+    def prompt_of(self, choice: int) -> tuple[int, ...]:
+        """Return the prompt that an entry of the answer belongs to."""
+        return self.requests[choice // self.n * self.tries].prompt
+
+    def echo_of(self, choice: int) -> str:
+        """Return what stands before an entry of the answer."""
+        return self.echoes[choice // self.n] if self.echoes else ""
+
+    def shown(self, tried: Sequence[Choice]) -> list[Choice]:
+        """Return the entries of the answer among all that were tried."""
+        if self.n == self.tries:
+            return list(tried)
+        groups = (tried[first : first + self.tries] for first in range(0, len(tried), self.tries))
+        return [choice for group in groups for choice in likeliest(group, self.n)]
 
 
 async def completion_generation(body: CompletionBody, app: ServedApp) -> Generation:
     """Return the generation of ``/v1/completions``."""
-    encoded = await _encoded(app, body.prompt, "prompt", add_special_tokens=body.add_special_tokens)
-    return _generation("cmpl", body, app, encoded, body.max_tokens, body.logprobs)
+    tries = body.n if body.best_of is None else body.best_of
+    _check_tries(body, tries)
+    prompts = _prompts(body.prompt, "prompt")
+    encoded = [await _encode(app, prompt, add_special_tokens=body.add_special_tokens) for prompt in prompts]
+    logprobs = body.logprobs
+    if tries > body.n and logprobs is None:
+        logprobs = 0  # the likeliest are chosen by them
+    echoes = tuple(_shown(app, prompt, body) for prompt in prompts) if body.echo else ()
+    grammar = await grammar_of(body)
+    return _generation(
+        "cmpl", body, app, encoded, body.max_tokens, logprobs, tries=tries, grammar=grammar, echoes=echoes
+    )
+
+
+def _check_tries(body: CompletionBody, tries: int) -> None:
+    if tries < body.n:
+        raise invalid(f"`best_of` is {tries}, less than the {body.n} answers to be shown", param="best_of")
+    if tries > body.n and body.stream:
+        raise invalid("the best answers are known at the end: `best_of` does not go with `stream`", param="best_of")
+    if body.max_tokens == 0 and not body.echo:
+        raise invalid("`max_tokens`: 0 is of use with `echo` only", param="max_tokens")
+    if body.echo and body.logprobs is not None:
+        raise invalid(
+            "log probabilities of prompts are not supported: `echo` does not go with `logprobs`", param="echo"
+        )
+
+
+def _shown(app: ServedApp, prompt: str | tuple[int, ...], body: CompletionBody) -> str:
+    """Return a prompt as text."""
+    if isinstance(prompt, str):
+        return prompt
+    _check_tokens(prompt, app, "prompt")
+    text = app.text.vocabulary.detokenizer(skip_special_tokens=body.skip_special_tokens)
+    return text.feed(prompt) + text.finish()
 
 
 async def chat_generation(body: ChatBody, app: ServedApp) -> Generation:
@@ -68,12 +130,14 @@ async def chat_generation(body: ChatBody, app: ServedApp) -> Generation:
     prompt = await _encode(app, text, add_special_tokens=body.add_special_tokens)
     limit = body.max_completion_tokens or body.max_tokens
     logprobs = body.top_logprobs if body.logprobs else None
-    return _generation("chatcmpl", body, app, [prompt], limit, logprobs)
+    return _generation("chatcmpl", body, app, [prompt], limit, logprobs, tries=body.n, grammar=await grammar_of(body))
 
 
 async def classification(body: ClassifyBody, app: ServedApp) -> Submission:
     """Return what ``/v1/classify`` asks of the engine: scores of each text."""
-    texts = await _encoded(app, body.input, "input", add_special_tokens=body.add_special_tokens)
+    texts = [
+        await _encode(app, text, add_special_tokens=body.add_special_tokens) for text in _prompts(body.input, "input")
+    ]
     id_ = f"classify-{secrets.token_hex(12)}"
     requests = tuple(
         Request(
@@ -92,14 +156,9 @@ async def classification(body: ClassifyBody, app: ServedApp) -> Submission:
     return Submission(id=id_, app=app, requests=requests)
 
 
-async def _encoded(app: ServedApp, value: Any, param: str, *, add_special_tokens: bool) -> list[tuple[int, ...]]:
-    return [
-        prompt if isinstance(prompt, tuple) else await _encode(app, prompt, add_special_tokens=add_special_tokens)
-        for prompt in _prompts(value, param)
-    ]
-
-
-async def _encode(app: ServedApp, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+async def _encode(app: ServedApp, text: str | tuple[int, ...], *, add_special_tokens: bool) -> tuple[int, ...]:
+    if isinstance(text, tuple):
+        return text
     if len(text) <= _INLINE_CHARS:
         return tuple(app.text.encode(text, add_special_tokens=add_special_tokens))
     return tuple(await asyncio.to_thread(app.text.encode, text, add_special_tokens=add_special_tokens))
@@ -129,25 +188,38 @@ def _generation(
     prompts: Sequence[tuple[int, ...]],
     max_tokens: int | None,
     logprobs: int | None,
+    *,
+    tries: int,
+    grammar: str | None,
+    echoes: tuple[str, ...] = (),
 ) -> Generation:
     id_ = f"{prefix}-{secrets.token_hex(12)}"
     _check_tokens(body.stop_token_ids, app, "stop_token_ids")
     eos = () if body.ignore_eos else app.stop_token_ids
     stop_token_ids = tuple(sorted({*eos, *body.stop_token_ids}))
     default = _COMPLETION_TOKENS if isinstance(body, CompletionBody) else None
+    if grammar is not None and not stop_token_ids:
+        raise invalid("this model knows no token that ends an answer", param="response_format")
+    if len(prompts) * tries > MAX_CHOICES:
+        raise invalid(
+            f"{len(prompts)} prompts with {tries} answers each; a call has at most {MAX_CHOICES} answers", param="n"
+        )
     requests = tuple(
         Request(
-            id=f"{id_}-{index}",
+            id=f"{id_}-{number * tries + index}",
             app=app.index,
             chain=app.chain,
             isolation_group=app.isolation_group,
             prompt=prompt,
             emitted=0,
-            max_tokens=_max_tokens(app, prompt, max_tokens, default),
+            max_tokens=_output_tokens(body, app, prompt, max_tokens, default),
             stop_token_ids=stop_token_ids,
-            sampling=_sampling(body, app, logprobs),
+            sampling=sampling,
         )
-        for index, prompt in enumerate(prompts)
+        for number, prompt in enumerate(prompts)
+        for index, sampling in enumerate(
+            samplings(body, app, count=tries, logprobs=logprobs, stop_token_ids=stop_token_ids, grammar=grammar)
+        )
     )
     options = OutputOptions(
         stops=tuple(body.stop),
@@ -155,21 +227,22 @@ def _generation(
         eos_token_ids=frozenset(app.stop_token_ids),
         include_stop=body.include_stop_str_in_output,
         skip_special_tokens=body.skip_special_tokens,
+        min_tokens=body.min_tokens,
+        is_silent=max_tokens == 0,
     )
-    return Generation(id=id_, app=app, requests=requests, options=options)
+    return Generation(id=id_, app=app, requests=requests, options=options, n=body.n, tries=tries, echoes=echoes)
 
 
-def _sampling(body: CompletionBody | ChatBody, app: ServedApp, logprobs: int | None) -> Sampling:
-    defaults = app.defaults
-    top_k = defaults.top_k if body.top_k is None else body.top_k
-    return Sampling(
-        temperature=defaults.temperature if body.temperature is None else float(body.temperature),
-        top_p=defaults.top_p if body.top_p is None else float(body.top_p),
-        top_k=max(0, top_k),  # vLLM's -1 is 0 here: no filter
-        # Seeds are 64 bits to the engine; a negative one is as good as any.
-        seed=secrets.randbits(64) if body.seed is None else body.seed % 2**64,
-        logprobs=logprobs,
-    )
+def _output_tokens(
+    body: CompletionBody | ChatBody, app: ServedApp, prompt: tuple[int, ...], asked: int | None, default: int | None
+) -> int:
+    """Return how many tokens may follow ``prompt``; 1 where none is wanted, for the engine always draws one."""
+    limit = _max_tokens(app, prompt, 1 if asked == 0 else asked, default)
+    if body.min_tokens > limit:
+        raise invalid(
+            f"`min_tokens` is {body.min_tokens}, more than the {limit} tokens there may be", param="min_tokens"
+        )
+    return limit
 
 
 def _check_tokens(ids: Sequence[int], app: ServedApp, param: str) -> None:

@@ -96,6 +96,9 @@ class Metrics:
         self._preemptions = Growing(
             Counter("blockc:num_preemptions", "Requests that gave their place back", registry=self._registry)
         )
+        self._side_loads = Growing(
+            Counter("blockc:side_loads", "Fine-tunes whose sides were put in a slot", registry=self._registry)
+        )
         self._predicted = self._memory_gauge("memory_predicted_bytes", "What the plan says; of runtime: the reserve")
         self._measured = self._memory_gauge("memory_measured_bytes", "What the engine holds; of workspace: the most")
         self.engine_up = Gauge("blockc:engine_up", "1 while an engine is serving", registry=self._registry)
@@ -122,9 +125,10 @@ class Metrics:
             self._saved_pages.labels(str(group)).set(pages.saved)
             self._evictions.observe(pages.evicted, str(group))
 
-    def observe_preemptions(self, count: int) -> None:
+    def observe_counts(self, *, preemptions: int, side_loads: int) -> None:
         """Take in how many there were since the engine began."""
-        self._preemptions.observe(count)
+        self._preemptions.observe(preemptions)
+        self._side_loads.observe(side_loads)
 
     def predict_memory(self, entries: Sequence[MemoryEntry]) -> None:
         """Take in what a plan says of its devices; the interpreter and its libraries live in their reserve."""

@@ -17,13 +17,19 @@ from blockc_runtime.server.stop_strings import StopStrings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputOptions:
-    """How a client wants to see its output. ``stop_token_ids``: those that end it in the engine."""
+    """How a client wants to see its output. ``stop_token_ids``: those that end it in the engine.
+
+    Stop strings are looked for behind the first ``min_tokens`` tokens. ``is_silent``: nothing of the output is asked
+    for, only its prompt.
+    """
 
     stops: tuple[str, ...]
     stop_token_ids: frozenset[int]
     eos_token_ids: frozenset[int]
     include_stop: bool
     skip_special_tokens: bool
+    min_tokens: int = 0
+    is_silent: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +66,8 @@ class Output:
     def feed(self, event: TokensEvent) -> Delta:
         """Take tokens in. Those behind a stop string are dropped."""
         count = len(event.tokens)
+        if self._options.is_silent:
+            return Delta(text="", tokens=(), logprobs=())
         if not self._options.stops:
             text = self._decode(event.tokens)
         else:
@@ -78,6 +86,9 @@ class Output:
         """Take the end in; show what was held back."""
         self.finished = True
         self.cached_tokens = event.cached_tokens
+        if self._options.is_silent:
+            reason = "length" if event.reason == "stop" else event.reason
+            return Delta(text="", tokens=(), logprobs=(), finish_reason=reason)
         text = self._stops.feed(self._text.finish())
         if self.stopped:
             return Delta(
@@ -100,7 +111,9 @@ class Output:
         """Return the text to show and how many of the tokens it took."""
         shown = []
         for index, token in enumerate(tokens):
-            shown.append(self._stops.feed(self._decode((token,))))
+            text = self._decode((token,))
+            early = self.token_count + index < self._options.min_tokens
+            shown.append(text if early else self._stops.feed(text))
             if self.stopped:
                 return "".join(shown), index + 1
         return "".join(shown), len(tokens)

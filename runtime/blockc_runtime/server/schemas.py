@@ -17,6 +17,8 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_PROMPTS = 64
+MAX_CHOICES = 128  # answers of one call, those of `best_of` that are not shown included
+MAX_BIASES = 1024
 MAX_MESSAGES = 4096  # they are rendered on the event loop
 _MAX_FIELDS = 100
 
@@ -26,39 +28,24 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "allowed_token_ids": (),
     "audio": (),
     "bad_words": ([],),
-    "best_of": (1,),
     "chat_template": (),
     "continue_final_message": (False,),
     "detokenize": (True,),
     "documents": ([],),
     "early_stopping": (False,),
-    "echo": (False,),
-    "frequency_penalty": (0, 0.0),
     "function_call": ("none",),
     "functions": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "length_penalty": (1, 1.0),
-    "logit_bias": ({},),
     "logits_processors": ([],),
-    "min_p": (0, 0.0),
-    "min_tokens": (0,),
     "modalities": (["text"],),
-    "n": (1,),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "presence_penalty": (0, 0.0),
     "priority": (0,),
     "prompt_logprobs": (),
     "reasoning_effort": ("none",),
-    "repetition_penalty": (1, 1.0),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "spaces_between_special_tokens": (True,),
     "store": (False,),
-    "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -75,6 +62,7 @@ _NEUTRAL_IN_MESSAGES: dict[str, tuple[object, ...]] = {
     "tool_calls": ([],),
 }
 
+_Bias = Annotated[float, Field(ge=-100, le=100)]
 _Stops = str | Annotated[list[str], Field(fail_fast=True)]
 
 
@@ -88,6 +76,35 @@ class StreamOptions(_Body):
     include_usage: bool = False
 
 
+class JsonSchemaFormat(_Body):
+    """A schema by its name. ``strict`` or not, it is followed."""
+
+    name: Annotated[str, Field(max_length=64)] = ""
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")] = {}
+    strict: bool | None = None
+
+
+class ResponseFormat(_Body):
+    """What an answer has to be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+_Choices = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=1024, fail_fast=True)]
+
+
+class StructuredOutputs(_Body):
+    """VLLM's own form; exactly one of its fields."""
+
+    json_: Annotated[str | dict[str, Any] | None, Field(alias="json")] = None
+    regex: str | None = None
+    choice: _Choices | None = None
+    grammar: str | None = None
+    json_object: Literal[True] | None = None
+
+
 class _Generation(_Body):
     """Fields that both routes have. None: as the model's generation config says."""
 
@@ -96,10 +113,24 @@ class _Generation(_Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    logit_bias: Annotated[dict[str, _Bias], Field(max_length=MAX_BIASES)] = {}
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    min_tokens: Annotated[int, Field(ge=0)] = 0
     stop: _Stops = []
     stop_token_ids: Annotated[list[int], Field(max_length=MAX_STOPS, fail_fast=True)] = []
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    # What vLLM called the fields of `structured_outputs` before.
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: _Choices | None = None
+    guided_grammar: str | None = None
     skip_special_tokens: bool = True
     return_token_ids: bool = False
     stream: bool = False
@@ -124,8 +155,10 @@ class CompletionBody(_Generation):
     """``/v1/completions``. ``prompt`` is checked where it is turned into tokens."""
 
     prompt: Any
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    echo: bool = False
     add_special_tokens: bool = True
 
 

@@ -29,6 +29,7 @@ from blockc_runtime.server.catalogue import Catalogue, load_catalogue
 from blockc_runtime.server.engine_client import EngineClient
 from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.supervisor import EngineCommand, Supervisor, engine_command
+from blockc_runtime.server.ui import SentPage
 
 _FLUSH_S = 1  # for answers that are complete, and clients that do not read them
 
@@ -37,7 +38,8 @@ _FLUSH_S = 1  # for answers that are complete, and clients that do not read them
 class ServeOptions:
     """``drain_s``: how long requests may go on after SIGTERM. ``port`` 0: any free one.
 
-    ``executor`` ``null`` computes nothing, and takes ``null_step_s`` for every step of it.
+    ``executor`` ``null`` computes nothing, and takes ``null_step_s`` for every step of it. ``make_page`` makes what
+    ``/ui`` shows; None: there is no such route.
     """
 
     plan: Path
@@ -48,6 +50,7 @@ class ServeOptions:
     executor: str = "torch"
     null_step_s: float = 0.0
     drain_s: float = 30.0
+    make_page: Callable[[], SentPage] | None = None
 
 
 def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Callable[[str], None]) -> None:
@@ -64,7 +67,14 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Call
         progress("no --keys: every app is open to everybody on this machine")
     digest = hashlib.sha256(options.plan.read_bytes()).hexdigest()
     command = engine_command(options.plan, options.zoo, options.executor, null_step_s=options.null_step_s)
-    server = Server(catalogue=catalogue, keys=keys, command=command, plan_digest=digest, progress=progress)
+    server = Server(
+        catalogue=catalogue,
+        keys=keys,
+        command=command,
+        plan_digest=digest,
+        progress=progress,
+        make_page=options.make_page,
+    )
     server.metrics.predict_memory(plan.memory)
     asyncio.run(server.run(listener, ready=ready, drain_s=options.drain_s))
 
@@ -110,10 +120,11 @@ class Server:
         progress: Callable[[str], None],
         client: EngineClient | None = None,
         metrics: Metrics | None = None,
+        make_page: Callable[[], SentPage] | None = None,
     ) -> None:
         self.metrics = metrics or Metrics()
         self.client = client or EngineClient(self.metrics)
-        self.app = create_app(self.client, catalogue=catalogue, metrics=self.metrics, keys=keys)
+        self.app = create_app(self.client, catalogue=catalogue, metrics=self.metrics, keys=keys, make_page=make_page)
         self._progress = progress
         self._http = _http_server(self.app)
         self._command, self._plan_digest = command, plan_digest

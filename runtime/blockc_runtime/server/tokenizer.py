@@ -8,35 +8,26 @@ text is up to ``tokenizer.json`` alone: beside it, transformers ignores ``add_bo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
 from blockc.diag import DiagnosticError, Diagnostics
 from blockc_runtime.server.chat_template import ChatTemplate, ChatTemplateError
 from blockc_runtime.server.detokenize import Vocabulary
-
-TOKENIZER = "tokenizer.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
-CHAT_TEMPLATE = "chat_template.jinja"
-SPECIAL_TOKENS_MAP = "special_tokens_map.json"
-TEXT_ASSETS = (TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE, SPECIAL_TOKENS_MAP)
-
-_NAMED_SPECIAL = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
+from blockc_runtime.tokenizer_files import (
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    UnusableError,
+    configuration,
+    load_tokenizer,
+    named_special_tokens,
 )
 
-
-class _UnusableError(Exception):
-    """An asset that cannot be understood, in one sentence."""
+CHAT_TEMPLATE = "chat_template.jinja"
+TEXT_ASSETS = (TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE, SPECIAL_TOKENS_MAP)
 
 
 class ChainText:
@@ -59,81 +50,17 @@ def load_chain_text(assets: Mapping[str, bytes], *, of: str = "a chain") -> Chai
     """Build a `ChainText`. Raises `DiagnosticError` (BC903) for assets it cannot understand; ``of`` says whose."""
     try:
         return _load(assets)
-    except _UnusableError as error:
+    except UnusableError as error:
         problems = Diagnostics()
         problems.report("BC903", f"{of}: {error}", help="correct the model's files and compile again")
         raise DiagnosticError(problems) from None
 
 
 def _load(assets: Mapping[str, bytes]) -> ChainText:
-    if TOKENIZER not in assets:
-        _refuse(f"there is no {TOKENIZER}")
-    try:
-        tokenizer = Tokenizer.from_str(assets[TOKENIZER].decode())
-    except Exception as error:  # tokenizers raises bare Exception
-        _refuse(f"{TOKENIZER} cannot be read: {error}")
-    config = _configuration(assets)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    named = _named_special_tokens(config)
-    _add_tokens(tokenizer, config, named)
+    tokenizer = load_tokenizer(assets)
+    config = configuration(assets)
+    named = named_special_tokens(config)
     return ChainText(tokenizer, _chat_template(assets, config, named), Vocabulary(tokenizer))
-
-
-def _configuration(assets: Mapping[str, bytes]) -> dict[str, Any]:
-    config = _json_object(assets, TOKENIZER_CONFIG)
-    if "added_tokens_decoder" not in config:  # files of the time before special tokens moved here
-        config = {**_json_object(assets, SPECIAL_TOKENS_MAP), **config}
-    return config
-
-
-def _json_object(assets: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    if name not in assets:
-        return {}
-    try:
-        value = json.loads(assets[name])
-    except ValueError as error:
-        _refuse(f"{name} is not JSON: {error}")
-    if not isinstance(value, dict):
-        _refuse(f"{name} is not a JSON object")
-    return value
-
-
-def _named_special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    contents = ((name, _content(config.get(name))) for name in _NAMED_SPECIAL)
-    return {name: content for name, content in contents if content is not None}
-
-
-def _content(token: Any) -> str | None:
-    """Return a token given as a string, or as an object with its ``content``."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
-
-
-def _add_tokens(tokenizer: Tokenizer, config: Mapping[str, Any], named: Mapping[str, str]) -> None:
-    """Add what the configuration knows and ``tokenizer.json`` does not, in order of ids."""
-    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    listed = config.get("added_tokens_decoder") or {}
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    tokenizer.add_tokens(
-        [
-            AddedToken(token["content"], **{flag: bool(token.get(flag, False)) for flag in flags})
-            for _, token in sorted(listed.items(), key=lambda item: int(item[0]))
-            if isinstance(token, dict) and token["content"] not in known
-        ]
-    )
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
-    candidates = [*named.values(), *(extra.values() if isinstance(extra, dict) else extra)]
-    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    missing = [content for token in candidates if (content := _content(token)) is not None]
-    tokenizer.add_special_tokens(
-        [
-            AddedToken(content, special=True, normalized=False)
-            for content in dict.fromkeys(missing)
-            if content not in added
-        ]
-    )
 
 
 def _chat_template(
@@ -155,4 +82,4 @@ def _chat_template(
 
 
 def _refuse(message: str) -> NoReturn:
-    raise _UnusableError(message)
+    raise UnusableError(message)

@@ -13,7 +13,7 @@ from blockc.plan import ExecutionPlan
 from blockc.zoo import Zoo
 from blockc_runtime.executor.torch_ import TorchExecutor
 from blockc_runtime.request import Sampling
-from blockc_runtime.step import Launch, Row, RowResult, Step
+from blockc_runtime.step import Launch, Row, RowResult, SlotFill, Step
 from tests.support.device import DEVICE
 
 
@@ -42,6 +42,7 @@ class Driver:
             for group in range(len(plan.kv_groups))
         ]
         self.steps = 0
+        self.fills: tuple[SlotFill, ...] = ()  # of the next step
 
     def _tap(self, row: int, logits: Tensor) -> None:
         self.tapped[row] = logits.float().cpu().clone()
@@ -81,7 +82,9 @@ class Driver:
                 launches.append(Launch(instance=0, segment=segment, micro_batch=0, rows=members))
         self.steps += 1
         self.tapped = {}
-        self.executor.submit(Step(id=self.steps, epoch=0, rows=tuple(rows), launches=tuple(launches)))
+        step = Step(id=self.steps, epoch=0, rows=tuple(rows), launches=tuple(launches), fills=self.fills)
+        self.fills = ()
+        self.executor.submit(step)
         result = self.executor.collect()
         assert result.step == self.steps
         return result.rows

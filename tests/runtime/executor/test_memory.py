@@ -28,7 +28,7 @@ from blockc.ir.layout import (
 from blockc.plan import ExecutionPlan, KvLayerEntry
 from blockc.zoo import Zoo
 from blockc_runtime.executor.torch_ import TorchExecutor
-from blockc_runtime.ops.linear.tiles import TileWeights, tiles
+from blockc_runtime.ops.linear.by_kernel import kernel_weights
 from blockc_runtime.ops.linear.weights import PackedWeights, packs
 from tests.runtime.executor import structures
 from tests.runtime.executor.plans import BlockSpec, ModelSpec, PlanBuilder, Term
@@ -191,11 +191,13 @@ def test_padded_matrices_are_never_larger_than_counted() -> None:
         assert rows * columns * 4 <= PackedWeights([random(rows, columns)], [None]).nbytes <= counted
 
 
-@pytest.mark.skipif(not tiles(torch.bfloat16, torch.device("cpu")), reason="kernels for AMX are not here")
-def test_tiles_are_never_larger_than_counted() -> None:
+def test_layouts_of_kernels_are_never_larger_than_counted() -> None:
+    form = kernel_weights(torch.bfloat16, torch.device("cpu"))
+    if form is None:
+        pytest.skip("torch's own kernels are used here")
     for rows, columns in ((5, 7), (65, 33), (100, 192), (257, 1001)):
         counted = ResidentTensor(ref=TensorRef(digest="w", dtype="BF16", shape=(rows, columns)), form="linear").nbytes
-        assert rows * columns * 2 <= TileWeights([random(rows, columns).bfloat16()], [None]).nbytes <= counted
+        assert rows * columns * 2 <= form([random(rows, columns).bfloat16()], [None]).nbytes <= counted
 
 
 def test_pages_count_once_they_are_written(tmp_path: Path) -> None:

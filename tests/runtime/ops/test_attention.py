@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,12 +149,19 @@ def test_bfloat16_is_close_to_reference(form: str, case: Case) -> None:
 @settings(max_examples=60, deadline=None)
 @given(case=cases(), turns=st.booleans(), has_sides=st.booleans())
 def test_heads_are_the_same_in_one_call(level: str, case: Case, turns: bool, has_sides: bool) -> None:
+    with using(level):
+        check_heads(native.heads, case, turns, has_sides)
+
+
+def check_heads(
+    heads: Callable[..., Tensor], case: Case, turns: bool, has_sides: bool, device: torch.device = CPU
+) -> None:
     """From what linears yield, side by side, with rotation and with keys and values of a fine-tune."""
     q, k, v, keys, values = case.tensors(torch.float32)
     made = torch.Generator().manual_seed(case.seed)
     angles = [torch.randn(1, 1, case.tokens, case.size, generator=made) for _ in range(2 if turns else 0)]
     joined = torch.cat([x[0].transpose(0, 1).flatten(1) for x in (q, k, v)], 1)[None]
-    parts = joined.split_with_sizes([x.shape[1] * case.size for x in (q, k, v)], 2)
+    parts = joined.to(device).split_with_sizes([x.shape[1] * case.size for x in (q, k, v)], 2)
     if turns:
         q, k = norm.rotary(q, *angles), norm.rotary(k, *angles)
     sides: SideSet = ()
@@ -164,21 +172,20 @@ def test_heads_are_the_same_in_one_call(level: str, case: Case, turns: bool, has
             device=CPU,
             positions=[row.start for row in case.rows],
         )
-        sides = ((CachedKv(keys=(own[0],), values=(own[1],)), users),)
-        k, v = cached(k, v, sides)
+        k, v = cached(k, v, ((CachedKv(keys=(own[0],), values=(own[1],)), users),))
+        sides = ((CachedKv(keys=(own[0].to(device),), values=(own[1].to(device),)), users),)
     wanted_keys, wanted_values = keys.clone(), values.clone()
     wanted = reference.attention(
         q, k, v, keys=wanted_keys, values=wanted_values, rows=case.rows, page_tokens=case.page_tokens, scale=0.3,
         window=case.window, softcap=case.softcap, sinks=case.sinks,
     )  # fmt: skip
-    layer = PagedLayer(keys=keys, values=values, page_tokens=case.page_tokens)
-    batch = kv_batch(case.rows, page_tokens=case.page_tokens, window=case.window, dtype=torch.float32, device=CPU)
-    with using(level):
-        got = native.heads(
-            *parts, (case.heads, case.kv_heads), angles, sides, layer, batch, 0.3, case.window, case.softcap, case.sinks
-        )
-    for one, other in ((got, wanted), (keys, wanted_keys), (values, wanted_values)):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    layer = PagedLayer(keys=keys.to(device), values=values.to(device), page_tokens=case.page_tokens)
+    batch = kv_batch(case.rows, page_tokens=case.page_tokens, window=case.window, dtype=torch.float32, device=device)
+    angles, sinks = [angle.to(device) for angle in angles], None if case.sinks is None else case.sinks.to(device)
+    counts = case.heads, case.kv_heads
+    got = heads(*parts, counts, angles, sides, layer, batch, 0.3, case.window, case.softcap, sinks)
+    for one, other in ((got, wanted), (layer.keys, wanted_keys), (layer.values, wanted_values)):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)

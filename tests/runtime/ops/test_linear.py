@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blockc_runtime.ops.linear import cpu, cuda, native, reference
+from blockc_runtime.ops.linear import cpu, cuda, grouped_cuda, native, reference
+from blockc_runtime.ops.linear.by_kernel import KernelWeights, PanelWeights, TileWeights
 from blockc_runtime.ops.linear.reference import ReferenceSide
 from blockc_runtime.ops.linear.sides import LowRankOutput, LowRankWeights, OutputSides, Rows, SideWeights
-from blockc_runtime.ops.linear.tiles import TileWeights, tiles
 from blockc_runtime.ops.linear.weights import DenseWeights, JoinedWeights, PackedWeights, packs
 from blockc_runtime.ops.sides import Span, side_batch
+from tests.support.device import DEVICE
 from tests.support.native import LEVELS, using
 
 CPU = torch.device("cpu")
@@ -30,7 +31,9 @@ def by_kernels(level: str) -> Callable[..., tuple[Tensor, ...]]:
     return linears
 
 
-FORMS = [cpu.linears, cuda.linears, *map(by_kernels, LEVELS)]
+# Triton's kernels run here in its interpreter; `test_grouped` is where they meet a GPU.
+INTERPRETED = [grouped_cuda.linears] if DEVICE == "cpu" else []
+FORMS = [cpu.linears, cuda.linears, *INTERPRETED, *map(by_kernels, LEVELS)]
 OUTS = (12, 8, 8)
 FAN_IN = 16
 
@@ -189,31 +192,38 @@ def test_packed_weights_agree_with_dense(tokens: int) -> None:
         torch.testing.assert_close(y[0].float(), wanted, rtol=0.02, atol=0.05)
 
 
-@pytest.mark.skipif(not tiles(torch.bfloat16, CPU), reason="kernels for AMX are not here")
+FORMS = [(PanelWeights, level) for level in LEVELS] + [(TileWeights, level) for level in LEVELS if level == "amx"]
+
+
+@pytest.mark.parametrize(("form", "level"), FORMS)
 @settings(max_examples=60, deadline=None)
 @given(
-    tokens=st.sampled_from([0, 1, 2, 15, 16, 17, 31, 33, 100, 256, 257, 300]),
-    size=st.sampled_from([1, 16, 31, 32, 64, 100]),
+    tokens=st.sampled_from([0, 1, 2, 6, 7, 15, 16, 17, 31, 33, 48, 49, 100, 256, 257, 300]),
+    size=st.sampled_from([1, 16, 31, 32, 64, 100, 256, 300]),
     outs=st.lists(st.sampled_from([1, 8, 16, 31, 32, 40, 65]), min_size=1, max_size=3),
     seed=st.integers(0, 5),
 )
-def test_tiles_agree_with_dense(tokens: int, size: int, outs: list[int], seed: int) -> None:
-    """Whatever does not fill a tile; rows of an input that is a part of a wider tensor."""
+def test_layouts_agree_with_dense(
+    form: type[KernelWeights], level: str, tokens: int, size: int, outs: list[int], seed: int
+) -> None:
+    """Whatever does not fill a tile or panel; rows of an input that is a part of a wider tensor."""
     x = random(1, tokens, 2 * size, seed=seed).bfloat16()[:, :, :size]
     matrices = [random(out, size, seed=seed + out).bfloat16() for out in outs]
     biases = [random(out, seed=seed + out + 1).bfloat16() if i % 2 else None for i, out in enumerate(outs)]
-    got = TileWeights(matrices, biases)(x)
+    with using(level):
+        got = form(matrices, biases)(x)
     assert len(got) == len(outs)
     for y, matrix, bias in zip(got, matrices, biases, strict=True):
         torch.testing.assert_close(y[0].float(), reference.linear(x[0], matrix, bias), rtol=0.02, atol=0.05)
 
 
-@pytest.mark.skipif(not tiles(torch.bfloat16, CPU), reason="kernels for AMX are not here")
-@pytest.mark.parametrize("tokens", [3, 40])
-def test_values_that_are_not_finite_stay_in_their_row_of_tiles(tokens: int) -> None:
+@pytest.mark.parametrize(("form", "level"), FORMS)
+@pytest.mark.parametrize("tokens", [3, 40, 100])
+def test_values_that_are_not_finite_stay_in_their_row(form: type[KernelWeights], level: str, tokens: int) -> None:
     x = random(1, tokens, 40).bfloat16()
     x[0, 1, 5] = float("nan")
-    (y,) = TileWeights([random(24, 40).bfloat16()], [None])(x)
+    with using(level):
+        (y,) = form([random(24, 40).bfloat16()], [None])(x)
     bad = torch.isnan(y[0]).any(1)
     assert bad[1]
     assert bad.sum() == 1

@@ -20,6 +20,8 @@ def slow_sample(logits: list[float], own: Sampling, output_index: int) -> int:
     if own.temperature == 0:
         return logits.index(largest)
     weights = [round(math.exp((logit - largest) / own.temperature) * 2**40) for logit in logits]
+    if own.min_p > 0:
+        weights = [weight if weight >= own.min_p * 2**40 else 0 for weight in weights]
     ranked = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
     if own.top_k > 0:
         ranked = ranked[: own.top_k]
@@ -48,6 +50,7 @@ samplings = st.builds(
     top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.1, 0.0]),
     top_k=st.sampled_from([0, 1, 2, 5, 50, 255, 256, 257, 5000, 10**9]),
     seed=st.integers(-(2**70), 2**70),
+    min_p=st.sampled_from([0.0, 0.0, 0.0, 1e-6, 0.05, 0.7, 1.0]),
 )
 
 

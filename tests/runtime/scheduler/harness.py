@@ -54,6 +54,7 @@ def null_plan(own: EngineLimits):
         chains=[
             SimpleNamespace(
                 vocab_size=VOCAB,
+                bank=chain.bank,
                 kv=[
                     SimpleNamespace(group=group, domain=domain)
                     for group, domain in zip(chain.groups, chain.domains, strict=True)
@@ -62,6 +63,7 @@ def null_plan(own: EngineLimits):
             for chain in own.chains
         ],
         kv_groups=own.groups,
+        instances=[SimpleNamespace(side_slots=own.bank_slots)],
     )
 
 
@@ -129,7 +131,11 @@ class Run:
 
     def step(self):
         """Schedule, run and complete one step; None if nothing can run."""
+        for chain, problem in self.executor.prefetched():
+            self.take(self.scheduler.arrived(chain, problem))
         step = self.scheduler.schedule(self.now_s)
+        for chain in self.scheduler.take_wanted():
+            self.executor.prefetch(chain)
         self.now_s += 1.0
         if step is None:
             return None

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from blockc_runtime.server.catalogue import Catalogue
 from blockc_runtime.server.engine_client import EngineClient, QueueLimits
 from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.serve import Server, listen, url_of
+from blockc_runtime.server.ui import SentPage
 
 _T = TypeVar("_T")
 DIGEST = "d" * 64
@@ -35,6 +36,7 @@ class RunningServer:
         engine_options: tuple[str, ...] = (),
         limits: QueueLimits | None = None,
         digest: str = DIGEST,
+        make_page: Callable[[], SentPage] | None = None,
     ) -> None:
         self.progress: list[str] = []
         self.ready = threading.Event()
@@ -49,6 +51,7 @@ class RunningServer:
             progress=self.progress.append,
             client=EngineClient(metrics, limits),
             metrics=metrics,
+            make_page=make_page,
         )
         self._listener = listen("127.0.0.1", 0, with_keys=False)
         self.url = url_of(self._listener)

@@ -42,6 +42,12 @@ class FormulaExecutor:
         self._encoded = encoded
         self._steps: list[Step] = []
 
+    def prefetch(self, chain: int) -> None:
+        raise AssertionError("nothing is limited here")
+
+    def prefetched(self) -> Sequence[tuple[int, str | None]]:
+        return ()
+
     def submit(self, step: Step) -> None:
         self._steps.append(decode_step(encode_step(step)) if self._encoded else step)
 
@@ -77,7 +83,13 @@ class _Running:
 class FirstComeScheduler:
     """Everything unfinished gets a row in every step, up to 64; pages are only counted."""
 
-    preemptions = 0
+    preemptions = side_loads = 0
+
+    def take_wanted(self) -> Sequence[int]:
+        return ()
+
+    def arrived(self, chain: int, problem: str | None) -> Sequence[Event]:
+        raise AssertionError("nothing is limited here")
 
     def __init__(self) -> None:
         self._running: dict[str, _Running] = {}

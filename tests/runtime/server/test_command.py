@@ -199,3 +199,14 @@ def test_a_damaged_zoo_is_a_diagnostic(tmp_path: Path):
         _, errors = command.process.communicate(timeout=20)
         assert command.process.returncode == 1
         assert "BC903" in errors
+
+
+def test_the_page_of_a_served_plan(world_files):
+    """Rendered from the plan by the command line, live, and without a word of the keys."""
+    plan, _ = world_files
+    with serving(plan) as command:
+        answer = httpx.get(f"{command.url()}/ui", timeout=20)
+        assert answer.status_code == 200
+        assert 'id="live"' in answer.text
+        assert "acme/chat" in answer.text
+        assert answer.headers["content-security-policy"].startswith("default-src 'self'; script-src 'sha256-")

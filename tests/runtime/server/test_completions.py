@@ -80,6 +80,65 @@ def test_several_prompts_are_several_choices(client, stream):
     assert texts == [expected_text(12, prompt_length=len(prompt)) for prompt in prompts]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_answers_to_each_of_several_prompts(client, stream):
+    prompts = [[5] * 3, [6] * 9]
+    options = {"model": "acme/chat", "prompt": prompts, "max_tokens": 12, "n": 3, "stream": stream}
+    texts, usage = [""] * 6, None
+    answer = client.completions.create(**options, **({"stream_options": {"include_usage": True}} if stream else {}))
+    for chunk in answer if stream else [answer]:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == [expected_text(12, prompt_length=length) for length in (3, 3, 3, 9, 9, 9)]
+    assert (usage.prompt_tokens, usage.completion_tokens) == (12, 72)  # a prompt is counted once
+
+
+def test_the_best_of_several(client):
+    answer = client.completions.create(model="acme/chat", prompt=[[5] * 3, [6] * 9], max_tokens=8, best_of=4, n=2)
+    assert [choice.text for choice in answer.choices] == [expected_text(8, prompt_length=n) for n in (3, 3, 9, 9)]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert all(choice.logprobs is None for choice in answer.choices)
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (12, 64)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo(client, stream):
+    for prompt in ("the quick", world.tokenizer().encode("the quick").ids):
+        length = len(world.tokenizer().encode("the quick").ids)
+        answer = client.completions.create(model="acme/chat", prompt=prompt, max_tokens=9, echo=True, stream=stream)
+        text = "".join(chunk.choices[0].text for chunk in (answer if stream else [answer]))
+        assert text == "the quick" + expected_text(9, prompt_length=length)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_alone(client, stream):
+    answer = client.completions.create(model="acme/chat", prompt="the quick", max_tokens=0, echo=True, stream=stream)
+    chunks = list(answer) if stream else [answer]
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "the quick"
+    assert chunks[-1].choices[0].finish_reason == "length"
+    assert stream or chunks[0].usage.completion_tokens == 0
+
+
+def test_a_stop_string_counts_behind_the_least_length_only(client):
+    text = expected_text(200)
+    stop = text[20:23]
+    asked = {"model": "acme/chat", "prompt": PROMPT, "max_tokens": 200, "stop": stop}
+    early = client.completions.create(**asked).choices[0].text
+    late = client.completions.create(**asked, extra_body={"min_tokens": 190}).choices[0].text
+    assert early == text[:20]
+    assert late.startswith(text[:100])
+
+
+def test_several_chat_answers(client):
+    answer = client.chat.completions.create(
+        model="acme/chat", messages=[{"role": "user", "content": "hi"}], max_tokens=8, n=3
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert len({choice.message.content for choice in answer.choices}) == 1
+    assert answer.usage.completion_tokens == 24
+
+
 def test_text_prompts_are_tokenised(client):
     for prompt in ("the quick", ["the quick", "the quick"]):
         answer = client.completions.create(model="acme/chat", prompt=prompt, extra_body={"return_token_ids": True})

@@ -10,7 +10,7 @@ import pytest
 
 from blockc.plan import load_plan
 from blockc.zoo import Zoo
-from blockc_runtime.request import Request
+from blockc_runtime.request import Request, Steering
 from blockc_runtime.server.auth import Caller
 from blockc_runtime.server.catalogue import Catalogue, ServedApp, load_catalogue
 from blockc_runtime.server.errors import ApiError
@@ -76,9 +76,9 @@ def test_stop_tokens_are_the_chains_and_the_configs(tmp_path: Path, eos: object)
 
 
 def test_what_a_generation_config_asks_for_in_vain_is_said(tmp_path: Path):
-    _, lines = load(tmp_path, world.assets(repetition_penalty=1.1, min_p=0.0))
+    _, lines = load(tmp_path, world.assets(suppress_tokens=[3], bad_words_ids=[]))
     assert len(lines) == len(world.APPS)
-    assert all("BC804" in line and "repetition_penalty" in line for line in lines)
+    assert all("BC804" in line and "suppress_tokens" in line for line in lines)
 
 
 @pytest.mark.parametrize("config", [b"", b"[]", b'{"temperature": true, "top_k": "x"}'])
@@ -100,6 +100,38 @@ def test_a_seed_is_kept_and_a_missing_one_drawn(tmp_path: Path):
     assert completion(app, seed=7).sampling.seed == 7
     assert completion(app, seed=-1).sampling.seed == 2**64 - 1
     assert completion(app).sampling.seed != completion(app).sampling.seed
+
+
+def all_of(app: ServedApp, **fields: Any) -> tuple[Request, ...]:
+    body = validate(CompletionBody, {"model": app.model, "prompt": [[5, 6], [7]], **fields})
+    return asyncio.run(completion_generation(body, app)).requests
+
+
+def test_the_answers_to_a_prompt_have_seeds_of_their_own_and_the_first_has_the_clients(tmp_path: Path):
+    app = app_with(tmp_path)
+    seeds = [request.sampling.seed for request in all_of(app, seed=7, n=3)]
+    assert seeds[0] == seeds[3] == 7
+    assert len(set(seeds)) == 3
+    assert seeds == [request.sampling.seed for request in all_of(app, seed=7, n=3)]
+    assert len({request.sampling.seed for request in all_of(app, n=3)}) == 6
+
+
+def test_what_asks_for_no_steering_has_none(tmp_path: Path):
+    app = app_with(tmp_path)
+    neutral = {"presence_penalty": 0, "frequency_penalty": 0.0, "repetition_penalty": 1, "logit_bias": {}, "min_p": 0.3}
+    assert completion(app, **neutral).sampling.steering is None
+    assert completion(app, min_p=0.3).sampling.min_p == 0.3
+
+
+def test_steering(tmp_path: Path):
+    app = app_with(tmp_path, repetition_penalty=1.5, min_p=0.1)
+    steering = completion(app, logit_bias={"9": 5, "3": -100}, min_tokens=2, presence_penalty=1).sampling.steering
+    assert steering == Steering(
+        presence_penalty=1.0, repetition_penalty=1.5, logit_bias=((3, -100.0), (9, 5.0)), min_tokens=2,
+        stop_token_ids=(1,),
+    )  # fmt: skip
+    assert completion(app, repetition_penalty=1.0).sampling.steering is None
+    assert completion(app).sampling.min_p == 0.1
 
 
 def test_logprobs(tmp_path: Path):

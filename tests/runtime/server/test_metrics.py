@@ -14,10 +14,11 @@ def series(metrics: Metrics) -> dict[str, float]:
 def test_counters_of_an_engine_never_fall():
     metrics = Metrics()
     for preemptions, evicted in ((3, 5), (4, 5), (1, 2)):  # the last are those of a new engine
-        metrics.observe_preemptions(preemptions)
+        metrics.observe_counts(preemptions=preemptions, side_loads=2 * preemptions)
         metrics.observe_pages([PageUsage(total=9, free=2, idle=3, held=4, saved=1, evicted=evicted)])
     found = series(metrics)
     assert found["num_preemptions_total"] == 4 + 1
+    assert found["side_loads_total"] == 2 * (4 + 1)
     assert found['kv_page_evictions_total{group="0"}'] == 5 + 2
 
 

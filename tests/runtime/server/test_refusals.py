@@ -17,6 +17,10 @@ COMPLETION: dict[str, Any] = {"model": "acme/chat", "prompt": [5, 6], "max_token
 CHAT: dict[str, Any] = {"model": "acme/chat", "messages": [{"role": "user", "content": "hi"}]}
 
 
+def schema(value: dict[str, Any]) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": value}}}
+
+
 def refused(answer: httpx.Response, status: int, *words: str) -> dict[str, Any]:
     """Check the form of an error; return its content."""
     assert answer.status_code == status, answer.text
@@ -59,17 +63,47 @@ def refused(answer: httpx.Response, status: int, *words: str) -> dict[str, Any]:
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"stream_options": {"continuous": True}}, "stream_options.continuous"),
         ({"n": 10**9}, "n"),
-        ({"n": 2}, "n"),
-        ({"best_of": 3}, "best_of"),
-        ({"echo": True}, "echo"),
+        ({"n": 0}, "n"),
+        ({"n": 100, "prompt": [[5], [6]]}, "n"),
+        ({"n": 3, "best_of": 2}, "best_of"),
+        ({"best_of": 3, "stream": True}, "best_of"),
+        ({"best_of": 10**9}, "best_of"),
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"echo": True, "prompt": [10**6]}, "prompt"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 5}, "min_tokens"),
         ({"suffix": "x"}, "suffix"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"frequency_penalty": -1}, "frequency_penalty"),
-        ({"repetition_penalty": 1.2}, "repetition_penalty"),
-        ({"min_p": 0.1}, "min_p"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"guided_json": {}}, "guided_json"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"logit_bias": {"five": 1}}, "logit_bias"),
+        ({"logit_bias": {"-5": 1}}, "logit_bias"),
+        ({"logit_bias": {"1000000": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 1, "05": 1}}, "logit_bias"),
+        ({"logit_bias": {str(i): 1 for i in range(100_000)}}, "logit_bias"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"frequency_penalty": -3}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "text", "json_schema": {}}}, "response_format.json_schema"),
+        (schema({"type": "objct"}), "response_format.json_schema.schema"),
+        (schema({"type": "array", "uniqueItems": True}), "response_format.json_schema.schema"),
+        (schema({"uniqueItems": True, "x-guidance": {"lenient": True}}), "response_format.json_schema.schema"),
+        (schema({"$ref": "https://example.com/s"}), "response_format.json_schema.schema"),
+        (schema({"type": "string", "pattern": "("}), "response_format.json_schema.schema"),
+        (schema({"enum": ["x" * 100_000]}), "response_format.json_schema.schema"),
+        ({**schema({}), "ignore_eos": True}, "ignore_eos"),
+        ({**schema({}), "guided_regex": "a"}, "guided_regex"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"guided_json": "7"}, "guided_json"),
+        ({"guided_regex": "("}, "guided_regex"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"guided_choice": [""]}, "guided_choice.0"),
+        ({"guided_grammar": "start: nothing"}, "guided_grammar"),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"xml": "a"}}, "structured_outputs.xml"),
         ({"tempreature": 1}, "tempreature"),
         ({"x" * 10_000: 1}, None),
         ({"prompt": None}, "prompt"),
@@ -195,5 +229,5 @@ def test_the_client_library_raises_its_own_errors(server: RunningServer):
     with pytest.raises(openai.NotFoundError, match="does not exist"):
         client.completions.create(model="none/none", prompt="x")
     with pytest.raises(openai.BadRequestError) as caught:
-        client.completions.create(model="acme/chat", prompt="x", logit_bias={"5": 3})
-    assert caught.value.param == "logit_bias"
+        client.completions.create(model="acme/chat", prompt="x", suffix="s")
+    assert caught.value.param == "suffix"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from blockc_runtime import wire
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
-from blockc_runtime.request import EndEvent, Request, Sampling, TokenLogprob, TokensEvent
+from blockc_runtime.request import EndEvent, Request, Sampling, Steering, TokenLogprob, TokensEvent
 from blockc_runtime.step import Fault, Launch, Row, RowResult, Step, StepResult
 
 ints = st.integers(-(2**63), 2**64 - 1)
@@ -33,7 +33,14 @@ def many(strategy: st.SearchStrategy) -> st.SearchStrategy:
     return st.lists(strategy, max_size=4).map(tuple)
 
 
-samplings = st.builds(Sampling, temperature=floats, top_p=floats, top_k=ids, seed=ints, logprobs=st.none() | ids)
+steerings = st.builds(
+    Steering, presence_penalty=floats, frequency_penalty=floats, repetition_penalty=floats,
+    logit_bias=many(st.tuples(ids, floats)), min_tokens=ids, stop_token_ids=token_tuples, grammar=st.none() | texts,
+)  # fmt: skip
+samplings = st.builds(
+    Sampling, temperature=floats, top_p=floats, top_k=ids, seed=ints, logprobs=st.none() | ids, min_p=floats,
+    steering=st.none() | steerings,
+)  # fmt: skip
 requests = st.builds(
     Request, id=texts, app=ids, chain=ids, isolation_group=texts, prompt=token_tuples, emitted=ids,
     max_tokens=ids, stop_token_ids=token_tuples, sampling=samplings,
@@ -58,7 +65,7 @@ messages = st.one_of(
     ),
     st.builds(wire.End, events=many(end_events)),
     st.builds(
-        wire.Stats, unfinished=ids, steps=ids, preemptions=ids,
+        wire.Stats, unfinished=ids, steps=ids, preemptions=ids, side_loads=ids,
         pages=many(st.builds(PageUsage, total=ids, free=ids, idle=ids, held=ids, saved=ids, evicted=ids)),
         memory=st.none() | memories,
     ),
@@ -71,7 +78,7 @@ steps = st.builds(
         st.builds(
             Row, request=texts, chain=ids, tokens=token_tuples, start=ids,
             pages=many(many(st.none() | ids)), samples=ids, sampling=st.none() | samplings,
-            output_index=ids,
+            output_index=ids, history=token_tuples,
         )
     ),
     launches=many(
@@ -155,8 +162,8 @@ def test_a_truncated_frame_is_refused(message, data):
         [3, "cancel"],
         [3, "cancel", 7],
         [3, "cancel", True],
-        [3, "stats", 1, 1, 0, [[1, 1, 0, 0, 0, "x"]]],
-        [3, "stats", 1, True, 0, []],
+        [3, "stats", 1, 1, 0, 0, [[1, 1, 0, 0, 0, "x"]]],
+        [3, "stats", 1, True, 0, 0, []],
         [3, "end", [["r", "finished", "", 0, []]]],
         [1],
         [],
@@ -170,7 +177,7 @@ def test_malformed_frames_are_refused(frame):
 
 
 def test_version_mismatch_says_both_versions():
-    with pytest.raises(wire.ProtocolError, match="version 7 of the wire, this is version 3"):
+    with pytest.raises(wire.ProtocolError, match="version 7 of the wire, this is version 4"):
         wire.decode(msgpack.packb([7, "drain"]))
 
 

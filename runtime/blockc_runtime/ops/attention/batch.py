@@ -60,6 +60,24 @@ class PagedRows:
     longest: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeBatch:
+    """Rows of one token each, by tensors on the device alone: what is in them may change from step to step.
+
+    ``slots [T]`` and ``window`` as those of :class:`KvBatch`.
+    """
+
+    slots: Tensor
+    window: int | None
+    on_device: PagedRows
+    chunks: tuple[Chunk, ...] = ()
+
+    @property
+    def singles(self) -> int:
+        """All of them."""
+        return len(self.on_device.rows)
+
+
 @dataclass(frozen=True, kw_only=True)
 class KvBatch:
     """All rows of a launch in one KV group, of which the first ``singles`` are of one token.
@@ -110,8 +128,16 @@ class KvBatch:
             pages += row.pages[base : row.start // self.page_tokens + 1]
             longest = max(longest, row.start + 1 - lowest)
         return PagedRows(
-            rows=torch.tensor(rows, dtype=torch.int32), pages=torch.tensor(pages, dtype=torch.int32), longest=longest
+            rows=torch.tensor(rows, dtype=torch.int32).view(-1, 4),
+            pages=torch.tensor(pages, dtype=torch.int32),
+            longest=longest,
         )
+
+    @cached_property
+    def on_device(self) -> PagedRows:
+        """The same where attention runs."""
+        own = self.paged
+        return PagedRows(rows=own.rows.to(self.device), pages=own.pages.to(self.device), longest=own.longest)
 
 
 def kv_batch(

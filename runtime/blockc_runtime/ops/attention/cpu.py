@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from blockc_runtime.ops.attention.batch import Chunk, DecodeBucket, KvBatch
+from blockc_runtime.ops.attention.batch import Chunk, DecodeBatch, DecodeBucket, KvBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ def attention(
     return out.unsqueeze(0)
 
 
-def check_window(window: int | None, batch: KvBatch) -> None:
+def check_window(window: int | None, batch: KvBatch | DecodeBatch) -> None:
     """Raises ValueError: a page that a window has passed may be gone."""
     if window != batch.window:
         raise ValueError(f"a block binds window {window}, its KV group has {batch.window}")

@@ -1,7 +1,7 @@
-"""Attention over the paged cache on CUDA.
+"""Attention over the paged cache on CUDA where there is no Triton; `paged_cuda` is the fast form.
 
 The CPU form holds: gathered pages and fused attention per bucket, query heads folded, so that one kernel serves all
-rows of similar length. A paged kernel of our own will take its place.
+rows of similar length.
 """
 
 from __future__ import annotations

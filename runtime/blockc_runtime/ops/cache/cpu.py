@@ -6,6 +6,7 @@ Invariant: equals `reference.py`; where no token stands at such a position both 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,8 +18,8 @@ from blockc_runtime.ops.sides import SideSet
 class CachedKv:
     """One bank at one cache. By slot ``[n, K, D]``, with an n of each fine-tune's own."""
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
 
     @property
     def nbytes(self) -> int:

@@ -6,6 +6,7 @@ In: token ids, a table, and for each bank its sides and who uses them. Out: a ve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,7 @@ class EmbeddingSides:
 
     a: Tensor | None = None
     b: Tensor | None = None
-    rows: tuple[TableRows, ...] = ()
+    rows: Sequence[TableRows] = ()
     extends: bool = False
 
     @property

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from blockc_runtime.ops import triton_
 from blockc_runtime.ops.integers import CPU_SLAB, IntegerMatrix, joined, slabs, unpacked
 from blockc_runtime.ops.linear.integers_native import IntegerTiles
 from blockc_runtime.ops.linear.weights import join_biases
@@ -57,6 +58,8 @@ class IntegerWeights:
 def product_by(matrix: IntegerMatrix) -> Product:
     """The fastest form that keeps no second copy."""
     if matrix.codes.device.type == "cuda":
+        if triton_.problem() is not None:
+            return _Slabs(matrix)
         from blockc_runtime.ops.linear.integers_cuda import KernelProduct
 
         return KernelProduct.of(matrix) or _Slabs(matrix)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blockc_runtime.native.library import kernels, loaded
 from blockc_runtime.ops.integers import IntegerMatrix
-from blockc_runtime.ops.linear.tiles import PADDED_TO
+from blockc_runtime.ops.linear.by_kernel import PADDED_TO
 
 # Outputs of a tile.
 _OUTS = 16

@@ -44,6 +44,28 @@ class LowRankWeights:
         return tuple((out.output, out.b.data_ptr(), out.b.shape[2], out.rank_start) for out in self.outputs)
 
     @property
+    def rank(self) -> int:
+        """Of each output."""
+        return self.outputs[0].rank_stop - self.outputs[0].rank_start
+
+    def divides(self, count: int) -> bool:
+        """Whether all ranks and widths are multiples of ``count``."""
+        return self.rank % count == 0 and all(out.b.shape[2] % count == 0 for out in self.outputs)
+
+    @cached_property
+    def addresses(self) -> Tensor:
+        """For kernels that find it on the device, int64: address of A, R, rank, outputs, and three for each output.
+
+        These are the address of B (0: the output has none), its width and its first rank.
+        """
+        held = {out.output: (out.b.data_ptr(), out.b.shape[2], out.rank_start) for out in self.outputs}
+        count = max(held) + 1
+        values = [self.a.data_ptr(), self.a.shape[2], self.rank, count]
+        for output in range(count):
+            values += held.get(output, (0, 0, 0))
+        return torch.tensor(values, dtype=torch.int64).to(self.a.device)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of A and B."""
         return self.a.nbytes + sum(output.b.nbytes for output in self.outputs)
@@ -85,8 +107,8 @@ class OutputSides:
     output: int
     scale: Tensor | None = None
     bias: Tensor | None = None
-    rows: tuple[Rows, ...] = ()
-    additive: tuple[tuple[Additive, ...], ...] = ()
+    rows: Sequence[Rows] = ()
+    additive: Sequence[tuple[Additive, ...]] = ()
 
     @property
     def nbytes(self) -> int:
@@ -111,25 +133,40 @@ class SideWeights:
         return total + sum(scale.nbytes for _, scale in self.in_scales) + sum(out.nbytes for out in self.outputs)
 
 
+# Terms of low rank of one bank, and who uses it. No place uses two banks of a site.
+LowRankUse = tuple[LowRankWeights, SideBatch]
 # Adds terms of low rank in place: ``(ys, x, weights, batch)``, ``ys[i] [1, T, out]``, ``x [1, T, in]``.
 AddLowRank = Callable[[Sequence[Tensor], Tensor, LowRankWeights, SideBatch], None]
+# The same for all banks of a site.
+AddAll = Callable[[Sequence[Tensor], Tensor, Sequence[LowRankUse]], None]
 # The same for rows of one token each.
 AddDecode = Callable[[Sequence[Tensor], Tensor, LowRankWeights, DecodeSides], None]
 
 
-def linears_with(x: Tensor, weights: LinearWeights, sides: SideSet, add_low_rank: AddLowRank) -> tuple[Tensor, ...]:
+def linears_with(x: Tensor, weights: LinearWeights, sides: SideSet, add_all: AddAll) -> tuple[Tensor, ...]:
     """``x [1,T,in]`` or ``[T,in]`` -> ``[1,T,out]`` or ``[T,out]`` for each linear that reads ``x``."""
     if x.ndim == 2:
-        return tuple(y[0] for y in linears_with(x.unsqueeze(0), weights, sides, add_low_rank))
+        return tuple(y[0] for y in linears_with(x.unsqueeze(0), weights, sides, add_all))
     if not sides:
         return weights(x)
     ys = _products(x, weights, sides)
     for side, batch in sides:
         if side.outputs:
             _apply_outputs(ys, x, side, batch)
-        if side.low_rank is not None:
-            add_low_rank(ys, x, side.low_rank, batch)
+    low_rank = [(side.low_rank, batch) for side, batch in sides if side.low_rank is not None]
+    if low_rank:
+        add_all(ys, x, low_rank)
     return ys
+
+
+def bank_by_bank(add_low_rank: AddLowRank) -> AddAll:
+    """One call for each bank."""
+
+    def add(ys: Sequence[Tensor], x: Tensor, uses: Sequence[LowRankUse]) -> None:
+        for weights, batch in uses:
+            add_low_rank(ys, x, weights, batch)
+
+    return add
 
 
 def in_turn(add_decode: AddDecode) -> AddLowRank:

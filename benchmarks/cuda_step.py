@@ -1,0 +1,258 @@
+"""Decode steps and prompts of an 8B Llama shape on a GPU, on the base and on LoRAs of mixed ranks.
+
+    python -m benchmarks.cuda_step [--json FILE]
+
+Three ways of the same executor in one run: torch's functions op by op, Triton's kernels op by op, and recorded graphs.
+Layers share their weights and so do a LoRA's, so that it loads in a minute; a layer is many times a GPU's second
+cache, so every step reads it anew 32 times. The limit is the bytes that a step must read over the rate of a copy, or
+the multiplications of a prompt over the rate of a large product, both measured in the same run. Untested on hardware
+so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.rates import origin
+from blockc.plan import ExecutionPlan, KvLayerEntry
+from blockc.zoo import Zoo
+from blockc_runtime.executor.graphs import recorder_for
+from blockc_runtime.executor.torch_ import TorchExecutor
+from blockc_runtime.ops import triton_
+from blockc_runtime.request import Sampling
+from blockc_runtime.step import Launch, Row, Step
+from tests.runtime.executor import structures
+from tests.runtime.executor.plans import BlockSpec, ModelSpec, PlanBuilder, Term
+
+DTYPE, CODE = torch.bfloat16, "BF16"
+PAGE_TOKENS = 16
+# (hidden, layers, heads, KV heads, inner, vocabulary)
+SHAPES = {"8b": (4096, 32, 32, 8, 14336, 128256), "mid": (1024, 16, 16, 4, 2816, 32000), "tiny": (64, 2, 4, 2, 96, 100)}
+RANKS = (8, 16, 64)
+WAYS = ("torch", "triton", "graphs")
+
+
+class Shape:
+    """Sizes of a model, and what follows from them."""
+
+    def __init__(self, name: str) -> None:
+        self.hidden, self.layers, self.heads, self.kv_heads, self.inner, self.vocab = SHAPES[name]
+        self.size = self.hidden // self.heads
+        self.kv = self.kv_heads * self.size
+        self.attention = {"q": self.hidden, "k": self.kv, "v": self.kv, "o": self.hidden}
+        self.mlp = {
+            "gate": (self.hidden, self.inner),
+            "up": (self.hidden, self.inner),
+            "down": (self.inner, self.hidden),
+        }
+
+    @property
+    def matrices(self) -> int:
+        """Values of all layers' matrices."""
+        layer = self.hidden * sum(self.attention.values()) + sum(a * b for a, b in self.mlp.values())
+        return self.layers * layer
+
+    def lora_values(self, rank: int) -> int:
+        """Values of one LoRA on all linears of all layers."""
+        ends = [(self.hidden, out) for out in self.attention.values()] + list(self.mlp.values())
+        return self.layers * rank * sum(a + b for a, b in ends)
+
+    def spec(self) -> ModelSpec:
+        """The model, every layer with the same weights."""
+        ones = torch.ones(self.hidden, dtype=DTYPE)
+        attention = BlockSpec(
+            structure=structures.llama_attention(self.hidden, self.heads, self.kv_heads, self.size, 1e-5, CODE),
+            tensors={"norm": ones} | {f"{n}_proj": random(out, self.hidden) for n, out in self.attention.items()},
+            binds={"scale": self.size**-0.5, "window": None, "softcap": None},
+            has_context=True,
+        )
+        mlp = BlockSpec(
+            structure=structures.llama_mlp(self.hidden, self.inner, 1e-5, CODE),
+            tensors={"norm": ones} | {f"{name}_proj": random(out, into) for name, (into, out) in self.mlp.items()},
+        )
+        embed = BlockSpec(
+            structure=structures.llama_embed(self.vocab, self.hidden, CODE),
+            tensors={"embed_tokens.weight": random(self.vocab, self.hidden)},
+        )
+        head = BlockSpec(
+            structure=structures.llama_head(self.vocab, self.hidden, 1e-5, CODE),
+            tensors={"norm": ones, "lm_head": random(self.vocab, self.hidden)},
+        )
+        return ModelSpec(
+            blocks=(embed, *[attention, mlp] * self.layers, head),
+            prelude=BlockSpec(
+                structure=structures.llama_prelude(self.size // 2, CODE),
+                tensors={"inv_freq": 10000.0 ** (-torch.arange(0, self.size, 2).float() / self.size)},
+            ),
+            kv=(KvLayerEntry(kv_heads=self.kv_heads, head_dim=self.size, window=None, dtype=CODE),) * self.layers,
+            dtype=DTYPE,
+            vocab=self.vocab,
+            max_len=8192,
+        )
+
+    def lora(self, rank: int) -> tuple[Term, ...]:
+        """On all linears, the same in every layer."""
+        ends = {f"self_attn.{n}_proj": (self.hidden, out, 1) for n, out in self.attention.items()}
+        ends |= {f"mlp.{n}_proj": (into, out, 2) for n, (into, out) in self.mlp.items()}
+        made = {site: (random(rank, into), random(out, rank)) for site, (into, out, _) in ends.items()}
+        return tuple(
+            Term(occurrence=2 * layer + ends[site][2], site=site, a=a, b=b, scale=2.0)
+            for layer in range(self.layers)
+            for site, (a, b) in made.items()
+        )
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, device=DEVICE).mul_(shape[-1] ** -0.5).to(DTYPE).cpu()
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def step_of(plan: ExecutionPlan, chains: list[int], *, start: int, count: int) -> Step:
+    """``count`` tokens of a request for each chain, behind ``start`` that are cached."""
+    pages = (start + count - 1) // PAGE_TOKENS + 1
+    rows = tuple(
+        Row(
+            request=str(i), chain=chain, tokens=tuple(1 + (i + n) % 90 for n in range(count)), start=start,
+            pages=(tuple(range(i * pages, (i + 1) * pages)),), samples=1, sampling=Sampling(), output_index=0,
+        )
+        for i, chain in enumerate(chains)
+    )  # fmt: skip
+    everyone = tuple(range(len(rows)))
+    launches = tuple(Launch(instance=0, segment=s, micro_batch=0, rows=everyone) for s in range(len(plan.segments)))
+    return Step(id=0, epoch=0, rows=rows, launches=launches)
+
+
+def median_ms(call: Callable[[], Any], repeats: int) -> float:
+    """Every call waits for the device by itself."""
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times) * 1e3
+
+
+def rates(repeats: int) -> dict[str, float]:
+    """Bytes per second that a copy reads and writes, and multiplications and additions of a large product."""
+    source = torch.ones((1 << 30) if DEVICE == "cuda" else (1 << 24), dtype=torch.bfloat16, device=DEVICE)
+    target = torch.empty_like(source)
+    size = 8192 if DEVICE == "cuda" else 256
+    left, right = (torch.randn(size, size, device=DEVICE).to(DTYPE) for _ in range(2))
+    copied = median_ms(lambda: (target.copy_(source), wait()), repeats)
+    multiplied = median_ms(lambda: (left @ right, wait()), repeats)
+    return {"copy_bytes_per_s": 2e3 * source.nbytes / copied, "gemm_flops_per_s": 2e3 * size**3 / multiplied}
+
+
+def wait() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+class Runner:
+    """An executor in one of three ways, and what its last step's logits were."""
+
+    def __init__(self, way: str, plan: ExecutionPlan, zoo: Zoo) -> None:
+        os.environ["BLOCKC_TRITON"] = "0" if way == "torch" else "1"
+        triton_.problem.cache_clear()
+        self.logits: dict[int, torch.Tensor] = {}
+        self.executor = TorchExecutor(
+            plan, zoo, device=DEVICE, logits_tap=self._tap,
+            recorder=recorder_for if way == "graphs" else lambda device: None,
+        )  # fmt: skip
+
+    def _tap(self, row: int, logits: torch.Tensor) -> None:
+        self.logits[row] = logits[-1].clone()
+
+    def __call__(self, step: Step) -> None:
+        """Run it and wait."""
+        self.executor.submit(step)
+        for row in self.executor.collect().rows:
+            assert row.fault is None, row.fault
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="8b")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 32, 128])
+    parser.add_argument("--loras", type=int, nargs="+", default=[0, 1, 16, 64])
+    parser.add_argument("--context", type=int, default=1024, help="tokens cached before a step")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of a prompt, of which 8 are read at once")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    shape, measured = Shape(options.shape), rates(options.repeats)
+    report: dict[str, Any] = {"origin": origin("benchmarks.cuda_step"), "rates": measured, "cases": []}
+    if DEVICE == "cuda":
+        report["device"] = torch.cuda.get_device_name()
+    print(json.dumps({key: report[key] for key in report if key != "cases"}), flush=True)
+    ranks = [RANKS[i % len(RANKS)] for i in range(max(options.loras))]
+    with tempfile.TemporaryDirectory() as folder:
+        zoo = Zoo(Path(folder) / "zoo", create=True)
+        tokens = max(max(options.rows) * (options.context + 1), 8 * options.prompt)
+        pages = tokens // PAGE_TOKENS + max(options.rows) + 8
+        builder = PlanBuilder(zoo, pages=pages, page_tokens=PAGE_TOKENS)
+        builder.add(shape.spec(), ((), *map(shape.lora, ranks)))
+        plan = builder.build(target="cuda" if DEVICE == "cuda" else "cpu")
+        plan = plan.model_copy(update={"batching": plan.batching.model_copy(update={"max_rows": max(options.rows)})})
+        builder.tensors.clear()
+        first: dict[tuple[int, int, int], dict[int, torch.Tensor]] = {}
+        for way in options.ways:
+            begin = time.perf_counter()
+            runner = Runner(way, plan, zoo)
+            print(f"{way}: loaded in {time.perf_counter() - begin:.1f} s", flush=True)
+            for rows, start, count in ((8, 0, options.prompt), *((n, options.context, 1) for n in options.rows)):
+                for loras in options.loras:
+                    if loras > rows:
+                        continue
+                    chains = [1 + i % loras if loras else 0 for i in range(rows)]
+                    step = step_of(plan, chains, start=start, count=count)
+                    took = median_ms(lambda runner=runner, step=step: runner(step), options.repeats)
+                    limit = limit_ms(shape, measured, rows, ranks[:loras], start, count)
+                    wanted = first.setdefault((rows, loras, count), dict(runner.logits))
+                    error = max(float((runner.logits[i] - wanted[i]).norm() / wanted[i].norm()) for i in range(rows))
+                    counts = runner.executor.counts
+                    case = {
+                        "way": way, "rows": rows, "loras": loras, "tokens": count, "ms": round(took, 3),
+                        "limit_ms": round(limit, 3), "of_limit": round(limit / took, 3),
+                        "tokens_per_s": round(1e3 * rows * count / took), "replays": counts.replays,
+                        "op_by_op": counts.op_by_op, "logits_differ_by": round(error, 5),
+                    }  # fmt: skip
+                    report["cases"].append(case)
+                    print(json.dumps(case), flush=True)
+            runner.executor.close()
+            del runner
+            if DEVICE == "cuda":
+                torch.cuda.empty_cache()
+    if options.json is not None:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def limit_ms(shape: Shape, measured: dict[str, float], rows: int, ranks: list[int], start: int, count: int) -> float:
+    """A step's bytes over the rate of a copy, or its multiplications over that of a product, whichever takes longer."""
+    head = shape.vocab * shape.hidden
+    cached = rows * (start + count) * shape.layers * 2 * shape.kv
+    values = shape.matrices + head + sum(map(shape.lora_values, ranks)) + cached
+    tokens = rows * count
+    own = [shape.lora_values(ranks[i % len(ranks)]) * count for i in range(rows)] if ranks else []
+    flops = 2 * (shape.matrices * tokens + head * rows + sum(own))
+    return 1e3 * max(2 * values / measured["copy_bytes_per_s"], flops / measured["gemm_flops_per_s"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""Decode rows of a segment as a recorded graph: a step's work on the device is one launch a segment.
+
+In: the rows of a launch, if each is of one token. Out: what the segment yields for them, or why it has to be run op by
+op. Rows are filled up to a bucket (`buckets.py`); everything a step reads from the host goes through one pinned buffer
+and one copy, whatever segments the rows pass. Invariant: a replay equals the same rows run op by op.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from blockc_runtime.executor.batch import TokenBatch
+from blockc_runtime.executor.buckets import DecodeLayout, DecodeRow, GroupForm, bucket_of
+from blockc_runtime.executor.model import LoadedModel, LoadedSegment
+from blockc_runtime.executor.program import LogitRows
+from blockc_runtime.executor.segment import PassInputs, reads_states, run_segment
+from blockc_runtime.executor.sides import Bank
+from blockc_runtime.kv.pool import KvPool
+from blockc_runtime.ops import triton_
+from blockc_runtime.ops.attention.batch import DecodeBatch, PagedRows
+from blockc_runtime.ops.linear.side_tiles import FEW_PLACES, SideTiles, StaticSides
+from blockc_runtime.ops.linear.sides import SideWeights
+from blockc_runtime.step import Row
+
+# Benchmarks compare both ways.
+_SWITCH = "BLOCKC_GRAPHS"
+# Rows beyond which launches cost little beside what they launch.
+_MOST_ROWS = 256
+# Ops whose work depends on what the host must know of the rows.
+_HOST_OPS = {
+    "blockc.expert_linear": "experts are called as often as tokens chose them",
+    "blockc.encode": "texts are read as a whole",
+    "blockc.pool": "texts are read as a whole",
+}
+
+# (states or logits [1, B, F], which of the rows are finite [B] where logits are yielded)
+Outputs = tuple[Tensor, Tensor | None]
+
+
+class Recorder(Protocol):
+    """Records what a function does on the device."""
+
+    def record(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        """(does it again, where its results then lie). ``run`` reads and writes the same memory each time."""
+
+
+class CudaRecorder:
+    """By CUDA graphs, which share one pool of memory: no two run at once. Untested on hardware so far."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        """``run`` is called twice: kernels are compiled, and libraries make their workspaces, before it is recorded."""
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            run()
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            outputs = run()
+        return graph.replay, outputs
+
+
+def recorder_for(device: torch.device) -> Recorder | None:
+    """None where every launch goes op by op: graphs read page tables on the device, as Triton's kernels do."""
+    if device.type != "cuda" or triton_.problem() is not None or os.environ.get(_SWITCH) == "0":
+        return None
+    return CudaRecorder(device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """Hidden states or logits ``[1, n, F]`` of all n rows, and for logits which rows are finite, ``[n]``.
+
+    Logits lie where the next replay puts its own.
+    """
+
+    states: Tensor
+    finite: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Recorded:
+    replay: Callable[[], None]
+    states: Tensor | None
+    outputs: Outputs
+
+
+class SegmentGraphs:
+    """The graphs of a model, recorded when they are first needed. ``most_rows``: of a step."""
+
+    def __init__(self, model: LoadedModel, *, device: torch.device, recorder: Recorder, most_rows: int) -> None:
+        self._model, self._device, self._recorder = model, device, recorder
+        self._most_rows = min(most_rows, _MOST_ROWS)
+        positions = max((limits.positions for limits in model.limits), default=1)
+        self._groups = tuple(
+            _form(pool, window, positions) for pool, window in zip(model.pools, model.windows, strict=True)
+        )
+        self._banks = tuple(tuple(bank for bank in segment.banks if _is_plain(bank)) for segment in model.segments)
+        self._others = tuple(tuple(bank for bank in segment.banks if not _is_plain(bank)) for segment in model.segments)
+        self._refused = {n: why for n, own in enumerate(model.segments) if (why := _refusal(own, model)) is not None}
+        size = self._layout(bucket_of(self._most_rows)).size
+        self._numbers = torch.zeros(size, dtype=torch.int64, device=device)
+        self._staged = torch.zeros(size, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._copied: torch.cuda.Event | None = None
+        self._filled: tuple[TokenBatch, int] | None = None
+        self._recorded: dict[tuple[int, int, bool], _Recorded] = {}
+
+    def run(self, number: int, batch: TokenBatch, rows: Sequence[Row], states: Callable[[], Tensor]) -> Replayed | str:
+        """Segment ``number`` on ``batch``, or why not. ``states``: gives the hidden states before it."""
+        why = self._why_not(number, batch, rows)
+        if why is not None:
+            return why
+        count, bucket = len(batch.rows), bucket_of(len(batch.rows))
+        sided = any(rows[i].chain in bank.slots for bank in self._banks[number] for i in batch.rows)
+        key = number, bucket, sided
+        self._fill(batch, rows, bucket)
+        before = states() if reads_states(self._model.segments[number]) else None
+        recorded = self._recorded.get(key)
+        if recorded is None:
+            try:
+                recorded = self._recorded[key] = self._record(key, before)
+            except Exception as error:  # whatever forbids recording does not forbid running
+                self._refused[number] = f"it cannot be recorded: {type(error).__name__}: {error}"[:300]
+                return self._refused[number]
+        if recorded.states is not None and before is not None:
+            recorded.states[:, :count].copy_(before)
+        recorded.replay()
+        out, finite = recorded.outputs
+        # Hidden states are read by later launches, which may replay this very graph first.
+        kept = out[:, :count] if self._model.segments[number].yields_logits else out[:, :count].clone()
+        return Replayed(states=kept, finite=None if finite is None else finite[:count])
+
+    def _why_not(self, number: int, batch: TokenBatch, rows: Sequence[Row]) -> str | None:
+        if batch.token_count != len(batch.rows):
+            return "rows of several tokens"
+        if batch.token_count > self._most_rows:
+            return "more rows than are recorded"
+        if number in self._refused:
+            return self._refused[number]
+        if any(rows[i].chain in bank.slots for bank in self._others[number] for i in batch.rows):
+            return "fine-tunes that are not of low rank alone"
+        return None
+
+    def _layout(self, bucket: int) -> DecodeLayout:
+        return DecodeLayout(bucket=bucket, groups=self._groups, segments=len(self._model.segments))
+
+    def _fill(self, batch: TokenBatch, rows: Sequence[Row], bucket: int) -> None:
+        """Bring the step's numbers to the device, once for all launches in a row that have the same rows."""
+        if self._filled is not None and self._filled[0] is batch and self._filled[1] == bucket:
+            return
+        numbers = self._layout(bucket).numbers([self._row(rows[i]) for i in batch.rows])
+        if self._copied is not None:
+            self._copied.synchronize()  # the buffer may still be read by the copy before
+        self._staged[: len(numbers)].copy_(torch.frombuffer(numbers, dtype=torch.int64))
+        self._numbers[: len(numbers)].copy_(self._staged[: len(numbers)], non_blocking=True)
+        if self._device.type == "cuda":
+            self._copied = self._copied or torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record(torch.cuda.current_stream(self._device))
+        self._filled = batch, bucket
+
+    def _row(self, row: Row) -> DecodeRow:
+        places = self._model.group_place[row.chain]
+        return DecodeRow(
+            token=row.tokens[0],
+            position=row.start,
+            pages=tuple(row.pages[places[g]] if g in places else None for g in range(len(self._groups))),
+            uses=tuple(_use(banks, row.chain) for banks in self._banks),
+        )
+
+    def _record(self, key: tuple[int, int, bool], before: Tensor | None) -> _Recorded:
+        """Static operands are views of the one buffer; hidden states have a tensor of their own."""
+        number, bucket, sided = key
+        segment, layout = self._model.segments[number], self._layout(bucket)
+        states = None if before is None else before.new_zeros((1, bucket, before.shape[2]))
+        if states is not None and before is not None:
+            states[:, : before.shape[1]].copy_(before)
+        batches = {group: self._kv_batch(layout, group) for own in segment.occurrences for group in own.kv_groups}
+        sides = self._sides(number, layout) if sided else [[()] * len(groups) for groups in segment.groups]
+
+        def given_states() -> Tensor:
+            assert states is not None
+            return states
+
+        def run() -> Outputs:
+            rows = LogitRows(spans=tuple((i, 1) for i in range(bucket)), index=None)
+            given = PassInputs(
+                token_count=bucket,
+                rows=rows,
+                tokens=self._numbers[None, :bucket],
+                positions=self._numbers[None, bucket : 2 * bucket],
+                states=given_states,
+            )
+            out = run_segment(segment, self._model.preludes, given, sides=sides, kv_batch=batches.__getitem__)
+            return out, rows.finite
+
+        replay, outputs = self._recorder.record(run)
+        return _Recorded(replay=replay, states=states, outputs=outputs)
+
+    def _kv_batch(self, layout: DecodeLayout, group: int) -> DecodeBatch:
+        bucket, slots, rows = layout.bucket, layout.slots_at(group), layout.rows_at(group)
+        form = self._groups[group]
+        return DecodeBatch(
+            slots=self._numbers[slots : slots + bucket],
+            window=form.window,
+            on_device=PagedRows(
+                rows=self._numbers[rows : rows + 4 * bucket].view(bucket, 4),
+                pages=self._numbers[layout.pages_at :],
+                longest=form.positions if form.window is None else min(form.positions, form.window),
+            ),
+        )
+
+    def _sides(self, number: int, layout: DecodeLayout) -> list[list[tuple[tuple[SideWeights, StaticSides], ...]]]:
+        """All fine-tunes of low rank, whoever uses them: which do is read on the device."""
+        first = layout.tiles_at(number)
+        values = self._numbers[first : first + 4 * layout.bucket].view(layout.bucket, 4)
+        tiles = SideTiles(values=values, count=layout.bucket, places=FEW_PLACES)
+        users = [StaticSides(number=bank, tiles=tiles) for bank in range(len(self._banks[number]))]
+        return [
+            [
+                tuple(
+                    (bank.weights[occurrence, group], users[i])
+                    for i, bank in enumerate(self._banks[number])
+                    if (occurrence, group) in bank.weights
+                )
+                for group in range(len(groups))
+            ]
+            for occurrence, groups in enumerate(self._model.segments[number].groups)
+        ]
+
+
+def _form(pool: KvPool, window: int | None, positions: int) -> GroupForm:
+    if pool.scratch is None:
+        raise ValueError("a pool has no page for rows that fill up buckets")
+    return GroupForm(page_tokens=pool.page_tokens, window=window, scratch=pool.scratch, positions=positions)
+
+
+def _is_plain(bank: Bank) -> bool:
+    """Whether its fine-tunes are terms of low rank at linears, which find their rows on the device."""
+    return all(
+        isinstance(own, SideWeights) and own.low_rank is not None and not own.in_scales and not own.outputs
+        for own in bank.weights.values()
+    )
+
+
+def _use(banks: Sequence[Bank], chain: int) -> tuple[int, int] | None:
+    """Bank and slot of a chain, as they are now: fine-tunes may take turns in slots."""
+    return next(((number, bank.slots[chain]) for number, bank in enumerate(banks) if chain in bank.slots), None)
+
+
+def _refusal(segment: LoadedSegment, model: LoadedModel) -> str | None:
+    """Why a segment is never recorded, or None."""
+    for occurrence in segment.occurrences:
+        for op in occurrence.program.structure.ops:
+            if op.target in _HOST_OPS:
+                return _HOST_OPS[op.target]
+        for group in occurrence.kv_groups:
+            if any(layer.keys.shape[2] % 2 for layer in model.pools[group].layers):
+                return "keys of an odd size"
+    return None

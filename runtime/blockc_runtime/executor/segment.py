@@ -1,0 +1,85 @@
+"""One pass through a segment: its blocks in order, each called with what it reads.
+
+In: tokens and positions, the hidden state before, sides and KV batches. Out: the hidden state after, or logits.
+Invariant: it neither knows nor cares whether what it is given will be filled in anew and run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from blockc_runtime.executor.model import LoadedSegment, Occurrence
+from blockc_runtime.executor.program import LogitRows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassInputs:
+    """``tokens`` and ``positions`` ``[1, T]``; ``states``: gives the hidden states ``[1, T, F]`` before the segment.
+
+    ``contexts``: what preludes have yielded for these rows, by prelude.
+    """
+
+    token_count: int
+    rows: LogitRows
+    tokens: Tensor
+    positions: Tensor
+    states: Callable[[], Tensor]
+    contexts: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+
+
+def run_segment(
+    segment: LoadedSegment,
+    preludes: Mapping[str, Occurrence],
+    given: PassInputs,
+    *,
+    sides: Sequence[Sequence[Any]],
+    kv_batch: Callable[[int], Any],
+) -> Tensor:
+    """Hidden states ``[1, T, F]``, or logits ``[1, R, V]`` after the last segment. ``kv_batch``: of a KV group."""
+    states: Tensor | None = None
+    for occurrence, groups in zip(segment.occurrences, sides, strict=True):
+        states = occurrence.program.call(
+            given.token_count,
+            given.rows,
+            *_inputs(occurrence, given, states),
+            *_context(occurrence, preludes, given),
+            *occurrence.bound,
+            *groups,
+            *(kv_batch(group) for group in occurrence.kv_groups),
+        )
+    assert states is not None
+    return states
+
+
+def reads_states(segment: LoadedSegment) -> bool:
+    """Whether the segment goes on from hidden states."""
+    names = {name for name, _ in segment.occurrences[0].program.structure.inputs}
+    return not names <= {"tokens", "positions"}
+
+
+def _inputs(occurrence: Occurrence, given: PassInputs, states: Tensor | None) -> list[Tensor]:
+    """The inputs of a block by name: tokens and positions are the step's, the other one is the hidden state."""
+    inputs = []
+    for name, _ in occurrence.program.structure.inputs:
+        if name == "tokens":
+            inputs.append(given.tokens)
+        elif name == "positions":
+            inputs.append(given.positions)
+        else:
+            inputs.append(given.states() if states is None else states)
+    return inputs
+
+
+def _context(occurrence: Occurrence, preludes: Mapping[str, Occurrence], given: PassInputs) -> tuple[Tensor, ...]:
+    """The prelude's outputs that the block reads; the prelude runs once for these rows."""
+    if occurrence.prelude is None or not occurrence.contexts:
+        return ()
+    if occurrence.prelude not in given.contexts:
+        prelude = preludes[occurrence.prelude]
+        found = prelude.program.call(given.token_count, None, *_inputs(prelude, given, None), *prelude.bound)
+        given.contexts[occurrence.prelude] = found if isinstance(found, tuple) else (found,)
+    return tuple(given.contexts[occurrence.prelude][i] for i in occurrence.contexts)

@@ -1,0 +1,172 @@
+"""Triton kernels of attention over the paged cache. On a CPU they run in Triton's interpreter (``TRITON_INTERPRET=1``).
+
+A row is of one token. ``rows [n, 4]`` and ``pages`` are those of `batch.PagedRows`: where the row stands on the token
+axis, where its pages begin in ``pages``, and the first and the last position that it sees, counted from its first page.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def turned(x, cos, sin, held, SIZE: tl.constexpr, HALF: tl.constexpr, TURN: tl.constexpr):
+    """Both halves of vectors at ``x``, rotated by one token's angles if ``TURN``."""
+    own = tl.arange(0, HALF)[None, :]
+    first = tl.load(x + own, mask=held, other=0.0)
+    second = tl.load(x + own + SIZE // 2, mask=held, other=0.0)
+    if TURN:
+        is_angle = own < SIZE // 2
+        cos_first = tl.load(cos + own, mask=is_angle, other=0.0).to(tl.float32)
+        cos_second = tl.load(cos + own + SIZE // 2, mask=is_angle, other=0.0).to(tl.float32)
+        sin_first = tl.load(sin + own, mask=is_angle, other=0.0).to(tl.float32)
+        sin_second = tl.load(sin + own + SIZE // 2, mask=is_angle, other=0.0).to(tl.float32)
+        one, other = first.to(tl.float32), second.to(tl.float32)
+        first = (one * cos_first - other * sin_first).to(first.dtype)
+        second = (other * cos_second + one * sin_second).to(second.dtype)
+    return first, second
+
+
+@triton.jit
+def write_heads(
+    q, k, v, q_out, k_out, cos, sin, keys, values, slots,
+    q_token, q_head, k_token, k_head, v_token, v_head, angle_token, count, kv_count,
+    HEADS: tl.constexpr, KEY_SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, HALF: tl.constexpr, VALUE: tl.constexpr,
+    TURN: tl.constexpr, KEEP: tl.constexpr,
+) -> None:  # fmt: skip
+    """Rotate queries and keys by ``cos`` and ``sin``, if ``TURN``, and write keys and values to the cache.
+
+    A program has one token and its queries, keys or values. ``q_out [T, count, KEY_SIZE]``; so are keys kept besides in
+    ``k_out``, if ``KEEP``.
+    """
+    token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    slot = tl.load(slots + token).to(tl.int64)
+    head = tl.arange(0, HEADS)[:, None]
+    if part == 0:
+        own = tl.arange(0, VALUE)[None, :]
+        held = (head < kv_count) & (own < VALUE_SIZE)
+        new = tl.load(v + token * v_token + head * v_head + own, mask=held, other=0.0)
+        tl.store(values + (slot * kv_count + head) * VALUE_SIZE + own, new.to(values.dtype.element_ty), mask=held)
+    if part == 1:
+        own = tl.arange(0, HALF)[None, :]
+        held = (head < kv_count) & (own < KEY_SIZE // 2)
+        x = k + token * k_token + head * k_head
+        first, second = turned(x, cos + token * angle_token, sin + token * angle_token, held, KEY_SIZE, HALF, TURN)
+        to = keys + (slot * kv_count + head) * KEY_SIZE + own
+        tl.store(to, first.to(keys.dtype.element_ty), mask=held)
+        tl.store(to + KEY_SIZE // 2, second.to(keys.dtype.element_ty), mask=held)
+        if KEEP:
+            kept = k_out + (token * kv_count + head) * KEY_SIZE + own
+            tl.store(kept, first, mask=held)
+            tl.store(kept + KEY_SIZE // 2, second, mask=held)
+    if part == 2:
+        own = tl.arange(0, HALF)[None, :]
+        held = (head < count) & (own < KEY_SIZE // 2)
+        x = q + token * q_token + head * q_head
+        first, second = turned(x, cos + token * angle_token, sin + token * angle_token, held, KEY_SIZE, HALF, TURN)
+        to = q_out + (token * count + head) * KEY_SIZE + own
+        tl.store(to, first, mask=held)
+        tl.store(to + KEY_SIZE // 2, second, mask=held)
+
+
+@triton.jit
+def attend_pages(
+    q, keys, values, rows, pages, sinks, out, parts, sums,
+    q_token, q_head, group, count, kv_count, splits, scale, softcap,
+    GROUP: tl.constexpr, KEY_SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr,
+    PAGE: tl.constexpr, BLOCK: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr, IS_PART: tl.constexpr,
+) -> None:  # fmt: skip
+    """A row's queries of one head of the cache, ``group`` of them, over a part of the positions that the row sees.
+
+    Writes ``out [T, count, VALUE_SIZE]``; of a part ``parts [splits, rows, count, VALUE_SIZE]``, not yet divided, and
+    ``sums [splits, rows, count, 2]``: the largest score and the sum of weights beside it.
+    """
+    row, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    token = tl.load(rows + row * 4).to(tl.int64)
+    first_page = tl.load(rows + row * 4 + 1).to(tl.int64)
+    lowest = tl.load(rows + row * 4 + 2).to(tl.int32)
+    last = tl.load(rows + row * 4 + 3).to(tl.int32)
+    blocks = (last + 1 - lowest + BLOCK - 1) // BLOCK
+    each = (blocks + splits - 1) // splits * BLOCK
+    start = lowest + split * each
+    stop = min(start + each, last + 1)
+
+    number, key_at, value_at = tl.arange(0, GROUP), tl.arange(0, KEY), tl.arange(0, VALUE)
+    head = kv_head * group + number
+    is_head, is_key, is_value = number < group, key_at < KEY_SIZE, value_at < VALUE_SIZE
+    query = tl.load(
+        q + token * q_token + head[:, None] * q_head + key_at[None, :], mask=is_head[:, None] & is_key[None, :],
+        other=0.0,
+    )  # fmt: skip
+    largest = tl.full((GROUP,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((GROUP,), dtype=tl.float32)
+    mixed = tl.zeros((GROUP, VALUE), dtype=tl.float32)
+    for begin in range(start, stop, BLOCK):
+        position = begin + tl.arange(0, BLOCK)
+        is_seen = position < stop
+        page = tl.load(pages + first_page + position // PAGE, mask=is_seen, other=0).to(tl.int64)
+        slot = (page * PAGE + position % PAGE) * kv_count + kv_head
+        key = tl.load(
+            keys + slot[:, None] * KEY_SIZE + key_at[None, :], mask=is_seen[:, None] & is_key[None, :], other=0.0
+        ).to(query.dtype)
+        value = tl.load(
+            values + slot[:, None] * VALUE_SIZE + value_at[None, :], mask=is_seen[:, None] & is_value[None, :],
+            other=0.0,
+        ).to(query.dtype)  # fmt: skip
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        if HAS_SOFTCAP:
+            scores = (2 * tl.sigmoid(2 * scores / softcap) - 1) * softcap
+        scores = tl.where(is_seen[None, :], scores, float("-inf"))
+        # Every block has a position that is seen, so that this is a number.
+        larger = tl.maximum(largest, tl.max(scores, 1))
+        kept = tl.exp(largest - larger)
+        weights = tl.exp(scores - larger[:, None])
+        total = total * kept + tl.sum(weights, 1)
+        mixed = mixed * kept[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+        largest = larger
+
+    is_own = is_head[:, None] & is_value[None, :]
+    if IS_PART:
+        place = (split.to(tl.int64) * tl.num_programs(0) + row) * count + head
+        tl.store(parts + place[:, None] * VALUE_SIZE + value_at[None, :], mixed, mask=is_own)
+        tl.store(sums + place * 2, largest, mask=is_head)
+        tl.store(sums + place * 2 + 1, total, mask=is_head)
+    else:
+        if HAS_SINKS:
+            sink = tl.load(sinks + head, mask=is_head, other=0.0).to(tl.float32)
+            larger = tl.maximum(largest, sink)
+            kept = tl.exp(largest - larger)
+            total = total * kept + tl.exp(sink - larger)
+            mixed = mixed * kept[:, None]
+        place = token * count + head
+        result = mixed / total[:, None]
+        tl.store(out + place[:, None] * VALUE_SIZE + value_at[None, :], result.to(out.dtype.element_ty), mask=is_own)
+
+
+@triton.jit
+def join_parts(
+    parts, sums, rows, sinks, out, count, splits,
+    SPLITS: tl.constexpr, VALUE_SIZE: tl.constexpr, VALUE: tl.constexpr, HAS_SINKS: tl.constexpr,
+) -> None:  # fmt: skip
+    """One head of one row from the parts that `attend_pages` left."""
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    split, own = tl.arange(0, SPLITS), tl.arange(0, VALUE)
+    is_split, is_value = split < splits, own < VALUE_SIZE
+    place = (split.to(tl.int64) * tl.num_programs(0) + row) * count + head
+    largest = tl.load(sums + place * 2, mask=is_split, other=float("-inf"))
+    total = tl.load(sums + place * 2 + 1, mask=is_split, other=0.0)
+    most = tl.max(largest, 0)
+    if HAS_SINKS:
+        sink = tl.load(sinks + head).to(tl.float32)
+        most = tl.maximum(most, sink)
+    kept = tl.exp(largest - most)
+    whole = tl.sum(total * kept, 0)
+    if HAS_SINKS:
+        whole += tl.exp(sink - most)
+    mixed = tl.load(
+        parts + place[:, None] * VALUE_SIZE + own[None, :], mask=is_split[:, None] & is_value[None, :], other=0.0
+    )
+    result = tl.sum(mixed * kept[:, None], 0) / whole
+    token = tl.load(rows + row * 4).to(tl.int64)
+    tl.store(out + (token * count + head) * VALUE_SIZE + own, result.to(out.dtype.element_ty), mask=is_value)

@@ -1,0 +1,149 @@
+"""Masks of grammars: what may follow, from the tokens alone, whatever was asked before."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from blockc.plan import load_plan
+from blockc.zoo import Zoo
+from blockc_runtime import structured
+from blockc_runtime.executor.draw import draw
+from blockc_runtime.executor.grammars import Grammars
+from blockc_runtime.request import Sampling, Steering
+from blockc_runtime.step import Row
+from tests.runtime.server import world
+
+EOS = 1
+VOCAB = world.vocab_size() + 7  # rows of the head that no token uses
+PERSON: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 5},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "tags": {"type": "array", "items": {"enum": ["red", "blue"]}, "maxItems": 2},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture
+def grammars(tmp_path: Path) -> Grammars:
+    plan, zoo = world.build(tmp_path)
+    return Grammars(load_plan(plan), Zoo(zoo))
+
+
+def row(
+    grammar: str, outputs: Sequence[int], *, request: str = "r", stops: tuple[int, ...] = (EOS,), **own: Any
+) -> Row:
+    steering = Steering(grammar=grammar, stop_token_ids=stops, **own)
+    return Row(
+        request=request, chain=0, tokens=(5,), start=0, pages=(), samples=1, sampling=Sampling(steering=steering),
+        output_index=len(outputs), history=(5, *outputs),
+    )  # fmt: skip
+
+
+def allowed(grammars: Grammars, grammar: str, outputs: Sequence[int], **own: Any) -> set[int]:
+    mask = grammars.allowed(row(grammar, outputs, **own), outputs, VOCAB)
+    assert isinstance(mask, Tensor), mask
+    assert mask.shape == (VOCAB,)
+    return set(mask.nonzero()[:, 0].tolist())
+
+
+def written(grammars: Grammars, grammar: str, *, seed: int, request: str = "r") -> list[int]:
+    """A model that knows nothing, kept to a grammar; it prefers to end. At most 200 tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    outputs: list[int] = []
+    while len(outputs) < 200 and (not outputs or outputs[-1] != EOS):
+        logits = torch.randn(1, VOCAB, generator=generator)
+        logits[0, EOS] = 50.0
+        (result,) = draw(logits, [row(grammar, outputs, request=request)], grammars)
+        assert result.fault is None
+        outputs += result.tokens
+    return outputs
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_the_model_prefers_the_output_follows_the_schema(grammars: Grammars, seed: int):
+    outputs = written(grammars, structured.json_schema(PERSON), seed=seed)
+    assert outputs[-1] == EOS
+    value = json.loads(world.tokenizer().decode(outputs[:-1]))
+    assert {"name", "age"} <= set(value) <= {"name", "age", "tags"}
+    assert isinstance(value["age"], int)
+    assert 0 <= value["age"] <= 120
+    assert len(value["name"]) <= 5
+    assert set(value.get("tags", [])) <= {"red", "blue"}
+
+
+def test_masks_depend_on_the_tokens_alone(grammars: Grammars, tmp_path: Path):
+    grammar = structured.json_schema(PERSON)
+    whole = written(grammars, grammar, seed=3)
+    masks = [allowed(grammars, grammar, whole[:end], request="in order") for end in range(len(whole))]
+    plan, zoo = world.build(tmp_path / "again")
+    ends = list(range(len(whole)))
+    random.Random(1).shuffle(ends)
+    other = Grammars(load_plan(plan), Zoo(zoo))  # another engine, which sees steps out of order
+    for end in ends:
+        assert allowed(other, grammar, whole[:end], request="in disorder") == masks[end]
+        assert allowed(other, structured.regex("a+"), [], request="a neighbour")
+
+
+def test_the_end_is_the_requests_own(grammars: Grammars):
+    grammar = structured.choice(["the"])
+    tokens = world.tokenizer().encode("the").ids
+    assert EOS not in allowed(grammars, grammar, [])
+    assert allowed(grammars, grammar, tokens) == {EOS}
+    assert allowed(grammars, grammar, tokens, request="other", stops=(2, 3)) == {2, 3}
+
+
+def test_a_least_length_gives_way_to_an_end(grammars: Grammars):
+    optional = structured.regex("(the)*")
+    for outputs, expected in [((), False), (world.tokenizer().encode("the").ids, False)]:
+        logits = torch.zeros(1, VOCAB)
+        logits[0, EOS] = 50.0
+        (result,) = draw(logits, [row(optional, outputs, min_tokens=9)], grammars)
+        assert (result.tokens == (EOS,)) is expected
+    tokens = world.tokenizer().encode("the").ids
+    (result,) = draw(torch.zeros(1, VOCAB), [row(structured.choice(["the"]), tokens, min_tokens=9)], grammars)
+    assert result.tokens == (EOS,)
+
+
+def test_what_goes_wrong_is_the_rows_alone(grammars: Grammars):
+    fine = row(structured.choice(["the"]), [], request="fine")
+    for bad in (row("start: nowhere", []), row(structured.choice(["the"]), [200, 201, 202], request="strayed")):
+        broken, good = draw(torch.zeros(2, VOCAB), [bad, fine], grammars)
+        assert broken.fault is not None
+        assert broken.fault.scope == "row"
+        assert good.fault is None
+        assert good.tokens
+
+
+def test_blanks_come_to_an_end(grammars: Grammars):
+    grammar = structured.json_schema({"type": "object"})
+    (blank,) = world.tokenizer().encode(" ").ids
+    for text, more in [("{", True), ("{ ", False), ("{\n", True), ("{\n" + " " * 23, True), ("{\n" + " " * 24, False)]:
+        assert (blank in allowed(grammars, grammar, world.tokenizer().encode(text).ids)) is more
+
+
+@pytest.mark.parametrize(
+    ("make", "value", "word"),
+    [
+        (structured.json_schema, {"type": "objct"}, "objct"),
+        (structured.json_schema, {"not": {}, "x-guidance": {"lenient": True}}, "not"),
+        (structured.json_schema, {"type": "string", "format": "nope"}, "nope"),
+        (structured.regex, "(a", "unclosed"),
+        (structured.lark, "start: b", "b"),
+        (structured.lark, "x" * 70_000, "70000"),
+    ],
+)
+def test_what_is_refused(make: Any, value: Any, word: str):
+    with pytest.raises(structured.GrammarError, match=word):
+        make(value)

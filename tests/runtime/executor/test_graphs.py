@@ -1,0 +1,256 @@
+"""Decode steps by recorded graphs, with CUDA's kernels in Triton's interpreter.
+
+A recorder that calls the function again stands for CUDA's: like a graph it sees what it was recorded with, and what of
+the step was copied to where that lies. Nothing else of a step can reach it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from blockc_runtime.executor import model as executor_model
+from blockc_runtime.executor.graphs import CudaRecorder, Outputs, recorder_for
+from blockc_runtime.executor.torch_ import TorchExecutor
+from blockc_runtime.kv.pool import kv_pools
+from blockc_runtime.ops.attention import paged_cuda
+from blockc_runtime.ops.linear import grouped_cuda
+from blockc_runtime.ops.table import op_table
+from blockc_runtime.step import SlotFill
+from tests.runtime.executor.driver import Driver, Sequence_, new_zoo
+from tests.runtime.executor.models import gpt2_spec, llama_spec, make_gpt2, make_llama
+from tests.runtime.executor.plans import ModelSpec, Part, PlanBuilder, Term
+from tests.runtime.executor.test_sides import ALL, check, make_lora, terms_of
+from tests.support.device import DEVICE
+
+
+class Again:
+    """Runs what was recorded. ``recorded`` counts; ``fails`` stands for an operation that cannot be recorded."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.recorded, self.fails = 0, fails
+
+    def record(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        if self.fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.recorded += 1
+        outputs = tuple(None if out is None else torch.full_like(out, True) for out in run())
+
+        def replay() -> None:
+            for to, new in zip(outputs, run(), strict=True):
+                if to is not None:
+                    to.copy_(new)
+
+        return replay, outputs  # type: ignore[return-value]
+
+
+class Counted(Again):
+    """CUDA's own, on hardware."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._own = CudaRecorder(torch.device(DEVICE))
+
+    def record(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        self.recorded += 1
+        return self._own.record(run)
+
+
+def recorder_here() -> Again:
+    return Counted() if DEVICE == "cuda" else Again()
+
+
+@pytest.fixture
+def cuda_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor_model, "op_table", lambda device: op_table(torch.device("cuda")))
+    monkeypatch.setattr(executor_model, "kv_pools", partial(kv_pools, scratch=True))
+    if DEVICE == "cpu":  # the interpreter takes its time over each program
+        monkeypatch.setattr(paged_cuda, "_PROGRAMS", 1)
+        monkeypatch.setattr(grouped_cuda, "_PROGRAMS", 1)
+
+
+def driver_of(builder: PlanBuilder, recorder: Again | None) -> Driver:
+    driver = Driver(builder.build(), builder.zoo)
+    driver.executor = TorchExecutor(
+        driver.plan, builder.zoo, device=DEVICE, logits_tap=driver._tap, recorder=lambda device: recorder
+    )
+    return driver
+
+
+def decode(driver: Driver, sequences: list[Sequence_]) -> None:
+    """A token of each that is left, and none else."""
+    driver.advance([(sequence, 1) for sequence in sequences])
+
+
+@pytest.fixture(scope="module")
+def tuned() -> list[Any]:
+    adapters = [(4, ("q_proj", "v_proj", "up_proj")), (16, ("down_proj", "q_proj")), (16, ALL), (8, ("lm_head",))]
+    return [make_lora(seed, rank=rank, targets=targets) for seed, (rank, targets) in enumerate(adapters)]
+
+
+@pytest.mark.usefixtures("cuda_ops")
+def test_rows_come_and_go_and_each_keeps_its_fine_tune(tmp_path: Path, tuned: list[Any]) -> None:
+    """Three segments; banks of three ranks; buckets of 1, 2 and 4 rows, filled up or not, with sides or without."""
+    builder = PlanBuilder(new_zoo(tmp_path / "zoo"), pages=60)
+    builder.add(llama_spec(make_llama(), cuts=(1, 4)), sides=((), *map(terms_of, tuned)))
+    recorder = recorder_here()
+    driver = driver_of(builder, recorder)
+    chains, prompts = [2, 0, 1, 4, 3], [[7, 8, 9], [1], [5, 6, 7, 8, 9], [4, 2], [3]]
+    sequences = [driver.start(*pair) for pair in zip(chains, prompts, strict=True)]
+    driver.advance([(s, len(s.tokens)) for s in sequences])
+    assert driver.executor.counts.op_by_op == ("rows of several tokens",) * 3
+    for members in ([0, 1, 2], [0, 1, 2, 3], [1], [3, 4], [2, 4, 1], [1]):
+        decode(driver, [sequences[i] for i in members])
+        counts = driver.executor.counts
+        assert (counts.launches, counts.replays, counts.op_by_op) == (3, 3, ())
+    # (bucket 4 and 2 with sides, bucket 1 without) of three segments; of the first segment nobody's side is in use.
+    assert recorder.recorded == 9
+    for sequence, prompt in zip(sequences, prompts, strict=True):
+        check(sequence, prompt, tuned)
+
+
+@pytest.mark.usefixtures("cuda_ops")
+def test_fine_tunes_that_take_turns_in_a_slot(tmp_path: Path) -> None:
+    """One graph, one slot: what is in the slot when it is replayed counts, not when it was recorded."""
+    tuned = [make_lora(seed, rank=8, targets=ALL) for seed in range(2)]
+    builder = PlanBuilder(new_zoo(tmp_path / "zoo"), pages=60)
+    builder.add(llama_spec(make_llama()), sides=((), *map(terms_of, tuned)))
+    plan = builder.build()
+    limited = plan.model_copy(
+        update={
+            "chains": tuple(chain.model_copy(update={"bank": 0 if chain.sides else None}) for chain in plan.chains),
+            "instances": (plan.instances[0].model_copy(update={"side_slots": {0: 1}}),),
+        }
+    )
+    recorder = recorder_here()
+    driver = Driver(limited, builder.zoo)
+    driver.executor = TorchExecutor(
+        limited, builder.zoo, device=DEVICE, logits_tap=driver._tap, recorder=lambda device: recorder
+    )
+    prompts = [[7, 8, 9], [1, 2]]
+    sequences = [driver.start(chain, prompt) for chain, prompt in enumerate(prompts, 1)]
+    (refused,) = driver.step([driver.row(sequences[0], 1)])
+    assert refused.fault is not None
+    assert refused.fault.message == "its fine-tune is in no slot"
+    for turn in (0, 1, 0, 1):
+        driver.fills = (SlotFill(chain=turn + 1, slot=0),)
+        if not sequences[turn].cached:
+            driver.advance([(sequences[turn], len(prompts[turn]))])
+        decode(driver, [sequences[turn]])
+        assert driver.executor.counts.replays == 1
+    assert recorder.recorded == 1
+    for sequence, prompt in zip(sequences, prompts, strict=True):
+        check(sequence, prompt, tuned)
+
+
+@pytest.mark.usefixtures("cuda_ops")
+@pytest.mark.parametrize(("make", "to_spec"), [(make_llama, llama_spec), (make_gpt2, gpt2_spec)])
+def test_equals_the_model_alone(tmp_path: Path, make: Callable[[], Any], to_spec: Callable[..., ModelSpec]) -> None:
+    model = make()
+    builder = PlanBuilder(new_zoo(tmp_path / "zoo"))
+    builder.add(to_spec(model))
+    driver = driver_of(builder, recorder_here())
+    prompts = [[1, 2, 3, 4, 5, 6, 7], [9], [11, 12, 13]]
+    sequences = [driver.start(0, prompt) for prompt in prompts]
+    driver.generate(sequences, 3)
+    assert driver.executor.counts.replays == 1
+    for sequence, prompt in zip(sequences, prompts, strict=True):
+        with torch.no_grad():
+            wanted = model(torch.tensor([sequence.tokens])).logits[0, len(prompt) - 1 : -1]
+        torch.testing.assert_close(torch.stack(sequence.logits), wanted, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.usefixtures("cuda_ops")
+def test_rows_that_fill_up_a_bucket_touch_nobodys_pages(tmp_path: Path) -> None:
+    builder = PlanBuilder(new_zoo(tmp_path / "zoo"), pages=20)
+    builder.add(llama_spec(make_llama(layers=1)))
+    driver = driver_of(builder, recorder_here())
+    sequences = [driver.start(0, [3 + i, 4, 5]) for i in range(3)]
+    driver.advance([(s, 3) for s in sequences])
+    model = driver.executor._model
+    assert model is not None
+    (pool,) = model.pools
+    before = pool.memory.clone()
+    decode(driver, sequences)  # of a bucket of 4
+    slots = {s.pages[0][3 // 4] * 4 + 3 % 4 for s in sequences}  # type: ignore[operator]
+    changed = (pool.memory != before).flatten(3).any(-1).any(0).any(0).nonzero()[:, 0].tolist()
+    assert set(changed) == slots | {pool.scratch * pool.page_tokens}
+    assert pool.scratch == pool.pages
+
+
+@pytest.mark.usefixtures("cuda_ops")
+def test_what_cannot_be_recorded_is_run_op_by_op_and_said(tmp_path: Path) -> None:
+    builder = PlanBuilder(new_zoo(tmp_path / "zoo"))
+    builder.add(llama_spec(make_llama(layers=1)))
+    driver = driver_of(builder, Again(fails=True))
+    sequence = driver.start(0, [5, 6])
+    driver.generate([sequence], 3)
+    (why,) = driver.executor.counts.op_by_op
+    assert "stream is capturing" in why
+    with torch.no_grad():
+        wanted = make_llama(layers=1)(torch.tensor([sequence.tokens])).logits[0, 1:-1]
+    torch.testing.assert_close(torch.stack(sequence.logits), wanted, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.usefixtures("cuda_ops")
+def test_other_kinds_of_fine_tune_are_run_op_by_op(tmp_path: Path) -> None:
+    """And rows beside them in their step, but not the steps without them."""
+    made = torch.Generator().manual_seed(0)
+    scale = Part(occurrence=1, site="self_attn.q_proj", kind="linear", codec="out_scale",
+                 tensors={"value": torch.randn(64, generator=made)})  # fmt: skip
+    low = Term(occurrence=1, site="self_attn.q_proj", a=torch.randn(4, 64, generator=made),
+               b=torch.randn(64, 4, generator=made), scale=0.5)  # fmt: skip
+    builder = PlanBuilder(new_zoo(tmp_path / "zoo"))
+    builder.add(llama_spec(make_llama(layers=1)), sides=((), (scale,), (low,)))
+    driver, plain = driver_of(builder, recorder_here()), driver_of(builder, None)
+    results = []
+    for own in (driver, plain):
+        sequences = [own.start(chain, [5, 6, 7]) for chain in range(3)]
+        own.advance([(s, 3) for s in sequences])
+        decode(own, sequences)
+        said = own.executor.counts
+        decode(own, [sequences[0], sequences[2]])
+        results.append((said, own.executor.counts, [s.logits for s in sequences]))
+    (mixed, alone, ours), (_, none, wanted) = results
+    assert mixed.op_by_op == ("fine-tunes that are not of low rank alone",)
+    assert (alone.replays, alone.op_by_op) == (1, ())
+    assert (none.replays, none.op_by_op) == (0, ())
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.usefixtures("cuda_ops")
+def test_a_row_that_is_not_finite_faults_alone(tmp_path: Path) -> None:
+    model = make_llama(layers=1)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[13] = float("nan")
+    builder = PlanBuilder(new_zoo(tmp_path / "zoo"))
+    builder.add(llama_spec(model))
+    driver = driver_of(builder, recorder_here())
+    rows = [driver.row(driver.start(0, [token]), 1, samples=1) for token in (3, 13, 5)]
+    results = driver.step(rows)
+    assert driver.executor.counts.replays == 1
+    assert [result.fault is None for result in results] == [True, False, True]
+
+
+@pytest.mark.usefixtures("cuda_ops")
+def test_rows_of_one_token_that_draw_nothing(tmp_path: Path) -> None:
+    """The last prompt token but one, by itself: its row yields no logits to the step."""
+    builder = PlanBuilder(new_zoo(tmp_path / "zoo"))
+    builder.add(llama_spec(make_llama(layers=1)))
+    driver = driver_of(builder, recorder_here())
+    one, other = driver.start(0, [5, 6]), driver.start(0, [7])
+    results = driver.step([driver.row(one, 1), driver.row(other, 1, samples=1)])
+    assert driver.executor.counts.replays == 1
+    assert [len(result.tokens) for result in results] == [0, 1]
+    with torch.no_grad():
+        wanted = make_llama(layers=1)(torch.tensor([[7]])).logits[0]
+    torch.testing.assert_close(driver.tapped[1], wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_a_cpu_has_none() -> None:
+    assert recorder_for(torch.device("cpu")) is None

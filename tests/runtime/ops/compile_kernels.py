@@ -1,0 +1,79 @@
+"""Compile every kernel of Triton's for an H100, which takes no GPU: what the interpreter lets pass, this refuses.
+
+Run by `test_compiles.py` in a process of its own, since the interpreter is chosen when Triton is imported. Prints a
+line a kernel: its name, and how many 16-byte copies to shared memory it makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from blockc_runtime.ops.attention import kernels as attention
+from blockc_runtime.ops.linear import kernels as linear
+
+TARGET = GPUTarget("cuda", 90, 32)
+# Arguments that are not multiples of 16, whatever the model.
+_ODD = {"count", "kv_count", "group", "splits", "outputs", "chunks", "first_bank", "first_output"}
+
+
+def compiled(
+    kernel: Any, pointers: Mapping[str, str], constants: Mapping[str, Any], floats: tuple[str, ...] = ()
+) -> None:
+    names = kernel.arg_names
+    signature = {
+        name: "constexpr" if name in constants else pointers.get(name, "fp32" if name in floats else "i32")
+        for name in names
+    }
+    plain = [name for name in names if name not in constants and name not in floats]
+    made = triton.compile(
+        ASTSource(
+            fn=kernel,
+            signature=signature,
+            constexprs={(names.index(name),): value for name, value in constants.items()},
+            attrs={(names.index(n),): [["tt.divisibility", 16]] for n in plain if n in pointers or n not in _ODD},
+        ),
+        target=TARGET,
+    )
+    print(kernel.__name__, made.asm["ptx"].count("cp.async.cg"))
+
+
+def low_rank(dtype: str, places: int, ranks: int, **single: int) -> None:
+    tables = dict.fromkeys(("tiles", "bank_0", "bank_1", "bank_2", "bank_3"), "*i64")
+    sizes = {"PLACES": places, "RANKS": ranks, "ALIGNED": 8, **single}
+    compiled(linear.low_rank_inner, {"x": dtype, "inner": "*fp32", **tables}, {**sizes, "COLUMNS": 64})
+    ys = {f"y_{i}": dtype for i in range(4)}
+    compiled(linear.low_rank_outer, {"inner": "*fp32", **tables, **ys}, {**sizes, "WIDTH": 128})
+
+
+def heads(dtype: str, turn: bool, keep: bool, **single: int) -> None:
+    operands = dict.fromkeys(("q", "k", "v", "q_out", "k_out", "cos", "sin", "keys", "values"), dtype)
+    sizes = {"HEADS": 32, "KEY_SIZE": 128, "VALUE_SIZE": 128, "HALF": 64, "VALUE": 128}
+    compiled(attention.write_heads, {**operands, "slots": "*i64"}, {**sizes, "TURN": turn, "KEEP": keep, **single})
+
+
+def attend(dtype: str, table: str, size: int, is_part: bool, has_more: bool, **single: int) -> None:
+    operands = dict.fromkeys(("q", "keys", "values", "sinks", "out"), dtype)
+    parts = {"parts": "*fp32", "sums": "*fp32", "rows": table}
+    padded = triton.next_power_of_2(size)
+    sizes = {"GROUP": 16, "KEY_SIZE": size, "VALUE_SIZE": size, "KEY": padded, "VALUE": padded, "PAGE": 16}
+    options = {"BLOCK": 8192 // padded, "HAS_SOFTCAP": has_more, "HAS_SINKS": has_more, "IS_PART": is_part}
+    given = {**operands, **parts, "pages": table}
+    compiled(attention.attend_pages, given, {**sizes, **options, **single}, ("scale", "softcap"))
+    sizes = {"SPLITS": 16, "VALUE_SIZE": size, "VALUE": padded, "HAS_SINKS": has_more}
+    compiled(attention.join_parts, {**parts, "sinks": dtype, "out": dtype}, sizes)
+
+
+if __name__ == "__main__":
+    # Numbers that are 1 are constants to Triton, and tables are of both widths.
+    low_rank("*bf16", 16, 16)
+    low_rank("*bf16", 64, 64, outputs=1, chunks=1)
+    heads("*bf16", True, True)
+    heads("*bf16", False, False, kv_count=1)
+    attend("*bf16", "*i32", 128, True, False)
+    attend("*bf16", "*i64", 256, False, True, splits=1, kv_count=1)
+    attend("*fp32", "*i64", 96, True, True)

@@ -1,0 +1,170 @@
+"""Triton's kernels of attention against the reference: the cases of `test_attention`, and contexts in parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from blockc_runtime.ops.attention import paged_cuda, reference
+from blockc_runtime.ops.attention.batch import KvBatch, kv_batch
+from blockc_runtime.ops.attention.cpu import PagedLayer
+from blockc_runtime.ops.attention.rows import KvRow
+from tests.runtime.ops.test_attention import Case, cases, check_heads, expect
+from tests.support.device import DEVICE
+
+ON = torch.device(DEVICE)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, layer: PagedLayer, batch: KvBatch, *form: Any) -> Tensor:
+    """On the device; operands and result are on the CPU."""
+    keys, values = layer.keys.to(ON), layer.values.to(ON)
+    moved = PagedLayer(keys=keys, values=values, page_tokens=layer.page_tokens)
+    given = [own.to(ON) if isinstance(own, Tensor) else own for own in form]
+    out = paged_cuda.attention(q.to(ON), k.to(ON), v.to(ON), moved, batch, *given)
+    layer.keys.copy_(keys)
+    layer.values.copy_(values)
+    return out.cpu()
+
+
+def run(case: Case, poison: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v, keys, values = case.tensors(torch.float32)
+    if poison is not None:  # pages of others
+        extra = torch.full((2 * case.page_tokens, case.kv_heads, case.size), poison)
+        keys, values = torch.cat([keys, extra]), torch.cat([values, extra])
+    layer = PagedLayer(keys=keys, values=values, page_tokens=case.page_tokens)
+    batch = kv_batch(case.rows, page_tokens=case.page_tokens, window=case.window, dtype=torch.float32, device=ON)
+    out = attention(q, k, v, layer, batch, 0.3, case.window, case.softcap, case.sinks)
+    used = case.pages * case.page_tokens
+    return out, keys[:used], values[:used]
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="Triton's interpreter knows no bfloat16 in products")
+@settings(max_examples=40, deadline=None)
+@given(case=cases())
+def test_bfloat16_is_close_to_reference(case: Case) -> None:
+    q, k, v, keys, values = case.tensors(torch.bfloat16)
+    layer = PagedLayer(keys=keys, values=values, page_tokens=case.page_tokens)
+    batch = kv_batch(case.rows, page_tokens=case.page_tokens, window=case.window, dtype=torch.bfloat16, device=ON)
+    got = attention(q, k, v, layer, batch, 0.3, case.window, case.softcap, case.sinks)
+    torch.testing.assert_close(got.float(), expect(case, torch.bfloat16)[0].float(), rtol=0.05, atol=0.05)
+
+
+@settings(max_examples=15, deadline=None)
+@given(case=cases(), poison=st.sampled_from([None, float("nan"), float("inf")]))
+def test_equals_reference(case: Case, poison: float | None) -> None:
+    for got, wanted in zip(run(case, poison), expect(case, torch.float32), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=12, deadline=None)
+@given(case=cases(), turns=st.booleans(), has_sides=st.booleans())
+def test_heads_are_the_same_in_one_call(case: Case, turns: bool, has_sides: bool) -> None:
+    check_heads(paged_cuda.heads, case, turns, has_sides, device=ON)
+
+
+@pytest.mark.parametrize("window", [None, 150])
+@pytest.mark.parametrize(("softcap", "has_sinks"), [(None, False), (2.0, True)])
+def test_long_contexts_in_parts(
+    monkeypatch: pytest.MonkeyPatch, window: int | None, softcap: float | None, has_sinks: bool
+) -> None:
+    """Rows of very different lengths, in as many parts as the longest takes: of the short ones some are empty."""
+    launched = []
+
+    class Counted:
+        def __getitem__(self, grid: Any) -> Any:
+            launched.append(grid)
+            return plain[grid]
+
+    plain = paged_cuda.join_parts
+    monkeypatch.setattr(paged_cuda, "join_parts", Counted())
+    lengths, rows, taken = [400, 1, 129], [], 0
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(0)).tolist()
+    for first, length in enumerate(lengths):
+        pages = -(-length // 8)
+        gone = 0 if window is None else max(0, length - window) // 8
+        table = (*[None] * gone, *order[taken + gone : taken + pages])
+        rows.append(KvRow(first=first, count=1, start=length - 1, pages=table))
+        taken += pages
+    case = Case(rows=tuple(rows), heads=6, kv_heads=2, size=16, pages=200, page_tokens=8, window=window,
+                softcap=softcap, has_sinks=has_sinks, seed=3)  # fmt: skip
+    for got, wanted in zip(run(case), expect(case, torch.float32), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert launched == [(3, 6)]
+
+
+def test_keys_and_values_of_different_sizes() -> None:
+    made = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, n, 3, size, generator=made) for n, size in ((4, 24), (2, 24), (2, 40)))
+    rows = (KvRow(first=0, count=1, start=6, pages=(0, 1)), KvRow(first=1, count=2, start=0, pages=(2,)))
+    keys, values = torch.randn(12, 2, 24, generator=made), torch.randn(12, 2, 40, generator=made)
+    wanted = expected(q, k, v, keys, values, rows)
+    layer = PagedLayer(keys=keys, values=values, page_tokens=4)
+    got = attention(q, k, v, layer, batch_of(rows), 0.3, None, None)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_an_odd_size_is_taken_by_torch() -> None:
+    made = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 1, 5, generator=made) for _ in range(3))
+    rows = (KvRow(first=0, count=1, start=2, pages=(1,)),)
+    keys, values = torch.randn(8, 2, 5, generator=made), torch.randn(8, 2, 5, generator=made)
+    wanted = reference.attention(
+        q,
+        k,
+        v,
+        keys=keys.clone(),
+        values=values.clone(),
+        rows=rows,
+        page_tokens=4,
+        scale=0.3,
+        window=None,
+        softcap=None,
+    )
+    layer = PagedLayer(keys=keys, values=values, page_tokens=4)
+    torch.testing.assert_close(attention(q, k, v, layer, batch_of(rows), 0.3, None, None), wanted)
+
+
+def test_values_that_are_not_finite_stay_in_their_row() -> None:
+    rows = tuple(KvRow(first=i, count=1, start=2, pages=(i,)) for i in range(2))
+    made = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 2, 16, generator=made) for _ in range(3))
+    q[0, 0, 1, 3] = float("nan")
+    layer = PagedLayer(keys=torch.zeros(8, 1, 16), values=torch.zeros(8, 1, 16), page_tokens=4)
+    out = attention(q, k, v, layer, batch_of(rows), 0.3, None, None)
+    assert torch.isfinite(out[0, 0]).all()
+    assert torch.isnan(out[0, 1]).all()
+
+
+def test_a_window_that_differs_from_the_groups_is_refused() -> None:
+    rows = (KvRow(first=0, count=1, start=0, pages=(0,)),)
+    x = torch.zeros(1, 1, 1, 16)
+    layer = PagedLayer(keys=torch.zeros(4, 1, 16), values=torch.zeros(4, 1, 16), page_tokens=4)
+    with pytest.raises(ValueError, match="window"):
+        attention(x, x, x, layer, batch_of(rows), 1.0, 3, None)
+
+
+def batch_of(rows: tuple[KvRow, ...]) -> KvBatch:
+    return kv_batch(rows, page_tokens=4, window=None, dtype=torch.float32, device=ON)
+
+
+def expected(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: tuple[KvRow, ...]) -> Tensor:
+    """By definition, for values of another size than keys."""
+    keys, values = keys.clone(), values.clone()
+    for row in rows:
+        for i in range(row.count):
+            slot = row.slot(row.start + i, 4)
+            keys[slot], values[slot] = k[0, :, row.first + i], v[0, :, row.first + i]
+    out = torch.zeros(1, q.shape[2], q.shape[1], v.shape[3])
+    for row in rows:
+        for i in range(row.count):
+            slots = [row.slot(p, 4) for p in range(row.start + i + 1)]
+            for head in range(q.shape[1]):
+                own = head // (q.shape[1] // k.shape[1])
+                weights = torch.softmax(keys[slots, own] @ q[0, head, row.first + i] * 0.3, 0)
+                out[0, row.first + i, head] = weights @ values[slots, own]
+    return out
