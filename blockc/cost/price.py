@@ -48,6 +48,8 @@ class StepPricer:
             (ticks(chain.side_bytes / side_bytes_per_s), ticks(chain.side_token_flops / side_flops_per_s))
             for chain in work.chains
         )
+        self._reads = tuple(ticks(chain.side_bytes / rates.read_bytes_per_s) for chain in work.chains)
+        self._fills = tuple(ticks(chain.side_bytes / rates.fill_bytes_per_s) for chain in work.chains)
         self._launches = tuple(_Launch.of(segment, rates) for segment in work.segments)
         self._step, self._row = ticks(rates.step_s), ticks(rates.row_s)
 
@@ -77,6 +79,14 @@ class StepPricer:
     def constant(self, rows: int) -> int:
         """What a step takes however little its rows ask for."""
         return self._step + self._row * rows
+
+    def read(self, chain: int) -> int:
+        """How long the sides of a chain take from the zoo to where they can be put in a slot; steps go on meanwhile."""
+        return self._reads[chain]
+
+    def fill(self, chain: int) -> int:
+        """What putting the sides of a chain in a slot adds to the step before which it is done."""
+        return self._fills[chain]
 
     def attention(self, chain: int, start: int, count: int) -> int:
         """Attention of one row: tokens ``start .. start + count - 1`` of a sequence of which all before is cached."""

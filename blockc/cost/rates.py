@@ -18,6 +18,9 @@ MEMORY_EFFICIENCY: Final = 0.8
 BLOCK_S: Final = 15e-6
 ROW_S: Final = 5e-6
 STEP_S: Final = 500e-6
+# Sides that are not in memory: read from the zoo on a local NVMe drive, and put in a slot over PCIe 4.0 x16.
+READ_BYTES_PER_S: Final = 2e9
+FILL_BYTES_PER_S: Final = 20e9
 # One message between two devices of a node.
 LINK_LATENCY_S: Final = 10e-6
 # Speed-up of a cell over its width, without what its devices tell each other.
@@ -31,6 +34,7 @@ class DeviceRates:
     ``block_s``, ``row_s``, ``step_s``: constants for each block launched, row, and step. ``reduce_s`` and
     ``reduce_bytes_per_s``: of adding up hidden states over a cell; 0 and None for a device alone. ``sides`` and
     ``attention``: (operations, bytes) a second of fine-tunes and of attention, where they differ from all else.
+    ``read_bytes_per_s``: of fine-tunes from the zoo, beside the steps; ``fill_bytes_per_s``: into a slot, before one.
     """
 
     flops_per_s: float
@@ -40,6 +44,8 @@ class DeviceRates:
     step_s: float = STEP_S
     reduce_s: float = 0.0
     reduce_bytes_per_s: float | None = None
+    read_bytes_per_s: float = READ_BYTES_PER_S
+    fill_bytes_per_s: float = FILL_BYTES_PER_S
     sides: tuple[float, float] | None = None
     attention: tuple[float, float] | None = None
 
@@ -74,6 +80,8 @@ def slower(rates: DeviceRates, factor: float) -> DeviceRates:
         step_s=rates.step_s * factor,
         reduce_s=rates.reduce_s * factor,
         reduce_bytes_per_s=None if reduce_rate is None else reduce_rate / factor,
+        read_bytes_per_s=rates.read_bytes_per_s / factor,
+        fill_bytes_per_s=rates.fill_bytes_per_s / factor,
         sides=_scaled(rates.sides, 1 / factor),
         attention=_scaled(rates.attention, 1 / factor),
     )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Final
 
 from blockc.cost import DeviceRates, StepPricer, catalogue_rates, cell_rates, plan_work, slower
 from blockc.cost.profile import Profile
@@ -15,6 +17,8 @@ from blockc.diag import Diagnostics
 from blockc.plan import ExecutionPlan
 from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc_runtime.limits import EngineLimits, engine_limits
+
+_NO_SLOTS: Final[Mapping[int, int]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +76,9 @@ def fleet_of(plan: ExecutionPlan, rates: Mapping[str, DeviceRates]) -> Fleet:
             FleetInstance(
                 name="+".join(plan.devices[device].address for device in instance.devices),
                 width=len(instance.devices),
-                limits=instance_limits(plan, instance.kv_pages, max_rows=instance.max_rows),
+                limits=instance_limits(
+                    plan, instance.kv_pages, max_rows=instance.max_rows, side_slots=instance.side_slots
+                ),
                 rates=own,
                 pricer=StepPricer(work, own),
             )
@@ -84,13 +90,20 @@ def fleet_of(plan: ExecutionPlan, rates: Mapping[str, DeviceRates]) -> Fleet:
     )  # fmt: skip
 
 
-def instance_limits(plan: ExecutionPlan, pages: Mapping[int, int], *, max_rows: int) -> EngineLimits:
-    """The plan's limits with the pages of one instance."""
+def instance_limits(
+    plan: ExecutionPlan, pages: Mapping[int, int], *, max_rows: int, side_slots: Mapping[int, int] = _NO_SLOTS
+) -> EngineLimits:
+    """The plan's limits with the pages of one instance. Fine-tunes of banks without ``side_slots`` are always there."""
     limits = engine_limits(plan)
     return replace(
         limits,
         groups=tuple(replace(group, pages=pages.get(index, 0)) for index, group in enumerate(limits.groups)),
+        chains=tuple(
+            replace(chain, bank=entry.bank if entry.bank in side_slots else None)
+            for chain, entry in zip(limits.chains, plan.chains, strict=True)
+        ),
         max_rows=max_rows,
+        bank_slots=dict(side_slots),
     )
 
 
