@@ -19,6 +19,7 @@ COMMANDS = (
     "blockc.cli.compile",
     "blockc.cli.serve",
     "blockc.cli.verify",
+    "blockc.cli.profile",
     "blockc.cli.simulate",
     "blockc.cli.rule",
     "blockc.cli.viz",

@@ -64,6 +64,9 @@ def simulate_(
     first: Annotated[float | None, typer.Option(min=1e-9, help="Only the first seconds of the load.")] = None,
     ttft: Annotated[float | None, typer.Option(min=0.0, help="Target in seconds of apps without an `slo`.")] = None,
     tpot: Annotated[float | None, typer.Option(min=0.0, help="As --ttft.")] = None,
+    profile: Annotated[
+        Path | None, typer.Option("--profile", metavar="FILE", help="Rates that `blockc profile` measured.")
+    ] = None,
     cost_scale: Annotated[float, typer.Option(min=1e-6, help="Every step takes so many times its price.")] = 1.0,
     baseline: Annotated[
         str | None, typer.Option("--baseline", metavar="NAMES", help="Also `pm`, `ps`, `no-batching`, `no-cache`.")
@@ -78,8 +81,10 @@ def simulate_(
     as_json: JsonOption = False,
 ) -> None:
     """Run a plan under load without any device, and say what each app's users would see."""
-    from blockc.cli.report import print_document, reporting
+    from blockc.cli.report import print_document, reporting, show
+    from blockc.cost.profile import read_profile
     from blockc.diag import Diagnostics
+    from blockc.diag.json import diagnostics_document
     from blockc.plan import load_plan
     from blockc.simulate import Targets, check_expectations, faster, fleet_of, rates_of, study, targets_of
     from blockc.simulate import first as first_seconds
@@ -99,7 +104,8 @@ def simulate_(
         loaded = load_plan(plan)
         deployment = None if spec is None else _deployment(loaded, spec, variables_of(var), diags)
         draw = _load(loaded, deployment, trace, format_, generator, diags)
-        rates = rates_of(loaded, diags=diags, cost_scale=cost_scale)
+        measured = None if profile is None else read_profile(profile)
+        rates = rates_of(loaded, diags=diags, cost_scale=cost_scale, profile=measured)
         diags.raise_if_errors()
         others = [names[name](loaded, rates, diags=diags) for name in names]
         diags.raise_if_errors()
@@ -125,8 +131,9 @@ def simulate_(
             check_expectations(deployment, loaded, found[0].reports, diags=diags)
         diags.raise_if_errors()
     if as_json:
-        print_document("simulate", ok=True, fleets=_document(found), diagnostics=[])
+        print_document("simulate", ok=True, fleets=_document(found), diagnostics=diagnostics_document(diags))
     else:
+        show(diags)
         print(_text(found), end="")
 
 

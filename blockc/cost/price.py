@@ -36,6 +36,7 @@ class StepPricer:
     """Prices steps of one instance. Chains and segments are indices into the plan's tables."""
 
     def __init__(self, work: PlanWork, rates: DeviceRates) -> None:
+        side_flops_per_s, side_bytes_per_s = rates.side_rates
         self._segments_of = tuple(chain.segments for chain in work.chains)
         self._attention = tuple(tuple(_Attention.of(item, rates) for item in chain.attention) for chain in work.chains)
         # Of chains without windows: what each token that a decode row sees costs.
@@ -44,9 +45,11 @@ class StepPricer:
             for own in self._attention
         )
         self._sides = tuple(
-            (ticks(chain.side_bytes / rates.bytes_per_s), ticks(chain.side_token_flops / rates.flops_per_s))
+            (ticks(chain.side_bytes / side_bytes_per_s), ticks(chain.side_token_flops / side_flops_per_s))
             for chain in work.chains
         )
+        self._reads = tuple(ticks(chain.side_bytes / rates.read_bytes_per_s) for chain in work.chains)
+        self._fills = tuple(ticks(chain.side_bytes / rates.fill_bytes_per_s) for chain in work.chains)
         self._launches = tuple(_Launch.of(segment, rates) for segment in work.segments)
         self._step, self._row = ticks(rates.step_s), ticks(rates.row_s)
 
@@ -76,6 +79,14 @@ class StepPricer:
     def constant(self, rows: int) -> int:
         """What a step takes however little its rows ask for."""
         return self._step + self._row * rows
+
+    def read(self, chain: int) -> int:
+        """How long the sides of a chain take from the zoo to where they can be put in a slot; steps go on meanwhile."""
+        return self._reads[chain]
+
+    def fill(self, chain: int) -> int:
+        """What putting the sides of a chain in a slot adds to the step before which it is done."""
+        return self._fills[chain]
 
     def attention(self, chain: int, start: int, count: int) -> int:
         """Attention of one row: tokens ``start .. start + count - 1`` of a sequence of which all before is cached."""
@@ -160,7 +171,8 @@ class _Attention:
 
     @classmethod
     def of(cls, work: AttentionWork, rates: DeviceRates) -> _Attention:
-        token, flops = ticks(work.token_bytes / rates.bytes_per_s), ticks(work.pair_flops / rates.flops_per_s)
+        flops_per_s, bytes_per_s = rates.attention_rates
+        token, flops = ticks(work.token_bytes / bytes_per_s), ticks(work.pair_flops / flops_per_s)
         return cls(window=work.window, token=token, flops=flops, pair=max(token, flops))
 
     def price(self, start: int, count: int) -> int:

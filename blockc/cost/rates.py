@@ -18,6 +18,9 @@ MEMORY_EFFICIENCY: Final = 0.8
 BLOCK_S: Final = 15e-6
 ROW_S: Final = 5e-6
 STEP_S: Final = 500e-6
+# Sides that are not in memory: read from the zoo on a local NVMe drive, and put in a slot over PCIe 4.0 x16.
+READ_BYTES_PER_S: Final = 2e9
+FILL_BYTES_PER_S: Final = 20e9
 # One message between two devices of a node.
 LINK_LATENCY_S: Final = 10e-6
 # Speed-up of a cell over its width, without what its devices tell each other.
@@ -29,7 +32,9 @@ class DeviceRates:
     """What is counted on, of one device or of a whole cell.
 
     ``block_s``, ``row_s``, ``step_s``: constants for each block launched, row, and step. ``reduce_s`` and
-    ``reduce_bytes_per_s``: of adding up hidden states over a cell; 0 and None for a device alone.
+    ``reduce_bytes_per_s``: of adding up hidden states over a cell; 0 and None for a device alone. ``sides`` and
+    ``attention``: (operations, bytes) a second of fine-tunes and of attention, where they differ from all else.
+    ``read_bytes_per_s``: of fine-tunes from the zoo, beside the steps; ``fill_bytes_per_s``: into a slot, before one.
     """
 
     flops_per_s: float
@@ -39,6 +44,20 @@ class DeviceRates:
     step_s: float = STEP_S
     reduce_s: float = 0.0
     reduce_bytes_per_s: float | None = None
+    read_bytes_per_s: float = READ_BYTES_PER_S
+    fill_bytes_per_s: float = FILL_BYTES_PER_S
+    sides: tuple[float, float] | None = None
+    attention: tuple[float, float] | None = None
+
+    @property
+    def side_rates(self) -> tuple[float, float]:
+        """Operations and bytes a second of fine-tunes."""
+        return self.sides or (self.flops_per_s, self.bytes_per_s)
+
+    @property
+    def attention_rates(self) -> tuple[float, float]:
+        """Operations and bytes a second of attention."""
+        return self.attention or (self.flops_per_s, self.bytes_per_s)
 
 
 def catalogue_rates(kind: DeviceKind) -> DeviceRates | None:
@@ -61,6 +80,10 @@ def slower(rates: DeviceRates, factor: float) -> DeviceRates:
         step_s=rates.step_s * factor,
         reduce_s=rates.reduce_s * factor,
         reduce_bytes_per_s=None if reduce_rate is None else reduce_rate / factor,
+        read_bytes_per_s=rates.read_bytes_per_s / factor,
+        fill_bytes_per_s=rates.fill_bytes_per_s / factor,
+        sides=_scaled(rates.sides, 1 / factor),
+        attention=_scaled(rates.attention, 1 / factor),
     )
 
 
@@ -78,6 +101,12 @@ def cell_rates(rates: DeviceRates, *, width: int, link_bytes_per_s: float | None
         rates,
         flops_per_s=rates.flops_per_s * gain,
         bytes_per_s=rates.bytes_per_s * gain,
+        sides=_scaled(rates.sides, gain),
+        attention=_scaled(rates.attention, gain),
         reduce_s=LINK_LATENCY_S,
         reduce_bytes_per_s=link_bytes_per_s * width / (2 * (width - 1)),
     )
+
+
+def _scaled(pair: tuple[float, float] | None, factor: float) -> tuple[float, float] | None:
+    return None if pair is None else (pair[0] * factor, pair[1] * factor)

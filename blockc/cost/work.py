@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from blockc.ir import parse_structure
 from blockc.ir.infer import Types, value_types
-from blockc.ir.layout import padded_rank
+from blockc.ir.layout import READ_AHEAD, padded_rank
 from blockc.ir.structure import Arg, Op, Param, Structure, Value, ValueType
 from blockc.ir.tensor import DTYPE_BYTES
 from blockc.plan import BlockEntry, ChainEntry, ExecutionPlan
@@ -95,23 +95,28 @@ def side_bytes_of(plan: ExecutionPlan) -> tuple[int, ...]:
     """Bytes of each chain's sides.
 
     A plan holds their sum on each device; it is divided by padded rank, by which slots of one bank have equal size.
+    Where fine-tunes take turns in slots, the sum is that of the slots and of what is read ahead (`blockc.place.slots`).
     """
-    found = [0] * len(plan.chains)
-    for entry in plan.memory:
-        on_device = {
-            chain for instance in plan.instances if entry.device in instance.devices for chain in instance.chains
-        }
+    memory = {entry.device: entry for entry in plan.memory}
+    found: dict[int, int] = {}
+    for instance in plan.instances:
         weights = {
-            chain: max(1, padded_rank(plan.chains[chain].side_rank)) for chain in on_device if _has_sides(plan, chain)
+            chain: max(1, padded_rank(plan.chains[chain].side_rank))
+            for chain in instance.chains
+            if plan.chains[chain].sides is not None
         }
-        for chain, weight in weights.items():
-            found[chain] += entry.sides_bytes * weight // sum(weights.values())
-    copies = [sum(index in instance.chains for instance in plan.instances) for index in range(len(plan.chains))]
-    return tuple(nbytes // max(1, count) for nbytes, count in zip(found, copies, strict=True))
-
-
-def _has_sides(plan: ExecutionPlan, chain: int) -> bool:
-    return plan.chains[chain].sides is not None
+        nbytes = sum(memory[device].sides_bytes for device in instance.devices)
+        places = sum(weights.values())
+        if instance.side_slots:
+            sizes: dict[int, int] = {}
+            for chain, weight in weights.items():
+                bank = plan.chains[chain].bank
+                if bank is not None:
+                    sizes[bank] = max(sizes.get(bank, 0), weight)
+            places = sum(slots * sizes.get(bank, 0) for bank, slots in instance.side_slots.items())
+            places += READ_AHEAD * max(sizes.values(), default=0)
+        found |= {chain: nbytes * weight // places for chain, weight in weights.items() if places}
+    return tuple(found.get(chain, 0) for chain in range(len(plan.chains)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -157,7 +157,17 @@ _PAGES: dict[str, str] = {
         """,
     "BC504": """
         A plan is simulated by the rates of its devices, and the catalogue has none of this kind. `cuda` stands for any
-        CUDA device: name the kind, such as `h100_80g`, and compile the spec again.
+        CUDA device: name the kind, such as `h100_80g`, and compile the spec again; or measure it with `blockc profile`
+        and give the result to `blockc simulate --profile`.
+        """,
+    "BC505": """
+        A profile cannot be used: it is damaged, or of a kind of device that the plan does not have; or a step failed
+        while one was measured. `blockc profile PLAN -o FILE` measures the machine that it runs on.
+        """,
+    "BC506": """
+        A profile holds the rates of a device as steps of certain structures showed them. The plan has others: how
+        well kernels do with their shapes was not measured. `blockc profile` of this plan, or of a small one with its
+        structures, tells.
         """,
     "BC601": """
         The plan would share what `isolation` separates. This is a bug or a plan changed by hand.

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Final
 
 from blockc.cost import DeviceRates, StepPricer, catalogue_rates, cell_rates, plan_work, slower
+from blockc.cost.profile import Profile
 from blockc.diag import Diagnostics
 from blockc.plan import ExecutionPlan
 from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc_runtime.limits import EngineLimits, engine_limits
+
+_NO_SLOTS: Final[Mapping[int, int]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +76,9 @@ def fleet_of(plan: ExecutionPlan, rates: Mapping[str, DeviceRates]) -> Fleet:
             FleetInstance(
                 name="+".join(plan.devices[device].address for device in instance.devices),
                 width=len(instance.devices),
-                limits=instance_limits(plan, instance.kv_pages, max_rows=instance.max_rows),
+                limits=instance_limits(
+                    plan, instance.kv_pages, max_rows=instance.max_rows, side_slots=instance.side_slots
+                ),
                 rates=own,
                 pricer=StepPricer(work, own),
             )
@@ -83,13 +90,20 @@ def fleet_of(plan: ExecutionPlan, rates: Mapping[str, DeviceRates]) -> Fleet:
     )  # fmt: skip
 
 
-def instance_limits(plan: ExecutionPlan, pages: Mapping[int, int], *, max_rows: int) -> EngineLimits:
-    """The plan's limits with the pages of one instance."""
+def instance_limits(
+    plan: ExecutionPlan, pages: Mapping[int, int], *, max_rows: int, side_slots: Mapping[int, int] = _NO_SLOTS
+) -> EngineLimits:
+    """The plan's limits with the pages of one instance. Fine-tunes of banks without ``side_slots`` are always there."""
     limits = engine_limits(plan)
     return replace(
         limits,
         groups=tuple(replace(group, pages=pages.get(index, 0)) for index, group in enumerate(limits.groups)),
+        chains=tuple(
+            replace(chain, bank=entry.bank if entry.bank in side_slots else None)
+            for chain, entry in zip(limits.chains, plan.chains, strict=True)
+        ),
         max_rows=max_rows,
+        bank_slots=dict(side_slots),
     )
 
 
@@ -99,16 +113,21 @@ def instance_rates(plan: ExecutionPlan, devices: tuple[int, ...], rates: Mapping
     return cell_rates(rates[kind], width=len(devices), link_bytes_per_s=DEVICE_KINDS[kind].link_bytes_per_s)
 
 
-def rates_of(plan: ExecutionPlan, *, diags: Diagnostics, cost_scale: float = 1.0) -> dict[str, DeviceRates]:
+def rates_of(
+    plan: ExecutionPlan, *, diags: Diagnostics, cost_scale: float = 1.0, profile: Profile | None = None
+) -> dict[str, DeviceRates]:
     """Rates of every kind of device that a plan uses. Reports kinds of which nothing is known (BC504).
 
-    ``cost_scale``: everything is to take so many times as long.
+    ``cost_scale``: everything is to take so many times as long. ``profile``: measured rates of one kind; reports one of
+    another kind (BC505), and one that was measured with other structures (BC506).
     """
     found: dict[str, DeviceRates] = {}
     used = {device for instance in plan.instances for device in instance.devices}
     for name in sorted({plan.devices[device].kind for device in used}):
         kind = DEVICE_KINDS.get(name)
         rates = catalogue_rates(kind) if kind is not None else None
+        if profile is not None and profile.device == name:
+            rates = profile.device_rates
         if rates is None:
             known = ", ".join(f"`{item.name}`" for item in DEVICE_KINDS.values() if item.bytes_per_s is not None)
             diags.report(
@@ -119,4 +138,23 @@ def rates_of(plan: ExecutionPlan, *, diags: Diagnostics, cost_scale: float = 1.0
             )
         else:
             found[name] = slower(rates, cost_scale)
+    if profile is not None:
+        _check_profile(plan, profile, found, diags)
     return found
+
+
+def _check_profile(plan: ExecutionPlan, profile: Profile, found: Mapping[str, DeviceRates], diags: Diagnostics) -> None:
+    if profile.device not in found:
+        kinds = ", ".join(f"`{name}`" for name in found) or "none that is known"
+        diags.report(
+            "BC505",
+            f"the profile is of a `{profile.device}`, the plan's devices are {kinds}",
+            help="measure one of those: `blockc profile`",
+        )
+    missing = [digest for digest in plan.structures if digest not in profile.structures]
+    if missing:
+        diags.report(
+            "BC506",
+            f"{len(missing)} of {len(plan.structures)} structures of the plan were not measured",
+            help="measure the plan itself: `blockc profile PLAN`",
+        )

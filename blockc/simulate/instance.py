@@ -7,6 +7,7 @@ step is in flight at a time. Invariant: the same requests give the same times, w
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from blockc.cost import TICKS_PER_S
@@ -87,6 +88,7 @@ class Instance:
     _live: dict[str, _Live] = field(default_factory=dict)
     _answers: dict[str, int] = field(default_factory=dict)
     _ended: list[Served] = field(default_factory=list)
+    _reading: deque[tuple[int, int]] = field(default_factory=deque)  # when a chain's sides will be there
 
     def __post_init__(self) -> None:
         """A new scheduler over empty pages."""
@@ -103,6 +105,11 @@ class Instance:
     def tokens_of_live(self) -> list[tuple[int, int]]:
         """Numbers of the requests that have not ended, and how many tokens each has been given."""
         return [(item.number, item.tokens) for item in self._live.values()]
+
+    @property
+    def side_loads(self) -> int:
+        """Fine-tunes that were put in a slot."""
+        return self._scheduler.side_loads
 
     @property
     def preemptions(self) -> int:
@@ -128,21 +135,39 @@ class Instance:
         ``stops_at_end``: only as far as to the end of a step in which a request ends.
         """
         while self._live and (until is None or self.now < until) and not (stops_at_end and self._ended):
+            self._deliver()
             run = self._scheduler.decode_run(at_most=1 << 30) if self.folds else None
             if run is not None:
                 self._fold(run, until)
-            else:
-                self._step()
+            elif not self._step():
+                self._wait(until)
         return self._taken()
 
     def _taken(self) -> list[Served]:
         ended, self._ended = self._ended, []
         return ended
 
-    def _step(self) -> None:
+    def _deliver(self) -> None:
+        """Fine-tunes that have been read meanwhile may be used from here on."""
+        while self._reading and self._reading[0][0] <= self.now:
+            self._take(self._scheduler.arrived(self._reading.popleft()[1]))
+
+    def _wait(self, until: int | None) -> None:
+        """Nothing can run before the next fine-tune has been read."""
+        assert self._reading, "requests are here, none runs, and nothing is awaited"
+        ready = self._reading[0][0]
+        self.now = ready if until is None else min(ready, until)
+
+    def _step(self) -> bool:
+        """Take one step; False if none of the requests can run."""
         scheduler, start = self._scheduler, self.now
         step = scheduler.schedule(start / TICKS_PER_S)
-        assert step is not None, "requests are here, none runs, and no step is in flight"
+        for chain in scheduler.take_wanted():
+            # One after the other: they share a drive.
+            begun = max(start, self._reading[-1][0]) if self._reading else start
+            self._reading.append((begun + self.fleet.pricer.read(chain), chain))
+        if step is None:
+            return False
         price, tokens = self._price(step)
         self.now = start + price
         live = self._live
@@ -150,13 +175,14 @@ class Instance:
         sampled = sum([row.samples for row in step.rows])
         self._count(start, steps=1, rows=len(step.rows), tokens=tokens, sampled=sampled)
         self._take(scheduler.complete(step, StepResult(step=step.id, rows=results), self.now / TICKS_PER_S))
+        return True
 
     def _price(self, step: Step) -> tuple[int, int]:
         """A step's price, and its tokens."""
         pricer = self.fleet.pricer
         tokens: dict[int, int] = {}
         samples: dict[int, int] = {}
-        total = pricer.constant(len(step.rows))
+        total = pricer.constant(len(step.rows)) + sum([pricer.fill(fill.chain) for fill in step.fills])
         for row in step.rows:
             count, chain = len(row.tokens), row.chain
             tokens[chain] = tokens.get(chain, 0) + count

@@ -72,7 +72,10 @@ class AppReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceReport:
-    """``busy``: part of the time in which a step ran. ``mean_rows``: of a step, by time."""
+    """``busy``: part of the time in which a step ran. ``mean_rows``: of a step, by time.
+
+    ``side_loads``: fine-tunes that were put in a slot, where they take turns.
+    """
 
     name: str
     width: int
@@ -81,6 +84,7 @@ class InstanceReport:
     steps: int
     tokens: int
     preemptions: int
+    side_loads: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +159,7 @@ def report(run: Run, targets: Mapping[str, Targets]) -> Report:
                 steps=item.totals.steps,
                 tokens=item.totals.tokens,
                 preemptions=item.preemptions,
+                side_loads=item.side_loads,
             )
             for item in run.instances
         ),

@@ -32,6 +32,7 @@ class InstanceRun:
     width: int
     totals: Totals
     preemptions: int
+    side_loads: int
     moments: tuple[Moment, ...]
 
 
@@ -83,6 +84,7 @@ def simulate(
                 width=item.fleet.width,
                 totals=item.totals,
                 preemptions=item.preemptions,
+                side_loads=item.side_loads,
                 moments=tuple(item.moments),
             )
             for item in instances

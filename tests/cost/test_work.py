@@ -54,6 +54,16 @@ def test_sides_are_divided_by_the_rank_of_their_bank() -> None:
     assert found == (0, 0, nbytes(8), nbytes(24))
 
 
+def test_sides_that_take_turns_are_divided_among_slots_and_what_is_read_ahead() -> None:
+    plan = fleet_plan(adapters=6)
+    size = 8192 * 8  # of a side, as the fixture counts it
+    chains = tuple(chain.model_copy(update={"bank": 0 if chain.sides is not None else None}) for chain in plan.chains)
+    instances = tuple(item.model_copy(update={"side_slots": {0: 3}}) for item in plan.instances)
+    memory = tuple(item.model_copy(update={"sides_bytes": (3 + 2) * size}) for item in plan.memory)
+    found = side_bytes_of(plan.model_copy(update={"chains": chains, "instances": instances, "memory": memory}))
+    assert found == (0, 0, *[size] * 6)
+
+
 def test_experts_are_counted_by_what_tokens_choose() -> None:
     text = """structure v1
 input x: BF16[1,T,8]

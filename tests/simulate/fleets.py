@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from blockc.cost import AttentionWork, ChainWork, DeviceRates, PlanWork, SegmentWork, StepPricer
 from blockc.simulate.fleet import Fleet, FleetApp, FleetInstance
 from blockc_runtime.limits import EngineLimits
 from tests.runtime.scheduler.harness import limits
 
-RATES = DeviceRates(flops_per_s=1e9, bytes_per_s=1e8, block_s=1e-5, row_s=1e-6, step_s=1e-4)
+RATES = DeviceRates(
+    flops_per_s=1e9, bytes_per_s=1e8, block_s=1e-5, row_s=1e-6, step_s=1e-4, read_bytes_per_s=1e6, fill_bytes_per_s=1e7
+)
+
+
+def taking_turns(own: EngineLimits, slots: int) -> EngineLimits:
+    """The fine-tunes of chains 1 to 4 take turns in so many slots."""
+    chains = tuple(replace(chain, bank=0 if 1 <= index <= 4 else None) for index, chain in enumerate(own.chains))
+    return replace(own, chains=chains, bank_slots={0: slots})
 
 
 def segment(**changed) -> SegmentWork:

@@ -11,7 +11,7 @@ from blockc.simulate.instance import steps_before
 from blockc.simulate.simulate import Run, simulate
 from blockc.simulate.workload import HASH_BLOCK_TOKENS, Arrival, Workload
 from tests.runtime.scheduler.harness import limits
-from tests.simulate.fleets import fleet
+from tests.simulate.fleets import fleet, taking_turns
 
 
 @st.composite
@@ -50,7 +50,8 @@ own_limits = st.builds(
 def outcome(run: Run):
     served = [(item.number, item.first, item.end, item.tokens, item.cached_tokens, item.refusal) for item in run.served]
     instances = [
-        (i.totals.busy, i.totals.steps, i.totals.tokens, i.totals.row_time, i.preemptions) for i in run.instances
+        (i.totals.busy, i.totals.steps, i.totals.tokens, i.totals.row_time, i.preemptions, i.side_loads)
+        for i in run.instances
     ]
     return served, instances, run.placed, run.by_horizon, run.arrived
 
@@ -63,6 +64,43 @@ def test_folded_is_unfolded(workload, own, copies) -> None:
     assert outcome(folded) == outcome(unfolded)
     assert len(folded.served) == len(workload.arrivals)
     assert sum(i.totals.events for i in folded.instances) <= sum(i.totals.events for i in unfolded.instances)
+
+
+@settings(max_examples=40, deadline=None)
+@given(workload=workloads(), own=own_limits, slots=st.sampled_from([1, 2, 3]))
+def test_folded_is_unfolded_where_fine_tunes_take_turns(workload, own, slots) -> None:
+    own = taking_turns(own, slots)
+    folded = simulate(fleet(own), workload)
+    assert outcome(folded) == outcome(simulate(fleet(own), workload, folds=False))
+    assert len(folded.served) == len(workload.arrivals)
+    assert all(item.refusal is None for item in folded.served if item.tokens)
+
+
+def test_a_fine_tune_is_awaited_once_and_put_in_a_slot() -> None:
+    arrivals = tuple(Arrival(at_s=at_s, app=2, prompt_tokens=4, output_tokens=3) for at_s in (1.0, 2.0))
+    own = taking_turns(limits(pages=(200, 200)), 1)
+    run = simulate(fleet(own), Workload(arrivals=arrivals, source="twice"))
+    always = simulate(fleet(limits(pages=(200, 200))), Workload(arrivals=arrivals, source="twice"))
+    first, second = (item.first - run.arrived[item.number] for item in run.served)
+    alone, _ = (item.first - always.arrived[item.number] for item in always.served)
+    side_bytes = 2000  # of chain 2
+    assert first - alone == side_bytes / 1e6 * 1e15 + side_bytes / 1e7 * 1e15
+    assert second == alone
+    assert run.instances[0].side_loads == 1
+
+
+def test_others_go_on_while_a_fine_tune_is_read() -> None:
+    arrivals = (
+        Arrival(at_s=0.0, app=0, prompt_tokens=4, output_tokens=40),
+        Arrival(at_s=0.001, app=4, prompt_tokens=4, output_tokens=2),
+    )
+    own = taking_turns(limits(pages=(200, 200)), 1)
+    run = simulate(fleet(own), Workload(arrivals=arrivals, source="beside"))
+    alone = simulate(fleet(own), Workload(arrivals=arrivals[:1], source="alone"))
+    busy = run.instances[0].totals
+    assert run.served[1].first > run.arrived[1] + 10**12
+    assert busy.busy >= alone.instances[0].totals.busy
+    assert busy.steps < alone.instances[0].totals.steps + 3  # they shared steps
 
 
 def test_folding_takes_many_steps_at_once() -> None:

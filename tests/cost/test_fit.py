@@ -1,0 +1,120 @@
+"""Rates that were put in are found again in what steps take, and profiles come back as they were written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from blockc.cost import DeviceRates, plan_work
+from blockc.cost.fit import RowShape, Sample, fit_rates, nonnegative_least_squares, price_s
+from blockc.cost.profile import profile_of, read_profile, write_profile
+from blockc.diag import DiagnosticError
+from tests.plan.fleet import fleet_plan
+
+WORK = plan_work(fleet_plan(adapters=4))
+TRUE = DeviceRates(
+    flops_per_s=3e9, bytes_per_s=2e8, block_s=3e-5, row_s=1e-5, step_s=4e-4, sides=(1e9, 5e7), attention=(1e9, 1e8)
+)
+
+
+def shapes() -> list[tuple[RowShape, ...]]:
+    """Decodes of few and many rows behind short and long contexts on one chain and on all, and chunks of prompts."""
+    decodes = [
+        tuple(RowShape(chain=chains[i % len(chains)], start=start + i, tokens=1, samples=True) for i in range(rows))
+        for rows in (1, 2, 3, 5, 8)
+        for start in (4, 40, 100)
+        for chains in ((0,), (2,), (0, 1, 2, 3, 4, 5))
+    ]
+    chunks = [
+        tuple(RowShape(chain=chain, start=10 * i, tokens=tokens, samples=i == 0) for i in range(rows))
+        for rows in (1, 2, 3, 5, 8)
+        for tokens in (8, 32, 100)
+        for chain in (0, 3)
+    ]
+    return decodes + chunks
+
+
+def samples(noise: float = 0.0) -> list[Sample]:
+    random = np.random.default_rng(1)
+    found = []
+    for rows in shapes():
+        exact_s = price_s(Sample(rows=rows, seconds=1.0), WORK, TRUE)
+        found.append(Sample(rows=rows, seconds=exact_s * float(1 + noise * random.standard_normal())))
+    return found
+
+
+def test_rates_are_found_again() -> None:
+    fit = fit_rates(samples(), WORK)
+    assert fit.error_p95 < 0.005
+    assert fit.rates.bytes_per_s == pytest.approx(TRUE.bytes_per_s, rel=0.05)
+    assert fit.rates.flops_per_s == pytest.approx(TRUE.flops_per_s, rel=0.05)
+    assert fit.rates.step_s == pytest.approx(TRUE.step_s, rel=0.2)
+
+
+def test_noise_stays_noise() -> None:
+    fit = fit_rates(samples(noise=0.1), WORK)
+    assert 0.03 < fit.error_p50 < 0.12
+    exact = np.array([price_s(item, WORK, TRUE) for item in samples()])
+    fitted = np.array([price_s(item, WORK, fit.rates) for item in samples()])
+    assert np.median(np.abs(fitted / exact - 1)) < 0.05
+
+
+def test_other_shapes_are_told_by_what_was_fitted() -> None:
+    fit = fit_rates(samples(), WORK)
+    rows = tuple(RowShape(chain=i % 5, start=70, tokens=1, samples=True) for i in range(7))
+    other = Sample(rows=rows, seconds=1.0)
+    assert price_s(other, WORK, fit.rates) == pytest.approx(price_s(other, WORK, TRUE), rel=0.02)
+
+
+def test_least_squares_without_negatives() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(30):
+        matrix = random.standard_normal((20, 5))
+        target = random.standard_normal(20)
+        x = nonnegative_least_squares(matrix, target)
+        gradient = matrix.T @ (target - matrix @ x)
+        assert (x >= 0).all()
+        # Kuhn-Tucker: no growth helps, and what is above 0 is at its best.
+        assert (gradient <= 1e-7).all()
+        assert np.abs(gradient[x > 0]).max(initial=0) < 1e-7
+
+
+def test_nothing_measured() -> None:
+    with pytest.raises(ValueError, match="no step"):
+        fit_rates([], WORK)
+
+
+def test_profiles_come_back(tmp_path: Path) -> None:
+    made = profile_of(fit_rates(samples(), WORK), device="cpu", machine={"torch": "2"}, structures=("b", "a"))
+    write_profile(made, tmp_path / "p.json")
+    assert read_profile(tmp_path / "p.json") == made
+    assert made.structures == ("a", "b")
+    assert made.device_rates.side_rates == pytest.approx(fit_rates(samples(), WORK).rates.side_rates)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-20],
+        lambda text: "[]",
+        lambda text: text.replace('"step_s":', '"step":'),
+        lambda text: text.replace('"format_version":1', '"format_version":2'),
+        lambda text: json.dumps({**json.loads(text), "rates": {**json.loads(text)["rates"], "bytes_per_s": -1.0}}),
+    ],
+)
+def test_damaged_profiles_are_refused(tmp_path: Path, damage) -> None:
+    path = tmp_path / "p.json"
+    write_profile(profile_of(fit_rates(samples(), WORK), device="cpu", machine={}, structures=()), path)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(DiagnosticError) as caught:
+        read_profile(path)
+    assert [item.code.id for item in caught.value.diagnostics] == ["BC505"]
+
+
+def test_profiles_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DiagnosticError) as caught:
+        read_profile(tmp_path / "none.json")
+    assert [item.code.id for item in caught.value.diagnostics] == ["BC003"]
