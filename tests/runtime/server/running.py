@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +35,7 @@ class RunningServer:
         engine_options: tuple[str, ...] = (),
         limits: QueueLimits | None = None,
         digest: str = DIGEST,
+        audit: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.progress: list[str] = []
         self.ready = threading.Event()
@@ -49,6 +50,7 @@ class RunningServer:
             progress=self.progress.append,
             client=EngineClient(metrics, limits),
             metrics=metrics,
+            audit=audit,
         )
         self._listener = listen("127.0.0.1", 0, with_keys=False)
         self.url = url_of(self._listener)
