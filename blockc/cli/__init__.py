@@ -12,6 +12,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from blockc.cli.completion import prepare
 from blockc.cli.report import ExitCode
 
 COMMANDS = (
@@ -24,6 +25,9 @@ COMMANDS = (
     "blockc.cli.zoo",
     "blockc.cli.explain",
     "blockc.cli.demo",
+    "blockc.cli.init",
+    "blockc.cli.doctor",
+    "blockc.cli.completion",
 )
 
 
@@ -64,4 +68,5 @@ def _run(arguments: list[str]) -> int:
 
     for name in COMMANDS:
         importlib.import_module(name).register(app)
+    prepare()
     return guarded(app, arguments or ["--help"])
