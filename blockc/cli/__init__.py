@@ -28,6 +28,7 @@ COMMANDS = (
     "blockc.cli.init",
     "blockc.cli.doctor",
     "blockc.cli.completion",
+    "blockc.cli.bench",
 )
 
 
