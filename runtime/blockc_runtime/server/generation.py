@@ -248,6 +248,9 @@ def _generation(
             max_tokens=_output_tokens(body, app, prompt, max_tokens, default),
             stop_token_ids=stop_token_ids,
             sampling=sampling,
+            priority=body.priority,
+            session=body.session_id or "",
+            keep_s=body.session_ttl,
         )
         for number, prompt in enumerate(prompts)
         for index, sampling in enumerate(

@@ -19,6 +19,7 @@ MAX_STOP_CHARS = 256
 MAX_PROMPTS = 64
 MAX_CHOICES = 128  # answers of one call, those of `best_of` that are not shown included
 MAX_BIASES = 1024
+MAX_SESSION_TTL_S = 600
 MAX_MESSAGES = 4096  # they are rendered on the event loop
 MAX_TOOLS = 128
 MAX_NAME_CHARS = 64
@@ -41,7 +42,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "logits_processors": ([],),
     "modalities": (["text"],),
     "prediction": (),
-    "priority": (0,),
     "prompt_logprobs": (),
     "reasoning_effort": ("none",),
     "service_tier": ("auto", "default"),
@@ -143,6 +143,11 @@ class _Generation(_Body):
     return_token_ids: bool = False
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+    # Among the tenant's own requests the lowest goes first, as in vLLM.
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
+    # More of this session will come within so many seconds: what it has computed is kept until then, if it can be.
+    session_id: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    session_ttl: Annotated[float, Field(gt=0, le=MAX_SESSION_TTL_S)] = 60.0
     # Labels of the client's own; they change nothing and are not kept.
     user: str | None = None
     metadata: dict[str, Any] | None = None
