@@ -23,6 +23,7 @@ from blockc.ir.structure import (
     structure_digest,
 )
 from blockc.ir.tensor import (
+    CACHE_DTYPE_CODE,
     DTYPE_BYTES,
     DTYPE_CODE,
     DTYPE_NAME,
@@ -33,6 +34,7 @@ from blockc.ir.tensor import (
 )
 
 __all__ = [
+    "CACHE_DTYPE_CODE",
     "CODECS",
     "DTYPE_BYTES",
     "DTYPE_CODE",

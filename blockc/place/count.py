@@ -14,7 +14,7 @@ from blockc.graph import Block, Chain, ModelPath
 from blockc.ir import Bound, TensorRef
 from blockc.ir.banks import Signature, signature
 from blockc.ir.layout import KERNEL_BYTES, activation_bytes, block_tensors, chain_sides_bytes, kernel_count
-from blockc.ir.tensor import DTYPE_BYTES
+from blockc.ir.tensor import CACHE_DTYPE_BYTES
 from blockc.place.problem import (
     PlaceChain,
     PlaceDevice,
@@ -64,7 +64,7 @@ def place_problem(
                 * group.shape.kv_heads
                 * group.shape.head_dim
                 * page_tokens
-                * DTYPE_BYTES[group.shape.dtype],
+                * CACHE_DTYPE_BYTES[group.shape.dtype],
                 kv_heads=group.shape.kv_heads,
                 page_tokens=page_tokens,
                 layers=group.count,

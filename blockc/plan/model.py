@@ -137,9 +137,9 @@ class KvGroupEntry(_Entry):
     @property
     def page_bytes(self) -> int:
         """Bytes of one page: keys and values of ``page_tokens`` tokens in all layers of the group."""
-        from blockc.ir.tensor import DTYPE_BYTES
+        from blockc.ir.tensor import CACHE_DTYPE_BYTES
 
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.page_tokens * DTYPE_BYTES[self.dtype]
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.page_tokens * CACHE_DTYPE_BYTES[self.dtype]
 
 
 class DeviceEntry(_Entry):

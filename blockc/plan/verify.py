@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from blockc.ir.infer import value_types
 from blockc.ir.parse import StructureError, parse_structure
 from blockc.ir.structure import Structure, ValueType, format_structure, structure_digest
-from blockc.ir.tensor import DTYPE_BYTES, QuantizedRef, TensorRef, quantized_ref
+from blockc.ir.tensor import CACHE_DTYPE_BYTES, DTYPE_BYTES, QuantizedRef, TensorRef, quantized_ref
 from blockc.plan.model import BlockEntry, ExecutionPlan
 from blockc.plan.verify_chains import chain_problems
 from blockc.plan.verify_placement import placement_problems
@@ -111,7 +111,7 @@ def _paths(plan: ExecutionPlan, structures: dict[str, Structure]) -> Iterator[st
         if not path.blocks or any(block not in plan.blocks for block in path.blocks):
             yield f"{name} names a block that is not there"
             continue
-        if path.dtype not in DTYPE_BYTES or any(layer.dtype not in DTYPE_BYTES for layer in path.kv_layers):
+        if path.dtype not in DTYPE_BYTES or any(layer.dtype not in CACHE_DTYPE_BYTES for layer in path.kv_layers):
             yield f"{name} has an unknown dtype"
         if path.prefixes and len(path.prefixes) != len(path.blocks):
             yield f"{name} has {len(path.blocks)} blocks and names for {len(path.prefixes)}"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from blockc.ir.identity import differing_parts
 from blockc.ir.infer import value_types
 from blockc.ir.structure import Structure
-from blockc.ir.tensor import DTYPE_BYTES
+from blockc.ir.tensor import CACHE_DTYPE_BYTES
 from blockc.plan.laminar import crosses, find_crossing
 from blockc.plan.model import ChainEntry, ExecutionPlan, SegmentEntry
 
@@ -71,7 +71,7 @@ def _groups(plan: ExecutionPlan) -> Iterator[str]:
         sizes = (group.layers, group.kv_heads, group.head_dim, group.page_tokens)
         if min(sizes) < 1 or group.first_layer < 0 or (group.window is not None and group.window < 1):
             yield f"KV group {index} has no size"
-        if group.dtype not in DTYPE_BYTES:
+        if group.dtype not in CACHE_DTYPE_BYTES:
             yield f"KV group {index} has an unknown dtype"
 
 

@@ -16,6 +16,7 @@ from typing import Literal
 from blockc.diag import Span
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+CacheDtype = Literal["float32", "bfloat16", "float16", "float8_e4m3fn"]
 # Whether a fine-tune gets private weights in place of sides.
 Merging = Literal["never", "auto", "always"]
 FineTuneKind = str  # a word of `blockc.fine_tunes`
@@ -73,7 +74,7 @@ class Base:
     name: str
     source: Source
     dtype: Dtype
-    kv_cache_dtype: Dtype
+    kv_cache_dtype: CacheDtype
     max_model_len: int | None
     span: Span
     source_span: Span

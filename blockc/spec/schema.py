@@ -115,7 +115,7 @@ _KV_DTYPE = OneOf(
     choices=(
         Choice(word="auto", meaning="auto"),
         *_DTYPES,
-        Choice(word="fp8", meaning="auto", in_effect=False),
+        Choice(word="fp8", meaning="float8_e4m3fn"),
     ),
 )
 _FINE_TUNE_KIND = OneOf(
@@ -189,7 +189,12 @@ BASE = Kind(
     parent=ParentSpec(type=SourceOf(bare=False), required=True),
     attributes=(
         _attribute("dtype", _DTYPE, "of weights and activations", default="bfloat16"),
-        _attribute("kv_cache_dtype", _KV_DTYPE, "`auto` is the dtype; `fp8` has no effect yet", default="auto"),
+        _attribute(
+            "kv_cache_dtype",
+            _KV_DTYPE,
+            "`auto` is the dtype; `fp8` halves what bf16 takes, and rounds keys and values to e4m3",
+            default="auto",
+        ),
         _attribute("max_model_len", _TOKEN_COUNT, "longest sequence; without it, the model's own"),
         _attribute("quantize", _QUANTIZE, "matrices as integers, of its full fine-tunes too", default="none"),
     ),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from blockc.diag import Diagnostics
 from blockc.graph import Chain, ModelPath
-from blockc.ir import DTYPE_CODE, Side, TensorRef, canonical_json, low_rank
+from blockc.ir import CACHE_DTYPE_CODE, Side, TensorRef, canonical_json, low_rank
 from blockc.spec.deployment import Assumption, HubSource, LocalSource
 from blockc.trace import Source, TracedBlock, TracedModel
 from blockc.tune.adapter_config import LoraSettings, read_lora_settings
@@ -73,7 +73,7 @@ def _full_chain(
         traced,
         _tensors_of(files, traced, models),
         max_model_len=longest_sequence(files, traced, diags=diags),
-        kv_dtype=DTYPE_CODE[files.base.kv_cache_dtype],
+        kv_dtype=CACHE_DTYPE_CODE[files.base.kv_cache_dtype],
     )
     return _chain(path, (), files, models, diags=diags)
 

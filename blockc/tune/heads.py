@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from blockc.diag import Diagnostics
 from blockc.graph import Chain, ModelPath
-from blockc.ir import DTYPE_CODE, DTYPE_NAME, Side, Site, TensorRef
+from blockc.ir import CACHE_DTYPE_CODE, DTYPE_NAME, Side, Site, TensorRef
 from blockc.trace import Source, TracedBlock, TracedModel
 from blockc.tune.adapter import plain
 from blockc.tune.adapter_head import CLASSIFIERS, is_for_classes
@@ -80,7 +80,7 @@ def under_own_head(
         traced,
         lambda block: next(supply),
         max_model_len=path.max_model_len,
-        kv_dtype=DTYPE_CODE[files.base.kv_cache_dtype],
+        kv_dtype=CACHE_DTYPE_CODE[files.base.kv_cache_dtype],
     )
     # Of what lies below the blocks are taken, not only the tensors: its table may have another height.
     blocks = (*path.blocks[:shared], *named.blocks[shared:])

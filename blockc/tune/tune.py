@@ -14,7 +14,7 @@ from functools import partial
 from blockc.diag import Diagnostics
 from blockc.fine_tunes import BIAS, BOTTLENECK, why_refused
 from blockc.graph import Chain, ModelPath
-from blockc.ir import DTYPE_CODE, Side, effective_sides
+from blockc.ir import CACHE_DTYPE_CODE, Side, effective_sides
 from blockc.spec.deployment import HubSource
 from blockc.trace import TracedModel
 from blockc.tune.adapter import AdapterFiles, Tuned
@@ -85,7 +85,7 @@ def _full_chain(
             checkpoint,
             zoo=zoo,
             max_model_len=max_model_len,
-            kv_dtype=DTYPE_CODE[files.base.kv_cache_dtype],
+            kv_dtype=CACHE_DTYPE_CODE[files.base.kv_cache_dtype],
             written=files.written,
             diags=own,
             at=files.span,

@@ -12,6 +12,7 @@ from blockc.plan import FORMAT_VERSION, ExecutionPlan
 # What plans require whose models read texts as a whole; the executor has it, requests cannot ask for it yet.
 VECTORS = "output:vector"
 _DTYPES = ("BF16", "F32")
+_CACHES = (*_DTYPES, "F8_E4M3")
 _SIDES = (
     "bottleneck@residual",
     "cached@cache",
@@ -41,8 +42,10 @@ def _has(entry: str) -> bool:
     match kind:
         case "format":
             return what == str(FORMAT_VERSION)
-        case "dtype" | "kv":
+        case "dtype":
             return what in _DTYPES
+        case "kv":
+            return what in _CACHES
         case "op":
             return what in OPS and _has_op(what)
         case "side":

@@ -61,6 +61,7 @@ def test_the_large_spec_resolves_quietly() -> None:
     deployment = result.require()
     assert codes(result) == []
     assert set(deployment.bases) == {"llama8b", "qwen7b"}
+    assert deployment.bases["llama8b"].kv_cache_dtype == "float8_e4m3fn"
     assert len(deployment.cluster.devices) == 12
     assert deployment.cluster.devices[0].reserve_bytes == 80 * 10**9 * 6 // 100
     assert deployment.fine_tunes["acme_sql"].source == LocalSource(path=Path("/zoo/acme/sql"), written="/zoo/acme/sql")

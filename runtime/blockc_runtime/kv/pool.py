@@ -15,6 +15,7 @@ import torch
 
 from blockc.plan import ExecutionPlan, KvGroupEntry
 from blockc_runtime.ops.attention.cpu import PagedLayer
+from blockc_runtime.ops.attention.narrow import as_bytes
 from blockc_runtime.ops.dtypes import torch_dtype
 
 
@@ -38,8 +39,8 @@ class KvPool:
     def erase(self, slots: torch.Tensor) -> None:
         """Zero these slots in all layers: a NaN left in a page would reach whoever gets it next."""
         for layer in self.layers:
-            layer.keys.index_fill_(0, slots, 0)
-            layer.values.index_fill_(0, slots, 0)
+            as_bytes(layer.keys).index_fill_(0, slots, 0)
+            as_bytes(layer.values).index_fill_(0, slots, 0)
 
 
 def kv_pools(plan: ExecutionPlan, *, device: torch.device, scratch: bool | None = None) -> tuple[KvPool, ...]:

@@ -6,7 +6,7 @@ import torch
 
 from blockc.ir.tensor import DTYPE_NAME
 
-_OTHERS = {"F64": torch.float64, "I32": torch.int32, "U8": torch.uint8}
+_OTHERS = {"F64": torch.float64, "I32": torch.int32, "U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn}
 
 
 def torch_dtype(code: str) -> torch.dtype:

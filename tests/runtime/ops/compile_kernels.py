@@ -55,14 +55,21 @@ def inputs(dtype: str) -> None:
     compiled(linear.scaled_inputs, {"x": dtype, **tables}, {"PLACES": 16, "COLUMNS": 128})
 
 
-def heads(dtype: str, turn: bool, keep: bool, **single: int) -> None:
-    operands = dict.fromkeys(("q", "k", "v", "q_out", "k_out", "cos", "sin", "keys", "values"), dtype)
+def heads(dtype: str, turn: bool, keep: bool, cache: str | None = None, **single: int) -> None:
+    operands = dict.fromkeys(("q", "k", "v", "q_out", "k_out", "cos", "sin"), dtype)
+    operands |= {"keys": cache or dtype, "values": cache or dtype}
     sizes = {"HEADS": 32, "KEY_SIZE": 128, "VALUE_SIZE": 128, "HALF": 64, "VALUE": 128}
-    compiled(attention.write_heads, {**operands, "slots": "*i64"}, {**sizes, "TURN": turn, "KEEP": keep, **single})
+    compiled(
+        attention.write_heads,
+        {**operands, "slots": "*i64"},
+        {**sizes, "TURN": turn, "KEEP": keep, "NARROW": cache is not None, **single},
+    )
 
 
-def attend(dtype: str, table: str, size: int, is_part: bool, has_more: bool, **single: int) -> None:
-    operands = dict.fromkeys(("q", "keys", "values", "sinks", "out"), dtype)
+def attend(
+    dtype: str, table: str, size: int, is_part: bool, has_more: bool, cache: str | None = None, **single: int
+) -> None:
+    operands = dict.fromkeys(("q", "sinks", "out"), dtype) | dict.fromkeys(("keys", "values"), cache or dtype)
     parts = {"parts": "*fp32", "sums": "*fp32", "rows": table}
     padded = triton.next_power_of_2(size)
     sizes = {"GROUP": 16, "KEY_SIZE": size, "VALUE_SIZE": size, "KEY": padded, "VALUE": padded, "PAGE": 16}
@@ -80,6 +87,8 @@ if __name__ == "__main__":
     inputs("*bf16")
     heads("*bf16", True, True)
     heads("*bf16", False, False, kv_count=1)
+    heads("*bf16", True, True, "*fp8e4nv")
     attend("*bf16", "*i32", 128, True, False)
+    attend("*bf16", "*i64", 128, True, False, "*fp8e4nv")
     attend("*bf16", "*i64", 256, False, True, splits=1, kv_count=1)
     attend("*fp32", "*i64", 96, True, True)

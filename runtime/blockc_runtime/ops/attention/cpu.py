@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from blockc_runtime.ops.attention.batch import Chunk, DecodeBatch, DecodeBucket, KvBatch
+from blockc_runtime.ops.attention.narrow import as_bytes, as_cached, narrowed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +47,11 @@ def attention(
 ) -> Tensor:
     """``q [1,H,T,D]``, ``k`` and ``v [1,K,T,D]``, ``sinks [H]``. Writes the cache, then reads it."""
     check_window(window, batch)
+    k, v = as_cached(k, layer.keys.dtype), as_cached(v, layer.values.dtype)
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (q, k, v))
     form = Scores(scale=scale, softcap=softcap, sinks=sinks)
-    layer.keys.index_copy_(0, batch.slots, keys.to(layer.keys.dtype))
-    layer.values.index_copy_(0, batch.slots, values.to(layer.values.dtype))
+    for new, cache in ((keys, layer.keys), (values, layer.values)):
+        as_bytes(cache).index_copy_(0, batch.slots, as_bytes(narrowed(new, cache.dtype)))
     if len(batch.buckets) == 1 and not batch.chunks:
         return _decode(queries, layer, batch.buckets[0], form).unsqueeze(0)
     out = q.new_empty((q.shape[2], q.shape[1], v.shape[3]))

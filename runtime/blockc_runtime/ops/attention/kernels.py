@@ -11,6 +11,14 @@ import triton.language as tl
 
 
 @triton.jit
+def as_kept(x, cache, NARROW: tl.constexpr):
+    """In the dtype of the cache; what e4m3 (``NARROW``) cannot hold becomes its largest number."""
+    if NARROW:
+        x = tl.clamp(x.to(tl.float32), -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    return x.to(cache.dtype.element_ty)
+
+
+@triton.jit
 def turned(x, cos, sin, held, SIZE: tl.constexpr, HALF: tl.constexpr, TURN: tl.constexpr):
     """Both halves of vectors at ``x``, rotated by one token's angles if ``TURN``."""
     own = tl.arange(0, HALF)[None, :]
@@ -33,7 +41,7 @@ def write_heads(
     q, k, v, q_out, k_out, cos, sin, keys, values, slots,
     q_token, q_head, k_token, k_head, v_token, v_head, angle_token, count, kv_count,
     HEADS: tl.constexpr, KEY_SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, HALF: tl.constexpr, VALUE: tl.constexpr,
-    TURN: tl.constexpr, KEEP: tl.constexpr,
+    TURN: tl.constexpr, KEEP: tl.constexpr, NARROW: tl.constexpr,
 ) -> None:  # fmt: skip
     """Rotate queries and keys by ``cos`` and ``sin``, if ``TURN``, and write keys and values to the cache.
 
@@ -47,15 +55,15 @@ def write_heads(
         own = tl.arange(0, VALUE)[None, :]
         held = (head < kv_count) & (own < VALUE_SIZE)
         new = tl.load(v + token * v_token + head * v_head + own, mask=held, other=0.0)
-        tl.store(values + (slot * kv_count + head) * VALUE_SIZE + own, new.to(values.dtype.element_ty), mask=held)
+        tl.store(values + (slot * kv_count + head) * VALUE_SIZE + own, as_kept(new, values, NARROW), mask=held)
     if part == 1:
         own = tl.arange(0, HALF)[None, :]
         held = (head < kv_count) & (own < KEY_SIZE // 2)
         x = k + token * k_token + head * k_head
         first, second = turned(x, cos + token * angle_token, sin + token * angle_token, held, KEY_SIZE, HALF, TURN)
         to = keys + (slot * kv_count + head) * KEY_SIZE + own
-        tl.store(to, first.to(keys.dtype.element_ty), mask=held)
-        tl.store(to + KEY_SIZE // 2, second.to(keys.dtype.element_ty), mask=held)
+        tl.store(to, as_kept(first, keys, NARROW), mask=held)
+        tl.store(to + KEY_SIZE // 2, as_kept(second, keys, NARROW), mask=held)
         if KEEP:
             kept = k_out + (token * kv_count + head) * KEY_SIZE + own
             tl.store(kept, first, mask=held)

@@ -17,6 +17,7 @@ from blockc_runtime.ops.attention import cpu
 from blockc_runtime.ops.attention.batch import DecodeBatch, KvBatch, PagedRows
 from blockc_runtime.ops.attention.cpu import PagedLayer, Scores
 from blockc_runtime.ops.attention.kernels import attend_pages, join_parts, write_heads
+from blockc_runtime.ops.attention.narrow import FP8, as_cached, kernels_take
 from blockc_runtime.ops.cache.cpu import cached
 from blockc_runtime.ops.norm.cpu import rotary
 from blockc_runtime.ops.norm.native import angles_fit
@@ -74,6 +75,11 @@ def heads(
     return _attention(q, k, v, angles, layer, batch, Scores(scale=scale, softcap=softcap, sinks=sinks), window)
 
 
+def takes(layer: PagedLayer) -> bool:
+    """Whether the kernels take such a cache: keys are written by halves."""
+    return layer.keys.shape[2] % 2 == 0 and kernels_take(layer.keys)
+
+
 def _attention(
     q: Tensor,
     k: Tensor,
@@ -84,7 +90,10 @@ def _attention(
     form: Scores,
     window: int | None,
 ) -> Tensor:
-    if isinstance(batch, KvBatch) and q.shape[3] % 2:  # the kernel that writes keys takes them by halves
+    if isinstance(batch, KvBatch) and not takes(layer):
+        if angles:
+            cos, sin = angles
+            q, k = (rotary(x, cos, sin, x.shape[3] // 2) for x in (q, k))
         return cpu.attention(q, k, v, layer, batch, form.scale, window, form.softcap, form.sinks)
     cpu.check_window(window, batch)
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
@@ -93,6 +102,7 @@ def _attention(
     if batch.singles:
         _attend(q, layer, batch.on_device, form, out)
     if isinstance(batch, KvBatch) and batch.chunks:
+        k, v = as_cached(k, layer.keys.dtype), as_cached(v, layer.values.dtype)
         cpu.add_chunks(out, q, k, v, layer, batch, form)
     return out.unsqueeze(0)
 
@@ -113,6 +123,7 @@ def _write(
         *(x.stride(i) for x in (q, k, v) for i in (2, 1)), cos.stride(2), count, kv_count,
         HEADS=triton.next_power_of_2(count if turn else kv_count), KEY_SIZE=size, VALUE_SIZE=value_size,
         HALF=triton.next_power_of_2(size // 2), VALUE=triton.next_power_of_2(value_size), TURN=turn, KEEP=keep,
+        NARROW=layer.keys.dtype == FP8,
     )  # fmt: skip
     return turned.transpose(1, 2) if turn else q, kept.transpose(1, 2) if keep else k
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from blockc_runtime.ops.attention.narrow import narrowed
 from blockc_runtime.ops.attention.rows import KvRow
 
 
@@ -36,8 +37,8 @@ def attention(
     for row in rows:
         for i in range(row.count):
             slot = row.slot(row.start + i, page_tokens)
-            keys[slot] = k[0, :, row.first + i].to(keys.dtype)
-            values[slot] = v[0, :, row.first + i].to(values.dtype)
+            keys[slot] = narrowed(k[0, :, row.first + i], keys.dtype)
+            values[slot] = narrowed(v[0, :, row.first + i], values.dtype)
     for row in rows:
         for i in range(row.count):
             position = row.start + i
