@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from blockc.render.page.element import Child, Markup, tag
 from blockc.render.units import printable
 
 Note = tuple[str, Sequence[tuple[str, str]]]  # a title, and facts below it
+
+MOST_ROWS: Final = 60  # of a picture; beyond, rows that are alike become one
+_MOST_NAMES = 24  # of a note
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A section, notes of its own, and for each app (by index) the keys of what is its own in it."""
+
+    markup: Markup
+    notes: Mapping[str, Note] = field(default_factory=dict)
+    keys: Mapping[int, Sequence[str]] = field(default_factory=dict)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names, at most so many as one reads."""
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more or "none"
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Child]], *, numbers: int = 0) -> Markup:
