@@ -136,9 +136,14 @@ def _inspector() -> Markup:
     """Filled by the script, and not there without it."""
     return tag(
         "aside",
-        tag("h2", "Details", id="note-title"),
-        tag("p", "Point at anything, or move through a picture with Tab and the arrow keys.", id="note-hint"),
-        tag("dl", id="note"),
+        tag(
+            "div",
+            tag("h2", "Details", id="note-title"),
+            tag("p", "Point at anything, or move through a picture with Tab and the arrow keys.", id="note-hint"),
+            tag("dl", id="note"),
+            tabindex=0,
+            class_="note",
+        ),
         id="inspector",
         aria_labelledby="note-title",
         hidden=True,

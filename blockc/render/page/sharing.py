@@ -230,7 +230,7 @@ def _note(facts: Facts, run: _Run) -> Note:
         ("first block", short(plan.paths[run.path].blocks[run.first])),
     ]
     if run.version == 0:
-        rows.append(("evidence", "the digests of structure and weights are the base's"))
+        rows.append(("evidence", "all of these models have it by one digest, of structure and weights"))
     else:
         more = f" and {len(differs) - _SHOWN} more" if len(differs) > _SHOWN else ""
         rows.append(("differs from A in", ", ".join(differs[:_SHOWN]) + more))

@@ -55,10 +55,11 @@ def as_table(content: Markup) -> Markup:
     return tag("details", tag("summary", "As a table"), content, class_="astable")
 
 
-def figure(picture: Markup, caption: Child = None) -> Markup:
-    """A picture that may be wider than the window."""
-    inside = tag("div", picture, class_="scroll")
-    return tag("figure", inside, tag("figcaption", caption) if caption else None)
+def figure(picture: Markup, label: str | None = None) -> Markup:
+    """A picture that may be wider than the window. ``label``: of one without parts that take the focus."""
+    if label is None:
+        return tag("figure", tag("div", picture, class_="scroll"))
+    return tag("figure", tag("div", picture, class_="scroll", tabindex=0, role="region", aria_label=label))
 
 
 def section(name: str, title: str, lead: Child, *content: Child) -> Markup:
