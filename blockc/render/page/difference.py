@@ -26,7 +26,7 @@ def difference_section(new: Facts, old: Facts) -> Markup:
         f"{len(change.removed)} go. {format_bytes(change.added_bytes)} of weights are to be loaded, "
         f"{format_bytes(change.removed_bytes)} are freed; the rest need not move."
     )
-    content: list[Child] = [figure(_picture(change))]
+    content: list[Child] = [figure(_picture(change), "Blocks that stay, come and go")]
     content.append(
         table("Apps that change", ["app", "what", "before", "now"], apps) if apps else _none("No app changes.")
     )

@@ -22,7 +22,7 @@ from blockc.render.page.notes import notes_of
 from blockc.render.page.palette import colours_css
 from blockc.render.page.sharing import sharing_section
 from blockc.render.page.solver import solver_section
-from blockc.render.page.table import embedded, notes_json
+from blockc.render.page.table import View, embedded, notes_json
 from blockc.render.units import counted, format_bytes, printable, short
 
 
@@ -37,12 +37,12 @@ class Page:
 def render_page(plan: ExecutionPlan, *, against: ExecutionPlan | None = None, live: bool = False) -> Page:
     """``against``: an older plan; ``live``: for a server, whose ``/metrics`` are shown."""
     facts = facts_of(plan)
-    sharing, versions = sharing_section(facts)
+    chains, sharing = chains_section(facts), sharing_section(facts)
     views: list[tuple[str, str, Markup]] = [
         *([("live", "Live", live_section(facts))] if live else []),
         ("devices", "Devices", devices_section(facts)),
-        ("chains", "Chains", chains_section(facts)),
-        ("sharing", "Sharing", sharing),
+        ("chains", "Chains", chains.markup),
+        ("sharing", "Sharing", sharing.markup),
         ("solver", "Solver", solver_section(facts)),
     ]
     if against is not None:
@@ -76,8 +76,13 @@ def render_page(plan: ExecutionPlan, *, against: ExecutionPlan | None = None, li
         _header(facts, views),
         tag("main", [markup for _, _, markup in views], id="views"),
         _inspector(),
-        tag("script", notes_json(notes_of(facts) | versions), type="application/json", id="notes"),
-        tag("script", _apps_json(facts), type="application/json", id="apps"),
+        tag(
+            "script",
+            notes_json({**notes_of(facts), **chains.notes, **sharing.notes}),
+            type="application/json",
+            id="notes",
+        ),
+        tag("script", _apps_json(facts, chains, sharing), type="application/json", id="apps"),
         tag("script", Markup(script)),
     )
     return Page(html=f'<!doctype html>\n<html lang="en">{head}{body}</html>\n', policy=policy)
@@ -94,7 +99,10 @@ def _header(facts: Facts, views: list[tuple[str, str, Markup]]) -> Markup:
         (counted(len(plan.apps), "app"), f"of {counted(len({app.tenant for app in plan.apps}), 'tenant')}"),
         (counted(len(plan.blocks), "block"), f"in {counted(len(plan.segments), 'segment')}"),
         (f"{len(used_devices(facts))} of {len(plan.devices)}", "devices in use"),
-        (format_bytes(plan.baselines.ours_bytes), f"of weights, {saved:.1f} times less than one model each"),
+        (
+            format_bytes(plan.baselines.ours_bytes),
+            f"of weights, {saved:.{0 if saved >= 100 else 1}f} times less than one model each",
+        ),
     ]
     options = [tag("option", app.address, value=str(index)) for index, app in enumerate(plan.apps)]
     pick: Child = tag(
@@ -128,30 +136,31 @@ def _inspector() -> Markup:
     """Filled by the script, and not there without it."""
     return tag(
         "aside",
-        tag("h2", "Details", id="note-title"),
-        tag("p", "Point at anything, or move through a picture with Tab and the arrow keys.", id="note-hint"),
-        tag("dl", id="note"),
+        tag(
+            "div",
+            tag("h2", "Details", id="note-title"),
+            tag("p", "Point at anything, or move through a picture with Tab and the arrow keys.", id="note-hint"),
+            tag("dl", id="note"),
+            tabindex=0,
+            class_="note",
+        ),
         id="inspector",
         aria_labelledby="note-title",
         hidden=True,
     )
 
 
-def _apps_json(facts: Facts) -> Markup:
-    """For each app its address as the page shows it, and the keys of what it passes."""
+def _apps_json(facts: Facts, *views: View) -> Markup:
+    """For each app its tenant and name as the page shows them, and the keys of what it passes, its own first."""
     plan = facts.plan
     apps = []
     for index, app in enumerate(plan.apps):
         chain = plan.chains[app.chain]
         blocks = sorted({facts.number_of_block[block] for block in plan.paths[chain.path].blocks})
-        devices = [f"d{device}" for device in facts.devices_of_chain[app.chain]]
-        keys = [
-            f"a{index}",
-            *devices,
-            *(f"s{segment}" for segment in chain.segments),
-            *(f"b{block}" for block in blocks),
-        ]
-        apps.append([printable(app.tenant), printable(app.app), app.model, keys])
+        keys = [f"a{index}", *(key for view in views for key in view.keys.get(index, ()))]
+        keys += [f"d{device}" for device in facts.devices_of_chain[app.chain]]
+        keys += [*(f"s{segment}" for segment in chain.segments), *(f"b{block}" for block in blocks)]
+        apps.append([printable(app.tenant), printable(app.app), list(dict.fromkeys(keys))])
     return embedded(apps)
 
 

@@ -28,11 +28,11 @@
   const parse = (text) => {
     const samples = [];
     for (const line of text.split("\n")) {
-      const found = /^blockc:(\w+)(?:\{(.*)\})? (\S+)$/.exec(line);
+      const found = /^blockc:(\w+)(?:\{(.*)\})? (\S+)$/s.exec(line);
       if (!found) continue;
       const labels = {};
-      for (const [, name, value] of (found[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)) {
-        labels[name] = value.replace(/\\(.)/g, (_, char) => (char === "n" ? "\n" : char));
+      for (const [, name, value] of (found[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/gs)) {
+        labels[name] = value.replace(/\\(.)/gs, (_, char) => (char === "n" ? "\n" : char));
       }
       const app = labels.app === undefined ? "" : printable(`${labels.tenant}/${labels.app}`);
       samples.push({ name: found[1], app, labels, value: Number(found[3]) });

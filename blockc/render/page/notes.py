@@ -5,24 +5,16 @@ In: facts. Out: notes by key, as the pictures give them: ``d``, ``b``, ``s``, ``
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from blockc.render.facts import Facts, lineage, span_words
-from blockc.render.page.table import Note
+from blockc.render.page.table import Note, listed
 from blockc.render.units import counted, format_bytes, short
-
-_SHOWN = 24
 
 
 def notes_of(facts: Facts) -> dict[str, Note]:
     """All but those of versions, which their view makes."""
     return dict([*_devices(facts), *_blocks(facts), *_segments(facts), *_apps(facts)])
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names, at most so many as one reads."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more or "none"
 
 
 def _devices(facts: Facts) -> Iterator[tuple[str, Note]]:

@@ -100,18 +100,21 @@ const blockc = (() => {
     for (const part of document.querySelectorAll(".own")) part.classList.remove("own");
     document.body.classList.toggle("following", value !== "");
     if (value === "") return;
-    const [, , model, keys] = apps[Number(value)];
+    const [, , keys] = apps[Number(value)];
     const own = new Set(keys);
     for (const part of document.querySelectorAll("[data-key]")) {
-      const key = part.dataset.key;
-      const users = key[0] === "v" ? notes[key]?.[1].find((row) => row[0] === "models")?.[1].split(", ") : null;
-      if (own.has(key) || users?.includes(model)) {
+      if (own.has(part.dataset.key)) {
         part.classList.add("own");
         part.parentElement.closest(".lane")?.classList.add("own");
-        if (part.nextElementSibling?.classList.contains("label")) part.nextElementSibling.classList.add("own");
+        // What is drawn on a part follows it: a hatch, the ground of its letter, its letter.
+        let next = part.nextElementSibling;
+        while (next && ["over", "under", "label"].some((name) => next.classList.contains(name))) {
+          next.classList.add("own");
+          next = next.nextElementSibling;
+        }
       }
     }
-    for (const dot of document.querySelectorAll(`[data-of="${keys[0]}"]`)) dot.classList.add("own");
+    for (const dot of document.querySelectorAll("[data-of]")) dot.classList.toggle("own", own.has(dot.dataset.of));
     show(keys[0]);
   };
 

@@ -1,6 +1,6 @@
 """Colours, as CSS: a hue for each base, a strength for how many apps share a block, a tone for each part of memory.
 
-The first hues are told apart by people with any form of colour blindness; pictures say the same in words, too.
+The first two hues are told apart with any form of colour blindness; every picture says the same in words, too.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from blockc.plan import ExecutionPlan
 from blockc.render.facts import Facts, root_of, span_words
 from blockc.render.page.element import Markup, tag
 from blockc.render.page.palette import family_class
-from blockc.render.page.table import Note, as_table, figure, section, table
+from blockc.render.page.table import MOST_ROWS, Note, View, as_table, figure, listed, section, table
 from blockc.render.page.track import BOX, NAMES, ROW, TOP, TRACK, axis, clipped, drawing, fits, positions
 from blockc.render.units import counted, format_bytes, short
 
@@ -44,33 +44,38 @@ class _Run:
         return letters[self.version] if self.version < len(letters) else f"{self.version + 1}"
 
 
-def sharing_section(facts: Facts) -> tuple[Markup, dict[str, Note]]:
+def sharing_section(facts: Facts) -> View:
     """The view and its notes."""
-    plan = facts.plan
-    pictures, notes, rows = [], {}, []
+    pictures: list[Markup] = []
+    notes: dict[str, Note] = {}
+    rows: list[list[str]] = []
+    keys: dict[str, list[str]] = {}
     for family, name in enumerate(facts.families):
         models = _models(facts, family)
         if not models:
             continue
-        runs = {
-            path: _runs(facts, family, models, path) for path in dict.fromkeys(_path(plan, model) for model in models)
-        }
+        paths = dict.fromkeys(_path(facts.plan, model) for model in models)
+        runs = {path: _runs(facts, family, models, path) for path in paths}
         pictures.append(tag("div", tag("h3", name), figure(_picture(facts, family, models, runs)), class_="node"))
+        keys |= {model: [run.key for run in runs[_path(facts.plan, model)]] for model in models}
         for run in {run.key: run for own in runs.values() for run in own}.values():
             notes[run.key] = _note(facts, run)
             rows.append(_table_row(facts, run))
     if not pictures:
-        return section(
-            "sharing", "Sharing", "The plan names no models that are in use: there is nothing to compare."
-        ), {}
+        nothing = "The plan names no models that are in use: there is nothing to compare."
+        return View(markup=section("sharing", "Sharing", nothing))
     lead = (
         "Every row is a model, its blocks from first to last. A is the base's own block, stored and launched once for "
         "all the rows that have it; B, C and so on are what a fine-tune has in its place. Equal letters in a column "
         "are the same bytes. Adapters stand beside the blocks and take nothing from their sharing."
     )
     head = ["model of", "blocks", "version", "models", "bytes", "differs from A in"]
-    content = table("Versions of blocks", head, rows)
-    return section("sharing", "Sharing", lead, _legend(), pictures, as_table(content)), notes
+    content = as_table(table("Versions of blocks", head, rows))
+    return View(
+        markup=section("sharing", "Sharing", lead, _legend(), pictures, content),
+        notes=notes,
+        keys={index: keys.get(app.model, []) for index, app in enumerate(facts.plan.apps)},
+    )
 
 
 def _legend() -> Markup:
@@ -90,13 +95,26 @@ def _picture(facts: Facts, family: int, models: list[str], runs: dict[str, list[
     lines = tag("path", d="M0 6L6 0", class_=f"hatchline {colour}")
     hatch = tag("pattern", lines, id=f"hatch{family}", width=6, height=6, patternUnits="userSpaceOnUse")
     parts: list[Markup] = [tag("defs", hatch), *axis(cuts, lefts)]
-    for row, model in enumerate(models):
+    rows = _rows(plan, models)
+    for row, (name, beside, path) in enumerate(rows):
         top = TOP + row * ROW
-        parts.append(tag("text", clipped(model, 24), x=NAMES - 10, y=top + 17, class_="end"))
-        for run in runs[_path(plan, model)]:
+        parts.append(tag("text", clipped(name, 24), x=NAMES - 10, y=top + 17, class_="end"))
+        for run in runs[path]:
             parts += _drawn(run, top + (ROW - BOX) // 2, lefts, colour)
-        parts.append(tag("text", _beside(plan, model), x=NAMES + TRACK + 14, y=top + 17, class_="muted"))
-    return drawing(parts, len(models), f"Versions of the blocks of {facts.families[family]}")
+        parts.append(tag("text", beside, x=NAMES + TRACK + 14, y=top + 17, class_="muted"))
+    return drawing(parts, len(rows), f"Versions of the blocks of {facts.families[family]}")
+
+
+def _rows(plan: ExecutionPlan, models: list[str]) -> list[tuple[str, str, str]]:
+    """Name, what stands beside it, path: of a model each, or where that is too many of all that are alike."""
+    if len(models) <= MOST_ROWS:
+        return [(model, _beside(plan, model), _path(plan, model)) for model in models]
+    alike: dict[tuple[str, str], list[str]] = {}
+    for model in models:
+        alike.setdefault((_beside(plan, model), _path(plan, model)), []).append(model)
+    return [
+        (own[0] if len(own) == 1 else counted(len(own), "model"), beside, path) for (beside, path), own in alike.items()
+    ]
 
 
 def _drawn(run: _Run, top: int, lefts: dict[int, float], colour: str) -> Iterator[Markup]:
@@ -207,12 +225,12 @@ def _note(facts: Facts, run: _Run) -> Note:
     rows = [
         ("of", facts.families[run.family]),
         ("weights", f"{format_bytes(_bytes(facts, run))}, stored once"),
-        ("models", ", ".join(run.users)),
-        ("apps", ", ".join(apps) or "none by these names"),
+        ("models", listed(run.users)),
+        ("apps", listed(apps)),
         ("first block", short(plan.paths[run.path].blocks[run.first])),
     ]
     if run.version == 0:
-        rows.append(("evidence", "the digests of structure and weights are the base's"))
+        rows.append(("evidence", "all of these models have it by one digest, of structure and weights"))
     else:
         more = f" and {len(differs) - _SHOWN} more" if len(differs) > _SHOWN else ""
         rows.append(("differs from A in", ", ".join(differs[:_SHOWN]) + more))
@@ -229,7 +247,7 @@ def _table_row(facts: Facts, run: _Run) -> list[str]:
         facts.families[run.family],
         span_words("block", run.first, run.first + run.count - 1),
         run.letter,
-        f"{counted(len(run.users), 'model')}: {', '.join(run.users)}",
+        f"{counted(len(run.users), 'model')}: {listed(run.users)}",
         format_bytes(_bytes(facts, run)),
         ", ".join(_differs(facts, run)) or "nothing: it is A",
     ]

@@ -38,12 +38,12 @@ def solver_section(facts: Facts) -> Markup:
         "solver",
         "Solver",
         lead,
-        figure(_gap(facts)),
+        figure(_gap(facts), "Bound and value"),
         tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts_list], class_="facts"),
         tag("h3", "What is scarce"),
         _scarce(facts),
         tag("h3", "What sharing saves"),
-        figure(_weights(facts)),
+        figure(_weights(facts), "Bytes of weights"),
         _tenants(facts),
     )
 

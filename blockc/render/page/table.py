@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from blockc.render.page.element import Child, Markup, tag
 from blockc.render.units import printable
 
 Note = tuple[str, Sequence[tuple[str, str]]]  # a title, and facts below it
+
+MOST_ROWS: Final = 60  # of a picture; beyond, rows that are alike become one
+_MOST_NAMES = 24  # of a note
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A section, notes of its own, and for each app (by index) the keys of what is its own in it."""
+
+    markup: Markup
+    notes: Mapping[str, Note] = field(default_factory=dict)
+    keys: Mapping[int, Sequence[str]] = field(default_factory=dict)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names, at most so many as one reads."""
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more or "none"
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Child]], *, numbers: int = 0) -> Markup:
@@ -36,10 +55,11 @@ def as_table(content: Markup) -> Markup:
     return tag("details", tag("summary", "As a table"), content, class_="astable")
 
 
-def figure(picture: Markup, caption: Child = None) -> Markup:
-    """A picture that may be wider than the window."""
-    inside = tag("div", picture, class_="scroll")
-    return tag("figure", inside, tag("figcaption", caption) if caption else None)
+def figure(picture: Markup, label: str | None = None) -> Markup:
+    """A picture that may be wider than the window. ``label``: of one without parts that take the focus."""
+    if label is None:
+        return tag("figure", tag("div", picture, class_="scroll"))
+    return tag("figure", tag("div", picture, class_="scroll", tabindex=0, role="region", aria_label=label))
 
 
 def section(name: str, title: str, lead: Child, *content: Child) -> Markup:
