@@ -49,6 +49,7 @@ class Request:
 
     ``prompt`` holds prompt tokens followed by ``emitted`` tokens that an earlier engine already produced (a restart
     goes on where it was): output indices start at ``emitted`` and ``max_tokens`` counts them.
+    ``prompt_logprobs`` n: also tell the log probability of each prompt token but the first, and the n likeliest there.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Request:
     max_tokens: int
     stop_token_ids: tuple[int, ...]
     sampling: Sampling
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +74,16 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokensEvent:
-    """Tokens of one request, in order; ``logprobs`` is empty or as long as ``tokens``."""
+    """Tokens of one request, in order; ``logprobs`` is empty or as long as ``tokens``.
+
+    ``prompt_logprobs``: of prompt tokens from index ``prompt_start`` on. After a preemption some come again.
+    """
 
     request: str
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
+    prompt_start: int = 0
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,7 +65,7 @@ def token_batch(
         firsts.append(len(tokens))
         tokens += row.tokens
         positions += range(row.start, row.start + len(row.tokens))
-        logits += range(len(tokens) - row.samples, len(tokens))
+        logits += range(len(tokens) - row.logits, len(tokens))
     return TokenBatch(
         rows=tuple(ordered),
         firsts=tuple(firsts),
@@ -73,7 +73,7 @@ def token_batch(
         token_count=len(tokens),
         tokens=torch.tensor([tokens]).to(device),
         positions=torch.tensor([positions]).to(device),
-        samples=tuple(rows[i].samples for i in ordered),
+        samples=tuple(rows[i].logits for i in ordered),
         logit_index=None if len(logits) == len(tokens) else _index(logits, device),
     )
 
@@ -105,8 +105,10 @@ def row_problem(row: Row, limits: RowLimits) -> str | None:
     tokens = row.tokens[len(virtual) :]
     if tokens and (min(tokens) < 0 or max(tokens) >= limits.token_ids):
         return f"a token id lies outside 0 to {limits.token_ids - 1}"
-    if not 0 <= row.samples <= count:
-        return f"{row.samples} samples are asked of {count} tokens"
+    if not 0 <= row.samples <= row.logits <= count:
+        return f"{row.logits} samples are asked of {count} tokens"
+    if row.given and (min(row.given) < 0 or max(row.given) >= limits.token_ids):
+        return f"a token id lies outside 0 to {limits.token_ids - 1}"
     if len(row.pages) != len(limits.pages):
         return f"{len(row.pages)} page tables for {len(limits.pages)} KV groups"
     for table, pages, page_tokens, window in zip(

@@ -68,7 +68,7 @@ def refused(answer: httpx.Response, status: int, *words: str) -> dict[str, Any]:
         ({"n": 3, "best_of": 2}, "best_of"),
         ({"best_of": 3, "stream": True}, "best_of"),
         ({"best_of": 10**9}, "best_of"),
-        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"echo": True, "logprobs": 1, "stream": True}, "stream"),
         ({"echo": True, "prompt": [10**6]}, "prompt"),
         ({"min_tokens": -1}, "min_tokens"),
         ({"min_tokens": 5}, "min_tokens"),
