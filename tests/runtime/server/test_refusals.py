@@ -78,7 +78,7 @@ def refused(answer: httpx.Response, status: int, *words: str) -> dict[str, Any]:
         ({"logit_bias": {"-5": 1}}, "logit_bias"),
         ({"logit_bias": {"1000000": 1}}, "logit_bias"),
         ({"logit_bias": {"5": 1, "05": 1}}, "logit_bias"),
-        ({"logit_bias": {str(i): 1 for i in range(100_000)}}, "logit_bias"),
+        ({"logit_bias": {str(i): 1 for i in range(2000)}}, "logit_bias"),
         ({"presence_penalty": 2.1}, "presence_penalty"),
         ({"frequency_penalty": -3}, "frequency_penalty"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
