@@ -51,6 +51,7 @@ class Request:
     goes on where it was): output indices start at ``emitted`` and ``max_tokens`` counts them. ``priority``: among the
     tenant's own requests, the lowest first. ``session``: a name within the isolation group, empty for none, whose pages
     are kept for ``keep_s`` once the request has ended well.
+    ``prompt_logprobs`` n: also tell the log probability of each prompt token but the first, and the n likeliest there.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Request:
     priority: int = 0
     session: str = ""
     keep_s: float = 0.0
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +79,16 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokensEvent:
-    """Tokens of one request, in order; ``logprobs`` is empty or as long as ``tokens``."""
+    """Tokens of one request, in order; ``logprobs`` is empty or as long as ``tokens``.
+
+    ``prompt_logprobs``: of prompt tokens from index ``prompt_start`` on. After a preemption some come again.
+    """
 
     request: str
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
+    prompt_start: int = 0
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -191,14 +191,26 @@ def _logprobs(
     for i, row in enumerate(rows):
         if row in unsteered:
             own[i] = unsteered[row]
+    most = max(count for _, count in wanted)
+    entries = token_logprobs(own, [tokens[row] for row in rows], most)
+    return {
+        row: (TokenLogprob(logprob=entry.logprob, top=entry.top[:count]),)
+        for entry, (row, count) in zip(entries, wanted, strict=True)
+    }
+
+
+def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> tuple[TokenLogprob, ...]:
+    """Log probabilities of a token in each row of ``logits [n, vocab]``, and the ``top`` likeliest beside it."""
+    if not tokens:
+        return ()
+    own = logits.float()
     norms = own.logsumexp(-1, keepdim=True)
-    index = torch.tensor([[tokens[row]] for row in rows], device=logits.device)
+    index = torch.tensor(tokens, device=logits.device)[:, None]
     chosen: list[float] = (own.gather(1, index) - norms)[:, 0].tolist()
-    most = min(own.shape[1], max(count for _, count in wanted))
-    best = own.topk(most)
+    best = own.topk(min(own.shape[1], top))
     top_ids: list[list[int]] = best.indices.tolist()
     top_values: list[list[float]] = (best.values - norms).tolist()
-    return {
-        row: (TokenLogprob(logprob=chosen[i], top=tuple(zip(top_ids[i][:count], top_values[i][:count], strict=True))),)
-        for i, (row, count) in enumerate(wanted)
-    }
+    return tuple(
+        TokenLogprob(logprob=logprob, top=tuple(zip(ids, values, strict=True)))
+        for logprob, ids, values in zip(chosen, top_ids, top_values, strict=True)
+    )

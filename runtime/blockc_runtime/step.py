@@ -22,7 +22,8 @@ class Row:
     be None where a window has passed it. ``samples``: for how many trailing tokens logits are needed (0: the chunk
     does not reach the end of the prompt; 1: draw the next token). The first token drawn has ``output_index``.
     ``history``: all tokens but virtual ones up to the row's last, prompt and then outputs; only where ``sampling`` is
-    steered by them, else empty.
+    steered by them, else empty. ``given``: prompt tokens whose log probabilities are asked for, with the ``given_top``
+    likeliest beside each. The last stands behind the token before those that ``samples`` counts, the others before it.
     """
 
     request: str
@@ -34,6 +35,13 @@ class Row:
     sampling: Sampling | None
     output_index: int
     history: tuple[int, ...] = ()
+    given: tuple[int, ...] = ()
+    given_top: int = 0
+
+    @property
+    def logits(self) -> int:
+        """For how many trailing tokens logits are needed."""
+        return len(self.given) + self.samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +85,15 @@ class Fault:
 class RowResult:
     """What a row yielded: as many tokens as it asked samples for (none if ``fault``).
 
-    ``scores``: of a chain that yields scores of classes, in place of tokens.
+    ``given``: log probabilities of the row's ``given`` tokens. ``scores``: of a chain that yields scores of classes, in
+    place of tokens.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
     fault: Fault | None = None
     scores: tuple[float, ...] = ()
+    given: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -256,9 +256,12 @@ _REQUEST = _record(
     priority=_INT,
     session=_STR,
     keep_s=_FLOAT,
+    prompt_logprobs=_optional(_INT),
 )
 _LOGPROBS = _many(_record(TokenLogprob, logprob=_FLOAT, top=_many(_Codec(None, _pair))))
-_TOKENS_EVENT = _record(TokensEvent, request=_STR, tokens=_INTS, logprobs=_LOGPROBS)
+_TOKENS_EVENT = _record(
+    TokensEvent, request=_STR, tokens=_INTS, logprobs=_LOGPROBS, prompt_start=_INT, prompt_logprobs=_LOGPROBS
+)
 _END_EVENT = _record(
     EndEvent,
     request=_STR,
@@ -295,6 +298,8 @@ _STEP = _record(
             sampling=_optional(_SAMPLING),
             output_index=_INT,
             history=_INTS,
+            given=_INTS,
+            given_top=_INT,
         )
     ),
     launches=_many(_record(Launch, instance=_INT, segment=_INT, micro_batch=_INT, rows=_INTS)),
@@ -304,7 +309,9 @@ _FAULT = _record(Fault, scope=_choice("row", "launch", "worker"), message=_STR)
 _STEP_RESULT = _record(
     StepResult,
     step=_INT,
-    rows=_many(_record(RowResult, tokens=_INTS, logprobs=_LOGPROBS, fault=_optional(_FAULT), scores=_FLOATS)),
+    rows=_many(
+        _record(RowResult, tokens=_INTS, logprobs=_LOGPROBS, fault=_optional(_FAULT), scores=_FLOATS, given=_LOGPROBS)
+    ),
 )
 
 Message = Submit | Cancel | StatsQuery | Drain | Shutdown | Ready | Tokens | End | Stats | EngineError

@@ -94,7 +94,7 @@ def token_batch(
         rows=tuple(ordered),
         firsts=tuple(firsts),
         counts=tuple(len(rows[i].tokens) for i in ordered),
-        samples=tuple(rows[i].samples for i in ordered),
+        samples=tuple(rows[i].logits for i in ordered),
         token_ids=tuple(tokens),
         places=tuple(positions),
         device=device,
@@ -128,8 +128,10 @@ def row_problem(row: Row, limits: RowLimits) -> str | None:
     tokens = row.tokens[len(virtual) :]
     if tokens and (min(tokens) < 0 or max(tokens) >= limits.token_ids):
         return f"a token id lies outside 0 to {limits.token_ids - 1}"
-    if not 0 <= row.samples <= count:
-        return f"{row.samples} samples are asked of {count} tokens"
+    if not 0 <= row.samples <= row.logits <= count:
+        return f"{row.logits} samples are asked of {count} tokens"
+    if row.given and (min(row.given) < 0 or max(row.given) >= limits.token_ids):
+        return f"a token id lies outside 0 to {limits.token_ids - 1}"
     if len(row.pages) != len(limits.pages):
         return f"{len(row.pages)} page tables for {len(limits.pages)} KV groups"
     for table, pages, page_tokens, window in zip(

@@ -10,10 +10,11 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from blockc_runtime.request import Sampling
-from blockc_runtime.sampling import sample
+from blockc_runtime.request import Sampling, TokenLogprob
+from blockc_runtime.sampling import sample, token_logprobs
 from blockc_runtime.steering import steer
 from blockc_runtime.step import Fault, Row, RowResult
 
@@ -28,10 +29,13 @@ class Masks(Protocol):
 
 
 def draw(logits: Tensor, rows: Sequence[Row], masks: Masks | None = None) -> list[RowResult]:
-    """``logits [R, V]``: ``samples`` consecutive rows of it for each of ``rows``. Without `sampling`: the likeliest.
+    """``logits [R, V]``: ``Row.logits`` consecutive rows of it for each of ``rows``. Without `sampling`: the likeliest.
 
     Rows that are steered are changed in place.
     """
+    given: list[tuple[TokenLogprob, ...]] | None = None
+    if any(row.given for row in rows):
+        given, logits = _given(logits, rows)
     places = [(row, i) for row in rows for i in range(row.samples)]
     unsteered: dict[int, Tensor] = {}
     faults: dict[int, Fault] = {}
@@ -63,10 +67,19 @@ def draw(logits: Tensor, rows: Sequence[Row], masks: Masks | None = None) -> lis
         )
     results = []
     first = 0
-    for row in rows:
-        results.append(_joined(drawn[first : first + row.samples]))
+    for number, row in enumerate(rows):
+        results.append(_joined(drawn[first : first + row.samples], () if given is None else given[number]))
         first += row.samples
     return results
+
+
+def _given(logits: Tensor, rows: Sequence[Row]) -> tuple[list[tuple[TokenLogprob, ...]], Tensor]:
+    """Log probabilities of each row's ``given`` tokens, and the logits that are left to draw from."""
+    parts = logits.split_with_sizes([row.logits for row in rows])
+    given = [
+        token_logprobs(part[: len(row.given)], row.given, row.given_top) for part, row in zip(parts, rows, strict=True)
+    ]
+    return given, torch.cat([part[len(row.given) :] for part, row in zip(parts, rows, strict=True)])
 
 
 def scores(logits: Tensor) -> list[RowResult]:
@@ -80,7 +93,7 @@ def scores(logits: Tensor) -> list[RowResult]:
     ]
 
 
-def _joined(parts: Sequence[RowResult]) -> RowResult:
+def _joined(parts: Sequence[RowResult], given: tuple[TokenLogprob, ...]) -> RowResult:
     """The tokens of one row as one result."""
     fault = next((part.fault for part in parts if part.fault is not None), None)
     if fault is not None:
@@ -88,4 +101,5 @@ def _joined(parts: Sequence[RowResult]) -> RowResult:
     return RowResult(
         tokens=tuple(token for part in parts for token in part.tokens),
         logprobs=tuple(logprob for part in parts for logprob in part.logprobs),
+        given=given,
     )

@@ -191,12 +191,14 @@ class StepRun:
             return
         entries = [self.step.rows[row] for row in rows]
         if self.logits_tap is not None:
-            for row, own in zip(rows, logits.split_with_sizes([entry.samples for entry in entries]), strict=True):
+            for row, own in zip(rows, logits.split_with_sizes([entry.logits for entry in entries]), strict=True):
                 self.logits_tap(row, own)
         if entries[0].chain in self.model.scoring:  # and so are all others that pass this head
             self._results.update(zip(rows, scores(logits), strict=True))
             return
-        if all(entry.sampling is None for entry in entries):  # vectors of whole texts: there is nothing to draw
+        if all(
+            entry.sampling is None and not entry.given for entry in entries
+        ):  # vectors of whole texts: there is nothing to draw
             return
         self._results.update(zip(rows, draw(logits, entries, self.masks), strict=True))
 

@@ -106,13 +106,14 @@ class NullExecutor:
                 raise _MisreadError("KV groups hold different tokens")
         except _MisreadError as error:
             return RowResult(tokens=(), logprobs=(), fault=Fault(scope="row", message=f"{row.request}: {error}"))
+        given = (TokenLogprob(logprob=0.0, top=()),) * len(row.given)
         if row.samples == 0 or row.sampling is None:
-            return RowResult(tokens=(), logprobs=())
+            return RowResult(tokens=(), logprobs=(), given=given)
         is_drawn = self._is_seeded and row.sampling.temperature > 0
         salt = _salt(row.sampling.seed, row.output_index) if is_drawn else b""
         token = _draw(row.chain, seen.pop(), self._vocab_sizes[row.chain], salt)
         logprobs = () if row.sampling.logprobs is None else (TokenLogprob(logprob=0.0, top=()),)
-        return RowResult(tokens=(token,), logprobs=logprobs)
+        return RowResult(tokens=(token,), logprobs=logprobs, given=given)
 
 
 @dataclass(frozen=True, slots=True)

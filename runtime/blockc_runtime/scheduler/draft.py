@@ -123,7 +123,7 @@ class StepDraft:
     def _pick(self, item: LiveRequest, count: int) -> None:
         self.picks.append((item, count))
         self._tokens_left -= count
-        self._rows_left -= 1
+        self._rows_left -= count if item.is_scored else 1  # logits are what a step's rows are limited for
 
     def _make_room(self, item: LiveRequest) -> bool:
         """Get the pages for one more token; False if ``item`` has to wait, or was preempted itself."""
@@ -140,6 +140,8 @@ class StepDraft:
     def _extend(self, item: LiveRequest) -> None:
         """As long a chunk as budget and pages allow. Pages: only windowed groups can lack them here."""
         count = min(self._tokens_left, item.remaining)
+        if item.is_scored:
+            count = min(count, self._rows_left)
         if not self._kv.reserve(item.id, item.computed + count):
             count = self._kv.room(item.id) - item.computed
             if count <= 0:

@@ -62,10 +62,17 @@ class LiveRequest:
         """Index of the next token among all outputs, those of an earlier engine included."""
         return self.request.emitted + len(self.tokens) - self.virtual - len(self.request.prompt)
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether log probabilities of its prompt are still asked for; they are complete before its first output."""
+        own = self.request
+        return own.prompt_logprobs is not None and own.emitted == 0 and self.output_index == 0
+
     def row(self, count: int, pages: tuple[tuple[int | None, ...], ...]) -> Row:
         """The next ``count`` tokens as a row; it samples if they reach the end."""
         end = self.computed + count
         samples = end == len(self.tokens)
+        first = max(self.computed, self.virtual) + 1
         return Row(
             request=self.request.id,
             chain=self.request.chain,
@@ -76,4 +83,6 @@ class LiveRequest:
             sampling=self.request.sampling if samples else None,
             output_index=self.output_index,
             history=tuple(self.tokens[self.virtual :]) if samples and self.request.sampling.steering else (),
+            given=tuple(self.tokens[first : end + 1]) if self.is_scored else (),
+            given_top=self.request.prompt_logprobs or 0,
         )

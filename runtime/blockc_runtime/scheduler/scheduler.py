@@ -299,6 +299,11 @@ class Scheduler:
         if outcome.scores:
             events.append(self._finish(item, "stop", scores=outcome.scores))
             return
+        if outcome.given:
+            first = max(row.start, item.virtual) + 1 - item.virtual
+            events.append(
+                TokensEvent(request=item.id, tokens=(), logprobs=(), prompt_start=first, prompt_logprobs=outcome.given)
+            )
         if not outcome.tokens:
             return
         item.tokens.extend(outcome.tokens)

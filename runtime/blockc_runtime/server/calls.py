@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from starlette.types import Send
 
-from blockc_runtime.request import EndEvent, TokensEvent
+from blockc_runtime.request import EndEvent, TokenLogprob, TokensEvent
 from blockc_runtime.server import sse
 from blockc_runtime.server.auth import Caller
 from blockc_runtime.server.catalogue import ServedApp
@@ -137,6 +137,7 @@ class TextResponse(CallResponse):
         self._as_stream = stream
         self._include_usage = include_usage
         self._generation = generation
+        self._scored: dict[int, dict[int, TokenLogprob]] = {}  # by request and place in its prompt
         vocabulary = generation.app.text.vocabulary
         self._outputs = [Output(vocabulary, generation.options) for _ in generation.requests]
 
@@ -168,7 +169,11 @@ class TextResponse(CallResponse):
             arrivals = await self._call.arrived()
         if not all(output.finished for output in self._outputs):
             return  # the client left; nobody reads an answer
-        data = self._format.whole(self._generation.shown(choices), self._usage())
+        shown = self._generation.shown(choices)
+        for index, choice in enumerate(shown):
+            scored = self._scored.get(self._generation.request_of(index), {})
+            choice.prompt_logprobs = [scored[place] for place in sorted(scored)]
+        data = self._format.whole(shown, self._usage())
         await send_json(send, data)
 
     def _event(self, arrival: Arrival) -> bytes:
@@ -181,6 +186,11 @@ class TextResponse(CallResponse):
         if output.finished:
             return None
         if isinstance(arrival, TokensEvent):
+            if arrival.prompt_logprobs:
+                scored = self._scored.setdefault(self._index[arrival.request], {})
+                scored.update(enumerate(arrival.prompt_logprobs, arrival.prompt_start))
+            if not arrival.tokens:
+                return None
             delta = output.feed(arrival)
             if output.stopped:
                 self._client.finish(arrival.request)

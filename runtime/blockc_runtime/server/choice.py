@@ -14,11 +14,15 @@ from blockc_runtime.server.output import Delta
 
 @dataclass(slots=True)
 class Choice:
-    """A whole output, put together from its deltas."""
+    """A whole output, put together from its deltas.
+
+    ``prompt_logprobs``: of its prompt's tokens but the first, where they were asked for.
+    """
 
     texts: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from blockc_runtime.server import sse
 from blockc_runtime.server.choice import Choice
+from blockc_runtime.server.errors import ApiError
 from blockc_runtime.server.generation import Generation
 from blockc_runtime.server.logprobs import completion_logprobs
 from blockc_runtime.server.output import Delta
@@ -75,11 +76,21 @@ class CompletionFormat:
             "stop_reason": choice.stop_reason,
         }
         if self._with_logprobs:
-            entry["logprobs"] = self._logprobs(index, choice.tokens, choice)
+            entry["logprobs"] = self._whole_logprobs(index, choice)
         if self._with_ids:
             entry["token_ids"] = choice.tokens
             entry["prompt_token_ids"] = self._generation.prompt_of(index)
         return entry
+
+    def _whole_logprobs(self, index: int, choice: Choice) -> dict[str, Any]:
+        """Return those of the output, behind those of the prompt if it is echoed."""
+        if not self._generation.echoes:
+            return self._logprobs(index, choice.tokens, choice)
+        prompt = self._generation.prompt_of(index)
+        if len(choice.prompt_logprobs) != len(prompt) - 1:
+            raise ApiError(500, "the engine failed: it did not score the prompt")
+        logprobs = [None, *choice.prompt_logprobs, *choice.logprobs]
+        return completion_logprobs([*prompt, *choice.tokens], logprobs, self._vocabulary, 0)
 
     def _logprobs(self, index: int, tokens: Sequence[int], source: Delta | Choice) -> dict[str, Any]:
         offset = self._offsets[index]

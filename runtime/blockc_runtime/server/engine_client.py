@@ -267,7 +267,7 @@ class EngineClient:
             tracked = self._tracked.get(event.request)
             if tracked is None:  # cancelled while the step was running
                 continue
-            if tracked.first_token_s is None:
+            if tracked.first_token_s is None and event.tokens:
                 tracked.first_token_s = time.monotonic()
                 tracked.metrics.ttft_s.observe(tracked.first_token_s - tracked.submitted_s)
             tracked.deaths = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,9 +72,13 @@ class Generation(Submission):
         """Tokens of all prompts, and all that may follow."""
         return self.prompt_tokens + sum(request.max_tokens for request in self.requests)
 
+    def request_of(self, choice: int) -> int:
+        """Return which request is the first for the prompt of an entry of the answer."""
+        return choice // self.n * self.tries
+
     def prompt_of(self, choice: int) -> tuple[int, ...]:
         """Return the prompt that an entry of the answer belongs to."""
-        return self.requests[choice // self.n * self.tries].prompt
+        return self.requests[self.request_of(choice)].prompt
 
     def echo_of(self, choice: int) -> str:
         """Return what stands before an entry of the answer."""
@@ -99,9 +103,22 @@ async def completion_generation(body: CompletionBody, app: ServedApp) -> Generat
         logprobs = 0  # the likeliest are chosen by them
     echoes = tuple(_shown(app, prompt, body) for prompt in prompts) if body.echo else ()
     grammar = await grammar_of(body)
-    return _generation(
+    generation = _generation(
         "cmpl", body, app, encoded, body.max_tokens, logprobs, tries=tries, grammar=grammar, echoes=echoes
     )
+    if not body.echo or body.logprobs is None:
+        return generation
+    return replace(generation, requests=tuple(_scored(generation, body.logprobs)))
+
+
+def _scored(generation: Generation, logprobs: int) -> Iterator[Request]:
+    """Yield the requests; the first of each prompt tells its log probabilities, and finds nothing of it computed."""
+    for number, request in enumerate(generation.requests):
+        if number % generation.tries:
+            yield request
+        else:
+            group = f"{request.isolation_group}/{request.id}"
+            yield replace(request, prompt_logprobs=logprobs, isolation_group=group)
 
 
 def _check_tries(body: CompletionBody, tries: int) -> None:
@@ -111,10 +128,8 @@ def _check_tries(body: CompletionBody, tries: int) -> None:
         raise invalid("the best answers are known at the end: `best_of` does not go with `stream`", param="best_of")
     if body.max_tokens == 0 and not body.echo:
         raise invalid("`max_tokens`: 0 is of use with `echo` only", param="max_tokens")
-    if body.echo and body.logprobs is not None:
-        raise invalid(
-            "log probabilities of prompts are not supported: `echo` does not go with `logprobs`", param="echo"
-        )
+    if body.echo and body.logprobs is not None and body.stream:
+        raise invalid("prompts are not scored in a stream: `echo` with `logprobs` does not go with it", param="stream")
 
 
 def _shown(app: ServedApp, prompt: str | tuple[int, ...], body: CompletionBody) -> str:

@@ -17,11 +17,14 @@ _LOWEST = -9999.0  # stands for minus infinity, as in OpenAI's own answers
 
 def completion_logprobs(
     tokens: Sequence[int],
-    logprobs: Sequence[TokenLogprob],
+    logprobs: Sequence[TokenLogprob | None],
     vocabulary: Vocabulary,
     text_offset: int,
 ) -> dict[str, Any]:
-    """Return four parallel lists. ``text_offset``: characters of all tokens before these."""
+    """Return four parallel lists. ``text_offset``: characters of all tokens before these.
+
+    None: of the first token of a prompt, which nothing stands before.
+    """
     texts = [vocabulary.token_text(token) for token in tokens]
     offsets = []
     for text in texts:
@@ -29,10 +32,12 @@ def completion_logprobs(
         text_offset += len(text)
     return {
         "tokens": texts,
-        "token_logprobs": [_finite(entry.logprob) for entry in logprobs],
+        "token_logprobs": [None if entry is None else _finite(entry.logprob) for entry in logprobs],
         # The chosen token is always among them, likely or not.
         "top_logprobs": [
-            {
+            None
+            if entry is None
+            else {
                 text: _finite(entry.logprob),
                 **{vocabulary.token_text(token): _finite(value) for token, value in entry.top},
             }

@@ -44,9 +44,12 @@ samplings = st.builds(
 requests = st.builds(
     Request, id=texts, app=ids, chain=ids, isolation_group=texts, prompt=token_tuples, emitted=ids,
     max_tokens=ids, stop_token_ids=token_tuples, sampling=samplings, priority=ids, session=texts, keep_s=floats,
+    prompt_logprobs=st.none() | ids,
 )  # fmt: skip
 logprobs = many(st.builds(TokenLogprob, logprob=floats, top=many(st.tuples(ids, floats))))
-token_events = st.builds(TokensEvent, request=texts, tokens=token_tuples, logprobs=logprobs)
+token_events = st.builds(
+    TokensEvent, request=texts, tokens=token_tuples, logprobs=logprobs, prompt_start=ids, prompt_logprobs=logprobs
+)
 end_events = st.builds(
     EndEvent, request=texts, reason=st.sampled_from(["stop", "length", "cancelled", "error"]),
     message=texts, cached_tokens=ids, scores=st.lists(floats, max_size=4).map(tuple),
@@ -78,7 +81,7 @@ steps = st.builds(
         st.builds(
             Row, request=texts, chain=ids, tokens=token_tuples, start=ids,
             pages=many(many(st.none() | ids)), samples=ids, sampling=st.none() | samplings,
-            output_index=ids, history=token_tuples,
+            output_index=ids, history=token_tuples, given=token_tuples, given_top=ids,
         )
     ),
     launches=many(
@@ -90,7 +93,7 @@ results = st.builds(
     rows=many(
         st.builds(
             RowResult, tokens=token_tuples, logprobs=logprobs, fault=st.none() | faults,
-            scores=st.lists(floats, max_size=4).map(tuple),
+            scores=st.lists(floats, max_size=4).map(tuple), given=logprobs,
         )
     ),
 )  # fmt: skip
