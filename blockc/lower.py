@@ -234,7 +234,14 @@ def _app(app: App, tenant: Tenant, graph: UnifiedGraph) -> AppEntry:
         chain=graph.chain_of[app.model],
         isolation_group=isolation_group(app, tenant),
         weight=float(tenant.weight),
+        ttft_s=_ttft_s(app),
     )
+
+
+def _ttft_s(app: App) -> float | None:
+    """The target that most requests are to meet, if there are several."""
+    targets = [(name, target) for name, target in app.slo.targets_s.items() if name.startswith("ttft_")]
+    return float(max(targets)[1]) if targets else None
 
 
 def _items(deployment: Deployment) -> list[tuple[str, Base | FineTune]]:

@@ -12,6 +12,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from blockc.cli.completion import prepare
 from blockc.cli.report import ExitCode
 
 COMMANDS = (
@@ -26,6 +27,10 @@ COMMANDS = (
     "blockc.cli.zoo",
     "blockc.cli.explain",
     "blockc.cli.demo",
+    "blockc.cli.init",
+    "blockc.cli.doctor",
+    "blockc.cli.completion",
+    "blockc.cli.bench",
 )
 
 
@@ -66,4 +71,5 @@ def _run(arguments: list[str]) -> int:
 
     for name in COMMANDS:
         importlib.import_module(name).register(app)
+    prepare()
     return guarded(app, arguments or ["--help"])

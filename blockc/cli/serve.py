@@ -32,8 +32,11 @@ def serve(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help='Keys by tenant: {"tenant": ["sk-...", "sha256:<hex>"]} as JSON, or TOML.',
+            help='Keys by tenant: {"tenant": ["sk-...", "sha256:<hex>"]} as JSON, or TOML; read again when it changes.',
         ),
+    ] = None,
+    audit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append a line of JSON for each request; no prompts, no keys.")
     ] = None,
     drain: Annotated[
         float, typer.Option(min=0.0, metavar="SECONDS", help="How long to finish requests at the end.")
@@ -59,6 +62,7 @@ def serve(
         host=host,
         port=port,
         keys=keys,
+        audit=audit,
         executor=executor,
         null_step_s=null_step,
         drain_s=drain,

@@ -231,7 +231,10 @@ class TenantEntry(_Entry):
 
 
 class AppEntry(_Entry):
-    """What clients call as ``tenant/app``. ``isolation_group`` keys caches together with content."""
+    """What clients call as ``tenant/app``. ``isolation_group`` keys caches together with content.
+
+    ``ttft_s``: the time to first token that is aimed at; None: none in particular.
+    """
 
     tenant: str
     app: str
@@ -239,6 +242,7 @@ class AppEntry(_Entry):
     chain: int
     isolation_group: Digest
     weight: float
+    ttft_s: float | None = None
 
     @property
     def address(self) -> str:

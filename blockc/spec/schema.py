@@ -279,7 +279,7 @@ TRAFFIC = Kind(
 SLO_PERCENTILES = ("p50", "p90", "p95", "p99")
 SLO = Kind(
     name="slo",
-    doc="latency targets, by which `blockc simulate` judges; the plan is the same without them",
+    doc="latency targets: a tenant's requests go by when their first token is due, `blockc simulate` judges by all",
     attributes=tuple(
         _attribute(f"{metric}_{percentile}", _TIME, f"{meaning}, {percentile}")
         for metric, meaning in (

@@ -74,7 +74,7 @@ class StepScheduler(Protocol):
     def arrived(self, chain: int, problem: str | None) -> Sequence[Event]:
         """The sides of a chain have been read, or cannot be."""
 
-    def admit(self, request: Request) -> Sequence[Event]:
+    def admit(self, request: Request, now_s: float) -> Sequence[Event]:
         """Queue a request; its end, if it can never run."""
 
     def schedule(self, now_s: float) -> Step | None:
@@ -229,7 +229,7 @@ class Engine:
             return
         self._unfinished.add(request.id)
         self._unstarted.add(request.id)
-        self._end(self._scheduler.admit(request))
+        self._end(self._scheduler.admit(request, self._clock()))
 
     def _emit(self, step: Step, events: Sequence[Event]) -> None:
         """Send a step's tokens as one frame, and the ends after it in the same write."""

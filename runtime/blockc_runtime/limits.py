@@ -45,6 +45,7 @@ class EngineLimits:
     max_rows: int
     tenants: tuple[int, ...]  # for each app of the plan: index of its tenant
     weights: tuple[float, ...]  # for each tenant
+    ttft_targets_s: tuple[float | None, ...] = ()  # for each app of the plan; empty: nobody has one
     bank_slots: Mapping[int, int] = field(default_factory=dict)  # of the banks that chains name
 
 
@@ -80,5 +81,6 @@ def engine_limits(plan: ExecutionPlan) -> EngineLimits:
         max_rows=plan.batching.max_rows,
         tenants=tuple(tenants.index(app.tenant) for app in plan.apps),
         weights=tuple(weights[tenant] for tenant in tenants),
+        ttft_targets_s=tuple(app.ttft_s for app in plan.apps),
         bank_slots=slots,
     )

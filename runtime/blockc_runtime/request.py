@@ -48,7 +48,9 @@ class Request:
     """One sequence to extend.
 
     ``prompt`` holds prompt tokens followed by ``emitted`` tokens that an earlier engine already produced (a restart
-    goes on where it was): output indices start at ``emitted`` and ``max_tokens`` counts them.
+    goes on where it was): output indices start at ``emitted`` and ``max_tokens`` counts them. ``priority``: among the
+    tenant's own requests, the lowest first. ``session``: a name within the isolation group, empty for none, whose pages
+    are kept for ``keep_s`` once the request has ended well.
     """
 
     id: str
@@ -60,6 +62,9 @@ class Request:
     max_tokens: int
     stop_token_ids: tuple[int, ...]
     sampling: Sampling
+    priority: int = 0
+    session: str = ""
+    keep_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-__all__ = ["LIMITS", "GrammarError", "LLMatcher", "LLTokenizer", "choice", "json_schema", "lark", "regex"]
+__all__ = ["LIMITS", "GrammarError", "LLMatcher", "LLTokenizer", "choice", "json_schema", "lark", "regex", "tagged"]
 
 MAX_GRAMMAR_CHARS = 1 << 16
 # At most some 150 ms to build one, and 20 ms a mask. Errors do not show the state of a parser: it holds outputs.
@@ -54,6 +54,15 @@ def lark(source: str) -> str:
     """Return a grammar given in llguidance's form of Lark. Raises `GrammarError`."""
     _check_length(source)
     return _checked(LLMatcher.grammar_from_lark(source))
+
+
+def tagged(schema: Any, opening: str, closing: str, *, more: int) -> str:
+    """Return the grammar of JSON between two marks, and of up to ``more`` of them behind it. Raises `GrammarError`."""
+    json_schema(schema)  # as an error of the schema, not of what stands around it
+    inner = json.dumps({**schema, "x-guidance": _JSON_OPTIONS})
+    rest = f' ("\\n" call){{0,{more}}}' if more else ""
+    marks = json.dumps(opening + "\n"), json.dumps("\n" + closing)
+    return lark(f"start: call{rest}\ncall: {marks[0]} body {marks[1]}\nbody: %json {inner}\n")
 
 
 def _check_length(text: str) -> None:

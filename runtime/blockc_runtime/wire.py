@@ -20,7 +20,7 @@ from blockc_runtime.memory import MemoryUse
 from blockc_runtime.request import EndEvent, Request, Sampling, Steering, TokenLogprob, TokensEvent
 from blockc_runtime.step import Fault, Launch, Row, RowResult, SlotFill, Step, StepResult
 
-WIRE_VERSION = 4
+WIRE_VERSION = 5
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 _HEADER = struct.Struct(">I")
@@ -253,6 +253,9 @@ _REQUEST = _record(
     max_tokens=_INT,
     stop_token_ids=_INTS,
     sampling=_SAMPLING,
+    priority=_INT,
+    session=_STR,
+    keep_s=_FLOAT,
 )
 _LOGPROBS = _many(_record(TokenLogprob, logprob=_FLOAT, top=_many(_Codec(None, _pair))))
 _TOKENS_EVENT = _record(TokensEvent, request=_STR, tokens=_INTS, logprobs=_LOGPROBS)

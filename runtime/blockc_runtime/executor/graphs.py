@@ -105,8 +105,8 @@ class SegmentGraphs:
         self._groups = tuple(
             _form(pool, window, positions) for pool, window in zip(model.pools, model.windows, strict=True)
         )
-        self._banks = tuple(tuple(bank for bank in segment.banks if _is_plain(bank)) for segment in model.segments)
-        self._others = tuple(tuple(bank for bank in segment.banks if not _is_plain(bank)) for segment in model.segments)
+        self._banks = tuple(tuple(bank for bank in own.banks if _is_tabled(bank, own)) for own in model.segments)
+        self._others = tuple(tuple(bank for bank in own.banks if not _is_tabled(bank, own)) for own in model.segments)
         self._refused = {n: why for n, own in enumerate(model.segments) if (why := _refusal(own, model)) is not None}
         size = self._layout(bucket_of(self._most_rows)).size
         self._numbers = torch.zeros(size, dtype=torch.int64, device=device)
@@ -148,7 +148,7 @@ class SegmentGraphs:
         if number in self._refused:
             return self._refused[number]
         if any(rows[i].chain in bank.slots for bank in self._others[number] for i in batch.rows):
-            return "fine-tunes that are not of low rank alone"
+            return "fine-tunes of kinds that the host has to sort"
         return None
 
     def _layout(self, bucket: int) -> DecodeLayout:
@@ -220,7 +220,7 @@ class SegmentGraphs:
         )
 
     def _sides(self, number: int, layout: DecodeLayout) -> list[list[tuple[tuple[SideWeights, StaticSides], ...]]]:
-        """All fine-tunes of low rank, whoever uses them: which do is read on the device."""
+        """All fine-tunes that are tabled, whoever uses them: which do is read on the device."""
         first = layout.tiles_at(number)
         values = self._numbers[first : first + 4 * layout.bucket].view(layout.bucket, 4)
         tiles = SideTiles(values=values, count=layout.bucket, places=FEW_PLACES)
@@ -244,11 +244,13 @@ def _form(pool: KvPool, window: int | None, positions: int) -> GroupForm:
     return GroupForm(page_tokens=pool.page_tokens, window=window, scratch=pool.scratch, positions=positions)
 
 
-def _is_plain(bank: Bank) -> bool:
-    """Whether its fine-tunes are terms of low rank at linears, which find their rows on the device."""
+def _is_tabled(bank: Bank, segment: LoadedSegment) -> bool:
+    """Whether its fine-tunes are stacks at linears alone, whose users kernels find in the table of tiles."""
     return all(
-        isinstance(own, SideWeights) and own.low_rank is not None and not own.in_scales and not own.outputs
-        for own in bank.weights.values()
+        isinstance(own, SideWeights)
+        and own.is_stacked
+        and (not own.in_scales or own.in_scale(len(segment.groups[occurrence][group].sites)) is not None)
+        for (occurrence, group), own in bank.weights.items()
     )
 
 

@@ -38,6 +38,8 @@ def with_slots(one: _T, slots: int, zeros: Zeros) -> _T:
         return zeros((slots, *one.shape[1:]), one.dtype)  # type: ignore[return-value]
     if isinstance(one, tuple):
         return tuple(with_slots(item, slots, zeros) for item in one)  # type: ignore[return-value]
+    if isinstance(one, dict):  # what others have worked out of `one`
+        return {}  # type: ignore[return-value]
     if not isinstance(one, _STACKS):
         return one
     made = {

@@ -57,6 +57,14 @@ class _Holder:
     is_lost: bool = False  # the memory behind its tables was lost: nothing of it may be found
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptPages:
+    """What one pause keeps: (group, page)."""
+
+    pause: int
+    pages: tuple[tuple[int, int], ...]
+
+
 class KvIndex:
     """Pages per KV group, page tables per request, and the cache of published pages."""
 
@@ -65,6 +73,7 @@ class KvIndex:
         self._chains = limits.chains
         self._pages = tuple(Pages(group.pages) for group in limits.groups)
         self._holders: dict[str, _Holder] = {}
+        self._pauses = 0
         for chain in limits.chains:
             if len(set(chain.groups)) != len(chain.groups):
                 raise ValueError(f"a chain has a KV group twice: {chain.groups}")
@@ -195,6 +204,26 @@ class KvIndex:
             for page in reversed(table.entries):  # a prefix is of use without its tail, not the other way round
                 if page is not None:
                     table.pages.drop(page)
+
+    def pause(self, request: str) -> KeptPages:
+        """Like `release`; what others may find is evicted late until `let_go`."""
+        self._pauses += 1
+        kept = KeptPages(
+            pause=self._pauses,
+            pages=tuple(
+                (table.index, page)
+                for table in self._holders[request].tables
+                for page in table.entries
+                if page is not None and table.pages.keep(page, self._pauses)
+            ),
+        )
+        self.release(request)
+        return kept
+
+    def let_go(self, kept: KeptPages) -> None:
+        """What a pause kept is as any other from now on."""
+        for group, page in kept.pages:
+            self._pages[group].let_go(page, kept.pause)
 
     def forget(self) -> None:
         """Drop the cache: the memory behind the pages was lost. Tables stay until released, and publish nothing."""

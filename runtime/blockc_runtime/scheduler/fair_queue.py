@@ -3,7 +3,8 @@
 In: requests and charges. Out: the next request to start. This is VTC (arXiv 2401.00588, algorithm 2): the tenant with
 the smallest virtual counter goes first, a counter grows by what its tenant is served divided by the tenant's weight,
 and a tenant that had nothing waiting is lifted to the smallest counter of those who have, so that idling earns no
-credit. First come, first served within a tenant.
+credit. Within a tenant goes by priority, then by when the first token is due (its app's target, or a lenient one, after
+its arrival): least slack first, and nobody of equal priority waits for ever.
 
 Requests that need other things (KV groups, slots for sides) wait in other *lanes*: who lacks pages of one model must
 not hold up another's.
@@ -18,15 +19,17 @@ import heapq
 from collections.abc import Collection
 
 from blockc_runtime.limits import EngineLimits
-from blockc_runtime.scheduler.live_request import LiveRequest
+from blockc_runtime.scheduler.live_request import LiveRequest, Order
 from blockc_runtime.scheduler.residents import Need, chain_needs
 
 # The paper's costs (section 5.1): an output token takes a step of its own.
 PROMPT_COST = 1.0
 OUTPUT_COST = 2.0
+# Of the probabilities of an output token: a pass over the vocabulary more, and a message.
+LOGPROBS_COST = 1.0
 
-Turn = tuple[float, int, int]
-_Lane = list[tuple[int, LiveRequest]]  # a heap by arrival; those that no longer wait are skipped when met
+Turn = tuple[float, int, Order]
+_Lane = list[tuple[Order, LiveRequest]]  # a heap; those that no longer wait are skipped when met
 
 
 class FairQueue:
@@ -50,13 +53,13 @@ class FairQueue:
         return self._waiting[tenant]
 
     def turn(self, item: LiveRequest) -> Turn:
-        """Sort key: the least served tenant first, its oldest request first."""
-        return (self.counters[item.tenant], item.tenant, item.arrival)
+        """Sort key: the least served tenant first, in its own order."""
+        return (self.counters[item.tenant], item.tenant, item.order)
 
     def goes_on(self, prefill: LiveRequest, *, before: LiveRequest) -> bool:
         """Whether a prefill goes on before a request that waits to start; between level tenants the waiting one."""
         if prefill.tenant == before.tenant:
-            return prefill.arrival < before.arrival
+            return prefill.order < before.order
         return self.counters[prefill.tenant] < self.counters[before.tenant]
 
     def enter(self, item: LiveRequest) -> None:
@@ -66,9 +69,9 @@ class FairQueue:
         self.put_back(item)
 
     def put_back(self, item: LiveRequest) -> None:
-        """A request waits again, in front of its tenant's younger ones; its tenant is not lifted for that."""
+        """A request waits again, where it was in its tenant's order; its tenant is not lifted for that."""
         lanes = self._lanes.setdefault(item.tenant, {})
-        heapq.heappush(lanes.setdefault(self._lane_of[item.request.chain], []), (item.arrival, item))
+        heapq.heappush(lanes.setdefault(self._lane_of[item.request.chain], []), (item.order, item))
         self._waiting[item.tenant] += 1
 
     def leave(self, item: LiveRequest) -> None:
@@ -100,9 +103,9 @@ class FairQueue:
                     best, least = candidate, counter
         return best
 
-    def charge(self, tenant: int, *, prompt_tokens: int = 0, output_tokens: int = 0) -> None:
-        """Add what a tenant was served to its counter."""
-        cost = PROMPT_COST * prompt_tokens + OUTPUT_COST * output_tokens
+    def charge(self, tenant: int, *, prompt_tokens: int = 0, output_tokens: int = 0, logprobs: int = 0) -> None:
+        """Add what a tenant was served to its counter. ``logprobs``: tokens whose probabilities it got."""
+        cost = PROMPT_COST * prompt_tokens + OUTPUT_COST * output_tokens + LOGPROBS_COST * logprobs
         self.counters[tenant] += cost / self._weights[tenant]
 
     def charge_prompt(self, item: LiveRequest, *, until: int) -> None:
@@ -136,6 +139,6 @@ def _oldest(lanes: dict[tuple[Need, ...], _Lane], blocked: Collection[Need]) -> 
     for needs, lane in lanes.items():
         while lane and lane[0][1].state != "waiting":
             heapq.heappop(lane)
-        if lane and (best is None or lane[0][0] < best.arrival) and not any(need in blocked for need in needs):
+        if lane and (best is None or lane[0][0] < best.order) and not any(need in blocked for need in needs):
             best = lane[0][1]
     return best

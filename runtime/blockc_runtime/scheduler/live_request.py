@@ -14,11 +14,14 @@ from blockc_runtime.request import Request
 from blockc_runtime.step import Row
 
 State = Literal["waiting", "running", "ended"]
+Order = tuple[int, float, int]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class LiveRequest:
     """``arrival`` numbers requests in the order of admission; ``limit_tokens`` is the length at which it must end.
+
+    ``order``: that of its tenant's requests: by priority, then by when the first token is due, then by arrival.
 
     The first ``virtual`` of its tokens are its chain's: nobody outside the engine sees them.
     """
@@ -26,6 +29,7 @@ class LiveRequest:
     request: Request
     tenant: int
     arrival: int
+    due_s: float
     limit_tokens: int
     tokens: list[int]
     prefix: Prefix
@@ -36,6 +40,12 @@ class LiveRequest:
     charged: int = 0  # of virtual tokens and prompt; once: preemption is not its tenant's doing
     step: int | None = None  # the step in flight that has a row of it
     losses: int = 0  # workers lost under it
+    pauses: bool = False  # it ended well, and its session's pages are to be kept
+
+    @property
+    def order(self) -> Order:
+        """Sort key among its tenant's requests."""
+        return self.request.priority, self.due_s, self.arrival
 
     @property
     def id(self) -> str:

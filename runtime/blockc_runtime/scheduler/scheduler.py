@@ -20,7 +20,11 @@ from blockc_runtime.scheduler.fair_queue import FairQueue
 from blockc_runtime.scheduler.launches import LaunchPlan
 from blockc_runtime.scheduler.live_request import LiveRequest
 from blockc_runtime.scheduler.residents import Residents
+from blockc_runtime.scheduler.sessions import Sessions
 from blockc_runtime.step import Fault, Row, RowResult, Step, StepResult
+
+# For apps without a target.
+_LENIENT_TTFT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +74,12 @@ class Scheduler:
         self._worker_tries = worker_tries
         self._queue = FairQueue(limits)
         self._residents = Residents(limits)
+        self._sessions = Sessions(kv)
         self._launch_plan = LaunchPlan(limits)
         self._live: dict[str, LiveRequest] = {}  # not ended, or ended under a step in flight
         self._running: dict[str, LiveRequest] = {}
         self._in_flight: dict[int, _InFlight] = {}
+        self._now_s = 0.0
         self._arrivals = 0
         self._steps = 0
         self._preemptions = 0
@@ -121,7 +127,6 @@ class Scheduler:
 
     def admit(self, request: Request, now_s: float = 0.0) -> tuple[Event, ...]:
         """Queue a request; its end, if it can never run. Raises ValueError if the id is in use."""
-        del now_s  # deadlines will want it
         if request.id in self._live:
             raise ValueError(f"request {request.id!r} is here already")
         problem = self._problem(request)
@@ -135,6 +140,7 @@ class Scheduler:
             request=request,
             tenant=self._limits.tenants[request.app],
             arrival=self._arrivals,
+            due_s=now_s + self._target_s(request.app),
             limit_tokens=self._longest(request),
             tokens=tokens,
             prefix=Prefix(request.isolation_group, tokens),
@@ -147,7 +153,7 @@ class Scheduler:
 
     def schedule(self, now_s: float) -> Step | None:
         """Choose the rows of the next step among requests that no step in flight has; None if nothing can run."""
-        del now_s
+        self._sessions.expire(now_s)
         running = sorted(self._running.values(), key=self._queue.turn)
         draft = StepDraft(
             limits=self._limits, kv=self._kv, queue=self._queue, residents=self._residents, running=running,
@@ -162,7 +168,7 @@ class Scheduler:
 
     def complete(self, step: Step, result: StepResult, now_s: float) -> tuple[Event, ...]:
         """Take a step's results in. Those of requests that ended meanwhile, and of unknown steps, are dropped."""
-        del now_s
+        self._now_s = now_s
         flight = self._in_flight.pop(step.id, None)
         if flight is None:
             return ()
@@ -222,6 +228,11 @@ class Scheduler:
             return f"{self._max_waiting} requests are waiting already"
         return None
 
+    def _target_s(self, app: int) -> float:
+        """How long after its arrival the first token of a request is due."""
+        target_s = self._limits.ttft_targets_s[app] if self._limits.ttft_targets_s else None
+        return _LENIENT_TTFT_S if target_s is None else target_s
+
     def _longest(self, request: Request) -> int:
         """Virtual tokens, prompt and all tokens that may still come."""
         wanted = len(request.prompt) + max(1, request.max_tokens - request.emitted)
@@ -239,6 +250,7 @@ class Scheduler:
         item.computed = reused
         self._running[item.id] = item
         self._queue.leave(item)
+        self._sessions.resume(item.request)
         if item.cached is None:
             item.cached = min(max(0, reused - item.virtual), len(item.request.prompt))
         self._queue.charge_prompt(item, until=reused)
@@ -290,7 +302,7 @@ class Scheduler:
         if not outcome.tokens:
             return
         item.tokens.extend(outcome.tokens)
-        self._queue.charge(item.tenant, output_tokens=len(outcome.tokens))
+        self._queue.charge(item.tenant, output_tokens=len(outcome.tokens), logprobs=len(outcome.logprobs))
         events.append(TokensEvent(request=item.id, tokens=outcome.tokens, logprobs=outcome.logprobs))
         if outcome.tokens[-1] in item.request.stop_token_ids:
             events.append(self._finish(item, "stop"))
@@ -304,6 +316,7 @@ class Scheduler:
         """
         self._kv.forget()
         self._residents.forget()
+        self._sessions.forget()
         for other in self._in_flight.values():
             other.is_void = True
         events: list[Event] = []
@@ -324,6 +337,7 @@ class Scheduler:
         """End a request. Under a step in flight its pages stay its own: that step may still write to them."""
         was = item.state
         item.state = "ended"
+        item.pauses = bool(item.request.session) and reason in ("stop", "length")
         if was == "waiting":
             self._queue.leave(item)
             del self._live[item.id]
@@ -334,7 +348,10 @@ class Scheduler:
         return _end(item.id, reason, message, cached_tokens=item.cached or 0, scores=scores)
 
     def _forget(self, item: LiveRequest) -> None:
-        self._kv.release(item.id)
+        if item.pauses:
+            self._sessions.pause(item.request, self._now_s)
+        else:
+            self._kv.release(item.id)
         self._residents.release(item.request.chain)
         del self._live[item.id]
 

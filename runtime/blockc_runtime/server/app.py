@@ -7,12 +7,14 @@ and ``/ready`` pass the keys; an app of another tenant and one that does not exi
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import metadata
 from typing import Literal
 
 from fastapi import FastAPI, Request, Response
 from starlette.responses import JSONResponse
 
 from blockc_runtime.server import errors, ui
+from blockc_runtime.server.access import AccessMiddleware, AuditLine, note
 from blockc_runtime.server.auth import KeyMiddleware, KeyRing, caller_of
 from blockc_runtime.server.body import read_body
 from blockc_runtime.server.calls import Calls
@@ -23,14 +25,19 @@ from blockc_runtime.server.engine_client import EngineClient
 from blockc_runtime.server.errors import ApiError, echo, invalid
 from blockc_runtime.server.generation import chat_generation, classification, completion_generation
 from blockc_runtime.server.metrics import CONTENT_TYPE, Metrics
+from blockc_runtime.server.openapi import document
+from blockc_runtime.server.quotas import Quota, Quotas
 from blockc_runtime.server.schemas import (
     ChatBody,
     ClassifyBody,
     CompletionBody,
+    DetokenizeBody,
+    TokenizeBody,
     model_name,
     parse_object,
     validate,
 )
+from blockc_runtime.server.tokenize import detokenized, tokenized
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 _STATS_PATIENCE_S = 0.5
@@ -42,16 +49,22 @@ def create_app(
     catalogue: Catalogue,
     metrics: Metrics,
     keys: KeyRing | None = None,
+    audit: Callable[[AuditLine], None] | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
     make_page: Callable[[], ui.SentPage] | None = None,
 ) -> FastAPI:
-    """Return the app. ``keys`` None: everybody who can connect may use everything. ``make_page`` None: no ``/ui``."""
+    """Return the app. ``keys`` None: everybody who can connect may use everything.
+
+    ``make_page`` None: no ``/ui``. ``audit`` takes what is to be logged of each request.
+    """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     errors.install(app)
     app.add_middleware(KeyMiddleware, keys=keys)
+    app.add_middleware(AccessMiddleware, audit=audit)
     if make_page is not None:
         ui.install(app, make_page)
-    calls = Calls(engine_client, metrics)
+    quotas = Quotas(keys.quota if keys is not None else lambda tenant: Quota())
+    calls = Calls(engine_client, metrics, quotas)
     _add_state_routes(app, engine_client, metrics)
 
     @app.get("/v1/models")
@@ -68,26 +81,46 @@ def create_app(
         fields = parse_object(await read_body(request, max_body_bytes))
         served = _find(catalogue, request, model_name(fields), yields="text")
         body = validate(CompletionBody, fields)
-        calls.check_room(served)
+        calls.check_room(served, caller_of(request.scope))
         generation = await completion_generation(body, served)
-        return calls.answer(generation, CompletionFormat(generation, body), body)
+        return calls.answer(generation, CompletionFormat(generation, body), body, caller_of(request.scope))
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         fields = parse_object(await read_body(request, max_body_bytes))
         served = _find(catalogue, request, model_name(fields), yields="text")
         body = validate(ChatBody, fields)
-        calls.check_room(served)
+        calls.check_room(served, caller_of(request.scope))
         generation = await chat_generation(body, served)
-        return calls.answer(generation, ChatFormat(generation, body), body)
+        return calls.answer(generation, ChatFormat(generation, body), body, caller_of(request.scope))
 
     @app.post("/v1/classify")
     async def classify(request: Request) -> Response:
         fields = parse_object(await read_body(request, max_body_bytes))
         served = _find(catalogue, request, model_name(fields), yields="scores")
         body = validate(ClassifyBody, fields)
-        calls.check_room(served)
-        return calls.classify(await classification(body, served))
+        calls.check_room(served, caller_of(request.scope))
+        return calls.classify(await classification(body, served), caller_of(request.scope))
+
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        fields = parse_object(await read_body(request, max_body_bytes))
+        served = _find(catalogue, request, model_name(fields))
+        return JSONResponse(await tokenized(validate(TokenizeBody, fields), served))
+
+    @app.post("/detokenize")
+    async def detokenize(request: Request) -> Response:
+        fields = parse_object(await read_body(request, max_body_bytes))
+        served = _find(catalogue, request, model_name(fields))
+        return JSONResponse(detokenized(validate(DetokenizeBody, fields), served))
+
+    @app.get("/openapi.json")
+    async def openapi() -> Response:
+        return JSONResponse(document())
+
+    @app.get("/version")
+    async def version() -> Response:
+        return JSONResponse({"version": metadata.version("blockc")})
 
     return app
 
@@ -119,6 +152,8 @@ def _find(
 ) -> ServedApp:
     """Raises 404, and 400 for a model of which the route cannot show what it yields."""
     served = catalogue.find(model, caller_of(request.scope))
+    if served is not None:
+        note(request.scope, model=served.model)
     if served is None:
         raise ApiError(
             404,

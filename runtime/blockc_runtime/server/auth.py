@@ -8,37 +8,40 @@ the time of a check does not depend on how much of a key was right.
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 import secrets
-import tomllib
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from blockc.diag import Diagnostics
+from blockc_runtime.server.access import NOTES
 from blockc_runtime.server.errors import ApiError
+from blockc_runtime.server.quotas import Quota
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 OPERATOR = "*"
 _CALLER = "blockc.caller"
-_HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})")
-_KEY_CHARS = 8
-_FORM = 'write {"tenant": ["sk-...", "sha256:<hex>"]}; the tenant "*" is the operator'
+_NO_QUOTA = Quota()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Whose key it was. ``tenant`` None: the operator, or a server without keys."""
+    """Whose key it was, and the how-manieth of its tenant. ``tenant`` None: the operator, or a server without keys."""
 
     tenant: str | None
+    key: int | None = None
 
     def may_use(self, tenant: str) -> bool:
         """Whether the apps of ``tenant`` exist for this caller."""
         return self.tenant is None or self.tenant == tenant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """What a keys file says: of each key's SHA-256 the tenant with the key's number, and the tenants' quotas."""
+
+    owners: Mapping[bytes, tuple[str, int]]
+    quotas: Mapping[str, Quota] = field(default_factory=dict)
 
 
 class KeyRing:
@@ -48,84 +51,31 @@ class KeyRing:
     lookup compares, so that its timing tells nothing, and it costs the same for 1 key and 10,000.
     """
 
-    def __init__(self, tenant_of: Mapping[bytes, str]) -> None:
+    def __init__(self, keys: Keys) -> None:
         self._secret = secrets.token_bytes(32)
-        self._tenant_of = {self._blind(digest): tenant for digest, tenant in tenant_of.items()}
+        self.replace(keys)
+
+    def replace(self, keys: Keys) -> None:
+        """Know these keys and quotas from here on, and no others. What is running goes on."""
+        self._owner_of = {self._blind(digest): owner for digest, owner in keys.owners.items()}
+        self._quotas = dict(keys.quotas)
 
     def caller(self, authorization: bytes | None) -> Caller | None:
         """Return who sent this header; None if nobody known."""
         scheme, _, key = (authorization or b"").partition(b" ")
         digest = hashlib.sha256(key.strip()).digest()
-        tenant = self._tenant_of.get(self._blind(digest))
-        if tenant is None or scheme.lower() != b"bearer":
+        owner = self._owner_of.get(self._blind(digest))
+        if owner is None or scheme.lower() != b"bearer":
             return None
-        return Caller(tenant=None if tenant == OPERATOR else tenant)
+        tenant, number = owner
+        return Caller(tenant=None if tenant == OPERATOR else tenant, key=number)
+
+    def quota(self, tenant: str) -> Quota:
+        """Return the limits of a tenant."""
+        return self._quotas.get(tenant, _NO_QUOTA)
 
     def _blind(self, digest: bytes) -> bytes:
         return hashlib.blake2b(digest, key=self._secret, digest_size=32).digest()
-
-
-def load_keys(path: Path, tenants: Collection[str]) -> KeyRing:
-    """Read ``{"tenant": ["sk-...", "sha256:<hex>"]}`` as JSON, or as TOML if it ends in ``.toml``.
-
-    The tenant ``*`` is the operator: every app, every metric. Raises `DiagnosticError`.
-    """
-    problems = Diagnostics()
-    entries = _read(path, problems)
-    tenant_of: dict[bytes, str] = {}
-    for tenant, keys in entries.items():
-        if tenant != OPERATOR and tenant not in tenants:
-            problems.report(
-                "BC101",
-                f"{path.name} gives keys to `{tenant[:80]}`, which the plan does not know",
-                help=f"the plan's tenants are {', '.join(sorted(tenants)[:20])}",
-            )
-        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-            problems.report("BC104", f"the keys of `{tenant[:80]}` are not a list of strings", help=_FORM)
-            continue
-        for number, key in enumerate(keys, 1):
-            digest = _digest(key)
-            if digest is None:
-                problems.report(
-                    "BC109",
-                    f"key {number} of `{tenant[:80]}` is neither `sha256:` with 64 hexadecimal "
-                    f"digits nor a text of {_KEY_CHARS} characters and more without blanks",
-                    help=_FORM,
-                )
-            elif tenant_of.setdefault(digest, tenant) != tenant:
-                problems.report(
-                    "BC106",
-                    f"key {number} of `{tenant[:80]}` is also `{tenant_of[digest]}`'s",
-                    help="give each a key of its own",
-                )
-    problems.raise_if_errors()
-    return KeyRing(tenant_of)
-
-
-def _read(path: Path, problems: Diagnostics) -> Mapping[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        value = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except OSError as error:
-        problems.report("BC003", f"the keys file {path} cannot be read: {error.strerror}", help=_FORM)
-    except ValueError as error:  # its text is left out: it may quote a key
-        kind = "TOML" if path.suffix == ".toml" else "JSON"
-        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        problems.report("BC001", f"the keys file {path} is not {kind} ({where})", help=_FORM)
-    else:
-        if isinstance(value, dict) and value:
-            return value
-        problems.report("BC104", f"the keys file {path} does not map tenants to lists of keys", help=_FORM)
-    problems.raise_if_errors()
-    return {}
-
-
-def _digest(key: str) -> bytes | None:
-    if hashed := _HASHED.fullmatch(key):
-        return bytes.fromhex(hashed[1])
-    if key.startswith("sha256:") or len(key) < _KEY_CHARS or not key.isascii() or " " in key:
-        return None
-    return hashlib.sha256(key.encode()).digest()
 
 
 class KeyMiddleware:
@@ -149,6 +99,8 @@ class KeyMiddleware:
                 await error.response()(scope, receive, send)
                 return
             scope[_CALLER] = caller
+            if (notes := scope.get(NOTES)) is not None and self._keys is not None:
+                notes.update(tenant=caller.tenant or OPERATOR, key=caller.key)
         await self._app(scope, receive, send)
 
     def _caller(self, scope: Scope) -> Caller | None:

@@ -13,6 +13,7 @@ from starlette.types import Send
 
 from blockc_runtime.request import EndEvent, TokensEvent
 from blockc_runtime.server import sse
+from blockc_runtime.server.auth import Caller
 from blockc_runtime.server.catalogue import ServedApp
 from blockc_runtime.server.choice import Choice
 from blockc_runtime.server.classify import ScoresResponse
@@ -27,6 +28,7 @@ from blockc_runtime.server.errors import ApiError, unavailable
 from blockc_runtime.server.generation import Generation, Submission
 from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.output import Delta, Output
+from blockc_runtime.server.quotas import QuotaExceededError, Quotas, Reservation
 from blockc_runtime.server.response import CallResponse, raise_if_failed, send_json
 from blockc_runtime.server.schemas import ChatBody, CompletionBody
 
@@ -50,38 +52,51 @@ class Format(Protocol):
 class Calls:
     """Takes calls on for one engine."""
 
-    def __init__(self, client: EngineClient, metrics: Metrics) -> None:
+    def __init__(self, client: EngineClient, metrics: Metrics, quotas: Quotas) -> None:
         self._client = client
         self._metrics = metrics
+        self._quotas = quotas
 
-    def check_room(self, app: ServedApp) -> None:
+    def check_room(self, app: ServedApp, caller: Caller) -> None:
         """Raise 429 or 503 before anything is tokenised for a call that would get it anyway."""
         with self._refusals():
             self._client.check_room(app.tenant, 1)
+            self._quotas.check(caller.tenant)
 
-    def answer(self, generation: Generation, answer_format: Format, body: CompletionBody | ChatBody) -> TextResponse:
+    def answer(
+        self, generation: Generation, answer_format: Format, body: CompletionBody | ChatBody, caller: Caller
+    ) -> TextResponse:
         """Submit a call and return the response that will answer it. Raises 429 or 503."""
+        call, reservation = self._submitted(generation, caller)
         return TextResponse(
             self._client,
-            self._submitted(generation),
+            call,
             generation,
+            reservation,
             answer_format,
             stream=body.stream,
             include_usage=body.stream_options.include_usage,
         )
 
-    def classify(self, submission: Submission) -> ScoresResponse:
+    def classify(self, submission: Submission, caller: Caller) -> ScoresResponse:
         """Submit texts for their scores and return the response that will answer. Raises 429 or 503."""
-        return ScoresResponse(self._client, self._submitted(submission), submission)
+        call, reservation = self._submitted(submission, caller)
+        return ScoresResponse(self._client, call, submission, reservation)
 
-    def _submitted(self, submission: Submission) -> Call:
+    def _submitted(self, submission: Submission, caller: Caller) -> tuple[Call, Reservation]:
         app = submission.app
         with self._refusals():
-            return self._client.submit(
-                submission.requests,
-                tenant=app.tenant,
-                metrics=self._metrics.app(app.tenant, app.app),
-            )
+            reservation = self._quotas.reserve(caller.tenant, submission.most_tokens)
+            try:
+                call = self._client.submit(
+                    submission.requests,
+                    tenant=app.tenant,
+                    metrics=self._metrics.app(app.tenant, app.app),
+                )
+            except BaseException:
+                reservation.undo()
+                raise
+        return call, reservation
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
@@ -90,6 +105,13 @@ class Calls:
         except QueueFullError:
             raise ApiError(
                 429, "too many requests are waiting", code="queue_full", headers={"Retry-After": "1"}
+            ) from None
+        except QuotaExceededError as error:
+            raise ApiError(
+                429,
+                f"this key's quota is {error}; try again in {error.retry_after_s} s",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": str(error.retry_after_s)},
             ) from None
         except EngineUnavailableError:
             reason = "the server is ending" if self._client.draining else "there is no engine"
@@ -104,12 +126,13 @@ class TextResponse(CallResponse):
         client: EngineClient,
         call: Call,
         generation: Generation,
+        reservation: Reservation,
         answer_format: Format,
         *,
         stream: bool,
         include_usage: bool,
     ) -> None:
-        super().__init__(client, call, generation)
+        super().__init__(client, call, generation, reservation)
         self._format = answer_format
         self._as_stream = stream
         self._include_usage = include_usage
@@ -166,9 +189,12 @@ class TextResponse(CallResponse):
         assert isinstance(arrival, EndEvent)
         return output.end(arrival)
 
+    def _completion_tokens(self) -> int:
+        return sum(output.token_count for output in self._outputs)
+
     def _usage(self) -> dict[str, Any]:
         prompt = self._generation.prompt_tokens
-        completion = sum(output.token_count for output in self._outputs)
+        completion = self._completion_tokens()
         cached = sum(output.cached_tokens for output in self._outputs[:: self._generation.tries])
         return {
             "prompt_tokens": prompt,

@@ -33,9 +33,12 @@ class ChatTemplate:
         environment = _environment()
         try:
             self._template = environment.from_string(source)
-            self._loops_over_parts = _loops_over_content(environment.parse(source))
+            parsed = environment.parse(source)
+            self._loops_over_parts = _loops_over_content(parsed)
+            self.knows_tools = any(name.name == "tools" for name in parsed.find_all(nodes.Name))
         except (jinja2.TemplateError, RecursionError) as error:
             raise ChatTemplateError(_one_line(error)) from error
+        self.source = source
         self._special_tokens = dict(special_tokens)
 
     def render(
@@ -44,6 +47,7 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool,
         variables: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         """Return the prompt's text. ``variables`` win over special tokens, never over messages."""
         try:
@@ -52,7 +56,7 @@ class ChatTemplate:
                     **self._special_tokens,
                     **variables,
                     "messages": [self._plain(message) for message in messages],
-                    "tools": None,
+                    "tools": tools,
                     "documents": None,
                     "add_generation_prompt": add_generation_prompt,
                 }

@@ -45,9 +45,11 @@ class Vocabulary:
         self._bytes: dict[int, bytes] = {}
         self._texts: dict[int, str] = {}
 
-    def detokenizer(self, *, skip_special_tokens: bool) -> Detokenizer:
-        """Return a fresh state."""
+    def detokenizer(self, *, skip_special_tokens: bool, shown: Sequence[str] = ()) -> Detokenizer:
+        """Return a fresh state. ``shown``: special tokens that are text all the same."""
         hidden = self.special if skip_special_tokens else frozenset[int]()
+        if shown:
+            hidden = hidden.difference(self._tokenizer.token_to_id(token) for token in shown)
         if self._byte_level:
             return _ByteLevelDetokenizer(self, hidden)
         return _WindowDetokenizer(self, hidden)

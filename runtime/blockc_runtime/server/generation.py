@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from blockc_runtime.request import Request, Sampling
@@ -22,6 +22,8 @@ from blockc_runtime.server.output import OutputOptions
 from blockc_runtime.server.sampling_fields import samplings
 from blockc_runtime.server.schemas import MAX_CHOICES, MAX_PROMPTS, ChatBody, ClassifyBody, CompletionBody
 from blockc_runtime.server.structured_fields import grammar_of
+from blockc_runtime.server.tool_fields import calls_grammar, plain_messages, tools_of
+from blockc_runtime.server.tools import CLOSE, OPEN, Tools
 
 _COMPLETION_TOKENS = 16  # OpenAI's default
 _INLINE_CHARS = 4096  # longer texts are tokenised beside the event loop
@@ -40,6 +42,11 @@ class Submission:
         """Tokens of all prompts."""
         return sum(len(request.prompt) for request in self.requests)
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of all prompts, and all that may follow."""
+        return self.prompt_tokens
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation(Submission):
@@ -53,11 +60,17 @@ class Generation(Submission):
     n: int = 1
     tries: int = 1
     echoes: tuple[str, ...] = ()
+    tools: Tools | None = None
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens of all prompts, each counted once."""
         return sum(len(request.prompt) for request in self.requests[:: self.tries])
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of all prompts, and all that may follow."""
+        return self.prompt_tokens + sum(request.max_tokens for request in self.requests)
 
     def prompt_of(self, choice: int) -> tuple[int, ...]:
         """Return the prompt that an entry of the answer belongs to."""
@@ -80,7 +93,7 @@ async def completion_generation(body: CompletionBody, app: ServedApp) -> Generat
     tries = body.n if body.best_of is None else body.best_of
     _check_tries(body, tries)
     prompts = _prompts(body.prompt, "prompt")
-    encoded = [await _encode(app, prompt, add_special_tokens=body.add_special_tokens) for prompt in prompts]
+    encoded = [await encode(app, prompt, add_special_tokens=body.add_special_tokens) for prompt in prompts]
     logprobs = body.logprobs
     if tries > body.n and logprobs is None:
         logprobs = 0  # the likeliest are chosen by them
@@ -108,7 +121,7 @@ def _shown(app: ServedApp, prompt: str | tuple[int, ...], body: CompletionBody) 
     """Return a prompt as text."""
     if isinstance(prompt, str):
         return prompt
-    _check_tokens(prompt, app, "prompt")
+    check_tokens(prompt, app, "prompt")
     text = app.text.vocabulary.detokenizer(skip_special_tokens=body.skip_special_tokens)
     return text.feed(prompt) + text.finish()
 
@@ -119,24 +132,43 @@ async def chat_generation(body: ChatBody, app: ServedApp) -> Generation:
         raise invalid("this model has no chat template; use /v1/completions", param="messages")
     if body.top_logprobs and not body.logprobs:
         raise invalid("`top_logprobs` needs `logprobs`", param="top_logprobs")
+    tools = tools_of(body, app)
+    prompt = await chat_prompt(body, app)
+    grammar = await grammar_of(body)
+    if (calls := await calls_grammar(body, tools)) is not None:
+        if grammar is not None:
+            raise invalid("`tool_choice` asks for a call, which is no answer of this form", param="response_format")
+        grammar = calls
+    limit = body.max_completion_tokens or body.max_tokens
+    logprobs = body.top_logprobs if body.logprobs else None
+    generation = _generation("chatcmpl", body, app, [prompt], limit, logprobs, tries=body.n, grammar=grammar)
+    if tools is None:
+        return generation
+    # Where the marks of a call are special tokens, they have to be seen to be found.
+    return replace(generation, tools=tools, options=replace(generation.options, shown=(OPEN, CLOSE)))
+
+
+async def chat_prompt(body: ChatBody, app: ServedApp) -> tuple[int, ...]:
+    """Return the tokens that the model reads of a conversation. Raises 400."""
+    if app.text.chat_template is None:
+        raise invalid("this model has no chat template; use /v1/completions", param="messages")
+    tools = None if tools_of(body, app) is None else [tool.model_dump(exclude_none=True) for tool in body.tools]
     try:
         text = app.text.chat_template.render(
-            [message.model_dump() for message in body.messages],
+            plain_messages(body.messages),
             add_generation_prompt=body.add_generation_prompt,
             variables=body.chat_template_kwargs,
+            tools=tools,
         )
     except ChatTemplateError as error:
         raise invalid(f"the chat template refused: {error}", param="messages") from None
-    prompt = await _encode(app, text, add_special_tokens=body.add_special_tokens)
-    limit = body.max_completion_tokens or body.max_tokens
-    logprobs = body.top_logprobs if body.logprobs else None
-    return _generation("chatcmpl", body, app, [prompt], limit, logprobs, tries=body.n, grammar=await grammar_of(body))
+    return await encode(app, text, add_special_tokens=body.add_special_tokens)
 
 
 async def classification(body: ClassifyBody, app: ServedApp) -> Submission:
     """Return what ``/v1/classify`` asks of the engine: scores of each text."""
     texts = [
-        await _encode(app, text, add_special_tokens=body.add_special_tokens) for text in _prompts(body.input, "input")
+        await encode(app, text, add_special_tokens=body.add_special_tokens) for text in _prompts(body.input, "input")
     ]
     id_ = f"classify-{secrets.token_hex(12)}"
     requests = tuple(
@@ -156,7 +188,8 @@ async def classification(body: ClassifyBody, app: ServedApp) -> Submission:
     return Submission(id=id_, app=app, requests=requests)
 
 
-async def _encode(app: ServedApp, text: str | tuple[int, ...], *, add_special_tokens: bool) -> tuple[int, ...]:
+async def encode(app: ServedApp, text: str | tuple[int, ...], *, add_special_tokens: bool) -> tuple[int, ...]:
+    """Return the tokens of a text; what are tokens already stays so."""
     if isinstance(text, tuple):
         return text
     if len(text) <= _INLINE_CHARS:
@@ -194,7 +227,7 @@ def _generation(
     echoes: tuple[str, ...] = (),
 ) -> Generation:
     id_ = f"{prefix}-{secrets.token_hex(12)}"
-    _check_tokens(body.stop_token_ids, app, "stop_token_ids")
+    check_tokens(body.stop_token_ids, app, "stop_token_ids")
     eos = () if body.ignore_eos else app.stop_token_ids
     stop_token_ids = tuple(sorted({*eos, *body.stop_token_ids}))
     default = _COMPLETION_TOKENS if isinstance(body, CompletionBody) else None
@@ -215,6 +248,9 @@ def _generation(
             max_tokens=_output_tokens(body, app, prompt, max_tokens, default),
             stop_token_ids=stop_token_ids,
             sampling=sampling,
+            priority=body.priority,
+            session=body.session_id or "",
+            keep_s=body.session_ttl,
         )
         for number, prompt in enumerate(prompts)
         for index, sampling in enumerate(
@@ -245,7 +281,8 @@ def _output_tokens(
     return limit
 
 
-def _check_tokens(ids: Sequence[int], app: ServedApp, param: str) -> None:
+def check_tokens(ids: Sequence[int], app: ServedApp, param: str) -> None:
+    """Raise 400 for ids that the model does not have."""
     if ids and not (min(ids) >= 0 and max(ids) < app.vocab_size):
         raise invalid(f"token ids run from 0 to {app.vocab_size - 1}", param=param)
 
@@ -259,7 +296,7 @@ def _max_tokens(
     room = app.max_model_len - len(prompt)
     if room < 1:
         raise _too_long(app, f"the {param} has {len(prompt)}", param)
-    _check_tokens(prompt, app, param)
+    check_tokens(prompt, app, param)
     if asked is not None and asked > room:
         raise _too_long(app, f"the {param} has {len(prompt)} and {asked} more were asked for", param)
     return min(room, asked or default or app.defaults.max_new_tokens or room)

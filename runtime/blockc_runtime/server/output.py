@@ -20,7 +20,7 @@ class OutputOptions:
     """How a client wants to see its output. ``stop_token_ids``: those that end it in the engine.
 
     Stop strings are looked for behind the first ``min_tokens`` tokens. ``is_silent``: nothing of the output is asked
-    for, only its prompt.
+    for, only its prompt. ``shown``: special tokens that are text all the same.
     """
 
     stops: tuple[str, ...]
@@ -30,6 +30,7 @@ class OutputOptions:
     skip_special_tokens: bool
     min_tokens: int = 0
     is_silent: bool = False
+    shown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,7 @@ class Output:
 
     def __init__(self, vocabulary: Vocabulary, options: OutputOptions) -> None:
         self._options = options
-        self._text = vocabulary.detokenizer(skip_special_tokens=options.skip_special_tokens)
+        self._text = vocabulary.detokenizer(skip_special_tokens=options.skip_special_tokens, shown=options.shown)
         self._stops = StopStrings(options.stops, keep=options.include_stop)
         self._last_token: int | None = None
         self.token_count = 0

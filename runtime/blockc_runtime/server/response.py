@@ -14,24 +14,33 @@ from starlette.types import Receive, Scope, Send
 
 from blockc_runtime.request import EndEvent
 from blockc_runtime.server import sse
+from blockc_runtime.server.access import note
 from blockc_runtime.server.engine_client import Arrival, Call, EngineClient, Unavailable
 from blockc_runtime.server.errors import ApiError, unavailable
 from blockc_runtime.server.generation import Submission
+from blockc_runtime.server.quotas import Reservation
 
 
 class CallResponse(Response, ABC):
     """A call in progress."""
 
-    def __init__(self, client: EngineClient, call: Call, submission: Submission) -> None:
+    def __init__(
+        self, client: EngineClient, call: Call, submission: Submission, reservation: Reservation | None = None
+    ) -> None:
         super().__init__()
         self._client = client
         self._call = call
         self._submission = submission
+        self._reservation = reservation or Reservation()
         self._index = {request.id: index for index, request in enumerate(submission.requests)}
 
     @abstractmethod
     async def _answer(self, send: Send, arrivals: list[Arrival]) -> None:
         """Send the answer. ``arrivals``: the first that came, none of them a failure."""
+
+    def _completion_tokens(self) -> int:
+        """Tokens of the answer so far."""
+        return 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, and stop everything if the client leaves."""
@@ -47,6 +56,9 @@ class CallResponse(Response, ABC):
         finally:
             self._client.cancel(self._call)
             watch.cancel()
+            prompt, completion = self._submission.prompt_tokens, self._completion_tokens()
+            self._reservation.settle(prompt + completion)
+            note(scope, id=self._submission.id, prompt_tokens=prompt, completion_tokens=completion)
 
     async def _leave_with_client(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

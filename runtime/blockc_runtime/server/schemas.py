@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, field_validator
 
 from blockc_runtime.server.errors import echo, invalid
 
@@ -19,7 +19,10 @@ MAX_STOP_CHARS = 256
 MAX_PROMPTS = 64
 MAX_CHOICES = 128  # answers of one call, those of `best_of` that are not shown included
 MAX_BIASES = 1024
+MAX_SESSION_TTL_S = 600
 MAX_MESSAGES = 4096  # they are rendered on the event loop
+MAX_TOOLS = 128
+MAX_NAME_CHARS = 64
 _MAX_FIELDS = 100
 
 # Fields of OpenAI's and vLLM's APIs that this server does not act on, with the values that ask for
@@ -38,17 +41,13 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "length_penalty": (1, 1.0),
     "logits_processors": ([],),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
     "prediction": (),
-    "priority": (0,),
     "prompt_logprobs": (),
     "reasoning_effort": ("none",),
     "service_tier": ("auto", "default"),
     "spaces_between_special_tokens": (True,),
     "store": (False,),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "verbosity": ("medium",),
@@ -59,9 +58,18 @@ _NEUTRAL_IN_MESSAGES: dict[str, tuple[object, ...]] = {
     "audio": (),
     "function_call": (),
     "refusal": (),
-    "tool_calls": ([],),
 }
 
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_TEXTS = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_PROMPTS}
+_PROMPTS: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string"},
+        _TEXTS,
+        _IDS,
+        {"type": "array", "items": _IDS, "minItems": 1, "maxItems": MAX_PROMPTS},
+    ]
+}
 _Bias = Annotated[float, Field(ge=-100, le=100)]
 _Stops = str | Annotated[list[str], Field(fail_fast=True)]
 
@@ -135,6 +143,11 @@ class _Generation(_Body):
     return_token_ids: bool = False
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+    # Among the tenant's own requests the lowest goes first, as in vLLM.
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
+    # More of this session will come within so many seconds: what it has computed is kept until then, if it can be.
+    session_id: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    session_ttl: Annotated[float, Field(gt=0, le=MAX_SESSION_TTL_S)] = 60.0
     # Labels of the client's own; they change nothing and are not kept.
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -154,7 +167,7 @@ class _Generation(_Body):
 class CompletionBody(_Generation):
     """``/v1/completions``. ``prompt`` is checked where it is turned into tokens."""
 
-    prompt: Any
+    prompt: Annotated[Any, WithJsonSchema(_PROMPTS)]
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
@@ -162,11 +175,31 @@ class CompletionBody(_Generation):
     add_special_tokens: bool = True
 
 
+class TokenizeBody(_Body):
+    """``/tokenize``: ``prompt`` as text, or ``messages`` as a chat would show them to the model."""
+
+    model: str
+    prompt: str | None = None
+    messages: list[Any] | None = None
+    tools: list[Any] = []
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] = {}
+    return_token_strs: bool = False
+
+
+class DetokenizeBody(_Body):
+    """``/detokenize``."""
+
+    model: str
+    tokens: Annotated[list[int], Field(fail_fast=True)]
+
+
 class ClassifyBody(_Body):
     """``/v1/classify``. ``input`` is checked where it is turned into tokens."""
 
     model: str
-    input: Any
+    input: Annotated[Any, WithJsonSchema(_PROMPTS)]
     add_special_tokens: bool = True
     user: str | None = None
 
@@ -178,10 +211,57 @@ class TextPart(_Body):
     text: str
 
 
+class FunctionCall(_Body):
+    """What an assistant called. ``arguments``: JSON as text, as it was answered."""
+
+    name: Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+    arguments: str
+
+
+class CallOfAssistant(_Body):
+    """One call in a message of an assistant."""
+
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: int | None = None
+
+
+class Function(_Body):
+    """A function that a model may call. ``strict`` or not, calls that have to come follow its schema."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(_Body):
+    """A tool; functions are all there are."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(_Body):
+    """One of the functions, by its name."""
+
+    name: str
+
+
+class NamedChoice(_Body):
+    """The function that has to be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
 class ChatMessage(_Body):
     """One message; what roles mean is up to the model's template."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    tool_calls: Annotated[list[CallOfAssistant], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_call_id: str | None = None
     content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
 
@@ -194,12 +274,15 @@ class ChatBody(_Generation):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] = 0
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] = []
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool = True
     add_generation_prompt: bool = True
     add_special_tokens: bool = False
     chat_template_kwargs: dict[str, Any] = {}
 
 
-_BodyT = TypeVar("_BodyT", CompletionBody, ChatBody, ClassifyBody)
+_BodyT = TypeVar("_BodyT", CompletionBody, ChatBody, ClassifyBody, TokenizeBody, DetokenizeBody)
 
 
 def parse_object(data: bytes) -> dict[str, Any]:

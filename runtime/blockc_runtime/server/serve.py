@@ -12,7 +12,7 @@ import hashlib
 import ipaddress
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -23,10 +23,12 @@ from fastapi import FastAPI
 from blockc.diag import DiagnosticError, Diagnostics
 from blockc.plan import load_plan, require_weights
 from blockc.zoo import Zoo
+from blockc_runtime.server.access import AuditLine, audit_file
 from blockc_runtime.server.app import create_app
-from blockc_runtime.server.auth import KeyRing, load_keys
+from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue, load_catalogue
 from blockc_runtime.server.engine_client import EngineClient
+from blockc_runtime.server.keys_file import load_keys, watch_keys
 from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.supervisor import EngineCommand, Supervisor, engine_command
 from blockc_runtime.server.ui import SentPage
@@ -38,6 +40,7 @@ _FLUSH_S = 1  # for answers that are complete, and clients that do not read them
 class ServeOptions:
     """``drain_s``: how long requests may go on after SIGTERM. ``port`` 0: any free one.
 
+    ``audit``: the file that gets a line for each request.
     ``executor`` ``null`` computes nothing, and takes ``null_step_s`` for every step of it. ``make_page`` makes what
     ``/ui`` shows; None: there is no such route.
     """
@@ -47,6 +50,7 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     keys: Path | None = None
+    audit: Path | None = None
     executor: str = "torch"
     null_step_s: float = 0.0
     drain_s: float = 30.0
@@ -61,7 +65,8 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Call
     plan = load_plan(options.plan)
     require_weights(plan)
     catalogue = load_catalogue(plan, Zoo(options.zoo), progress)
-    keys = None if options.keys is None else load_keys(options.keys, catalogue.tenants)
+    keys = None if options.keys is None else KeyRing(load_keys(options.keys, catalogue.tenants))
+    audit = None if options.audit is None else audit_file(options.audit)
     listener = listen(options.host, options.port, with_keys=keys is not None)
     if keys is None:
         progress("no --keys: every app is open to everybody on this machine")
@@ -74,9 +79,13 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Call
         plan_digest=digest,
         progress=progress,
         make_page=options.make_page,
+        audit=audit,
     )
     server.metrics.predict_memory(plan.memory)
-    asyncio.run(server.run(listener, ready=ready, drain_s=options.drain_s))
+    watching = None
+    if options.keys is not None and keys is not None:
+        watching = watch_keys(options.keys, keys, catalogue.tenants, progress)
+    asyncio.run(server.run(listener, ready=ready, drain_s=options.drain_s, beside=watching))
 
 
 def listen(host: str, port: int, *, with_keys: bool) -> socket.socket:
@@ -121,18 +130,31 @@ class Server:
         client: EngineClient | None = None,
         metrics: Metrics | None = None,
         make_page: Callable[[], SentPage] | None = None,
+        audit: Callable[[AuditLine], None] | None = None,
     ) -> None:
         self.metrics = metrics or Metrics()
         self.client = client or EngineClient(self.metrics)
-        self.app = create_app(self.client, catalogue=catalogue, metrics=self.metrics, keys=keys, make_page=make_page)
+        self.app = create_app(
+            self.client, catalogue=catalogue, metrics=self.metrics, keys=keys, make_page=make_page, audit=audit
+        )
         self._progress = progress
         self._http = _http_server(self.app)
         self._command, self._plan_digest = command, plan_digest
         self._draining: asyncio.Task[None] | None = None
         self.supervisor: Supervisor | None = None
 
-    async def run(self, listener: socket.socket, *, ready: Callable[[str], None], drain_s: float) -> None:
-        """Serve until a signal. Raises `DiagnosticError` if the first engine does not start."""
+    async def run(
+        self,
+        listener: socket.socket,
+        *,
+        ready: Callable[[str], None],
+        drain_s: float,
+        beside: Coroutine[None, None, None] | None = None,
+    ) -> None:
+        """Serve until a signal. ``beside``: what else to do meanwhile.
+
+        Raises `DiagnosticError` if the first engine does not start.
+        """
         loop = asyncio.get_running_loop()
         with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not the main thread
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -145,6 +167,7 @@ class Server:
             progress=self._progress,
         )
         url = url_of(listener)
+        other = None if beside is None else asyncio.create_task(beside)
         http = asyncio.create_task(self._http.serve(sockets=[listener]))
         starting = asyncio.create_task(self.supervisor.start())
         try:
@@ -155,6 +178,8 @@ class Server:
             await http
         finally:
             starting.cancel()
+            if other is not None:
+                other.cancel()
             self._http.should_exit = True
             await asyncio.gather(http, starting, return_exceptions=True)
             await self.supervisor.stop()

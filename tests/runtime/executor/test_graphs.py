@@ -199,25 +199,32 @@ def test_what_cannot_be_recorded_is_run_op_by_op_and_said(tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("cuda_ops")
 def test_other_kinds_of_fine_tune_are_run_op_by_op(tmp_path: Path) -> None:
-    """And rows beside them in their step, but not the steps without them."""
+    """And rows beside them in their step, but not the steps without them. Scales and biases are replayed."""
     made = torch.Generator().manual_seed(0)
-    scale = Part(occurrence=1, site="self_attn.q_proj", kind="linear", codec="out_scale",
-                 tensors={"value": torch.randn(64, generator=made)})  # fmt: skip
-    low = Term(occurrence=1, site="self_attn.q_proj", a=torch.randn(4, 64, generator=made),
-               b=torch.randn(64, 4, generator=made), scale=0.5)  # fmt: skip
+
+    def at_q(codec: str, **tensors: torch.Tensor) -> Part:
+        return Part(occurrence=1, site="self_attn.q_proj", kind="linear", codec=codec, tensors=tensors)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=made)
+
+    low = Term(occurrence=1, site="self_attn.q_proj", a=random(4, 64), b=random(64, 4), scale=0.5)
+    scaled = (at_q("out_scale", value=random(64)), at_q("bias", value=random(64)), low)
+    inputs = Part(occurrence=2, site="mlp.down_proj", kind="linear", codec="in_scale", tensors={"value": random(96)})
+    rows = at_q("rows", index=torch.tensor([3, 9]), weight=random(2, 64))
     builder = PlanBuilder(new_zoo(tmp_path / "zoo"))
-    builder.add(llama_spec(make_llama(layers=1)), sides=((), (scale,), (low,)))
+    builder.add(llama_spec(make_llama(layers=1)), sides=((), (rows,), scaled, (inputs,)))
     driver, plain = driver_of(builder, recorder_here()), driver_of(builder, None)
     results = []
     for own in (driver, plain):
-        sequences = [own.start(chain, [5, 6, 7]) for chain in range(3)]
+        sequences = [own.start(chain, [5, 6, 7]) for chain in range(4)]
         own.advance([(s, 3) for s in sequences])
         decode(own, sequences)
         said = own.executor.counts
-        decode(own, [sequences[0], sequences[2]])
+        decode(own, [sequences[0], *sequences[2:]])
         results.append((said, own.executor.counts, [s.logits for s in sequences]))
     (mixed, alone, ours), (_, none, wanted) = results
-    assert mixed.op_by_op == ("fine-tunes that are not of low rank alone",)
+    assert mixed.op_by_op == ("fine-tunes of kinds that the host has to sort",)
     assert (alone.replays, alone.op_by_op) == (1, ())
     assert (none.replays, none.op_by_op) == (0, ())
     torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-4)

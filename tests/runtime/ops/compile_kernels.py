@@ -50,6 +50,11 @@ def low_rank(dtype: str, places: int, ranks: int, **single: int) -> None:
     compiled(linear.low_rank_outer, {"inner": "*fp32", **tables, **ys}, {**sizes, "WIDTH": 128})
 
 
+def inputs(dtype: str) -> None:
+    tables = dict.fromkeys(("tiles", "bank_0", "bank_1", "bank_2", "bank_3"), "*i64")
+    compiled(linear.scaled_inputs, {"x": dtype, **tables}, {"PLACES": 16, "COLUMNS": 128})
+
+
 def heads(dtype: str, turn: bool, keep: bool, **single: int) -> None:
     operands = dict.fromkeys(("q", "k", "v", "q_out", "k_out", "cos", "sin", "keys", "values"), dtype)
     sizes = {"HEADS": 32, "KEY_SIZE": 128, "VALUE_SIZE": 128, "HALF": 64, "VALUE": 128}
@@ -72,6 +77,7 @@ if __name__ == "__main__":
     # Numbers that are 1 are constants to Triton, and tables are of both widths.
     low_rank("*bf16", 16, 16)
     low_rank("*bf16", 64, 64, outputs=1, chunks=1)
+    inputs("*bf16")
     heads("*bf16", True, True)
     heads("*bf16", False, False, kv_count=1)
     attend("*bf16", "*i32", 128, True, False)

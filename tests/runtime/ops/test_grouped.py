@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blockc_runtime.ops.linear import grouped_cuda
+from blockc_runtime.ops.linear import grouped_cuda, reference
+from blockc_runtime.ops.linear.reference import ReferenceSide
 from blockc_runtime.ops.linear.side_tiles import FEW_PLACES, MANY_PLACES, SideTiles, StaticSides, tile_values, tiles_of
 from blockc_runtime.ops.linear.sides import LowRankOutput, LowRankWeights, SideWeights
+from blockc_runtime.ops.linear.weights import DenseWeights
 from blockc_runtime.ops.sides import SideBatch, SideRow, SideSet, side_batch
+from tests.runtime.ops.test_linear import (
+    BANKED_ROWS,
+    FAN_IN,
+    OUTS,
+    check_rows,
+    codecs_of,
+    reference_sides,
+    stacked,
+)
 from tests.support.device import DEVICE
 
 SLOTS = 3
@@ -118,6 +130,48 @@ def test_every_place_gets_its_own_terms(
     got = grouped_cuda.linears(x.to(DEVICE), Given(ys, joined), on_device)
     for one, wanted in zip(got, expected(ys, x[0], banks, rows), strict=True):  # type: ignore[arg-type]
         torch.testing.assert_close(one[0].cpu(), wanted, rtol=1e-4, atol=2e-3)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="operands are on the CPU")
+@settings(max_examples=40, deadline=None)
+@given(rows=BANKED_ROWS, base=st.integers(0, 3), codecs=st.tuples(codecs_of, codecs_of), with_bias=st.booleans())
+def test_kinds_are_mixed(
+    rows: list[tuple[int, int, int]], base: int, codecs: tuple[dict[int, frozenset[str]], ...], with_bias: bool
+) -> None:
+    """Scales of what is read and of what comes out, biases, rows and further changes, with terms of low rank."""
+    check_rows(grouped_cuda.linears, rows, base, codecs, with_bias)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="operands are on the CPU")
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=BANKED_ROWS, in_scale=st.booleans(), with_bias=st.booleans(),
+    codecs=st.frozensets(st.sampled_from(["low_rank", "out_scale", "bias"]), min_size=1),
+)  # fmt: skip
+def test_stacks_are_applied_by_kernels_alone(
+    rows: list[tuple[int, int, int]], in_scale: bool, with_bias: bool, codecs: frozenset[str]
+) -> None:
+    """One product, and no row is picked by the host: what a graph replays."""
+    made = reference_sides(dict.fromkeys(range(3), codecs), 3, 8, 5)
+    if in_scale:
+        made = [[replace(side, in_scale=random(FAN_IN, seed=slot)) for slot, side in enumerate(own)] for own in made]
+    matrices = [random(out, FAN_IN, seed=out) for out in OUTS]
+    biases = [random(out, seed=out + 1) if with_bias else None for out in OUTS]
+    held = stacked(made, biases, 8)
+    if in_scale:
+        scale = torch.stack([side.in_scale for side in made[0] if side.in_scale is not None])
+        held = replace(held, in_scales=((frozenset(range(3)), scale),))
+    users = side_batch([(count, slot if bank else None) for bank, slot, count in rows], device=torch.device("cpu"))
+    x = random(1, users.total + 1, FAN_IN, seed=1)
+    values = torch.tensor([*tile_values([(2, users.rows)], FEW_PLACES), 0, 0, -1, 0]).view(-1, 4)
+    static = StaticSides(number=2, tiles=SideTiles(values=values, count=len(values), places=FEW_PLACES))
+    got = grouped_cuda.linears(x, DenseWeights(matrices, biases), ((held, static),))  # type: ignore[arg-type]
+    slots = [slot if bank else None for bank, slot, count in rows for _ in range(count)] + [None]
+    for output, y in enumerate(got):
+        for at, slot in enumerate(slots):
+            side = ReferenceSide() if slot is None else made[output][slot]
+            wanted = reference.side_linear(x[0, at], matrices[output], biases[output], side)
+            torch.testing.assert_close(y[0, at], wanted, rtol=1e-4, atol=2e-4)
 
 
 def moved(batch: SideBatch | StaticSides) -> SideBatch | StaticSides:

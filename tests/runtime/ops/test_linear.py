@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blockc_runtime.ops.linear import cpu, cuda, grouped_cuda, native, reference
+from blockc_runtime.ops.linear import cpu, cuda, native, reference
 from blockc_runtime.ops.linear.by_kernel import KernelWeights, PanelWeights, TileWeights
 from blockc_runtime.ops.linear.reference import ReferenceSide
 from blockc_runtime.ops.linear.sides import LowRankOutput, LowRankWeights, OutputSides, Rows, SideWeights
 from blockc_runtime.ops.linear.weights import DenseWeights, JoinedWeights, PackedWeights, packs
 from blockc_runtime.ops.sides import Span, side_batch
-from tests.support.device import DEVICE
 from tests.support.native import LEVELS, using
 
 CPU = torch.device("cpu")
@@ -31,9 +30,7 @@ def by_kernels(level: str) -> Callable[..., tuple[Tensor, ...]]:
     return linears
 
 
-# Triton's kernels run here in its interpreter; `test_grouped` is where they meet a GPU.
-INTERPRETED = [grouped_cuda.linears] if DEVICE == "cpu" else []
-FORMS = [cpu.linears, cuda.linears, *INTERPRETED, *map(by_kernels, LEVELS)]
+FORMS = [cpu.linears, cuda.linears, *map(by_kernels, LEVELS)]
 OUTS = (12, 8, 8)
 FAN_IN = 16
 
@@ -112,12 +109,14 @@ def stacked(sides: list[list[ReferenceSide]], biases: list[Tensor | None], rank:
     )  # fmt: skip
 
 
+# Rows as (bank, slot, tokens): bank 0 is none; the other two have whatever codecs at whatever outputs.
+BANKED_ROWS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.sampled_from([1, 1, 2, 4])), max_size=8)
 codecs_of = st.dictionaries(st.integers(0, 2), st.frozensets(st.sampled_from(CODECS), min_size=1), min_size=1)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rows=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.sampled_from([1, 1, 2, 4])), max_size=8),
+    rows=BANKED_ROWS,
     base=st.integers(0, 3),
     form=st.sampled_from(FORMS),
     codecs=st.tuples(codecs_of, codecs_of),
@@ -130,7 +129,17 @@ def test_rows_get_their_own_sides(
     codecs: tuple[dict[int, frozenset[str]], ...],
     with_bias: bool,
 ) -> None:
-    """(bank, slot, tokens) per row: bank 0 is none; the other two have whatever codecs at whatever outputs."""
+    check_rows(form, rows, base, codecs, with_bias)
+
+
+def check_rows(
+    form: Callable[..., tuple[Tensor, ...]],
+    rows: list[tuple[int, int, int]],
+    base: int,
+    codecs: tuple[dict[int, frozenset[str]], ...],
+    with_bias: bool,
+) -> None:
+    """``base``: tokens before the rows that belong to no fine-tune."""
     tokens = base + sum(count for _, _, count in rows)
     x = random(1, tokens, FAN_IN, seed=tokens)
     matrices = [random(out, FAN_IN, seed=out) for out in OUTS]

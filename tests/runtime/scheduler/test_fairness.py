@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
-from blockc_runtime.request import TokensEvent
-from blockc_runtime.scheduler.fair_queue import OUTPUT_COST, PROMPT_COST
+from blockc_runtime.request import Sampling, TokensEvent
+from blockc_runtime.scheduler.fair_queue import LOGPROBS_COST, OUTPUT_COST, PROMPT_COST
 
 from .harness import Run, limits, request
 
@@ -131,3 +132,52 @@ def test_what_is_cached_is_charged_like_anything_else():
         charges.append(run.scheduler.service[1] - before)
         assert (run.ends["second"].cached_tokens > 0) == (group == "warm")
     assert charges[0] == charges[1], "or the order would tell what others have in the cache"
+
+
+def starts(run: Run) -> list[str]:
+    """Requests in the order of their first row, one at a time."""
+    order: list[str] = []
+    while run.scheduler.has_work:
+        step = run.step()
+        order += [row.request for row in step.rows if row.request not in order]
+    return order
+
+
+def test_within_a_tenant_whose_first_token_is_due_goes_first():
+    own = replace(limits(max_rows=1, weights=(1.0,)), ttft_targets_s=(0.5, 5.0, None, None, None, None))
+    run = Run(own)
+    for name, app in (("lenient", 2), ("slow", 1), ("fast", 0), ("also fast", 0)):
+        run.admit(request(name, [1, 2], app=app, max_tokens=2))
+    run.now_s = 8.0  # by now the one without a target is due in two seconds
+    run.admit(request("late", [1, 2], app=1, max_tokens=2))
+    assert starts(run) == ["fast", "also fast", "slow", "lenient", "late"]
+
+
+def test_priority_orders_a_tenants_own_requests_only():
+    run = Run(limits(max_rows=1, weights=(1.0, 1.0)))
+    for priority in (5, 0, -3):
+        for tenant in range(2):
+            own = request(f"{tenant} at {priority}", [1, 2], app=tenant, chain=0, max_tokens=2)
+            run.admit(replace(own, priority=priority if tenant == 0 else 0))
+    order = starts(run)
+    assert [name for name in order if name.startswith("0")] == ["0 at -3", "0 at 0", "0 at 5"]
+    assert [name for name in order if name.startswith("1")] == ["1 at 5", "1 at 0", "1 at -3"]
+    assert {name[0] for name in order[:2]} == {"0", "1"}, "nobody's priority is another tenant's business"
+
+
+def test_probabilities_are_paid_for():
+    """Two tenants alike, one of which asks for probabilities: it gets fewer tokens."""
+    run = Run(limits(pages=(400, 400), max_rows=2, weights=(1.0, 1.0)), {"max_waiting": 1000})
+    for number in range(200):
+        for tenant in range(2):
+            sampling = Sampling(logprobs=3) if tenant else None
+            run.admit(request(f"{tenant}-{number}", [1], app=tenant, group=str(tenant), sampling=sampling))
+    produced = [0, 0]
+    for _ in range(300):
+        before = len(run.log)
+        run.step()
+        for event in run.log[before:]:
+            if isinstance(event, TokensEvent):
+                produced[int(event.request[0])] += 1
+    cost = (PROMPT_COST + 8 * OUTPUT_COST, PROMPT_COST + 8 * (OUTPUT_COST + LOGPROBS_COST))
+    assert produced[0] / produced[1] == pytest.approx(cost[1] / cost[0], rel=0.05)

@@ -37,6 +37,7 @@ class RunningServer:
         limits: QueueLimits | None = None,
         digest: str = DIGEST,
         make_page: Callable[[], SentPage] | None = None,
+        audit: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.progress: list[str] = []
         self.ready = threading.Event()
@@ -52,6 +53,7 @@ class RunningServer:
             client=EngineClient(metrics, limits),
             metrics=metrics,
             make_page=make_page,
+            audit=audit,
         )
         self._listener = listen("127.0.0.1", 0, with_keys=False)
         self.url = url_of(self._listener)

@@ -96,7 +96,7 @@ class FirstComeScheduler:
         self._steps = 0
         self._free = PAGES
 
-    def admit(self, request: Request) -> Sequence[Event]:
+    def admit(self, request: Request, now_s: float) -> Sequence[Event]:
         pages = -(-(len(request.prompt) + request.max_tokens) // PAGE_TOKENS)
         self._free -= pages
         self._running[request.id] = _Running(request, 0, request.emitted, pages)

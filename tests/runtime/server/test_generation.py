@@ -172,3 +172,15 @@ def test_virtual_tokens_take_room_and_no_client_sees_them(tmp_path: Path):
         completion(app, max_tokens=app.max_model_len - 1)
     with pytest.raises(ApiError, match="token ids run from 0"):
         completion(app, prompt=[virtual[0]])
+
+
+def test_order_and_sessions_reach_the_engine(tmp_path: Path):
+    app = app_with(tmp_path)
+    for ask in (completion, chat):
+        request = ask(app, priority=-2, session_id="trip", session_ttl=90)
+        assert (request.priority, request.session, request.keep_s) == (-2, "trip", 90.0)
+        plain = ask(app)
+        assert (plain.priority, plain.session) == (0, "")
+    for fields in ({"session_id": ""}, {"session_id": "s", "session_ttl": 601}, {"priority": 2**31}):
+        with pytest.raises(ApiError):
+            completion(app, **fields)

@@ -43,7 +43,7 @@ samplings = st.builds(
 )  # fmt: skip
 requests = st.builds(
     Request, id=texts, app=ids, chain=ids, isolation_group=texts, prompt=token_tuples, emitted=ids,
-    max_tokens=ids, stop_token_ids=token_tuples, sampling=samplings,
+    max_tokens=ids, stop_token_ids=token_tuples, sampling=samplings, priority=ids, session=texts, keep_s=floats,
 )  # fmt: skip
 logprobs = many(st.builds(TokenLogprob, logprob=floats, top=many(st.tuples(ids, floats))))
 token_events = st.builds(TokensEvent, request=texts, tokens=token_tuples, logprobs=logprobs)
@@ -152,19 +152,19 @@ def test_a_truncated_frame_is_refused(message, data):
 @pytest.mark.parametrize(
     "frame",
     [
-        [2, "drain"],
+        [wire.WIRE_VERSION - 1, "drain"],
         ["1", "drain"],
         [True, "drain"],
-        [3, "unload"],
-        [3, b"drain"],
-        [3, ["drain"]],
-        [3, "drain", 0],
-        [3, "cancel"],
-        [3, "cancel", 7],
-        [3, "cancel", True],
-        [3, "stats", 1, 1, 0, 0, [[1, 1, 0, 0, 0, "x"]]],
-        [3, "stats", 1, True, 0, 0, []],
-        [3, "end", [["r", "finished", "", 0, []]]],
+        [wire.WIRE_VERSION, "unload"],
+        [wire.WIRE_VERSION, b"drain"],
+        [wire.WIRE_VERSION, ["drain"]],
+        [wire.WIRE_VERSION, "drain", 0],
+        [wire.WIRE_VERSION, "cancel"],
+        [wire.WIRE_VERSION, "cancel", 7],
+        [wire.WIRE_VERSION, "cancel", True],
+        [wire.WIRE_VERSION, "stats", 1, 1, 0, 0, [[1, 1, 0, 0, 0, "x"]]],
+        [wire.WIRE_VERSION, "stats", 1, True, 0, 0, []],
+        [wire.WIRE_VERSION, "end", [["r", "finished", "", 0, []]]],
         [1],
         [],
         {"version": 1},
@@ -177,7 +177,7 @@ def test_malformed_frames_are_refused(frame):
 
 
 def test_version_mismatch_says_both_versions():
-    with pytest.raises(wire.ProtocolError, match="version 7 of the wire, this is version 4"):
+    with pytest.raises(wire.ProtocolError, match=f"version 7 of the wire, this is version {wire.WIRE_VERSION}"):
         wire.decode(msgpack.packb([7, "drain"]))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blockc_runtime.ops.linear.sides import LowRankWeights, bank_by_bank, in_turn, linears_with
+from blockc_runtime.ops.linear.sides import LowRankWeights, in_turn, linears_with
 from blockc_runtime.ops.linear.weights import LinearWeights
 from blockc_runtime.ops.sides import DecodeSides, SideSet
 
@@ -40,9 +40,8 @@ def _weighted_rows(table: Tensor, weights: Tensor, bags: tuple[Tensor, Tensor]) 
 
 
 add_low_rank = in_turn(_add_decode)
-_add_all = bank_by_bank(add_low_rank)
 
 
 def linears(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, ...]:
     """``x [1,T,in]`` or ``[T,in]`` -> ``[1,T,out]`` or ``[T,out]`` for each linear that reads ``x``."""
-    return linears_with(x, weights, sides, _add_all)
+    return linears_with(x, weights, sides, add_low_rank)

@@ -1,21 +1,24 @@
-"""Linears with sides on CUDA, terms of low rank by kernels of blockc's own: all places and banks of a site at once.
+"""Linears with sides on CUDA by kernels of blockc's own: all places and banks of a site at once.
 
-In and out: as in `cuda.py`. One launch multiplies by A of all slots in use, one more by B for up to four outputs:
-tokens and spans of prompts, and banks of different ranks, side by side. Invariant: equals `reference.py` up to
+In and out: as in `cuda.py`. One launch multiplies by A of all slots in use; one more applies B, scales and biases to up
+to four outputs: tokens and spans of prompts, banks of different ranks and kinds, side by side. What is not stacked by
+slot (rows, and changes that are not of low rank) is done as on any device. Invariant: equals `reference.py` up to
 rounding. Tested in Triton's interpreter; untested on hardware so far.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from blockc_runtime.ops.linear.kernels import low_rank_inner, low_rank_outer
+from blockc_runtime.ops.linear.addresses import address_table
+from blockc_runtime.ops.linear.kernels import low_rank_inner, low_rank_outer, scaled_inputs
 from blockc_runtime.ops.linear.side_tiles import SideTiles, tiles_of
-from blockc_runtime.ops.linear.sides import LowRankUse, LowRankWeights, linears_with
+from blockc_runtime.ops.linear.sides import SideWeights, apply_outputs, products
 from blockc_runtime.ops.linear.weights import LinearWeights
 from blockc_runtime.ops.sides import SideSet
 
@@ -33,37 +36,62 @@ _PROGRAMS = 256
 
 def linears(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, ...]:
     """``x [1,T,in]`` or ``[T,in]`` -> ``[1,T,out]`` or ``[T,out]`` for each linear that reads ``x``."""
-    return linears_with(x, weights, sides, _add_all)
-
-
-def _add_all(ys: Sequence[Tensor], x: Tensor, uses: Sequence[LowRankUse]) -> None:
-    tiles, numbers = tiles_of([batch for _, batch in uses])
+    if x.ndim == 2:
+        return tuple(y[0] for y in linears(x.unsqueeze(0), weights, sides))
+    if not sides:
+        return weights(x)
+    tiles, numbers = tiles_of([batch for _, batch in sides])
     if not tiles.count:
-        return
+        return weights(x)
+    banks: dict[int, SideWeights] = {number: side for number, (side, _) in zip(numbers, sides, strict=True)}
+    ys = _products(x, weights, sides, tiles, banks)
+    for side, batch in sides:
+        if not side.is_stacked:
+            apply_outputs(ys, x, side, batch)
     rows = x[0] if x.stride(2) == 1 else x[0].contiguous()
-    for first in range(0, max(numbers) + 1, _AT_ONCE):
-        near = {n - first: own for (own, _), n in zip(uses, numbers, strict=True) if 0 <= n - first < _AT_ONCE}
-        if near:
-            _add(ys, rows, tiles, first, near)
+    for first, near in _by_four(banks):
+        _apply(ys, rows, tiles, first, near)
+    return ys
 
 
-def _add(ys: Sequence[Tensor], x: Tensor, tiles: SideTiles, first: int, banks: Mapping[int, LowRankWeights]) -> None:
+def _products(
+    x: Tensor, weights: LinearWeights, sides: SideSet, tiles: SideTiles, banks: Mapping[int, SideWeights]
+) -> tuple[Tensor, ...]:
+    """Of what is read, scaled where all outputs read the same."""
+    if any(side.in_scales and side.in_scale(weights.count) is None for side in banks.values()):
+        return products(x, weights, sides)
+    inputs = x
+    for first, near in _by_four({n: side for n, side in banks.items() if side.in_scales}):
+        inputs = x.clone(memory_format=torch.contiguous_format) if inputs is x else inputs
+        size = x.shape[2]
+        scaled_inputs[(tiles.count, triton.cdiv(size, _WIDTH))](
+            inputs, size, tiles.values, *_tables(near, first, weights.count, x.device), first, size,
+            PLACES=tiles.places, COLUMNS=_WIDTH,
+        )  # fmt: skip
+    return weights(inputs)
+
+
+def _apply(ys: Sequence[Tensor], x: Tensor, tiles: SideTiles, first: int, banks: Mapping[int, SideWeights]) -> None:
     """Banks ``first .. first + 3``, as many of them as there are."""
-    nobody = None if len(banks) == _AT_ONCE else torch.zeros(4, dtype=torch.int64, device=x.device)
-    tables = [banks[i].addresses if i in banks else nobody for i in range(_AT_ONCE)]
-    size, outputs, rank = x.shape[1], len(ys), max(own.rank for own in banks.values())
+    held = [side.low_rank for side in banks.values() if side.low_rank is not None]
+    if not held and not any(side.is_stacked and side.outputs for side in banks.values()):
+        return
+    size, outputs, rank = x.shape[1], len(ys), max((own.rank for own in held), default=0)
+    tables = _tables(banks, first, outputs, x.device)
+    divides = all(value % _ALIGNED == 0 for value in (*(y.shape[2] for y in ys), *(own.rank for own in held)))
+    aligned = _ALIGNED if divides else 1
     ranks = min(_MOST_RANKS, max(_LEAST_RANKS, triton.next_power_of_2(rank)))
-    aligned = _ALIGNED if all(own.divides(_ALIGNED) for own in banks.values()) else 1
     chunks, steps = triton.cdiv(rank, ranks), triton.cdiv(size, _COLUMNS)
-    splits = max(1, min(_PROGRAMS // (tiles.count * outputs * chunks), steps // 4))
+    splits = max(1, min(_PROGRAMS // (tiles.count * outputs * max(chunks, 1)), steps // 4))
     columns = triton.cdiv(steps, splits) * _COLUMNS
     splits = triton.cdiv(size, columns)
     shape = (splits, tiles.count, outputs, chunks, tiles.places, ranks)
     inner = torch.empty(shape, dtype=torch.float32, device=x.device)
-    low_rank_inner[(tiles.count, splits, outputs * chunks)](
-        x, x.stride(0), tiles.values, *tables, first, inner, outputs, chunks, size, columns,
-        PLACES=tiles.places, RANKS=ranks, COLUMNS=_COLUMNS, ALIGNED=aligned,
-    )  # fmt: skip
+    if held:
+        low_rank_inner[(tiles.count, splits, outputs * chunks)](
+            x, x.stride(0), tiles.values, *tables, first, inner, outputs, chunks, size, columns,
+            PLACES=tiles.places, RANKS=ranks, COLUMNS=_COLUMNS, ALIGNED=aligned,
+        )  # fmt: skip
     for output in range(0, outputs, _AT_ONCE):
         own = ys[output : output + _AT_ONCE]
         given = [own[min(i, len(own) - 1)] for i in range(_AT_ONCE)]
@@ -72,3 +100,15 @@ def _add(ys: Sequence[Tensor], x: Tensor, tiles: SideTiles, first: int, banks: M
             *given, *(y.stride(1) for y in given),
             PLACES=tiles.places, RANKS=ranks, WIDTH=_WIDTH, ALIGNED=aligned,
         )  # fmt: skip
+
+
+def _by_four(banks: Mapping[int, SideWeights]) -> list[tuple[int, dict[int, SideWeights]]]:
+    """(first number, those of the four that there are)."""
+    firsts = sorted({number // _AT_ONCE * _AT_ONCE for number in banks})
+    return [(first, {n: side for n, side in banks.items() if 0 <= n - first < _AT_ONCE}) for first in firsts]
+
+
+def _tables(banks: Mapping[int, SideWeights], first: int, outputs: int, device: torch.device) -> list[Any]:
+    """What kernels know of four banks; of those that have nothing here, that they have nothing."""
+    nobody = None if len(banks) == _AT_ONCE else torch.zeros(5, dtype=torch.int64, device=device)
+    return [address_table(banks[n], outputs, device) if n in banks else nobody for n in range(first, first + _AT_ONCE)]

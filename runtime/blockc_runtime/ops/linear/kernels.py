@@ -88,6 +88,30 @@ def one_of(number, a, b, c, d):
 
 
 @triton.jit
+def scaled_inputs(
+    x, x_stride, tiles, bank_0, bank_1, bank_2, bank_3, first_bank, size,
+    PLACES: tl.constexpr, COLUMNS: tl.constexpr,
+) -> None:  # fmt: skip
+    """Scale, in place, what linears read: ``COLUMNS`` of ``x [T, size]`` a program, for one tile."""
+    tile, column = tl.program_id(0), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    first = tl.load(tiles + tile * 4)
+    count = tl.load(tiles + tile * 4 + 1)
+    slot = tl.load(tiles + tile * 4 + 2).to(tl.int64)
+    bank = tl.load(tiles + tile * 4 + 3) - first_bank
+    if (slot >= 0) & (bank >= 0) & (bank < 4):
+        address = tl.load(one_of(bank, bank_0, bank_1, bank_2, bank_3) + 4)
+        if address != 0:
+            is_column = column < size
+            scale = tl.load(
+                address.to(tl.pointer_type(x.dtype.element_ty)) + slot * size + column, mask=is_column, other=0.0
+            ).to(tl.float32)
+            place = tl.arange(0, PLACES)
+            at = x + (first + place).to(tl.int64)[:, None] * x_stride + column[None, :]
+            is_own = (place < count)[:, None] & is_column[None, :]
+            tl.store(at, tl.load(at, mask=is_own, other=0.0).to(tl.float32) * scale[None, :], mask=is_own)
+
+
+@triton.jit
 def low_rank_inner(
     x, x_stride, tiles, bank_0, bank_1, bank_2, bank_3, first_bank, inner, outputs, chunks, size, columns,
     PLACES: tl.constexpr, RANKS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr,
@@ -108,10 +132,10 @@ def low_rank_inner(
         table = one_of(bank, bank_0, bank_1, bank_2, bank_3)
         ranks, rank = tl.multiple_of(tl.load(table + 1), ALIGNED), tl.load(table + 2)
         is_held = output < tl.load(table + 3)
-        is_held = is_held & (tl.load(table + 4 + output * 3, mask=is_held, other=0) != 0)
+        is_held = is_held & (tl.load(table + 5 + output * 5, mask=is_held, other=0) != 0)
         if is_held & (begin < rank):
             a = tl.multiple_of(tl.load(table).to(tl.pointer_type(x.dtype.element_ty)), 16)
-            a += slot * size * ranks + tl.multiple_of(tl.load(table + 4 + output * 3 + 2), ALIGNED) + begin
+            a += slot * size * ranks + tl.multiple_of(tl.load(table + 5 + output * 5 + 2), ALIGNED) + begin
             place, number, column = tl.arange(0, PLACES), tl.arange(0, RANKS), tl.arange(0, COLUMNS)
             rows = x + (first + place).to(tl.int64)[:, None] * x_stride
             is_place, is_rank = place < count, begin + number < rank
@@ -137,7 +161,10 @@ def low_rank_outer(
     y_0, y_1, y_2, y_3, stride_0, stride_1, stride_2, stride_3,
     PLACES: tl.constexpr, RANKS: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Add ``inner B`` to ``y_n [T, out]``, outputs from ``first_output`` on, ``WIDTH`` of one a program."""
+    """``y = scale * y + bias + inner B``, of which each bank has what it has.
+
+    ``y_n [T, out]``: outputs from ``first_output`` on, ``WIDTH`` of one a program.
+    """
     tile, number, start = tl.program_id(0), tl.program_id(2), tl.program_id(1) * WIDTH
     output = first_output + number
     first = tl.load(tiles + tile * 4)
@@ -146,11 +173,13 @@ def low_rank_outer(
     bank = tl.load(tiles + tile * 4 + 3) - first_bank
     if (slot >= 0) & (bank >= 0) & (bank < 4):
         table = one_of(bank, bank_0, bank_1, bank_2, bank_3)
-        rank = tl.load(table + 2)
         is_held = output < tl.load(table + 3)
-        address = tl.load(table + 4 + output * 3, mask=is_held, other=0)
-        width = tl.multiple_of(tl.load(table + 4 + output * 3 + 1, mask=is_held, other=0), ALIGNED)
-        if (address != 0) & (start < width):
+        address = tl.load(table + 5 + output * 5, mask=is_held, other=0)
+        width = tl.multiple_of(tl.load(table + 5 + output * 5 + 1, mask=is_held, other=0), ALIGNED)
+        rank = tl.load(table + 2, mask=address != 0, other=0)
+        scale_address = tl.load(table + 5 + output * 5 + 3, mask=is_held, other=0)
+        bias_address = tl.load(table + 5 + output * 5 + 4, mask=is_held, other=0)
+        if start < width:
             y = one_of(number, y_0, y_1, y_2, y_3)
             stride = one_of(number, stride_0, stride_1, stride_2, stride_3)
             b = tl.multiple_of(address.to(tl.pointer_type(y_0.dtype.element_ty)), 16) + slot * rank * width
@@ -173,4 +202,10 @@ def low_rank_outer(
                 total += tl.dot(values.to(weight.dtype), weight, input_precision="ieee")
             at = y + (first + place).to(tl.int64)[:, None] * stride + column[None, :]
             is_own = is_place[:, None] & is_column[None, :]
-            tl.store(at, tl.load(at, mask=is_own, other=0.0).to(tl.float32) + total, mask=is_own)
+            value = tl.load(at, mask=is_own, other=0.0).to(tl.float32)
+            own = slot * width + column
+            scale = scale_address.to(tl.pointer_type(y_0.dtype.element_ty)) + own
+            value *= tl.load(scale, mask=is_column & (scale_address != 0), other=1.0).to(tl.float32)[None, :]
+            bias = bias_address.to(tl.pointer_type(y_0.dtype.element_ty)) + own
+            value += tl.load(bias, mask=is_column & (bias_address != 0), other=0.0).to(tl.float32)[None, :]
+            tl.store(at, value + total, mask=is_own)

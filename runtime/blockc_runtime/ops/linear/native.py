@@ -13,14 +13,14 @@ from torch import Tensor
 
 from blockc_runtime.native.library import DTYPES, loaded
 from blockc_runtime.ops.linear import cpu
-from blockc_runtime.ops.linear.sides import LowRankWeights, bank_by_bank, linears_with
+from blockc_runtime.ops.linear.sides import LowRankWeights, linears_with
 from blockc_runtime.ops.linear.weights import LinearWeights
 from blockc_runtime.ops.sides import SideBatch, SideSet
 
 
 def linears(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, ...]:
     """``x [1,T,in]`` or ``[T,in]`` -> ``[1,T,out]`` or ``[T,out]`` for each linear that reads ``x``."""
-    return linears_with(x, weights, sides, _add_all)
+    return linears_with(x, weights, sides, _add_low_rank)
 
 
 def _add_low_rank(ys: Sequence[Tensor], x: Tensor, weights: LowRankWeights, batch: SideBatch) -> None:
@@ -40,6 +40,3 @@ def _add_low_rank(ys: Sequence[Tensor], x: Tensor, weights: LowRankWeights, batc
         table.values.data_ptr(), table.count, (c_int64 * len(outputs))(*outputs), len(weights.places),
         torch.get_num_threads(),
     )  # fmt: skip
-
-
-_add_all = bank_by_bank(_add_low_rank)

@@ -7,7 +7,7 @@ Invariant: a place gets its own fine-tune's terms and no other's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -47,23 +47,6 @@ class LowRankWeights:
     def rank(self) -> int:
         """Of each output."""
         return self.outputs[0].rank_stop - self.outputs[0].rank_start
-
-    def divides(self, count: int) -> bool:
-        """Whether all ranks and widths are multiples of ``count``."""
-        return self.rank % count == 0 and all(out.b.shape[2] % count == 0 for out in self.outputs)
-
-    @cached_property
-    def addresses(self) -> Tensor:
-        """For kernels that find it on the device, int64: address of A, R, rank, outputs, and three for each output.
-
-        These are the address of B (0: the output has none), its width and its first rank.
-        """
-        held = {out.output: (out.b.data_ptr(), out.b.shape[2], out.rank_start) for out in self.outputs}
-        count = max(held) + 1
-        values = [self.a.data_ptr(), self.a.shape[2], self.rank, count]
-        for output in range(count):
-            values += held.get(output, (0, 0, 0))
-        return torch.tensor(values, dtype=torch.int64).to(self.a.device)
 
     @property
     def nbytes(self) -> int:
@@ -118,13 +101,27 @@ class OutputSides:
         return stacks + sum(rows.nbytes for rows in self.rows) + parts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SideWeights:
-    """One bank at one group of linears. ``in_scales``: outputs with the scale ``[N, in]`` of what they read."""
+    """One bank at one group of linears. ``in_scales``: outputs with the scale ``[N, in]`` of what they read.
+
+    ``tables``: what kernels on the device know of it, by the number of linears (`addresses.py`).
+    """
 
     low_rank: LowRankWeights | None = None
     in_scales: tuple[tuple[frozenset[int], Tensor], ...] = ()
     outputs: tuple[OutputSides, ...] = ()
+    tables: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def is_stacked(self) -> bool:
+        """Whether all that is done to outputs is stacks by slot: terms of low rank, scales and biases."""
+        return not any(out.rows or out.additive for out in self.outputs)
+
+    def in_scale(self, count: int) -> Tensor | None:
+        """The scale of what all of ``count`` linears read, if there is one."""
+        alike = len(self.in_scales) == 1 and len(self.in_scales[0][0]) == count
+        return self.in_scales[0][1] if alike else None
 
     @property
     def nbytes(self) -> int:
@@ -133,40 +130,25 @@ class SideWeights:
         return total + sum(scale.nbytes for _, scale in self.in_scales) + sum(out.nbytes for out in self.outputs)
 
 
-# Terms of low rank of one bank, and who uses it. No place uses two banks of a site.
-LowRankUse = tuple[LowRankWeights, SideBatch]
 # Adds terms of low rank in place: ``(ys, x, weights, batch)``, ``ys[i] [1, T, out]``, ``x [1, T, in]``.
 AddLowRank = Callable[[Sequence[Tensor], Tensor, LowRankWeights, SideBatch], None]
-# The same for all banks of a site.
-AddAll = Callable[[Sequence[Tensor], Tensor, Sequence[LowRankUse]], None]
 # The same for rows of one token each.
 AddDecode = Callable[[Sequence[Tensor], Tensor, LowRankWeights, DecodeSides], None]
 
 
-def linears_with(x: Tensor, weights: LinearWeights, sides: SideSet, add_all: AddAll) -> tuple[Tensor, ...]:
+def linears_with(x: Tensor, weights: LinearWeights, sides: SideSet, add_low_rank: AddLowRank) -> tuple[Tensor, ...]:
     """``x [1,T,in]`` or ``[T,in]`` -> ``[1,T,out]`` or ``[T,out]`` for each linear that reads ``x``."""
     if x.ndim == 2:
-        return tuple(y[0] for y in linears_with(x.unsqueeze(0), weights, sides, add_all))
+        return tuple(y[0] for y in linears_with(x.unsqueeze(0), weights, sides, add_low_rank))
     if not sides:
         return weights(x)
-    ys = _products(x, weights, sides)
+    ys = products(x, weights, sides)
     for side, batch in sides:
         if side.outputs:
-            _apply_outputs(ys, x, side, batch)
-    low_rank = [(side.low_rank, batch) for side, batch in sides if side.low_rank is not None]
-    if low_rank:
-        add_all(ys, x, low_rank)
+            apply_outputs(ys, x, side, batch)
+        if side.low_rank is not None:
+            add_low_rank(ys, x, side.low_rank, batch)
     return ys
-
-
-def bank_by_bank(add_low_rank: AddLowRank) -> AddAll:
-    """One call for each bank."""
-
-    def add(ys: Sequence[Tensor], x: Tensor, uses: Sequence[LowRankUse]) -> None:
-        for weights, batch in uses:
-            add_low_rank(ys, x, weights, batch)
-
-    return add
 
 
 def in_turn(add_decode: AddDecode) -> AddLowRank:
@@ -181,13 +163,13 @@ def in_turn(add_decode: AddDecode) -> AddLowRank:
     return add
 
 
-def _products(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, ...]:
+def products(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, ...]:
     """``W (t o x) + b`` of each linear, ``x [1, T, in]``. A second product where t holds for some outputs only."""
     apart: list[tuple[frozenset[int], Tensor, SideBatch]] = []
     inputs = x
     for side, batch in sides:
         for outputs, scale in side.in_scales:
-            if len(side.in_scales) == 1 and len(outputs) == weights.count:
+            if side.in_scale(weights.count) is not None:
                 inputs = x.clone() if inputs is x else inputs
                 inputs[0].index_copy_(0, batch.tokens, _scaled(x, scale, batch))
             else:
@@ -204,7 +186,7 @@ def _scaled(x: Tensor, scale: Tensor, batch: SideBatch) -> Tensor:
     return x[0].index_select(0, batch.tokens).mul_(scale.index_select(0, batch.slots))
 
 
-def _apply_outputs(ys: Sequence[Tensor], x: Tensor, weights: SideWeights, batch: SideBatch) -> None:
+def apply_outputs(ys: Sequence[Tensor], x: Tensor, weights: SideWeights, batch: SideBatch) -> None:
     """All but the terms of low rank, in place. ``ys[i] [1, T, out]``, ``x [1, T, in]``."""
     for out in weights.outputs:
         y = ys[out.output][0]
