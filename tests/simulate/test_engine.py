@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -137,9 +137,10 @@ arrivals = st.builds(
     pages=st.sampled_from([(40, 40), (18, 20)]),
     rows=st.sampled_from([3, 8]),
     windows=st.sampled_from([(None, None), (None, 8)]),
+    targets=st.sampled_from([(), (0.5, 0.05, None, 0.01, None, None)]),
 )
-def test_the_engine_serves_when_the_simulator_says(items, pages, rows, windows) -> None:
-    own = fleet(limits(pages=pages, max_rows=rows, windows=windows))
+def test_the_engine_serves_when_the_simulator_says(items, pages, rows, windows, targets) -> None:
+    own = fleet(replace(limits(pages=pages, max_rows=rows, windows=windows), ttft_targets_s=targets))
     workload = Workload(arrivals=tuple(items), source="drawn")
     engine = served_by_the_engine(own, workload)
     run = simulate(own, workload)
