@@ -124,7 +124,7 @@ def served_by_the_engine(own: Fleet, workload: Workload) -> VirtualChannel:
 
 arrivals = st.builds(
     Arrival,
-    at_s=st.floats(0, 0.2, allow_subnormal=False),
+    at_s=st.floats(0, 0.05, allow_subnormal=False),
     app=st.integers(0, 4),
     prompt_tokens=st.integers(1, 70),
     output_tokens=st.integers(1, 30),
@@ -137,7 +137,7 @@ arrivals = st.builds(
     pages=st.sampled_from([(40, 40), (18, 20)]),
     rows=st.sampled_from([3, 8]),
     windows=st.sampled_from([(None, None), (None, 8)]),
-    targets=st.sampled_from([(), (0.5, 0.05, None, 0.01, None, None)]),
+    targets=st.sampled_from([(), (0.02, 0.03, None, 0.01, 0.02, None)]),
 )
 def test_the_engine_serves_when_the_simulator_says(items, pages, rows, windows, targets) -> None:
     own = fleet(replace(limits(pages=pages, max_rows=rows, windows=windows), ttft_targets_s=targets))
@@ -149,3 +149,19 @@ def test_the_engine_serves_when_the_simulator_says(items, pages, rows, windows, 
     }
     assert {str(item.number): item.first for item in run.served if item.first is not None} == engine.first
     assert {str(item.number) for item in run.served if item.refusal is not None} == engine.refused
+
+
+def test_turns_go_by_when_first_tokens_are_due() -> None:
+    """Of one tenant's apps the one with the nearer target goes first, unless it came so much later."""
+    own = fleet(replace(limits(pages=(200, 200), max_rows=1), ttft_targets_s=(0.05, None, None, 0.01, None, None)))
+    first = [Arrival(at_s=0.0, app=0, prompt_tokens=4, output_tokens=60)]
+    for late_s, wins in ((0.001, 2), (0.045, 1)):
+        pair = [
+            Arrival(at_s=at_s, app=app, prompt_tokens=4, output_tokens=3) for at_s, app in ((0.0005, 0), (late_s, 3))
+        ]
+        workload = Workload(arrivals=(*first, *pair), source="due")
+        run, engine = simulate(own, workload), served_by_the_engine(own, workload)
+        ends = [item.end for item in run.served]
+        assert max(item.at_s for item in pair) < ends[0] / TICKS_PER_S  # both wait when the first one ends
+        assert ends[wins] == min(ends[1:])
+        assert ends == [engine.end[str(number)] for number in range(3)]

@@ -46,7 +46,7 @@ plain_limits = st.builds(
     windows=st.sampled_from([(None, None), (None, 8), (6, None)]),
 )
 
-targets = st.sampled_from([(), (0.5, 0.05, None, 0.01, None, None)])
+targets = st.sampled_from([(), (0.02, 0.03, None, 0.01, 0.02, None)])
 own_limits = st.builds(lambda own, due: replace(own, ttft_targets_s=due), plain_limits, targets)
 
 
