@@ -109,7 +109,9 @@ def simulate_(
         diags.raise_if_errors()
         others = [names[name](loaded, rates, diags=diags) for name in names]
         diags.raise_if_errors()
-        targets = {app.address: Targets(ttft_s=ttft, tpot_s=tpot) for app in loaded.apps}
+        targets = {
+            app.address: Targets(ttft_s=ttft if app.ttft_s is None else app.ttft_s, tpot_s=tpot) for app in loaded.apps
+        }
         if deployment is not None:
             targets |= {app: own for app, own in targets_of(deployment).items() if own.is_any}
 

@@ -128,7 +128,7 @@ def spec_loads(
             rate_rps=float(app.traffic.rate_rps),
             prompt_tokens=app.traffic.prompt_tokens or prompt_tokens,
             output_tokens=app.traffic.output_tokens or output_tokens,
-            cv=cv,
+            cv=cv if app.traffic.arrival_cv is None else float(app.traffic.arrival_cv),
             turns=turns,
             think_s=think_s,
         )

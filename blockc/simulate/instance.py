@@ -126,7 +126,7 @@ class Instance:
         token = answer_token(number)
         self._live[request.id] = _Live(number=number, token=RowResult(tokens=(token,), logprobs=()))
         self._answers[request.id] = token
-        self._take(self._scheduler.admit(request))
+        self._take(self._scheduler.admit(request, self.now / TICKS_PER_S))
         return self._taken()
 
     def advance(self, until: int | None, *, stops_at_end: bool = False) -> list[Served]:

@@ -117,11 +117,12 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """Expected load of an app."""
+    """Expected load of an app. ``arrival_cv``: coefficient of variation of the gaps between requests (Poisson: 1)."""
 
     rate_rps: Fraction | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
+    arrival_cv: Fraction | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

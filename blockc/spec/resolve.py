@@ -274,11 +274,18 @@ def _app(block: Typed, tenant: str, profiles: dict[str, Typed]) -> App:
             rate_rps=cast("Fraction | None", traffic.get("rate")),
             prompt_tokens=cast("int | None", traffic.get("prompt")),
             output_tokens=cast("int | None", traffic.get("output")),
+            arrival_cv=_arrival_cv(traffic.get("arrival")),
         ),
         slo=Slo(targets_s={name: cast("Fraction", slo[name]) for name in sorted(slo)}),
         span=block.header,
         model_span=block.spans["model"],
     )
+
+
+def _arrival_cv(arrival: object) -> Fraction | None:
+    if arrival == "poisson":
+        return Fraction(1)
+    return arrival if isinstance(arrival, Fraction) else None
 
 
 def _merged(kind: str, profile: Typed | None, app: Typed) -> dict[str, object]:

@@ -267,12 +267,17 @@ TRAFFIC = Kind(
             Either(
                 otherwise=_words("poisson", noun="arrival process"),
                 forms=(
-                    Form(name="gamma", named={"cv": _POSITIVE}, example="gamma(cv = 3.0)"),
-                    Form(name="trace", positional=(Text(),), example='trace("requests.csv")'),
+                    Form(
+                        name="gamma",
+                        named={"cv": _POSITIVE},
+                        required=("cv",),
+                        make=lambda given: given["cv"],
+                        example="gamma(cv = 3.0)",
+                    ),
+                    Form(name="trace", positional=(Text(),), example='trace("requests.csv")', in_effect=False),
                 ),
             ),
-            "how requests are spread over time",
-            in_effect=False,
+            "how requests are spread over time, when simulated; `trace` has no effect yet",
         ),
     ),
 )

@@ -37,7 +37,7 @@ def workloads(draw) -> Workload:
     return Workload(arrivals=tuple(arrivals), source="drawn")
 
 
-own_limits = st.builds(
+plain_limits = st.builds(
     limits,
     pages=st.sampled_from([(40, 40), (18, 20), (60, 17)]),
     max_rows=st.sampled_from([3, 8]),
@@ -45,6 +45,9 @@ own_limits = st.builds(
     weights=st.sampled_from([(1.0, 1.0, 2.0), (1.0, 3.0, 0.7)]),
     windows=st.sampled_from([(None, None), (None, 8), (6, None)]),
 )
+
+targets = st.sampled_from([(), (0.02, 0.03, None, 0.01, 0.02, None)])
+own_limits = st.builds(lambda own, due: replace(own, ttft_targets_s=due), plain_limits, targets)
 
 
 def outcome(run: Run):

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 
-from blockc.simulate import Load, faster, first, generate, power_law
+from blockc.diag import Diagnostics
+from blockc.simulate import Load, faster, first, generate, power_law, spec_loads
+from blockc.spec.deployment import Traffic
+from tests.support.deployments import deployment
 
 
 def gaps(workload) -> list[float]:
@@ -59,6 +64,26 @@ def test_conversations_hold_what_was_said() -> None:
             before = workload.arrivals[item.after]
             assert item.after < number
             assert item.prompt_tokens > before.prompt_tokens + before.output_tokens
+
+
+def test_the_traffic_of_a_spec(tmp_path) -> None:
+    plain = deployment(tmp_path, apps={"acme": {"chat": "base", "quiet": "base"}, "zoo": {"law": "base"}})
+    traffic = {
+        "chat": Traffic(rate_rps=Fraction(4), prompt_tokens=100, arrival_cv=Fraction(3)),
+        "quiet": Traffic(),
+        "law": Traffic(rate_rps=Fraction(1, 2), output_tokens=7),
+    }
+    tenants = {
+        name: replace(tenant, apps=tuple(replace(app, traffic=traffic[app.name]) for app in tenant.apps))
+        for name, tenant in plain.tenants.items()
+    }
+    options = {"prompt_tokens": 50, "output_tokens": 20, "cv": 1.0, "turns": 1.0, "think_s": 5.0}
+    addresses = ["zoo/law", "acme/chat", "acme/quiet"]
+    loads = spec_loads(replace(plain, tenants=tenants), addresses, diags=Diagnostics(), **options)
+    assert {(load.app, load.rate_rps, load.prompt_tokens, load.output_tokens, load.cv) for load in loads} == {
+        (1, 4.0, 100, 20, 3.0),
+        (0, 0.5, 50, 7, 1.0),
+    }
 
 
 def test_a_seed_says_everything_and_apps_do_not_disturb_each_other() -> None:

@@ -168,14 +168,24 @@ def test_profile_is_merged_and_the_app_wins(tmp_path: Path) -> None:
         BASE
         + CLUSTER
         + (
-            "profile p { traffic { rate = 1rps  prompt = 9tok } slo { ttft_p95 = 1s  e2e_p95 = 9s } }\n"
+            "profile p { traffic { rate = 1rps  prompt = 9tok  arrival = gamma(cv = 2.5) } "
+            "slo { ttft_p95 = 1s  e2e_p95 = 9s } }\n"
             "tenant me { app a : p { model = tiny  traffic { rate = 2rps }  slo { e2e_p95 = 3s } } }"
         )
     )
     (app,) = deployment_of(text, tmp_path).apps
     assert app.traffic.rate_rps == 2
     assert app.traffic.prompt_tokens == 9
+    assert app.traffic.arrival_cv == Fraction(5, 2)
     assert app.slo.targets_s == {"ttft_p95": 1, "e2e_p95": 3}
+
+
+@pytest.mark.parametrize(
+    ("arrival", "cv"), [("poisson", Fraction(1)), ("gamma(cv = 3)", Fraction(3)), ('trace("a.csv")', None)]
+)
+def test_arrivals(tmp_path: Path, arrival: str, cv: Fraction | None) -> None:
+    app = f"tenant me {{ app a {{ model = tiny  traffic {{ arrival = {arrival} }} }} }}"
+    assert deployment_of(BASE + CLUSTER + app, tmp_path).apps[0].traffic.arrival_cv == cv
 
 
 def test_policy(tmp_path: Path) -> None:
@@ -200,7 +210,7 @@ def test_suppressions_for_later_phases_are_handed_on(tmp_path: Path) -> None:
 
 
 def test_warnings_of_one_kind_are_grouped(tmp_path: Path) -> None:
-    apps = "\n".join(f"app a{i} {{ model = tiny traffic {{ arrival = poisson }} }}" for i in range(9))
+    apps = "\n".join(f'app a{i} {{ model = tiny traffic {{ arrival = trace("x.csv") }} }}' for i in range(9))
     result = load_text(BASE + CLUSTER + f"tenant me {{\n{apps}\n}}", tmp_path)
     (item,) = result.diagnostics
     assert len(item.secondary) == 3

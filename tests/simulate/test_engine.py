@@ -1,0 +1,167 @@
+"""The engine itself on a virtual clock: its loop, its scheduler, its KV index. The simulator says what it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blockc.cost import TICKS_PER_S, ticks
+from blockc.simulate.fleet import Fleet
+from blockc.simulate.instance import answer_token
+from blockc.simulate.prompts import Prompts
+from blockc.simulate.simulate import simulate
+from blockc.simulate.workload import Arrival, Workload
+from blockc_runtime.engine import Engine
+from blockc_runtime.kv.index import KvIndex
+from blockc_runtime.request import Request, Sampling
+from blockc_runtime.scheduler import Scheduler
+from blockc_runtime.step import RowResult, Step, StepResult
+from blockc_runtime.wire import Drain, End, Message, Submit, Tokens
+from tests.runtime.scheduler.harness import limits
+from tests.simulate.fleets import fleet
+
+
+@dataclass
+class Clock:
+    ticks: int = 0
+
+    def __call__(self) -> float:
+        return self.ticks / TICKS_PER_S
+
+
+@dataclass
+class VirtualChannel:
+    """Hands requests out when their time has come, then asks for the end; notes when tokens and ends come back."""
+
+    clock: Clock
+    waiting: list[tuple[int, Request]]
+    first: dict[str, int] = field(default_factory=dict)
+    end: dict[str, int] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
+
+    def receive(self, wait_s: float | None) -> list[Message]:
+        assert wait_s in (None, 0.0), "requests are here, and none runs"
+        if wait_s is None and self.waiting:
+            self.clock.ticks = max(self.clock.ticks, self.waiting[0][0])
+        found: list[Message] = []
+        while self.waiting and self.waiting[0][0] <= self.clock.ticks:
+            found.append(Submit(request=self.waiting.pop(0)[1]))
+        return found if self.waiting else [*found, Drain()]
+
+    def send(self, *messages: Message) -> None:
+        for message in messages:
+            if isinstance(message, Tokens):
+                for event in message.events:
+                    self.first.setdefault(event.request, self.clock.ticks)
+            elif isinstance(message, End):
+                self.end |= {event.request: self.clock.ticks for event in message.events}
+                self.refused |= {event.request for event in message.events if event.reason == "error"}
+
+
+@dataclass
+class PricedExecutor:
+    """Time passes while it runs, as much as a step costs."""
+
+    fleet: Fleet
+    clock: Clock
+    queue: list[Step] = field(default_factory=list)
+
+    def prefetch(self, chain: int) -> None:
+        raise AssertionError("everything is there")
+
+    def prefetched(self) -> tuple[()]:
+        return ()
+
+    def submit(self, step: Step) -> None:
+        self.queue.append(step)
+
+    def collect(self) -> StepResult:
+        step = self.queue.pop(0)
+        pricer = self.fleet.instances[0].pricer
+        tokens: dict[int, int] = {}
+        samples: dict[int, int] = {}
+        for row in step.rows:
+            tokens[row.chain] = tokens.get(row.chain, 0) + len(row.tokens)
+            samples[row.chain] = samples.get(row.chain, 0) + row.samples
+        price = pricer.constant(len(step.rows)) + pricer.launches(tokens, samples)
+        self.clock.ticks += price + sum(pricer.attention(row.chain, row.start, len(row.tokens)) for row in step.rows)
+        rows = (RowResult(tokens=(answer_token(int(row.request)),) * row.samples, logprobs=()) for row in step.rows)
+        return StepResult(step=step.id, rows=tuple(rows))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def served_by_the_engine(own: Fleet, workload: Workload) -> VirtualChannel:
+    prompts = Prompts(workload.arrivals)
+    requests = [
+        (
+            ticks(item.at_s),
+            Request(
+                id=str(number),
+                app=item.app,
+                chain=own.apps[item.app].chain,
+                isolation_group=own.apps[item.app].isolation_group,
+                prompt=prompts.make(number),
+                emitted=0,
+                max_tokens=item.output_tokens,
+                stop_token_ids=(),
+                sampling=Sampling(),
+            ),
+        )
+        for number, item in enumerate(workload.arrivals)
+    ]
+    clock = Clock()
+    channel = VirtualChannel(clock=clock, waiting=sorted(requests, key=lambda entry: entry[0]))
+    kv = KvIndex(own.instances[0].limits)
+    scheduler = Scheduler(own.instances[0].limits, kv)
+    Engine(channel=channel, scheduler=scheduler, executor=PricedExecutor(own, clock), pages=kv, clock=clock).run()
+    assert not scheduler.has_work
+    return channel
+
+
+arrivals = st.builds(
+    Arrival,
+    at_s=st.floats(0, 0.05, allow_subnormal=False),
+    app=st.integers(0, 4),
+    prompt_tokens=st.integers(1, 70),
+    output_tokens=st.integers(1, 30),
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    items=st.lists(arrivals, min_size=1, max_size=16),
+    pages=st.sampled_from([(40, 40), (18, 20)]),
+    rows=st.sampled_from([3, 8]),
+    windows=st.sampled_from([(None, None), (None, 8)]),
+    targets=st.sampled_from([(), (0.02, 0.03, None, 0.01, 0.02, None)]),
+)
+def test_the_engine_serves_when_the_simulator_says(items, pages, rows, windows, targets) -> None:
+    own = fleet(replace(limits(pages=pages, max_rows=rows, windows=windows), ttft_targets_s=targets))
+    workload = Workload(arrivals=tuple(items), source="drawn")
+    engine = served_by_the_engine(own, workload)
+    run = simulate(own, workload)
+    assert {str(item.number): item.end for item in run.served if item.refusal is None} == {
+        request: end for request, end in engine.end.items() if request not in engine.refused
+    }
+    assert {str(item.number): item.first for item in run.served if item.first is not None} == engine.first
+    assert {str(item.number) for item in run.served if item.refusal is not None} == engine.refused
+
+
+def test_turns_go_by_when_first_tokens_are_due() -> None:
+    """Of one tenant's apps the one with the nearer target goes first, unless it came so much later."""
+    own = fleet(replace(limits(pages=(200, 200), max_rows=1), ttft_targets_s=(0.05, None, None, 0.01, None, None)))
+    first = [Arrival(at_s=0.0, app=0, prompt_tokens=4, output_tokens=60)]
+    for late_s, wins in ((0.001, 2), (0.045, 1)):
+        pair = [
+            Arrival(at_s=at_s, app=app, prompt_tokens=4, output_tokens=3) for at_s, app in ((0.0005, 0), (late_s, 3))
+        ]
+        workload = Workload(arrivals=(*first, *pair), source="due")
+        run, engine = simulate(own, workload), served_by_the_engine(own, workload)
+        ends = [item.end for item in run.served]
+        assert max(item.at_s for item in pair) < ends[0] / TICKS_PER_S  # both wait when the first one ends
+        assert ends[wins] == min(ends[1:])
+        assert ends == [engine.end[str(number)] for number in range(3)]
