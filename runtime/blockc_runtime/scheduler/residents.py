@@ -10,7 +10,7 @@ is only being read does not hold up others.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
 from blockc.ir.layout import READ_AHEAD
@@ -44,7 +44,8 @@ class Residents:
         """The worker was lost: nothing is in memory, whoever runs."""
         self._slot_of: dict[int, int] = {}
         self._free = {bank: list(range(slots - 1, -1, -1)) for bank, slots in self._bank_slots.items()}
-        self._idle: dict[int, dict[int, None]] = {bank: {} for bank in self._bank_slots}  # least recently used first
+        # Least recently used first.
+        self._idle: dict[int, OrderedDict[int, None]] = {bank: OrderedDict() for bank in self._bank_slots}
         self._read: set[int] = set()
         self._reading: set[int] = set()
         self._wanted: list[int] = []
@@ -116,6 +117,5 @@ class Residents:
         return tuple(fills)
 
     def _evict(self, bank: int) -> int:
-        victim = next(iter(self._idle[bank]))
-        del self._idle[bank][victim]
+        victim, _ = self._idle[bank].popitem(last=False)
         return self._slot_of.pop(victim)
