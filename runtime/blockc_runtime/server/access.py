@@ -74,6 +74,9 @@ class AccessMiddleware:
 
         try:
             await self._app(scope, receive, sending)
+        except Exception:
+            status = status or 500  # answered further out, as every bug is
+            raise
         finally:
             if self._audit is not None and scope["path"] not in _QUIET:
                 self._audit(

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from blockc_runtime.server.access import audit_file
+from blockc_runtime.server.access import AccessMiddleware, audit_file
 from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue
 from blockc_runtime.server.keys_file import load_keys, watch_keys
@@ -137,3 +137,15 @@ def test_a_client_that_leaves_is_noted(catalogue: Catalogue, tmp_path: Path, aud
     (line,) = [json.loads(line) for line in log.read_text().splitlines()]
     assert 1 <= line["completion_tokens"] < 2000
     assert "tenant" not in line  # without keys nobody is known
+
+
+def test_a_bug_is_noted_as_one():
+    lines: list[dict[str, Any]] = []
+
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise ZeroDivisionError
+
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": []}
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(AccessMiddleware(broken, lines.append)(scope, None, None))  # type: ignore[arg-type]
+    assert lines[0]["status"] == 500
