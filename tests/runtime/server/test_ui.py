@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from blockc_runtime.server.auth import load_keys
+from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue
+from blockc_runtime.server.keys_file import load_keys
 from tests.runtime.server.running import RunningServer, running
 
 KEYS = {"acme": ["sk-acme-first"], "birch": ["sk-birch-only"], "*": ["sk-operator-key"]}
@@ -33,7 +34,7 @@ def make_page() -> Stub:
 def guarded(catalogue: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     path = tmp_path_factory.mktemp("keys") / "keys.json"
     path.write_text(json.dumps(KEYS))
-    with running(catalogue, keys=load_keys(path, {"acme", "birch"}), make_page=make_page) as server:
+    with running(catalogue, keys=KeyRing(load_keys(path, {"acme", "birch"})), make_page=make_page) as server:
         yield server
 
 
