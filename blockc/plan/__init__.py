@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from blockc.plan.file import dump_plan, load_plan, read_plan, require_weights, verify_plan, write_plan
+from blockc.plan.manifests import EvidenceManifest, SideEntry, SideManifest, TensorEvidenceEntry, TermEntry
 from blockc.plan.model import (
     FORMAT_VERSION,
     AgreementEntry,
@@ -15,7 +16,6 @@ from blockc.plan.model import (
     CutEntry,
     DeviceEntry,
     EdgeEntry,
-    EvidenceManifest,
     ExecutionPlan,
     InstanceEntry,
     KvGroupEntry,
@@ -29,12 +29,8 @@ from blockc.plan.model import (
     RouteEntry,
     SegmentEntry,
     SharingEntry,
-    SideEntry,
-    SideManifest,
     SolverEntry,
     TenantEntry,
-    TensorEvidenceEntry,
-    TermEntry,
 )
 from blockc.plan.uses import Use, chains_through, plan_uses, read_manifest
 

@@ -8,26 +8,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from blockc.fine_tunes import FULL
-from blockc.ir.codecs import CODECS
 from blockc.ir.identity import block_parts
-from blockc.ir.side import Scalar, Side, Site, term
 from blockc.ir.tensor import QuantizedRef, TensorRef
+from blockc.plan.entry import Entry
 
 FORMAT_VERSION = 1
 
 Digest = str
 
 
-class _Entry(BaseModel):
-    """Frozen, and strict about unknown fields: a plan is written by the compiler only."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BlockEntry(_Entry):
+class BlockEntry(Entry):
     """A structure with the tensors and scalars bound to it. ``prelude`` is the block whose outputs are its context."""
 
     structure: Digest
@@ -48,7 +41,7 @@ class BlockEntry(_Entry):
         )
 
 
-class KvLayerEntry(_Entry):
+class KvLayerEntry(Entry):
     """The shape of one attention layer's cache."""
 
     kv_heads: int
@@ -57,7 +50,7 @@ class KvLayerEntry(_Entry):
     dtype: str  # safetensors spelling
 
 
-class PathEntry(_Entry):
+class PathEntry(Entry):
     """A sequence of occurrences of blocks, from token ids to logits, shared by all chains that pass it.
 
     ``prefixes``: what stands before the parameter names of each occurrence in the model that it came from. Empty where
@@ -70,14 +63,14 @@ class PathEntry(_Entry):
     prefixes: tuple[str, ...] = ()
 
 
-class ChainKvEntry(_Entry):
+class ChainKvEntry(Entry):
     """A chain's share of one KV group: the domain of the group's last layer (see ``KvDomain`` in the glossary)."""
 
     group: int
     domain: Digest
 
 
-class ChainEntry(_Entry):
+class ChainEntry(Entry):
     """A model version: a path, sides on it, and the assets that belong to it. ``digest`` identifies the version."""
 
     digest: Digest
@@ -96,7 +89,7 @@ class ChainEntry(_Entry):
     labels: tuple[str, ...] = ()  # of a model that yields scores of classes: their names, in the order of the scores
 
 
-class CutEntry(_Entry):
+class CutEntry(Entry):
     """Why a segment ends, with two chains that prove that it could not go on.
 
     ``part``: both pass the segment, and their next blocks differ. ``join``: all go on together, and the second chain
@@ -112,7 +105,7 @@ class CutEntry(_Entry):
         return f"{self.kind} ({', '.join(self.differs)})" if self.differs else self.kind
 
 
-class SegmentEntry(_Entry):
+class SegmentEntry(Entry):
     """A maximal run of occurrences that the same chains pass: launched at once for the rows of all of them."""
 
     path: Digest  # a path that contains it; all chains through it have the same blocks there
@@ -123,7 +116,7 @@ class SegmentEntry(_Entry):
     cut: CutEntry
 
 
-class KvGroupEntry(_Entry):
+class KvGroupEntry(Entry):
     """A run of layers alike in shape in which no two chains' domains diverge: one page pool, one table a row."""
 
     first_layer: int
@@ -142,7 +135,7 @@ class KvGroupEntry(_Entry):
         return 2 * self.layers * self.kv_heads * self.head_dim * self.page_tokens * CACHE_DTYPE_BYTES[self.dtype]
 
 
-class DeviceEntry(_Entry):
+class DeviceEntry(Entry):
     """A device. ``address`` is node/device."""
 
     address: str
@@ -152,7 +145,7 @@ class DeviceEntry(_Entry):
     reserve_bytes: int
 
 
-class LinkEntry(_Entry):
+class LinkEntry(Entry):
     """A link between two devices (indices into ``devices``)."""
 
     source: int
@@ -161,7 +154,7 @@ class LinkEntry(_Entry):
     latency_s: float
 
 
-class InstanceEntry(_Entry):
+class InstanceEntry(Entry):
     """A run of segments on devices, with the pages it owns of each KV group.
 
     ``side_slots``: so many fine-tunes of a bank have their sides in memory at once; a bank that is not named has a slot
@@ -173,24 +166,24 @@ class InstanceEntry(_Entry):
     chains: tuple[int, ...]
     max_rows: int
     kv_pages: dict[int, int]  # KV group -> pages
-    side_slots: dict[int, int] = {}  # bank -> slots
+    side_slots: dict[int, int] = Field(default_factory=dict)  # bank -> slots
 
 
-class EdgeEntry(_Entry):
+class EdgeEntry(Entry):
     """Hidden states ``[T, hidden]`` going from one instance to another."""
 
     source: int
     target: int
 
 
-class RouteEntry(_Entry):
+class RouteEntry(Entry):
     """How a chain may travel: alternatives, each a sequence of instances."""
 
     chain: int
     alternatives: tuple[tuple[int, ...], ...]
 
 
-class MemoryEntry(_Entry):
+class MemoryEntry(Entry):
     """Bytes on one device, by the same `Layout` that the runtime allocates by."""
 
     device: int
@@ -207,7 +200,7 @@ class MemoryEntry(_Entry):
         return self.weights_bytes + self.sides_bytes + self.kv_bytes + self.workspace_bytes + self.reserve_bytes
 
 
-class BaselineEntry(_Entry):
+class BaselineEntry(Entry):
     """Weight bytes: every model on its own (PM), base shared among adapters only (PS), and ours."""
 
     pm_bytes: int
@@ -215,7 +208,7 @@ class BaselineEntry(_Entry):
     ours_bytes: int
 
 
-class TenantEntry(_Entry):
+class TenantEntry(Entry):
     """Weight bytes of one tenant.
 
     ``pm_bytes``: its apps' models, each by itself. ``private_bytes``: tensors that no other tenant takes;
@@ -230,7 +223,7 @@ class TenantEntry(_Entry):
     fair_bytes: int
 
 
-class AppEntry(_Entry):
+class AppEntry(Entry):
     """What clients call as ``tenant/app``. ``isolation_group`` keys caches together with content.
 
     ``ttft_s``: the time to first token that is aimed at; None: none in particular.
@@ -250,7 +243,7 @@ class AppEntry(_Entry):
         return f"{self.tenant}/{self.app}"
 
 
-class AgreementEntry(_Entry):
+class AgreementEntry(Entry):
     """How far a model is from its original on a probe: see `blockc.evaluate.Agreement`."""
 
     probe: str
@@ -263,7 +256,7 @@ class AgreementEntry(_Entry):
     original_perplexity: float
 
 
-class SharingEntry(_Entry):
+class SharingEntry(Entry):
     """How a full fine-tune is kept on the blocks of ``base``: see `blockc.share.Evidence`.
 
     ``tensors``: a blob with what each tensor lost (`EvidenceManifest`); ``own_bytes``: of the tensors that it does not
@@ -282,7 +275,7 @@ class SharingEntry(_Entry):
     agreement: AgreementEntry | None
 
 
-class QuantizationEntry(_Entry):
+class QuantizationEntry(Entry):
     """What a model's matrices are kept as: see `blockc.quantize.Quantization`.
 
     ``tensors``: a blob with the error of each (`EvidenceManifest`); ``own_bytes``: of what they were, ``nbytes``: of
@@ -298,7 +291,7 @@ class QuantizationEntry(_Entry):
     agreement: AgreementEntry | None
 
 
-class MergeEntry(_Entry):
+class MergeEntry(Entry):
     """Why a fine-tune has private weights in place of sides: see `blockc.merge.Merge`."""
 
     gain: float
@@ -306,7 +299,7 @@ class MergeEntry(_Entry):
     rounding: float
 
 
-class ModelEntry(_Entry):
+class ModelEntry(Entry):
     """A base or fine-tune of the spec: where it came from, for `blockc verify` and for people.
 
     ``kind``: ``base``, or a word of `blockc.fine_tunes`. ``source`` is a path as the spec writes it, relative to the
@@ -332,7 +325,7 @@ class ModelEntry(_Entry):
         return self.kind in ("base", FULL)
 
 
-class SolverEntry(_Entry):
+class SolverEntry(Entry):
     """How good the placement is and how it was found."""
 
     objective: tuple[str, ...]
@@ -344,14 +337,14 @@ class SolverEntry(_Entry):
     solver: str
 
 
-class BatchingEntry(_Entry):
+class BatchingEntry(Entry):
     """Limits of one step."""
 
     max_batched_tokens: int
     max_rows: int
 
 
-class ExecutionPlan(_Entry):
+class ExecutionPlan(Entry):
     """The whole plan. See the classes above for each table."""
 
     format_version: Literal[1] = 1
@@ -379,81 +372,3 @@ class ExecutionPlan(_Entry):
     tenants: tuple[TenantEntry, ...] = ()
     solver: SolverEntry
     batching: BatchingEntry
-
-
-class SideManifest(BaseModel):
-    """All sides of one fine-tune (or stack), kept in the zoo by digest so that plans stay small."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: Literal[1] = 1
-    sides: tuple[SideEntry, ...]
-
-
-class TermEntry(_Entry):
-    """One term of a side (see `blockc.ir.codecs`). Floats among ``scalars`` are hexadecimal text, exact."""
-
-    codec: str
-    tensors: dict[str, TensorRef]
-    scalars: dict[str, int | str]
-
-
-class SideEntry(_Entry):
-    """What one site of one occurrence gets."""
-
-    occurrence: int
-    site: str
-    terms: tuple[TermEntry, ...]
-
-    @classmethod
-    def of(cls, side: Side) -> SideEntry:
-        """The entry of a side."""
-        terms = (
-            TermEntry(
-                codec=term.codec,
-                tensors=dict(term.tensors),
-                scalars={name: value.hex() if isinstance(value, float) else value for name, value in term.scalars},
-            )
-            for term in side.terms
-        )
-        return cls(occurrence=side.site.occurrence, site=side.site.name, terms=tuple(terms))
-
-    @property
-    def side(self) -> Side:
-        """The side that this is the entry of. Raises ValueError where a float is none."""
-        return Side(
-            site=Site(occurrence=self.occurrence, name=self.site),
-            terms=tuple(
-                term(entry.codec, entry.tensors, **{name: _scalar(entry, name) for name in entry.scalars})
-                for entry in self.terms
-            ),
-        )
-
-
-def _scalar(entry: TermEntry, name: str) -> Scalar:
-    """A scalar of the type that its codec gives it; of an unknown codec as it is written."""
-    value = entry.scalars[name]
-    codec = CODECS.get(entry.codec)
-    return float.fromhex(str(value)) if codec is not None and codec.scalars.get(name) is float else value
-
-
-class TensorEvidenceEntry(_Entry):
-    """One tensor of a full fine-tune that is kept beside a shared one: see `blockc.share.TensorEvidence`."""
-
-    occurrence: int
-    parameter: str
-    codec: str
-    lost: float
-    error: float
-    nbytes: int
-    own_bytes: int
-
-
-class EvidenceManifest(_Entry):
-    """What each tensor of one fine-tune lost, kept in the zoo by digest so that plans stay small."""
-
-    format_version: Literal[1] = 1
-    tensors: tuple[TensorEvidenceEntry, ...]
-
-
-SideManifest.model_rebuild()

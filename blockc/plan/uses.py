@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from blockc.diag import DiagnosticError, Diagnostics
 from blockc.ir.tensor import TensorRef
-from blockc.plan.model import ExecutionPlan, SideManifest
+from blockc.plan.manifests import SideManifest
+from blockc.plan.model import ExecutionPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
