@@ -17,13 +17,15 @@ from blockc.cost.fit import RowShape, Sample
 from blockc.plan import ExecutionPlan
 from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.limits import EngineLimits, engine_limits
-from blockc_runtime.request import Request, Sampling
+from blockc_runtime.request import EndEvent, Request, Sampling
 from blockc_runtime.scheduler import Scheduler
 from blockc_runtime.step import Executor, Step
+from blockc_runtime.turn import next_step
 
 _OUTPUT_TOKENS: Final = 6
 _PROMPTS: Final = (8, 64, 256, 1024)
 _GREEDY: Final = Sampling()
+_READING_S: Final = 0.001  # how long to wait for sides that are being read, when nothing else can run
 
 
 class MeasuringError(Exception):
@@ -101,16 +103,23 @@ def _run(
         )
     while scheduler.has_work:
         start_s = clock()
-        step = scheduler.schedule(start_s)
+        ends, step = next_step(scheduler, executor, start_s)
+        for end in ends:
+            if isinstance(end, EndEvent):
+                raise MeasuringError(end.message)
         if step is None:
-            raise MeasuringError("the requests of a load do not fit the KV cache")
+            if not scheduler.is_reading:
+                raise MeasuringError("the requests of a load do not fit the KV cache")
+            time.sleep(_READING_S)
+            continue
         executor.submit(step)
         result = executor.collect()
         fault = next((row.fault for row in result.rows if row.fault is not None), None)
         if fault is not None:
             raise MeasuringError(fault.message)
         scheduler.complete(step, result, clock())
-        yield step, clock() - start_s
+        if not step.fills:  # what filling slots takes is no part of a step's work
+            yield step, clock() - start_s
 
 
 def _shape(step: Step) -> tuple[RowShape, ...]:

@@ -109,12 +109,12 @@ class Instance:
     @property
     def side_loads(self) -> int:
         """Fine-tunes that were put in a slot."""
-        return self._scheduler.side_loads
+        return self._scheduler.gauges().side_loads
 
     @property
     def preemptions(self) -> int:
         """Requests that had to give pages or places back."""
-        return self._scheduler.preemptions
+        return self._scheduler.gauges().preemptions
 
     def admit(self, request: Request, *, number: int, at: int) -> list[Served]:
         """Take a request in, which arrived at ``at``: no later than any step that starts from here on.

@@ -59,6 +59,7 @@ def serve_greedily(
     from blockc_runtime.limits import engine_limits
     from blockc_runtime.request import EndEvent, Request, Sampling, TokensEvent
     from blockc_runtime.scheduler import Scheduler
+    from blockc_runtime.turn import next_step
 
     _refuse([entry for entry in missing(plan) if entry != VECTORS])
     limits = engine_limits(plan)
@@ -93,11 +94,8 @@ def serve_greedily(
                 ),
                 now_s,
             )  # fmt: skip
-        for chain, problem in executor.prefetched():
-            take(scheduler.arrived(chain, problem))
-        step = scheduler.schedule(now_s)
-        for chain in scheduler.take_wanted():
-            executor.prefetch(chain)
+        events, step = next_step(scheduler, executor, now_s)
+        take(events)
         now_s += 1.0
         if step is None:
             time.sleep(_READING_S)

@@ -27,12 +27,12 @@ from blockc.ir.layout import format_bytes, kernel_count
 from blockc.plan import ExecutionPlan, load_plan
 from blockc.zoo import Zoo
 from blockc_runtime.kv.index import KvIndex
-from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.limits import engine_limits
 from blockc_runtime.memory import MemoryUse, before_loading, before_serving
 from blockc_runtime.request import EndEvent, Event, Request, TokensEvent
-from blockc_runtime.scheduler import Scheduler
+from blockc_runtime.scheduler import Gauges, Scheduler
 from blockc_runtime.step import Executor, Step, StepResult
+from blockc_runtime.turn import ReadingScheduler, next_step
 from blockc_runtime.wire import (
     Cancel,
     Drain,
@@ -57,41 +57,20 @@ _ORPHAN_GRACE_S = 3.0
 _MESSAGE_CHARS = 4000
 
 
-class StepScheduler(Protocol):
+class StepScheduler(ReadingScheduler, Protocol):
     """What the loop needs of `scheduler.Scheduler`."""
 
-    @property
-    def preemptions(self) -> int:
-        """Requests that had to give their pages back, ever."""
-
-    @property
-    def side_loads(self) -> int:
-        """Fine-tunes whose sides were put in a slot, ever."""
-
-    def take_wanted(self) -> Sequence[int]:
-        """Chains whose sides should be read."""
-
-    def arrived(self, chain: int, problem: str | None) -> Sequence[Event]:
-        """The sides of a chain have been read, or cannot be."""
+    def gauges(self) -> Gauges:
+        """What `Stats` tells."""
 
     def admit(self, request: Request, now_s: float) -> Sequence[Event]:
         """Queue a request; its end, if it can never run."""
-
-    def schedule(self, now_s: float) -> Step | None:
-        """Choose the rows of the next step; None if nothing can run."""
 
     def complete(self, step: Step, result: StepResult, now_s: float) -> Sequence[Event]:
         """Take a step's results in."""
 
     def cancel(self, request: str, /) -> Sequence[Event]:
         """Drop a request, whatever its state; nothing if it is unknown."""
-
-
-class PageCounts(Protocol):
-    """What `Stats` needs of `kv.index.KvIndex`."""
-
-    def usage(self) -> Sequence[PageUsage]:
-        """Count the pages of each group by state."""
 
 
 class ServerGoneError(Exception):
@@ -140,7 +119,6 @@ class Engine:
         channel: Channel,
         scheduler: StepScheduler,
         executor: Executor,
-        pages: PageCounts,
         memory: Callable[[], MemoryUse | None] = lambda: None,
         name: Callable[[int], str] = "chain {}".format,
         clock: Callable[[], float] = time.monotonic,
@@ -149,7 +127,6 @@ class Engine:
         self._name = name  # of a chain, for the log
         self._scheduler = scheduler
         self._executor = executor
-        self._pages = pages
         self._memory = memory
         self._clock = clock
         self._unfinished: set[str] = set()
@@ -162,10 +139,8 @@ class Engine:
         """Serve until told to end. Raises `ServerGoneError` when the server closes the socket."""
         wait_s: float | None = 0.0
         while not self._take_messages(wait_s):
-            self._take_prefetched()
-            step = self._scheduler.schedule(self._clock())
-            for chain in self._scheduler.take_wanted():
-                self._executor.prefetch(chain)
+            ends, step = next_step(self._scheduler, self._executor, self._clock(), on_problem=self._log_problem)
+            self._end(ends)
             wait_s = self._idle_s() if step is None else 0.0
             if step is not None:
                 self._executor.submit(step)
@@ -173,11 +148,8 @@ class Engine:
                 events = self._scheduler.complete(step, result, self._clock())
                 self._emit(step, events)
 
-    def _take_prefetched(self) -> None:
-        for chain, problem in self._executor.prefetched():
-            if problem is not None:
-                print(f"{self._name(chain)} cannot be served: {problem}", flush=True)
-            self._end(self._scheduler.arrived(chain, problem))
+    def _log_problem(self, chain: int, problem: str) -> None:
+        print(f"{self._name(chain)} cannot be served: {problem}", flush=True)
 
     def close(self) -> None:
         """Free what the executor holds."""
@@ -259,12 +231,13 @@ class Engine:
         return ends
 
     def _stats(self) -> Stats:
+        gauges = self._scheduler.gauges()
         return Stats(
             unfinished=len(self._unfinished),
             steps=self._steps,
-            preemptions=self._scheduler.preemptions,
-            side_loads=self._scheduler.side_loads,
-            pages=tuple(self._pages.usage()),
+            preemptions=gauges.preemptions,
+            side_loads=gauges.side_loads,
+            pages=gauges.pages,
             memory=self._memory(),
         )
 
@@ -349,10 +322,9 @@ def load(options: argparse.Namespace, channel: Channel) -> tuple[Engine, Ready]:
     _bound_kernels(plan)
     executor, memory = _executor(options, plan)
     limits = engine_limits(plan)
-    kv = KvIndex(limits)
     apps = {app.chain: app.address for app in plan.apps}
     engine = Engine(
-        channel=channel, scheduler=Scheduler(limits, kv), executor=executor, pages=kv, memory=memory,
+        channel=channel, scheduler=Scheduler(limits, KvIndex(limits)), executor=executor, memory=memory,
         name=apps.__getitem__,
     )  # fmt: skip
     before_serving()

@@ -9,11 +9,14 @@ import pytest
 import torch
 from peft import IA3Config, LNTuningConfig, LoraConfig, PeftConfig, PrefixTuningConfig, TrainableTokensConfig
 
+from blockc.measure import measure
 from blockc.spec.deployment import Policy
 from blockc.verify.served import Answer, Question, serve_greedily
+from blockc_runtime.executor.torch_ import TorchExecutor
 from blockc_runtime.step import Step
 from tests.support.adapters import LLAMA_LINEARS
 from tests.support.deployments import deployment
+from tests.support.device import DEVICE
 from tests.support.fine_tunes import save_adapter
 from tests.support.serving import Compiled, compiled
 from tests.support.tiny_models import save_model
@@ -85,3 +88,13 @@ def test_logits_are_those_of_a_slot_for_everybody(fleets: tuple[Compiled, Compil
     fills = [fill.chain for step in steps for fill in step.fills]
     assert set(fills) == {index for index, chain in enumerate(few.plan.chains) if chain.bank is not None}
     assert len(fills) > len(set(fills)), "some had to leave and come back"
+
+
+def test_steps_are_measured_where_fine_tunes_take_turns(fleets: tuple[Compiled, Compiled]) -> None:
+    """Loads on all chains wait for sides to be read; steps that fill slots are left out, and the others are there."""
+    _, few = fleets
+    executor = TorchExecutor(few.plan, few.zoo, device=DEVICE)
+    samples = measure(few.plan, executor, repeats=1, budget_s=60.0)
+    executor.close()
+    limited = {index for index, chain in enumerate(few.plan.chains) if chain.bank is not None}
+    assert len(limited & {row.chain for sample in samples for row in sample.rows}) > 1

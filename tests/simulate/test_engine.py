@@ -117,7 +117,7 @@ def served_by_the_engine(own: Fleet, workload: Workload) -> VirtualChannel:
     channel = VirtualChannel(clock=clock, waiting=sorted(requests, key=lambda entry: entry[0]))
     kv = KvIndex(own.instances[0].limits)
     scheduler = Scheduler(own.instances[0].limits, kv)
-    Engine(channel=channel, scheduler=scheduler, executor=PricedExecutor(own, clock), pages=kv, clock=clock).run()
+    Engine(channel=channel, scheduler=scheduler, executor=PricedExecutor(own, clock), clock=clock).run()
     assert not scheduler.has_work
     return channel
 

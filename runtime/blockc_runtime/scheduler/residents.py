@@ -52,12 +52,12 @@ class Residents:
         self._fills: list[SlotFill] = []
 
     @property
-    def count(self) -> int:
-        """Chains in slots."""
-        return len(self._slot_of)
+    def is_reading(self) -> bool:
+        """Whether anything is being read."""
+        return bool(self._reading)
 
     def problem(self, chain: int) -> str | None:
-        """Why its sides cannot be read, if they cannot."""
+        """What to tell its requests, if its sides cannot be read."""
         return self._problems.get(chain)
 
     def lacking(self, chain: int) -> Need | None:
@@ -104,7 +104,7 @@ class Residents:
         if problem is None:
             self._read.add(chain)
         else:
-            self._problems[chain] = problem
+            self._problems[chain] = f"its fine-tune could not be loaded: {problem}"
 
     def take_wanted(self) -> Sequence[int]:
         """Chains whose sides are to be read, since the last time."""

@@ -29,13 +29,17 @@ _LENIENT_TTFT_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauges:
-    """State for metrics. ``preemptions`` and ``steps`` only grow; ``pages`` by KV group."""
+    """State for metrics. ``steps``, ``preemptions`` and ``side_loads`` only grow; ``pages`` by KV group.
+
+    ``preemptions``: requests that had to give their place or pages back; ``side_loads``: fine-tunes put in a slot.
+    """
 
     running: int
     waiting: int
     steps_in_flight: int
     steps: int
     preemptions: int
+    side_loads: int
     pages: tuple[PageUsage, ...]
 
 
@@ -100,14 +104,9 @@ class Scheduler:
         return len(self._queue)
 
     @property
-    def preemptions(self) -> int:
-        """Requests that had to give their place or pages back, ever."""
-        return self._preemptions
-
-    @property
-    def side_loads(self) -> int:
-        """Fine-tunes that were put in a slot, ever."""
-        return self._residents.loads
+    def is_reading(self) -> bool:
+        """Whether sides that requests wait for are being read."""
+        return self._residents.is_reading
 
     @property
     def service(self) -> tuple[float, ...]:
@@ -122,6 +121,7 @@ class Scheduler:
             steps_in_flight=len(self._in_flight),
             steps=self._steps,
             preemptions=self._preemptions,
+            side_loads=self._residents.loads,
             pages=self._kv.usage(),
         )
 
@@ -204,9 +204,9 @@ class Scheduler:
     def arrived(self, chain: int, problem: str | None = None) -> tuple[Event, ...]:
         """The sides of a chain have been read; with a problem, its requests end."""
         self._residents.arrived(chain, problem)
-        if problem is None:
+        message = self._residents.problem(chain)
+        if message is None:
             return ()
-        message = f"its fine-tune could not be loaded: {problem}"
         waiting = [item for item in self._live.values() if item.request.chain == chain and item.state == "waiting"]
         return tuple(self._finish(item, "error", message) for item in waiting)
 
@@ -217,7 +217,7 @@ class Scheduler:
         if not request.prompt:
             return "the prompt is empty"
         if (problem := self._residents.problem(request.chain)) is not None:
-            return f"its fine-tune could not be loaded: {problem}"
+            return problem
         most = self._room(request.chain) - 1
         if len(request.prompt) > most:
             return f"the prompt has {len(request.prompt)} tokens; with room for an answer {most} fit"

@@ -90,7 +90,7 @@ class Running:
         ours, theirs = socket.socketpair()
         self.peer = Peer(theirs)
         scheduler = FirstComeScheduler()
-        engine = Engine(channel=Channel(ours), scheduler=scheduler, executor=executor, pages=scheduler)
+        engine = Engine(channel=Channel(ours), scheduler=scheduler, executor=executor)
         self.exit_codes: list[int] = []
         self.thread = threading.Thread(
             target=lambda: self.exit_codes.append(serve(Channel(ours), lambda: (engine, READY)))

@@ -10,6 +10,7 @@ from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.limits import ChainLimits, EngineLimits, GroupLimits
 from blockc_runtime.request import EndEvent, Request, Sampling, TokensEvent
 from blockc_runtime.scheduler import Scheduler
+from blockc_runtime.turn import next_step
 
 VOCAB = 50_000
 PAGE = 4
@@ -131,11 +132,8 @@ class Run:
 
     def step(self):
         """Schedule, run and complete one step; None if nothing can run."""
-        for chain, problem in self.executor.prefetched():
-            self.take(self.scheduler.arrived(chain, problem))
-        step = self.scheduler.schedule(self.now_s)
-        for chain in self.scheduler.take_wanted():
-            self.executor.prefetch(chain)
+        events, step = next_step(self.scheduler, self.executor, self.now_s)
+        self.take(events)
         self.now_s += 1.0
         if step is None:
             return None

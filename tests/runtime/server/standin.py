@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from blockc_runtime.engine import Channel, Engine, end_with, serve
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.request import EndEvent, Event, Request, TokenLogprob, TokensEvent
+from blockc_runtime.scheduler import Gauges
 from blockc_runtime.step import Launch, Row, RowResult, Step, StepResult
 from blockc_runtime.wire import (
     Ready,
@@ -83,8 +84,6 @@ class _Running:
 class FirstComeScheduler:
     """Everything unfinished gets a row in every step, up to 64; pages are only counted."""
 
-    preemptions = side_loads = 0
-
     def take_wanted(self) -> Sequence[int]:
         return ()
 
@@ -147,8 +146,12 @@ class FirstComeScheduler:
         self._free += self._running.pop(request).pages
         return EndEvent(request=request, reason=reason, message="", cached_tokens=0)  # type: ignore[arg-type]
 
-    def usage(self) -> tuple[PageUsage, ...]:
-        return (PageUsage(total=PAGES, free=self._free, idle=0, held=PAGES - self._free),)
+    def gauges(self) -> Gauges:
+        pages = PageUsage(total=PAGES, free=self._free, idle=0, held=PAGES - self._free)
+        return Gauges(
+            running=len(self._running), waiting=0, steps_in_flight=0, steps=self._steps, preemptions=0, side_loads=0,
+            pages=(pages,),
+        )  # fmt: skip
 
 
 def main() -> int:
@@ -167,7 +170,7 @@ def main() -> int:
         channel = Channel(connection)
         scheduler = FirstComeScheduler()
         executor = FormulaExecutor(step_s=options.step_s, encoded=False)
-        engine = Engine(channel=channel, scheduler=scheduler, executor=executor, pages=scheduler)
+        engine = Engine(channel=channel, scheduler=scheduler, executor=executor)
         ready = Ready(plan_digest=options.digest, capabilities=())
         return serve(channel, lambda: (engine, ready))
 
