@@ -24,18 +24,17 @@ from typing import Any
 import torch
 
 from benchmarks.rates import origin
+from benchmarks.step import PAGE_TOKENS, step_of
 from blockc.plan import ExecutionPlan, KvLayerEntry
 from blockc.zoo import Zoo
 from blockc_runtime.executor.graphs import recorder_for
 from blockc_runtime.executor.torch_ import TorchExecutor
 from blockc_runtime.ops import triton_
-from blockc_runtime.request import Sampling
-from blockc_runtime.step import Launch, Row, Step
+from blockc_runtime.step import Step
 from tests.runtime.executor import structures
 from tests.runtime.executor.plans import BlockSpec, ModelSpec, PlanBuilder, Term
 
 DTYPE, CODE = torch.bfloat16, "BF16"
-PAGE_TOKENS = 16
 # (hidden, layers, heads, KV heads, inner, vocabulary)
 SHAPES = {"8b": (4096, 32, 32, 8, 14336, 128256), "mid": (1024, 16, 16, 4, 2816, 32000), "tiny": (64, 2, 4, 2, 96, 100)}
 RANKS = (8, 16, 64)
@@ -117,21 +116,6 @@ def random(*shape: int) -> torch.Tensor:
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def step_of(plan: ExecutionPlan, chains: list[int], *, start: int, count: int) -> Step:
-    """``count`` tokens of a request for each chain, behind ``start`` that are cached."""
-    pages = (start + count - 1) // PAGE_TOKENS + 1
-    rows = tuple(
-        Row(
-            request=str(i), chain=chain, tokens=tuple(1 + (i + n) % 90 for n in range(count)), start=start,
-            pages=(tuple(range(i * pages, (i + 1) * pages)),), samples=1, sampling=Sampling(), output_index=0,
-        )
-        for i, chain in enumerate(chains)
-    )  # fmt: skip
-    everyone = tuple(range(len(rows)))
-    launches = tuple(Launch(instance=0, segment=s, micro_batch=0, rows=everyone) for s in range(len(plan.segments)))
-    return Step(id=0, epoch=0, rows=rows, launches=launches)
 
 
 def median_ms(call: Callable[[], Any], repeats: int) -> float:

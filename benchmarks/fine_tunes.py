@@ -113,7 +113,7 @@ class Loaded:
     def step(self, **counts: int) -> Step:
         """A decode step: so many rows of each name, and rows of the base up to all."""
         used = [chain for name, count in counts.items() for chain in self.chains[name][:count]]
-        return shape.decode_step(self.plan, [self.base] * (ROWS - len(used)) + used, CONTEXT)
+        return shape.step_of(self.plan, [self.base] * (ROWS - len(used)) + used, start=CONTEXT, count=1)
 
     def run(self, step: Step) -> None:
         """One step; a fault of any row ends the benchmark."""

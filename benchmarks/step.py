@@ -165,26 +165,18 @@ class PlainEager:
         return linear(x, self.blocks[-1]["lm_head"])
 
 
-def decode_step(plan: ExecutionPlan, chains: list[int], context: int) -> Step:
-    """One token for each chain, behind ``context`` cached tokens."""
-    pages = context // PAGE_TOKENS + 1
+def step_of(plan: ExecutionPlan, chains: list[int], *, start: int, count: int) -> Step:
+    """``count`` tokens of a request for each chain, behind ``start`` that are cached."""
+    pages = (start + count - 1) // PAGE_TOKENS + 1
     rows = tuple(
         Row(
-            request=str(i),
-            chain=chain,
-            tokens=(i + 1,),
-            start=context,
-            pages=(tuple(range(i * pages, (i + 1) * pages)),),
-            samples=1,
-            sampling=Sampling(),
-            output_index=0,
+            request=str(i), chain=chain, tokens=tuple(1 + (i + n) % 90 for n in range(count)), start=start,
+            pages=(tuple(range(i * pages, (i + 1) * pages)),), samples=1, sampling=Sampling(), output_index=0,
         )
         for i, chain in enumerate(chains)
-    )
+    )  # fmt: skip
     everyone = tuple(range(len(rows)))
-    launches = tuple(
-        Launch(instance=0, segment=segment, micro_batch=0, rows=everyone) for segment in range(len(plan.segments))
-    )
+    launches = tuple(Launch(instance=0, segment=s, micro_batch=0, rows=everyone) for s in range(len(plan.segments)))
     return Step(id=0, epoch=0, rows=rows, launches=launches)
 
 
@@ -231,7 +223,7 @@ def main() -> None:
         for batch in options.batches:
             for tuned in (False, True):
                 used = chains[1 : batch + 1] if tuned else chains[:1] * batch
-                step = decode_step(plan, used, options.context)
+                step = step_of(plan, used, start=options.context, count=1)
                 report(executor, plain, step, tuned, bandwidth, options)
 
 

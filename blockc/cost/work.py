@@ -78,7 +78,12 @@ class PlanWork:
 
 def plan_work(plan: ExecutionPlan) -> PlanWork:
     """Count a plan's work."""
-    blocks = {digest: _BlockWork.of(plan, block) for digest, block in plan.blocks.items()}
+    structures = {digest: parse_structure(text) for digest, text in plan.structures.items()}
+    types = {digest: value_types(structure) for digest, structure in structures.items()}
+    blocks = {
+        digest: _BlockWork.of(block, structures[block.structure], types[block.structure])
+        for digest, block in plan.blocks.items()
+    }
     sides = side_bytes_of(plan)
     return PlanWork(
         segments=tuple(
@@ -132,9 +137,7 @@ class _BlockWork:
     pair_flops: tuple[int, ...]
 
     @classmethod
-    def of(cls, plan: ExecutionPlan, block: BlockEntry) -> _BlockWork:
-        structure = parse_structure(plan.structures[block.structure])
-        types = value_types(structure)
+    def of(cls, block: BlockEntry, structure: Structure, types: Types) -> _BlockWork:
         read = {False: 0, True: 0}
         flops = {False: 0, True: 0}
         experts: list[ExpertWork] = []

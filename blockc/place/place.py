@@ -107,13 +107,14 @@ def _placement(views: Views, found: _Found) -> Placement:
         chains_on[place_].append(chain)
     instances: list[InstanceEntry] = []
     instance_of: dict[int, int] = {}
-    memory = {device: _memory(views.at(1), device, [], {}) for device in range(len(problem.devices))}
+    memory = {device: _memory(views.at(1), device, [], {}, {}) for device in range(len(problem.devices))}
     for index, (cell, chains) in enumerate(zip(found.cells, chains_on, strict=True)):
         if not chains:
             continue
         sizes = views.at(len(cell))
         pages = share_pages(sizes, chains, offered_bytes=problem.devices[cell[0]].offered_bytes)
-        memory |= {device: _memory(sizes, device, chains, pages) for device in cell}
+        slots = share_slots(sizes.problem, chains)
+        memory |= {device: _memory(sizes, device, chains, pages, slots) for device in cell}
         instance_of[index] = len(instances)
         instances.append(
             InstanceEntry(
@@ -122,7 +123,7 @@ def _placement(views: Views, found: _Found) -> Placement:
                 chains=tuple(chains),
                 max_rows=problem.max_rows,
                 kv_pages=pages,
-                side_slots=share_slots(sizes.problem, chains),
+                side_slots=slots,
             )
         )
     return Placement(
@@ -137,7 +138,7 @@ def _placement(views: Views, found: _Found) -> Placement:
     )
 
 
-def _memory(sizes: Sizes, device: int, chains: list[int], pages: dict[int, int]) -> MemoryEntry:
+def _memory(sizes: Sizes, device: int, chains: list[int], pages: dict[int, int], slots: dict[int, int]) -> MemoryEntry:
     """One device's share of its cell."""
     entry = sizes.problem.devices[device]
     used = sizes.layout(chains, pages, reserve_bytes=entry.reserve_bytes)
@@ -145,7 +146,7 @@ def _memory(sizes: Sizes, device: int, chains: list[int], pages: dict[int, int])
     return MemoryEntry(
         device=device,
         weights_bytes=used.weights_bytes,
-        sides_bytes=slot_bytes(sizes.problem, chains, share_slots(sizes.problem, chains)),
+        sides_bytes=slot_bytes(sizes.problem, chains, slots),
         kv_bytes=used.kv_bytes,
         workspace_bytes=used.workspace_bytes,
         reserve_bytes=used.reserve_bytes,

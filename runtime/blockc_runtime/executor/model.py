@@ -41,7 +41,7 @@ from blockc_runtime.executor.sides import (
 )
 from blockc_runtime.executor.slabs import Slabs
 from blockc_runtime.executor.slots import with_slots
-from blockc_runtime.executor.stacks import check_values
+from blockc_runtime.executor.stacks import check_apart
 from blockc_runtime.executor.weights import LinearRefs, WeightStore
 from blockc_runtime.kv.pool import KvPool, kv_pools
 from blockc_runtime.ops.dtypes import torch_dtype
@@ -238,7 +238,7 @@ class _Loader:
         sides = self.manifests[chain]
         dtype = torch_dtype(self.plan.paths[self.plan.chains[chain].path].dtype)
         for side in sides.values():
-            check_values(side, self.reader, dtype)
+            check_apart(side, self.reader, dtype)
         rank, _ = signature(sides)
         return {
             segment: stack_members(

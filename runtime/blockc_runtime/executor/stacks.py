@@ -60,6 +60,13 @@ def stack(places: Places, store: WeightStore, dtype: torch.dtype) -> Any:
 
 def check_values(side: Side, store: WeightStore, dtype: torch.dtype) -> None:
     """Raises `DiagnosticError` (BC203) for values that are not finite, before anybody is served with them."""
+    check_apart(side, store, dtype)
+    if side.rank:
+        read_low_rank(side, store, dtype)
+
+
+def check_apart(side: Side, store: WeightStore, dtype: torch.dtype) -> None:
+    """The same of all but terms of low rank, which are checked whenever they are stacked."""
     for term in side.terms:
         for _, ref in () if term.rank else term.tensors:
             tensor = store.read(ref)
@@ -67,8 +74,6 @@ def check_values(side: Side, store: WeightStore, dtype: torch.dtype) -> None:
                 _refuse()
             del tensor
             store.release(ref)
-    if side.rank:
-        read_low_rank(side, store, dtype)
 
 
 def read_low_rank(side: Side, store: WeightStore, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
