@@ -111,7 +111,9 @@ def lower(
         tenants=tenant_entries(deployment, graph),
         solver=placement.solver,
         batching=BatchingEntry(
-            max_batched_tokens=deployment.policy.max_batched_tokens, max_rows=deployment.policy.max_rows
+            max_batched_tokens=deployment.policy.max_batched_tokens,
+            max_rows=deployment.policy.max_rows,
+            prefill_parts=deployment.policy.prefill_parts,
         ),
     )
 

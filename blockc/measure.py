@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from blockc.cost.fit import RowShape, Sample
@@ -45,7 +46,7 @@ def measure(
 
     ``on_load``: loads done, of how many.
     """
-    limits = engine_limits(plan)
+    limits = replace(engine_limits(plan), prefill_parts=1)  # prices are of whole passes
     loads = sorted(_loads(plan, limits), key=lambda load: (len(load[0]) * load[1], load))
     end_s = clock() + budget_s
     found: dict[tuple[RowShape, ...], list[float]] = {}

@@ -193,13 +193,21 @@ class _StepSize:
 
 
 def activation_bytes(
-    structure: Structure, *, tokens: int, rows: int, context: int = 0, kv_groups: int = 1, softcap: bool = False
+    structure: Structure,
+    *,
+    tokens: int,
+    rows: int,
+    context: int = 0,
+    kv_groups: int = 1,
+    softcap: bool = False,
+    parks: bool = False,
 ) -> int:
     """The most that is alive at once while one block runs, with what the step keeps beside it.
 
     The step has ``tokens``, ``rows`` of them with logits, and sequences of up to ``context`` tokens in ``kv_groups``.
-    ``softcap``: whether the block binds one, for its attention is then not fused. Views share their operand's bytes;
-    linears that read one value run together, and what they yield is one piece; inputs and contexts stay alive.
+    ``softcap``: whether the block binds one, for its attention is then not fused. ``parks``: whether hidden states are
+    kept between steps, of so many tokens at most. Views share their operand's bytes; linears that read one value run
+    together, and what they yield is one piece; inputs and contexts stay alive.
     """
     step = _StepSize(tokens=tokens, rows=rows, context=context, kv_groups=kv_groups, softcap=softcap)
     types = value_types(structure)
@@ -221,7 +229,8 @@ def activation_bytes(
         gone = {name for name in alive if last_use.get(name, -1) == number}
         current -= sum(sizes[name] for name in gone)
         alive -= gone
-    return peak + _kept_bytes(structure, step) + _sampling_bytes(structure, types, step)
+    parked = sum(_nbytes(types[name], step) for name, _ in structure.inputs) if parks else 0
+    return peak + parked + _kept_bytes(structure, step) + _sampling_bytes(structure, types, step)
 
 
 def kernel_count(structures: Iterable[Structure]) -> int:

@@ -112,6 +112,7 @@ def _activations(deployment: Deployment, graph: UnifiedGraph) -> _Activations:
             context=context,
             kv_groups=groups,
             softcap=softcap,
+            parks=policy.prefill_parts > 1,
         )
 
     def of_block(path: ModelPath, block: Block) -> int:

@@ -338,10 +338,11 @@ class SolverEntry(Entry):
 
 
 class BatchingEntry(Entry):
-    """Limits of one step."""
+    """Limits of one step. ``prefill_parts``: in up to so many steps a chunk of a prompt goes through the layers."""
 
     max_batched_tokens: int
     max_rows: int
+    prefill_parts: int = 1
 
 
 class ExecutionPlan(Entry):

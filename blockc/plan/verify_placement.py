@@ -18,6 +18,8 @@ def placement_problems(plan: ExecutionPlan) -> Iterator[str]:
     batching, solver = plan.batching, plan.solver
     if batching.max_rows < 1 or batching.max_batched_tokens < batching.max_rows:
         yield "a step cannot hold one token of each row"
+    if batching.prefill_parts < 1 or batching.max_batched_tokens < batching.max_rows * batching.prefill_parts:
+        yield "a part of a step cannot hold one token of each row"
     if not all(math.isfinite(number) for number in (solver.value, solver.bound, solver.gap)) or solver.gap < 0:
         yield "the solver's figures are not numbers"
     yield from _devices(plan)

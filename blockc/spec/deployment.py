@@ -192,6 +192,7 @@ class Policy:
     kv_page_tokens: int = 16
     max_batched_tokens: int = 2048
     max_rows: int = 64
+    prefill_parts: int = 1
     solver_time_limit_s: Fraction = Fraction(60)
     merge: Merging = "never"
     share: Sharing = Sharing()

@@ -51,6 +51,7 @@ def resolve(blocks: tuple[Typed, ...], *, spec_file: str, start: Span, diags: Di
     _check_cycles(fine_tunes, diags)
     _check_weights(fine_tunes, diags)
     _check_cluster(by_kind.get("cluster", []), start, diags)
+    _check_batching(by_kind.get("policy", []), diags)
     if diags.has_errors:
         return None
     profiles = {block.name: block for block in by_kind.get("profile", [])}
@@ -163,6 +164,25 @@ def _check_cluster(clusters: list[Typed], start: Span, diags: Diagnostics) -> No
                 secondary=(Label(span=device.spans.get("memory", device.header), text="what it has"),),
                 help="`reserve` is less than `memory`",
             )
+
+
+def _check_batching(policies: list[Typed], diags: Diagnostics) -> None:
+    """A step has a token for each of its rows, also where it computes a part of its tokens only."""
+    policy = _policy(policies)
+    batching = policies[0].one("batching") if policies else None
+    least = policy.max_rows * policy.prefill_parts
+    if batching is None or policy.max_batched_tokens >= least:
+        return
+    parts = f" in {policy.prefill_parts} parts" if policy.prefill_parts > 1 else ""
+    names = ("max_batched_tokens", "max_num_seqs", "prefill")
+    first, *others = [batching.spans[name] for name in names if name in batching.spans]
+    diags.report(
+        "BC109",
+        f"a step of {policy.max_batched_tokens} tokens{parts} has less than one for each of {policy.max_rows} requests",
+        at=first,
+        secondary=tuple(Label(span=span) for span in others),
+        help=f"`max_batched_tokens` of at least {least}, or fewer requests" + (" or parts" if parts else ""),
+    )
 
 
 # ----------------------------------------------------------------------- builders
@@ -306,10 +326,12 @@ def _policy(blocks: list[Typed]) -> Policy:
     share = policy.get("share")
     batching, kv, solver = policy.one("batching"), policy.one("kv"), policy.one("solver")
     residency = policy.one("residency")
+    prefill = batching.get("prefill") if batching else None
     return Policy(
         kv_page_tokens=cast("int", kv.get("page")) if kv else default.kv_page_tokens,
         max_batched_tokens=cast("int", batching.get("max_batched_tokens")) if batching else default.max_batched_tokens,
         max_rows=cast("int", batching.get("max_num_seqs")) if batching else default.max_rows,
+        prefill_parts=prefill if isinstance(prefill, int) else default.prefill_parts,
         solver_time_limit_s=cast("Fraction", solver.get("time_limit")) if solver else default.solver_time_limit_s,
         merge=cast("Merging", policy.get("merge")),
         share=share if isinstance(share, Sharing) else default.share,

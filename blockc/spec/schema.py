@@ -371,12 +371,25 @@ _SHARE = Either(
         ),
     ),
 )
+_PREFILL = Either(
+    otherwise=_words("chunked", noun="way to read prompts"),
+    forms=(
+        Form(
+            name="layered",
+            named={"parts": Amount(dimension=NUMBER, whole=True, least=Fraction(2), most=Fraction(64))},
+            required=("parts",),
+            make=lambda given: given["parts"],
+            example="layered(parts = 4)",
+        ),
+    ),
+)
 BATCHING = Kind(
     name="batching",
     doc="limits of a step",
     attributes=(
         _attribute("max_batched_tokens", _TOKEN_COUNT, "tokens of a step", default=2048),
         _attribute("max_num_seqs", _COUNT, "requests of a step", default=64),
+        _attribute("prefill", _PREFILL, "how a prompt is read that is too long for a step", default="chunked"),
     ),
 )
 KV = Kind(

@@ -246,7 +246,7 @@ def step_load(step: Step) -> StepLoad:
     """Count what a step holds."""
     return StepLoad(
         rows=len(step.rows),
-        tokens=sum(len(row.tokens) for row in step.rows),
+        tokens=sum(len(row.tokens) for row in step.rows if row.request not in step.parked),
         launches=len(step.launches),
         chains=len({row.chain for row in step.rows}),
     )

@@ -22,7 +22,7 @@ class ChainLimits:
     """A chain: its KV groups in layer order with the domain of each, its segments in order, its instance.
 
     ``virtual_tokens`` stand before every prompt and count toward ``max_model_len``. ``bank``: whose slots its sides
-    take turns in; None: they are always in memory.
+    take turns in; None: they are always in memory. ``blocks``: how many each of its segments has.
     """
 
     groups: tuple[int, ...]
@@ -32,11 +32,15 @@ class ChainLimits:
     max_model_len: int
     virtual_tokens: tuple[int, ...] = ()
     bank: int | None = None
+    blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
-    """Everything the scheduler decides by."""
+    """Everything the scheduler decides by.
+
+    ``prefill_parts``: in up to so many steps a chunk of a prompt goes through the layers.
+    """
 
     groups: tuple[GroupLimits, ...]
     chains: tuple[ChainLimits, ...]
@@ -47,6 +51,12 @@ class EngineLimits:
     weights: tuple[float, ...]  # for each tenant
     ttft_targets_s: tuple[float | None, ...] = ()  # for each app of the plan; empty: nobody has one
     bank_slots: Mapping[int, int] = field(default_factory=dict)  # of the banks that chains name
+    prefill_parts: int = 1
+
+    @property
+    def step_work(self) -> int:
+        """What a step computes, in tokens that pass all layers."""
+        return max(1, self.max_batched_tokens // self.prefill_parts)
 
 
 def engine_limits(plan: ExecutionPlan) -> EngineLimits:
@@ -73,6 +83,7 @@ def engine_limits(plan: ExecutionPlan) -> EngineLimits:
                 max_model_len=chain.max_model_len,
                 virtual_tokens=chain.virtual_tokens,
                 bank=chain.bank if chain.bank in slots else None,
+                blocks=tuple(plan.segments[segment].count for segment in chain.segments),
             )
             for index, chain in enumerate(plan.chains)
         ),
@@ -83,4 +94,5 @@ def engine_limits(plan: ExecutionPlan) -> EngineLimits:
         weights=tuple(weights[tenant] for tenant in tenants),
         ttft_targets_s=tuple(app.ttft_s for app in plan.apps),
         bank_slots=slots,
+        prefill_parts=plan.batching.prefill_parts,
     )

@@ -24,6 +24,8 @@ class Row:
     ``history``: all tokens but virtual ones up to the row's last, prompt and then outputs; only where ``sampling`` is
     steered by them, else empty. ``given``: prompt tokens whose log probabilities are asked for, with the ``given_top``
     likeliest beside each. The last stands behind the token before those that ``samples`` counts, the others before it.
+    ``blocks``: first and stop of the run of its chain's blocks that the row passes in this step; None: all of them. A
+    row that stops before the last one yields nothing; its hidden states are parked, and its next row goes on from them.
     """
 
     request: str
@@ -37,6 +39,7 @@ class Row:
     history: tuple[int, ...] = ()
     given: tuple[int, ...] = ()
     given_top: int = 0
+    blocks: tuple[int, int] | None = None
 
     @property
     def logits(self) -> int:
@@ -46,12 +49,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """One pass of a segment over the rows that travel through it (indices into ``Step.rows``, ascending)."""
+    """One pass of a segment over the rows that travel through it (indices into ``Step.rows``, ascending).
+
+    ``blocks``: first and stop of a run of the segment's blocks; None: all of them.
+    """
 
     instance: int
     segment: int
     micro_batch: int
     rows: tuple[int, ...]
+    blocks: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +71,17 @@ class SlotFill:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One round of work. ``epoch`` numbers the plan in force; ``fills`` come before all launches."""
+    """One round of work. ``epoch`` numbers the plan in force; ``fills`` come before all launches.
+
+    ``parked``: requests whose hidden states are kept behind this step; all others are dropped.
+    """
 
     id: int
     epoch: int
     rows: tuple[Row, ...]
     launches: tuple[Launch, ...]
     fills: tuple[SlotFill, ...] = ()
+    parked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from blockc_runtime.memory import MemoryUse
 from blockc_runtime.request import EndEvent, Request, Sampling, Steering, TokenLogprob, TokensEvent
 from blockc_runtime.step import Fault, Launch, Row, RowResult, SlotFill, Step, StepResult
 
-WIRE_VERSION = 5
+WIRE_VERSION = 6
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 _HEADER = struct.Struct(">I")
@@ -300,10 +300,12 @@ _STEP = _record(
             history=_INTS,
             given=_INTS,
             given_top=_INT,
+            blocks=_optional(_INTS),
         )
     ),
-    launches=_many(_record(Launch, instance=_INT, segment=_INT, micro_batch=_INT, rows=_INTS)),
+    launches=_many(_record(Launch, instance=_INT, segment=_INT, micro_batch=_INT, rows=_INTS, blocks=_optional(_INTS))),
     fills=_many(_record(SlotFill, chain=_INT, slot=_INT)),
+    parked=_STRS,
 )
 _FAULT = _record(Fault, scope=_choice("row", "launch", "worker"), message=_STR)
 _STEP_RESULT = _record(

@@ -19,7 +19,7 @@ from blockc_runtime.executor.batch import TokenBatch
 from blockc_runtime.executor.buckets import DecodeLayout, DecodeRow, GroupForm, bucket_of
 from blockc_runtime.executor.model import LoadedModel, LoadedSegment
 from blockc_runtime.executor.program import LogitRows
-from blockc_runtime.executor.segment import PassInputs, reads_states, run_segment
+from blockc_runtime.executor.segment import PassInputs, reads_states, run_blocks
 from blockc_runtime.executor.sides import Bank
 from blockc_runtime.kv.pool import KvPool
 from blockc_runtime.ops import triton_
@@ -201,7 +201,9 @@ class SegmentGraphs:
                 positions=self._numbers[None, bucket : 2 * bucket],
                 states=given_states,
             )
-            out = run_segment(segment, self._model.preludes, given, sides=sides, kv_batch=batches.__getitem__)
+            out = run_blocks(
+                segment.occurrences, self._model.preludes, given, sides=sides, kv_batch=batches.__getitem__
+            )
             return out, rows.finite
 
         replay, outputs = self._recorder.record(run)

@@ -6,7 +6,7 @@ that faults is left out of all later launches and takes no other row with it, un
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from blockc_runtime.executor.draw import Masks, draw, scores
 from blockc_runtime.executor.graphs import Replayed, SegmentGraphs
 from blockc_runtime.executor.model import LoadedModel
 from blockc_runtime.executor.program import LogitRows
-from blockc_runtime.executor.segment import PassInputs, run_segment
+from blockc_runtime.executor.segment import PassInputs, run_blocks
 from blockc_runtime.executor.sides import side_sets
 from blockc_runtime.ops.attention.batch import KvBatch, kv_batch
 from blockc_runtime.step import Fault, Launch, Row, RowResult, Step
@@ -32,7 +32,10 @@ class _Hidden:
 
 
 class StepRun:
-    """A step in progress. ``run`` may be called once. ``op_by_op``: why launches were not replayed, of graphs."""
+    """A step in progress. ``run`` may be called once. ``op_by_op``: why launches were not replayed, of graphs.
+
+    ``parked``: hidden states ``[1, T, F]`` of requests whose last row stopped between two blocks.
+    """
 
     def __init__(
         self,
@@ -43,9 +46,11 @@ class StepRun:
         masks: Masks | None = None,
         graphs: SegmentGraphs | None = None,
         logits_tap: Callable[[int, Tensor], None] | None = None,
+        parked: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model, self.step, self.device, self.masks, self.graphs = model, step, device, masks, graphs
         self.logits_tap = logits_tap
+        self._parked = parked or {}
         self.replays = 0
         self.op_by_op: list[str] = []
         self.launches = 0
@@ -64,6 +69,8 @@ class StepRun:
             problem = self._problem(row)
             if problem is not None:
                 self._faults[index] = Fault(scope="row", message=problem)
+            elif row.blocks is not None and row.blocks[0] > 0:
+                self._hidden[index] = _Hidden(batch=self._batch((index,)), states=self._parked[row.request])
         for launch in self.step.launches:
             rows = [row for row in launch.rows if row not in self._faults]
             if not rows:
@@ -75,6 +82,18 @@ class StepRun:
                 self._faults.update(dict.fromkeys(rows, fault))
         return tuple(self._result(index) for index in range(len(self.step.rows)))
 
+    def parked(self) -> dict[str, Tensor]:
+        """Hidden states to be kept behind the step: of rows that stopped in it, and of those that had none in it."""
+        index_of = {row.request: index for index, row in enumerate(self.step.rows)}
+        kept = {}
+        for name in self.step.parked:
+            index = index_of.get(name)
+            if index is None and name in self._parked:
+                kept[name] = self._parked[name]
+            elif index is not None and index not in self._faults:
+                kept[name] = self._states(self._batch((index,))).clone()
+        return kept
+
     def _problem(self, row: Row) -> str | None:
         if not 0 <= row.chain < len(self.model.limits):
             return f"the plan has no chain {row.chain}"
@@ -82,6 +101,10 @@ class StepRun:
             return f"its fine-tune could not be loaded: {self.model.disabled[row.chain]}"
         if self.model.residence.is_missing(row.chain):
             return "its fine-tune is in no slot"
+        if row.blocks is not None and row.blocks[0] > 0:
+            states = self._parked.get(row.request)
+            if states is None or states.shape[1] != len(row.tokens):
+                return "its hidden states were not kept"
         return row_problem(row, self.model.limits[row.chain])
 
     def _result(self, index: int) -> RowResult:
@@ -93,29 +116,33 @@ class StepRun:
     def _launch(self, launch: Launch, rows: Sequence[int]) -> None:
         """Run one segment on ``rows`` and keep what comes out of it."""
         segment = self.model.segments[launch.segment]
+        blocks = slice(*(launch.blocks or (0, len(segment.occurrences))))
+        yields_logits = segment.yields_logits and blocks.stop == len(segment.occurrences)
         batch = self._batch(tuple(rows))
         spans = tuple(zip(batch.firsts, batch.counts, strict=True))
-        logit_rows = LogitRows(spans=spans, index=batch.logit_index if segment.yields_logits else None)
-        states = self._pass(launch.segment, batch, logit_rows)
+        logit_rows = LogitRows(spans=spans, index=batch.logit_index if yields_logits else None)
+        states = self._pass(launch, blocks, batch, logit_rows)
         self.launches += 1
-        self.base_reads += segment.base_reads
-        if segment.yields_logits:
+        self.base_reads += sum(segment.base_reads[blocks])
+        if yields_logits:
             self._finish(batch, states, logit_rows)
         else:
             kept = _Hidden(batch=batch, states=states)
             self._hidden.update(dict.fromkeys(batch.rows, kept))
 
-    def _pass(self, number: int, batch: TokenBatch, rows: LogitRows) -> Tensor:
+    def _pass(self, launch: Launch, blocks: slice, batch: TokenBatch, rows: LogitRows) -> Tensor:
         """Hidden states ``[1, T, F]``, or logits ``[1, R, V]`` after the last segment."""
-        if self.graphs is not None:
-            done = self.graphs.run(number, batch, self.step.rows, lambda: self._states(batch))
+        if self.graphs is not None and launch.blocks is not None:
+            self.op_by_op.append("a part of a segment")
+        elif self.graphs is not None:
+            done = self.graphs.run(launch.segment, batch, self.step.rows, lambda: self._states(batch))
             if isinstance(done, Replayed):
                 self.replays += 1
                 rows.finite = done.finite
                 wanted = batch.logit_index if done.finite is not None else None
                 return done.states if wanted is None else done.states.index_select(1, wanted)
             self.op_by_op.append(done)
-        segment = self.model.segments[number]
+        segment = self.model.segments[launch.segment]
         uses = [use for bank in segment.banks if (use := bank.select(batch, self.step.rows, self.device)) is not None]
         given = PassInputs(
             token_count=batch.token_count,
@@ -125,11 +152,11 @@ class StepRun:
             states=lambda: self._states(batch),
             contexts=self._contexts.setdefault(batch.rows, {}),
         )
-        return run_segment(
-            segment,
+        return run_blocks(
+            segment.occurrences[blocks],
             self.model.preludes,
             given,
-            sides=side_sets(uses, segment.groups),
+            sides=side_sets(uses, segment.groups)[blocks],
             kv_batch=lambda group: self._kv_batch(group, batch, segment.dtype),
         )
 

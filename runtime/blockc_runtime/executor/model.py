@@ -61,13 +61,13 @@ class Occurrence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedSegment:
-    """A segment ready to launch. ``base_reads``: multiplications by base weights that one launch makes."""
+    """A segment ready to launch. ``base_reads``: multiplications by base weights that one pass of each block makes."""
 
     occurrences: tuple[Occurrence, ...]
     banks: tuple[Bank, ...]
     dtype: torch.dtype
     yields_logits: bool
-    base_reads: int
+    base_reads: tuple[int, ...]
 
     @property
     def groups(self) -> tuple[tuple[LinearGroup | SiteGroup, ...], ...]:
@@ -206,10 +206,9 @@ class _Loader:
             banks=self._banks(index, sites),
             dtype=sites.dtype,
             yields_logits=occurrences[-1].program.yields_rows,
-            base_reads=sum(
-                self.store.linears(self._linear_refs(block, group)).reads
+            base_reads=tuple(
+                sum(self.store.linears(self._linear_refs(block, group)).reads for group in occurrence.program.linears)
                 for block, occurrence in zip(blocks, occurrences, strict=True)
-                for group in occurrence.program.linears
             ),
         )
 

@@ -60,6 +60,7 @@ class NullExecutor:
         self._bank_of = [chain.bank if chain.bank in limited else None for chain in plan.chains]
         self._slots: dict[tuple[int | None, int], int] = {}  # (bank, slot) -> chain
         self._prefetched: list[tuple[int, str | None]] = []
+        self._parked: dict[str, Row] = {}
         self._queue: deque[Step] = deque()
         self._step_s = step_s
         self._is_seeded = is_seeded
@@ -84,11 +85,15 @@ class NullExecutor:
         if wait_s > 0:
             time.sleep(wait_s)
         self._slots |= {(self._bank_of[fill.chain], fill.slot): fill.chain for fill in step.fills}
-        return StepResult(step=step.id, rows=tuple([self._run(row) for row in step.rows]))
+        rows = tuple([self._run(row) for row in step.rows])
+        now = self._parked | {row.request: row for row in step.rows}
+        self._parked = {name: now[name] for name in step.parked}
+        return StepResult(step=step.id, rows=rows)
 
     def close(self) -> None:
         """Forget everything, as a lost worker does."""
         self._queue.clear()
+        self._parked.clear()
         self._slots.clear()
         self._prefetched.clear()
         for memory in self._memory:
@@ -99,8 +104,11 @@ class NullExecutor:
             seen = set()
             if self._bank_of[row.chain] is not None and row.chain not in self._slots.values():
                 raise _MisreadError("its fine-tune is in no slot")
+            if row.blocks is not None and row.blocks[0] > 0:
+                self._check_parked(row)
             for (memory, domain), table in zip(self._kv[row.chain], row.pages, strict=True):
-                memory.write(row, table, domain)
+                if row.blocks is None or row.blocks[0] == 0:
+                    memory.write(row, table, domain)
                 seen.add(memory.read(row, table, domain))
             if len(seen) > 1:
                 raise _MisreadError("KV groups hold different tokens")
@@ -114,6 +122,14 @@ class NullExecutor:
         token = _draw(row.chain, seen.pop(), self._vocab_sizes[row.chain], salt)
         logprobs = () if row.sampling.logprobs is None else (TokenLogprob(logprob=0.0, top=()),)
         return RowResult(tokens=(token,), logprobs=logprobs, given=given)
+
+    def _check_parked(self, row: Row) -> None:
+        """A row goes on where the last one of its request stopped, with the same tokens."""
+        before, own = self._parked.get(row.request), row.blocks
+        if before is None or before.blocks is None or own is None or before.blocks[1] != own[0]:
+            raise _MisreadError("its hidden states are gone")
+        if (before.chain, before.start, before.tokens) != (row.chain, row.start, row.tokens):
+            raise _MisreadError("its hidden states are those of other tokens")
 
 
 @dataclass(frozen=True, slots=True)

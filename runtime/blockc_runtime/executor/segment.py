@@ -1,4 +1,4 @@
-"""One pass through a segment: its blocks in order, each called with what it reads.
+"""One pass through a segment, or a part of it: its blocks in order, each called with what it reads.
 
 In: tokens and positions, the hidden state before, sides and KV batches. Out: the hidden state after, or logits.
 Invariant: it neither knows nor cares whether what it is given will be filled in anew and run again.
@@ -18,7 +18,7 @@ from blockc_runtime.executor.program import LogitRows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassInputs:
-    """``tokens`` and ``positions`` ``[1, T]``; ``states``: gives the hidden states ``[1, T, F]`` before the segment.
+    """``tokens`` and ``positions`` ``[1, T]``; ``states``: gives the hidden states ``[1, T, F]`` before the blocks.
 
     ``contexts``: what preludes have yielded for these rows, by prelude.
     """
@@ -31,17 +31,17 @@ class PassInputs:
     contexts: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
 
-def run_segment(
-    segment: LoadedSegment,
+def run_blocks(
+    blocks: Sequence[Occurrence],
     preludes: Mapping[str, Occurrence],
     given: PassInputs,
     *,
     sides: Sequence[Sequence[Any]],
     kv_batch: Callable[[int], Any],
 ) -> Tensor:
-    """Hidden states ``[1, T, F]``, or logits ``[1, R, V]`` after the last segment. ``kv_batch``: of a KV group."""
+    """Hidden states ``[1, T, F]``, or logits ``[1, R, V]`` after the last block. ``kv_batch``: of a KV group."""
     states: Tensor | None = None
-    for occurrence, groups in zip(segment.occurrences, sides, strict=True):
+    for occurrence, groups in zip(blocks, sides, strict=True):
         states = occurrence.program.call(
             given.token_count,
             given.rows,

@@ -70,6 +70,7 @@ class TorchExecutor:
             )  # fmt: skip
         self._after_loading = _resident(self.device)
         self._grammars = Grammars(plan, zoo)
+        self._parked: dict[str, Tensor] = {}
         self._queue: deque[Step] = deque()
 
     @property
@@ -132,9 +133,10 @@ class TorchExecutor:
                     self._model.residence.put(entry)
                 run = StepRun(
                     self._model, step, device=self.device, masks=self._grammars, graphs=self._graphs,
-                    logits_tap=self.logits_tap,
+                    logits_tap=self.logits_tap, parked=self._parked,
                 )  # fmt: skip
                 results = run.run()
+                self._parked = run.parked()
         except Exception as error:
             # Not any row's doing: what is known of none of them can be trusted.
             fault = Fault(scope="worker", message=f"{type(error).__name__}: {error}"[:500])
@@ -151,6 +153,7 @@ class TorchExecutor:
         if self._model is not None:
             self._model.residence.close()
         self._model = self._graphs = None
+        self._parked.clear()
         self._queue.clear()
 
 

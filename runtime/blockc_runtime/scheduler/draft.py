@@ -5,6 +5,10 @@ step. Decode rows come first, then prefill chunks in what is left of the token b
 step); where a running prefill and a waiting request compete, whoever has the turn goes first. Before all that, a tenant
 with more than its share of places gives one up to a tenant that waits with less than its own.
 
+Work. Where prompts may go through the layers in parts (`parts.py`), a step computes a part of its token budget only,
+and a chunk that is larger passes a part of the layers in each of several steps. It is small enough to fit beside all
+that decodes, and who has the turn goes first: a parked chunk waits meanwhile.
+
 Pages. A waiting request starts only when its whole context fits, with a page to spare for each running one, so only
 decode rows (and chunks in windowed groups) ask for more later. A decode row that gets none takes them from the last
 in turn (the youngest of the most served tenant) that uses the same groups; that may be itself. Whoever starts was next
@@ -20,6 +24,7 @@ from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.limits import EngineLimits
 from blockc_runtime.scheduler.fair_queue import FairQueue
 from blockc_runtime.scheduler.live_request import LiveRequest
+from blockc_runtime.scheduler.parts import Chunk, parts_of
 from blockc_runtime.scheduler.residents import Need, Residents
 
 
@@ -47,6 +52,8 @@ class StepDraft:
         self._preempt = preempt
         self._tokens_left = limits.max_batched_tokens
         self._rows_left = limits.max_rows
+        self._work_left = limits.step_work
+        self._reads = False  # whether a prompt has a row
 
     def make_places(self, *, start: Callable[[LiveRequest, int], None]) -> None:
         """Where all places are taken, who has more than a share of them gives one to who waits with less than one.
@@ -118,11 +125,13 @@ class StepDraft:
         self._extend(first)
 
     def _has_room(self) -> bool:
-        return self._tokens_left > 0 and self._rows_left > 0
+        return self._tokens_left > 0 and self._rows_left > 0 and self._work_left > 0
 
     def _pick(self, item: LiveRequest, count: int) -> None:
         self.picks.append((item, count))
         self._tokens_left -= count
+        self._work_left -= count if item.chunk is None else item.chunk.work
+        self._reads = self._reads or item.remaining > 1
         self._rows_left -= count if item.is_scored else 1  # logits are what a step's rows are limited for
 
     def _make_room(self, item: LiveRequest) -> bool:
@@ -139,16 +148,36 @@ class StepDraft:
 
     def _extend(self, item: LiveRequest) -> None:
         """As long a chunk as budget and pages allow. Pages: only windowed groups can lack them here."""
+        if item.chunk is not None:
+            fits = item.chunk.work <= self._work_left or not self._reads
+            if fits and item.chunk.tokens <= self._tokens_left:
+                self._queue.charge_prompt(item, until=item.computed + item.chunk.read)
+                self._pick(item, item.chunk.tokens)
+            return
         count = min(self._tokens_left, item.remaining)
         if item.is_scored:
-            count = min(count, self._rows_left)
+            count = min(count, self._rows_left, self._work_left)
+        elif count > self._work_left:
+            count = self._work_left if self._reads else max(self._work_left, min(count, self._chunk_room()))
         if not self._kv.reserve(item.id, item.computed + count):
             count = self._kv.room(item.id) - item.computed
             if count <= 0:
                 return
             self._kv.reserve(item.id, item.computed + count)
-        self._queue.charge_prompt(item, until=item.computed + count)
+        if count > self._work_left:
+            blocks = sum(self._limits.chains[item.request.chain].blocks)
+            item.chunk = Chunk(
+                tokens=count,
+                parts=parts_of(count, work=self._limits.step_work, blocks=blocks, most=self._limits.prefill_parts),
+            )
+        read = count if item.chunk is None else item.chunk.read
+        self._queue.charge_prompt(item, until=item.computed + read)
         self._pick(item, count)
+
+    def _chunk_room(self) -> int:
+        """The most tokens of a chunk that goes in parts: beside what is parked, and beside all that may decode."""
+        parked = sum(other.chunk.tokens for other in self._running if other.chunk is not None)
+        return self._limits.max_batched_tokens - self._limits.max_rows - parked
 
     def _open(self, item: LiveRequest, blocked: set[Need]) -> int | None:
         """Get pages for a request's whole context, and a slot; the tokens found, or None, with what ``blocked`` it."""

@@ -2,9 +2,10 @@
 
 In: requests and charges. Out: the next request to start. This is VTC (arXiv 2401.00588, algorithm 2): the tenant with
 the smallest virtual counter goes first, a counter grows by what its tenant is served divided by the tenant's weight,
-and a tenant that had nothing waiting is lifted to the smallest counter of those who have, so that idling earns no
-credit. Within a tenant goes by priority, then by when the first token is due (its app's target, or a lenient one, after
-its arrival): least slack first, and nobody of equal priority waits for ever.
+and a tenant that had nothing waiting is lifted to the smallest counter of those who have, less the tokens of one step:
+idling earns no more credit than that, and of two requests that come at once the second one needs not wait for a turn.
+Within a tenant goes by priority, then by when the first token is due (its app's target, or a lenient one, after its
+arrival): least slack first, and nobody of equal priority waits for ever.
 
 Requests that need other things (KV groups, slots for sides) wait in other *lanes*: who lacks pages of one model must
 not hold up another's.
@@ -40,6 +41,7 @@ class FairQueue:
             raise ValueError(f"weights must be positive: {limits.weights}")
         self.counters = [0.0] * len(limits.weights)
         self._weights = limits.weights
+        self._credit = PROMPT_COST * limits.step_work
         self._lane_of = chain_needs(limits)
         self._lanes: dict[int, dict[tuple[Need, ...], _Lane]] = {}  # of tenants with something waiting
         self._waiting = [0] * len(limits.weights)
@@ -131,7 +133,7 @@ class FairQueue:
             level = self.counters[self._last_served]
         else:
             return
-        self.counters[tenant] = max(self.counters[tenant], level)
+        self.counters[tenant] = max(self.counters[tenant], level - self._credit / self._weights[tenant])
 
 
 def _oldest(lanes: dict[tuple[Need, ...], _Lane], blocked: Collection[Need]) -> LiveRequest | None:

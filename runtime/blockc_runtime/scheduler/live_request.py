@@ -11,6 +11,7 @@ from typing import Literal
 
 from blockc_runtime.kv.prefix import Prefix
 from blockc_runtime.request import Request
+from blockc_runtime.scheduler.parts import Chunk
 from blockc_runtime.step import Row
 
 State = Literal["waiting", "running", "ended"]
@@ -39,6 +40,7 @@ class LiveRequest:
     cached: int | None = None  # prompt tokens found when it first ran
     charged: int = 0  # of virtual tokens and prompt; once: preemption is not its tenant's doing
     step: int | None = None  # the step in flight that has a row of it
+    chunk: Chunk | None = None  # on its way through the layers, part by part
     losses: int = 0  # workers lost under it
     pauses: bool = False  # it ended well, and its session's pages are to be kept
 
@@ -68,10 +70,10 @@ class LiveRequest:
         own = self.request
         return own.prompt_logprobs is not None and own.emitted == 0 and self.output_index == 0
 
-    def row(self, count: int, pages: tuple[tuple[int | None, ...], ...]) -> Row:
-        """The next ``count`` tokens as a row; it samples if they reach the end."""
+    def row(self, count: int, pages: tuple[tuple[int | None, ...], ...], blocks: tuple[int, int] | None) -> Row:
+        """The next ``count`` tokens as a row; it samples if they reach the end, of the layers too."""
         end = self.computed + count
-        samples = end == len(self.tokens)
+        samples = end == len(self.tokens) and (self.chunk is None or self.chunk.is_last)
         first = max(self.computed, self.virtual) + 1
         return Row(
             request=self.request.id,
@@ -85,4 +87,5 @@ class LiveRequest:
             history=tuple(self.tokens[self.virtual :]) if samples and self.request.sampling.steering else (),
             given=tuple(self.tokens[first : end + 1]) if self.is_scored else (),
             given_top=self.request.prompt_logprobs or 0,
+            blocks=blocks,
         )

@@ -266,13 +266,14 @@ class Scheduler:
         del self._running[item.id]
         item.state = "waiting"
         item.computed = 0
+        item.chunk = None
         self._queue.put_back(item)
 
     def _issue(self, picks: list[tuple[LiveRequest, int]]) -> Step:
         """Make a step of the picks, rows of one chain side by side."""
         rank = self._launch_plan.rank
         picks.sort(key=lambda pick: rank(pick[0].request.chain))
-        rows = tuple([item.row(count, self._kv.tables(item.id, item.computed + count)) for item, count in picks])
+        rows = tuple([self._row(item, count) for item, count in picks])
         self._steps += 1
         for item, _ in picks:
             item.step = self._steps
@@ -281,8 +282,21 @@ class Scheduler:
             id=self._steps,
             epoch=self._epoch,
             rows=rows,
-            launches=self._launch_plan.launches(tuple([row.chain for row in rows])),
+            launches=self._launch_plan.launches(tuple([(row.chain, row.blocks) for row in rows])),
             fills=self._residents.take_fills(),
+            parked=self._parked() if self._limits.prefill_parts > 1 else (),
+        )
+
+    def _row(self, item: LiveRequest, count: int) -> Row:
+        blocks = None if item.chunk is None else item.chunk.blocks(self._limits.chains[item.request.chain].blocks)
+        return item.row(count, self._kv.tables(item.id, item.computed + count), blocks)
+
+    def _parked(self) -> tuple[str, ...]:
+        """Requests whose chunk has not passed all layers when the step has been done that is issued now."""
+        return tuple(
+            item.id
+            for item in self._running.values()
+            if item.chunk is not None and not (item.step is not None and item.chunk.is_last)
         )
 
     def _settle(self, item: LiveRequest, row: Row, outcome: RowResult, events: list[Event]) -> None:
@@ -294,6 +308,10 @@ class Scheduler:
             message = f"the executor drew {len(outcome.tokens)} tokens where {row.samples} were due"
             events.append(self._finish(item, "error", message))
             return
+        if item.chunk is not None and not item.chunk.is_last:
+            item.chunk = item.chunk.next()
+            return
+        item.chunk = None
         item.computed = row.start + len(row.tokens)
         self._kv.commit(item.id, item.computed)
         if outcome.scores:

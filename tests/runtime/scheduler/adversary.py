@@ -16,7 +16,7 @@ from itertools import groupby
 from blockc_runtime.request import Sampling
 from blockc_runtime.step import Fault, Row, RowResult, Step, StepResult
 
-from .harness import PAGE, VIRTUAL, Run, alone, limits, request
+from .harness import BLOCKS, PAGE, VIRTUAL, Run, alone, limits, request
 
 INJECTED = "injected"
 
@@ -29,11 +29,13 @@ class Adversary:
         self.in_flight: deque[Step] = deque()
         self.depth = rng.choice([1, 1, 2, 3])
         max_rows = rng.choice([1, 3, 8])
+        parts = rng.choice([1, 1, 2, 4])
         self.run = Run(
             limits(
                 pages=rng.choice([(16, 16), (17, 40), (40, 17), (60, 60), (40, 5), (20, 8)]),
                 max_rows=max_rows,
-                max_batched_tokens=rng.choice([1, 3, 16, 64]),
+                max_batched_tokens=rng.choice([1, 3, 16, 64] if parts == 1 else [parts * max_rows, 64]),
+                parts=parts,
                 windows=rng.choice([(None, None), (6, None), (9, 13), (None, 2), (None, 9)]),
                 weights=rng.choice([(1.0,), (1.0, 1.0, 2.0), (0.5, 3.0)]),
             ),
@@ -48,6 +50,7 @@ class Adversary:
         self.requests = self._requests()
         self.by_id = {own.id: own for own in self.requests}
         self.started: set[str] = set()
+        self.parted = 0  # rows that passed a part of the layers
         self.admitted: list[str] = []
 
     def play(self) -> Run:
@@ -158,11 +161,7 @@ class Adversary:
         assert sum(len(row.tokens) for row in step.rows) <= own.max_batched_tokens
         chains = [row.chain for row in step.rows]
         assert len(list(groupby(chains))) == len(set(chains)), "rows of a chain stand together"
-        segments = sorted({segment for chain in chains for segment in own.chains[chain].segments})
-        assert [launch.segment for launch in step.launches] == segments
-        for launch in step.launches:
-            passing = [i for i, chain in enumerate(chains) if launch.segment in own.chains[chain].segments]
-            assert list(launch.rows) == passing
+        self._look_at_launches(step)
         flying = [row.request for each in (*self.in_flight, step) for row in each.rows]
         assert len(set(flying)) == len(flying), "a request is in flight twice"
         for row in step.rows:
@@ -174,6 +173,24 @@ class Adversary:
         for row in new:
             self._look_at_turn(row)
         self._look_at_writes(step)
+
+    def _look_at_launches(self, step: Step) -> None:
+        """Each block of each segment is passed once, in order, by all rows that it is due for."""
+        passed: list[tuple[int, int]] = []
+        by_row: list[list[tuple[int, int]]] = [[] for _ in step.rows]
+        for launch in step.launches:
+            blocks = [(launch.segment, block) for block in range(*(launch.blocks or (0, BLOCKS[launch.segment])))]
+            passed += blocks
+            for row in launch.rows:
+                by_row[row] += blocks
+        assert passed == sorted(set(passed)), "a block is launched twice, or too early"
+        for row, got in zip(step.rows, by_row, strict=True):
+            path = [(at, block) for at in self.run.own.chains[row.chain].segments for block in range(BLOCKS[at])]
+            first, stop = row.blocks or (0, len(path))
+            assert got == path[first:stop]
+            self.parted += row.blocks is not None
+            assert (row.request in step.parked) == (stop < len(path))
+            assert stop == len(path) or not row.samples
 
     def _look_at_pages(self, row: Row) -> None:
         chain = self.run.own.chains[row.chain]

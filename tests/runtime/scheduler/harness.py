@@ -19,21 +19,28 @@ MAX_MODEL_LEN = 64
 VIRTUAL = (7, 7, VOCAB + 10_000, 7, 7, 7)
 
 
-def limits(*, pages=(40, 40), max_rows=8, max_batched_tokens=32, weights=(1.0, 1.0, 2.0), windows=(None, None)):
+# Of each segment.
+BLOCKS = (2, 3, 1, 4, 2, 5)
+
+
+def limits(
+    *, pages=(40, 40), max_rows=8, max_batched_tokens=32, weights=(1.0, 1.0, 2.0), windows=(None, None), parts=1
+):
     """Four chains on two KV groups (0 and 1 share both domains, 2 the lower one, 3 none), a fifth on its own.
 
     A sixth, with virtual tokens, in the groups of the first four.
     """
     domains = [("low", "high"), ("low", "high"), ("low", "other"), ("foreign", "own")]
-    both = [
-        ChainLimits(groups=(0, 1), domains=pair, segments=(0, 1 + (i == 3), 3), instance=0, max_model_len=MAX_MODEL_LEN)
-        for i, pair in enumerate(domains)
-    ]
-    third = ChainLimits(groups=(2,), domains=("third",), segments=(4, 5), instance=0, max_model_len=MAX_MODEL_LEN)
-    prefixed = ChainLimits(
-        groups=(0, 1), domains=("prefixed", "prefixed"), segments=(0, 1, 3), instance=0, max_model_len=MAX_MODEL_LEN,
-        virtual_tokens=VIRTUAL,
-    )  # fmt: skip
+
+    def chain(groups, own_domains, segments, **more):
+        return ChainLimits(
+            groups=groups, domains=own_domains, segments=segments, instance=0, max_model_len=MAX_MODEL_LEN,
+            blocks=tuple(BLOCKS[segment] for segment in segments), **more,
+        )  # fmt: skip
+
+    both = [chain((0, 1), pair, (0, 1 + (i == 3), 3)) for i, pair in enumerate(domains)]
+    third = chain((2,), ("third",), (4, 5))
+    prefixed = chain((0, 1), ("prefixed", "prefixed"), (0, 1, 3), virtual_tokens=VIRTUAL)
     return EngineLimits(
         groups=(
             GroupLimits(pages=pages[0], page_tokens=PAGE, window=windows[0]),
@@ -44,6 +51,7 @@ def limits(*, pages=(40, 40), max_rows=8, max_batched_tokens=32, weights=(1.0, 1
         segment_count=6,
         max_batched_tokens=max_batched_tokens,
         max_rows=max_rows,
+        prefill_parts=parts,
         tenants=tuple(index % len(weights) for index in range(6)),
         weights=weights,
     )

@@ -17,12 +17,14 @@ from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.limits import ChainLimits, EngineLimits, GroupLimits
 from blockc_runtime.request import Request, Sampling, TokensEvent
 from blockc_runtime.scheduler import Scheduler
-from blockc_runtime.step import RowResult, StepResult
+from blockc_runtime.step import RowResult, Step, StepResult
 
 VICTIM, NEIGHBOUR = 0, 1
 # A step of a model that decodes 16 rows in 30 ms and reads 128 prompt tokens in 40.
 STEP_S, TOKEN_S, LOGPROBS_S = 0.022, 0.00018, 0.0005
-BUDGET, ROWS = 128, 32
+BLOCKS, ROWS = 18, 32
+# Tokens of a step, and in how many parts a chunk may go through the layers.
+CHUNKED, LAYERED = (128, 1), (512, 4)
 END_S = 120.0
 
 # (arrival, id, tenant, prompt tokens, output tokens, logprobs, when it is cancelled)
@@ -30,13 +32,15 @@ Arrival = tuple[float, str, int, int, int, bool, float | None]
 Scene = Callable[[random.Random], Iterator[Arrival]]
 
 
-def limits(tenants: tuple[int, ...]) -> EngineLimits:
-    chain = ChainLimits(groups=(0,), domains=("d",), segments=(0,), instance=0, max_model_len=4096)
+def limits(tenants: tuple[int, ...], form: tuple[int, int] = CHUNKED) -> EngineLimits:
+    chain = ChainLimits(groups=(0,), domains=("d",), segments=(0,), instance=0, max_model_len=4096, blocks=(BLOCKS,))
+    budget, parts = form
     return EngineLimits(
         groups=(GroupLimits(pages=40_000, page_tokens=16, window=None),),
         chains=(chain, chain),
         segment_count=1,
-        max_batched_tokens=BUDGET,
+        max_batched_tokens=budget,
+        prefill_parts=parts,
         max_rows=ROWS,
         tenants=tenants,
         weights=(1.0,) * len(set(tenants)),
@@ -72,11 +76,24 @@ def storm(rng: random.Random) -> Iterator[Arrival]:
         yield at_s, f"n{number}", NEIGHBOUR, rng.randint(64, 512), 100, False, at_s + rng.uniform(0.05, 1.5)
 
 
+def duration_s(step: Step) -> float:
+    """Weights are read by whoever passes them; tokens cost what they pass."""
+    total_s = 0.0
+    for launch in step.launches:
+        first, stop = launch.blocks or (0, BLOCKS)
+        tokens = sum(len(step.rows[row].tokens) for row in launch.rows)
+        total_s += (STEP_S + TOKEN_S * tokens) * (stop - first) / BLOCKS
+    return total_s
+
+
 def times_to_first_token(
-    tenants: tuple[int, ...], *scenes: Callable[[random.Random], Iterator[Arrival]]
+    tenants: tuple[int, ...],
+    *scenes: Callable[[random.Random], Iterator[Arrival]],
+    form: tuple[int, int] = CHUNKED,
 ) -> list[float]:
     """Of the victim, sorted."""
-    scheduler = Scheduler(limits(tenants), KvIndex(limits(tenants)), max_waiting=100_000)
+    own = limits(tenants, form)
+    scheduler = Scheduler(own, KvIndex(own), max_waiting=100_000)
     rng = random.Random(1)
     queue: list[tuple[float, int, str, Arrival]] = []
     for number, arrival in enumerate(item for scene in scenes for item in scene(rng)):
@@ -103,7 +120,7 @@ def times_to_first_token(
         if step is None:
             now_s = queue[0][0]
             continue
-        now_s += STEP_S + TOKEN_S * sum(len(row.tokens) for row in step.rows)
+        now_s += duration_s(step)
         now_s += LOGPROBS_S * sum(row.request in logprobs for row in step.rows)
         rows = tuple(RowResult(tokens=(1,) * row.samples, logprobs=()) for row in step.rows)
         for event in scheduler.complete(step, StepResult(step=step.id, rows=rows), now_s):
@@ -121,11 +138,16 @@ def alone_s() -> float:
     return p95(times_to_first_token((0, 1), victim))
 
 
+@pytest.mark.parametrize("form", [CHUNKED, LAYERED])
 @pytest.mark.parametrize("neighbour", [long_prompts, many_answers, storm])
-def test_a_tenant_hardly_notices_a_noisy_neighbour(neighbour: Scene, alone_s: float) -> None:
-    """Measured: 2.2, 2.5 and 2.3 times what it has alone; by arrival 2,400, 2,700 and 27 times."""
-    assert p95(times_to_first_token((0, 1), victim, neighbour)) <= 2.6 * alone_s
-    assert p95(times_to_first_token((0, 0), victim, neighbour)) > 20 * alone_s, "served by arrival it notices"
+def test_a_tenant_hardly_notices_a_noisy_neighbour(neighbour: Scene, form: tuple[int, int], alone_s: float) -> None:
+    """Measured: 1.6, 1.9 and 1.6 times what it has alone, either way; by arrival 2,400, 2,700 and 27 times."""
+    assert p95(times_to_first_token((0, 1), victim, neighbour, form=form)) <= 2.0 * alone_s
+
+
+@pytest.mark.parametrize("neighbour", [long_prompts, many_answers, storm])
+def test_served_by_arrival_it_notices(neighbour: Scene, alone_s: float) -> None:
+    assert p95(times_to_first_token((0, 0), victim, neighbour)) > 20 * alone_s
 
 
 def test_places_are_given_up_to_a_share_and_no_further() -> None:
