@@ -22,14 +22,19 @@ def seconds(call: Callable[[], None]) -> float:
 
 
 def paired(one: Callable[[], None], other: Callable[[], None], pairs: int) -> dict[str, float]:
+    """`paired_values` of how long two calls take."""
+    return paired_values(lambda: seconds(one), lambda: seconds(other), pairs)
+
+
+def paired_values(one: Callable[[], float], other: Callable[[], float], pairs: int) -> dict[str, float]:
     """Median of ``one / other`` over pairs in turns, with the 95 % interval of the median (order statistics)."""
     for call in (one, other, one, other):
         call()
     ratios = []
     for turn in range(pairs):
         first, second = (one, other) if turn % 2 else (other, one)
-        times = {first: seconds(first), second: seconds(second)}
-        ratios.append(times[one] / times[other])
+        values = {first: first(), second: second()}
+        ratios.append(values[one] / values[other])
     ratios.sort()
     spread = 1.96 * math.sqrt(pairs) / 2
     low, high = max(0, int(pairs / 2 - spread)), min(pairs - 1, math.ceil(pairs / 2 + spread))
