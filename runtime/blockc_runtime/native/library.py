@@ -33,6 +33,7 @@ _SIGNATURES = {
     "rotary": (_I, _P, _L, _L, _P, _P, _L, _P, _L, _L, _L),
     "low_rank": (_I, _P, _L, _L, _P, _L, _L, _P, _L, _P, _L, _I),
     "attend": (_I, *_HEADS, _L, *_HEADS, *_HEADS, *_ATTENTION),
+    "attend_chunks": (_I, *_HEADS, _L, *_HEADS, *_HEADS, *_ATTENTION),
     "write_cache": (_I, _P, _L, _L, _P, _P, _L, _L, _L),
     "to_panels": (_P, _P, _L, _L, _L),
     "by_panels": (_P, _L, _P, _P, _P, _L, _L, _L, _L, _I),
@@ -63,6 +64,7 @@ class Kernels:
     low_rank: Callable[..., None]
     write_cache: Callable[..., None]
     attend: Callable[..., None]
+    attend_chunks: Callable[..., None]
     to_panels: Callable[..., None]
     by_panels: Callable[..., None]
     to_tiles: Callable[..., None] | None = None

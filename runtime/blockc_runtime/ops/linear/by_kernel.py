@@ -99,11 +99,17 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.zeros(shape, dtype=dtype)
 
 
-def kernel_weights(dtype: torch.dtype, device: torch.device) -> type[KernelWeights] | None:
-    """The form of matrices for the kernel that is faster here than torch's own; None where there is none."""
+def forms_of(dtype: torch.dtype, device: torch.device) -> tuple[type[KernelWeights], ...]:
+    """The forms that the kernels in use can multiply by."""
     own = kernels()
     if own is None or dtype != torch.bfloat16 or device.type != "cpu":
-        return None
-    if own.by_tiles is not None:
+        return ()
+    return (PanelWeights,) if own.by_tiles is None else (TileWeights, PanelWeights)
+
+
+def kernel_weights(dtype: torch.dtype, device: torch.device) -> type[KernelWeights] | None:
+    """The form of matrices for the kernel that is faster here than torch's own; None where there is none."""
+    forms = forms_of(dtype, device)
+    if TileWeights in forms:
         return TileWeights
-    return PanelWeights if own.level == "avx2" else None
+    return PanelWeights if forms and loaded().level == "avx2" else None
