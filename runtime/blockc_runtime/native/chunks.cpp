@@ -153,7 +153,7 @@ void scores_of(const Word* const* keys, const Word* query, int64_t words, float*
         std::memcpy(&word, rows[r] + i, sizeof word);
         return word;
       },
-      query, kQueries, words);
+      query, kQueries, W, words);
 #pragma GCC unroll 32
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
@@ -170,7 +170,7 @@ void add_weighted(const Word* values, int64_t stride, const Word* weights, int64
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; v++) sums[r][v] = load<W>(result + r * kQueries + v * W) * kept[v];
   add_products<R, kVectors>(
-      sums, [&](int r, int64_t i) { return values[i * stride + r]; }, weights, kQueries, depth);
+      sums, [&](int r, int64_t i) { return values[i * stride + r]; }, weights, kQueries, W, depth);
 #pragma GCC unroll 32
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 8

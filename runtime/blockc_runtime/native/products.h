@@ -58,13 +58,14 @@ inline void pair_up(__m512i first, __m512i second, uint32_t* to) {
 }
 #endif
 
-// sums[r][v] += sum over i < depth of left(r, i) * right[i * step + v * W ..]
+// sums[r][v] += sum over i < depth of left(r, i) * right[i * step + v * apart ..]
 template <int R, int V, class Word, class Left>
-inline void add_products(F<W> (&sums)[R][V], Left left, const Word* right, int64_t step, int64_t depth) {
+inline void add_products(F<W> (&sums)[R][V], Left left, const Word* right, int64_t step, int64_t apart,
+                         int64_t depth) {
   for (int64_t i = 0; i < depth; i++, right += step) {
     decltype(lanes_at(right)) lanes[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++) lanes[v] = lanes_at(right + v * W);
+    for (int v = 0; v < V; v++) lanes[v] = lanes_at(right + v * apart);
 #pragma GCC unroll 32
     for (int r = 0; r < R; r++) {
       const Word word = left(r, i);
