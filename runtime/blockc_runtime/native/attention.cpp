@@ -6,7 +6,7 @@
 
 #include <vector>
 
-#include "vector.h"
+#include "attention.h"
 
 namespace {
 
@@ -21,36 +21,6 @@ void write(const T* from, int64_t token_stride, int64_t head_stride, const int64
       std::memcpy(to + (slots[token] * heads + head) * size, from + token * token_stride + head * head_stride,
                   size * sizeof(T));
 }
-
-// Rows of one head each: [tokens, heads, size] by strides.
-template <class T>
-struct Heads {
-  const T* from;
-  int64_t token_stride, head_stride;
-
-  const T* at(int64_t token, int64_t head) const { return from + token * token_stride + head * head_stride; }
-};
-
-template <class T>
-struct Cache {
-  T *keys, *values;
-  int64_t kv_heads, key_size, value_size, page_tokens;
-};
-
-// New keys and values, which are written before anything is read; `k.from` null: they have been. With `cos`, queries
-// and keys are rotated first.
-template <class T>
-struct New {
-  Heads<T> k, v;
-  const T *cos, *sin;
-  int64_t angle_stride;
-  const int64_t* slots;
-};
-
-struct Form {
-  float scale, softcap;
-  const float* sinks;
-};
 
 template <int N>
 inline F<4> four_parts(F<N> value) {
@@ -213,20 +183,6 @@ inline void over_pages(const int32_t* table, int64_t page_tokens, int64_t first,
 template <class T>
 inline void fetch_rows(const T* page, int64_t stride, int64_t head, int64_t stop, int64_t size, int64_t count) {
   for (int64_t j = 0; j < count; j++) fetch(page + j * stride + head * size, (stop - head) * size * sizeof(T));
-}
-
-template <class T>
-void write_new(const New<T>& fresh, const Cache<T>& cache, int64_t token, int64_t head, int64_t stop) {
-  const int64_t slot = fresh.slots[token] * cache.kv_heads;
-  for (int64_t k = head; k < stop; k++) {
-    T* key = cache.keys + (slot + k) * cache.key_size;
-    if (fresh.cos)
-      rotate(fresh.k.at(token, k), fresh.cos + token * fresh.angle_stride, fresh.sin + token * fresh.angle_stride,
-             cache.key_size / 2, key);
-    else
-      std::memcpy(key, fresh.k.at(token, k), cache.key_size * sizeof(T));
-    std::memcpy(cache.values + (slot + k) * cache.value_size, fresh.v.at(token, k), cache.value_size * sizeof(T));
-  }
 }
 
 template <class T>

@@ -33,16 +33,20 @@ _SIGNATURES = {
     "rotary": (_I, _P, _L, _L, _P, _P, _L, _P, _L, _L, _L),
     "low_rank": (_I, _P, _L, _L, _P, _L, _L, _P, _L, _P, _L, _I),
     "attend": (_I, *_HEADS, _L, *_HEADS, *_HEADS, *_ATTENTION),
+    "attend_chunks": (_I, *_HEADS, _L, *_HEADS, *_HEADS, *_ATTENTION),
     "write_cache": (_I, _P, _L, _L, _P, _P, _L, _L, _L),
     "to_panels": (_P, _P, _L, _L, _L),
     "by_panels": (_P, _L, _P, _P, _P, _L, _L, _L, _L, _I),
 }
 
 
-# Of the level `amx` alone.
-_OF_TILES = {
+# Of levels that multiply pairs of bfloat16.
+_OF_PAIRS = {
     "to_tiles": (_P, _P, _L, _L, _L),
     "by_tiles": (_P, _L, _P, _P, _P, _L, _L, _L, _L, _I),
+}
+# Of the level `amx` alone.
+_OF_AMX = {
     "to_integer_tiles": (_P, _I, _P, _L, _L),
     "by_integer_tiles": (_P, _L, _P, _I, _P, _L, _P, _L, _L, _L, _L, _I),
 }
@@ -63,6 +67,7 @@ class Kernels:
     low_rank: Callable[..., None]
     write_cache: Callable[..., None]
     attend: Callable[..., None]
+    attend_chunks: Callable[..., None]
     to_panels: Callable[..., None]
     by_panels: Callable[..., None]
     to_tiles: Callable[..., None] | None = None
@@ -120,7 +125,8 @@ def load(level: str) -> Kernels:
         library.blockc_source.restype = ctypes.c_char_p
         if library.blockc_source().decode() != source_digest():
             raise KernelsError("they are of other sources; `python -m blockc_runtime.native` builds them again")
-        signatures = {**_SIGNATURES, **_OF_TILES} if level == "amx" else _SIGNATURES
+        signatures = _SIGNATURES | (_OF_PAIRS if level in ("avx512_bf16", "amx") else {})
+        signatures |= _OF_AMX if level == "amx" else {}
         functions = {name: getattr(library, f"blockc_{name}") for name in signatures}
         if level == "amx" and library.blockc_tiles_start() != 0:
             raise KernelsError("the system does not grant the use of AMX")

@@ -281,20 +281,6 @@ int blockc_tiles_start() {
   return int(syscall(SYS_arch_prctl, request, tile_data));
 }
 
-// matrix [outs, size] -> outputs `first ..` of tiles, whose padding is zero already. `size` pads to 32.
-void blockc_to_tiles(const void* matrix, void* tiles, int64_t first, int64_t outs, int64_t size) {
-  const bf16* from = static_cast<const bf16*>(matrix);
-  bf16* to = static_cast<bf16*>(tiles);
-  const int64_t along = (size + kInputs - 1) / kInputs;
-#pragma omp parallel for schedule(static)
-  for (int64_t out = 0; out < outs; out++) {
-    const int64_t at = first + out;
-    bf16* row = to + at / kRows * along * kTile + at % kRows * 2;
-    for (int64_t i = 0; i < size; i++)
-      row[i / kInputs * kTile + i % kInputs / 2 * 2 * kRows + i % 2] = from[out * size + i];
-  }
-}
-
 // x [rows, size], tiles of [outs, size], bias [outs] or null -> y [rows, outs].
 void blockc_by_tiles(const void* x, int64_t x_stride, const void* tiles, const void* bias, void* y, int64_t y_stride,
                      int64_t rows, int64_t outs, int64_t size, int threads) {

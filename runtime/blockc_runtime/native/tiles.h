@@ -1,10 +1,10 @@
-// What kernels for AMX have in common.
+// What kernels that multiply by tiles have in common.
 
 #pragma once
 
 #include "vector.h"
 
-#ifdef __AMX_BF16__
+#ifdef __AVX512BF16__
 
 #include <immintrin.h>
 
@@ -14,6 +14,7 @@ constexpr int64_t kTile = 512;   // values in a tile
 constexpr int64_t kRows = 16;    // rows, and outputs, of a tile
 constexpr int64_t kInputs = 32;  // inputs of a tile
 
+#ifdef __AMX_BF16__
 inline void configure() {
   struct {
     uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -22,6 +23,7 @@ inline void configure() {
   } config;
   _tile_loadconfig(&config);
 }
+#endif
 
 // Rows `first .. first + kRows` of x as tiles along the inputs, `step` values from one to the next.
 inline void gather(const bf16* x, int64_t stride, int64_t rows, int64_t first, int64_t size, bf16* to, int64_t step) {

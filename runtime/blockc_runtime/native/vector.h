@@ -4,6 +4,10 @@
 
 #pragma once
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -122,6 +126,49 @@ inline F<N> exp(F<N> x) {
   p = p * rest * rest + rest + 1.0f;
   I power = (__builtin_convertvector(whole, I) + 127) << 23;
   return p * (F<N>)power;
+}
+
+// 2^x for x up to 126, relative error below 2e-7, or 4e-6 where it is ROUGH; less than 2e-38 for what is smaller.
+template <int N, bool ROUGH = false>
+inline F<N> exp2(F<N> x) {
+  auto power_of = [](F<N> rest) {
+    if constexpr (ROUGH) {
+      F<N> p = all<N>(9.6768e-3f);
+      p = p * rest + 5.55e-2f;
+      p = p * rest + 2.40222e-1f;
+      p = p * rest + 6.931472e-1f;
+      return p * rest + 1.0f;
+    } else {
+      F<N> p = all<N>(1.5403530e-4f);
+      p = p * rest + 1.3333558e-3f;
+      p = p * rest + 9.6181291e-3f;
+      p = p * rest + 5.5504109e-2f;
+      p = p * rest + 2.4022651e-1f;
+      p = p * rest + 6.9314718e-1f;
+      return p * rest + 1.0f;
+    }
+  };
+#ifdef __AVX512F__
+  if constexpr (N == 16) {
+    const __m512 own = _mm512_max_ps(_mm512_set1_ps(-126.0f), (__m512)x);  // NaNs stay
+    const __m512 whole = _mm512_roundscale_ps(own, _MM_FROUND_TO_NEAREST_INT);
+    return (F<N>)_mm512_scalef_ps((__m512)power_of((F<N>)_mm512_sub_ps(own, whole)), whole);
+  }
+#endif
+  using I = typename Lanes<N>::i;
+  const float magic = 12582912.0f;  // as above
+  x = x < -126.0f ? all<N>(-126.0f) : x;
+  const F<N> whole = (x + magic) - magic;
+  return power_of(x - whole) * (F<N>)((__builtin_convertvector(whole, I) + 127) << 23);
+}
+
+// Relative error below 1e-6.
+template <int N>
+inline F<N> tanh(F<N> x) {
+  const F<N> size = x < 0.0f ? -x : x, square = x * x;
+  const F<N> small = x * (1.0f + square * (-0.33333333f + square * (0.13333333f + square * -0.053968254f)));
+  const F<N> rest = exp<N>(-2.0f * size), large = (1.0f - rest) / (1.0f + rest);
+  return size < 0.2f ? small : (x < 0.0f ? -large : large);
 }
 
 // x cos + turned(x) sin for one head, where `turned` maps halves (a, b) to (-b, a).

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from blockc_runtime.native import library
 from blockc_runtime.ops.linear import cpu, cuda, native, reference
 from blockc_runtime.ops.linear.by_kernel import KernelWeights, PanelWeights, TileWeights
 from blockc_runtime.ops.linear.reference import ReferenceSide
@@ -201,15 +202,17 @@ def test_packed_weights_agree_with_dense(tokens: int) -> None:
         torch.testing.assert_close(y[0].float(), wanted, rtol=0.02, atol=0.05)
 
 
-FORMS = [(PanelWeights, level) for level in LEVELS] + [(TileWeights, level) for level in LEVELS if level == "amx"]
+FORMS = [(PanelWeights, level) for level in LEVELS] + [
+    (TileWeights, level) for level in LEVELS if library.load(level).by_tiles is not None
+]
 
 
 @pytest.mark.parametrize(("form", "level"), FORMS)
 @settings(max_examples=60, deadline=None)
 @given(
     tokens=st.sampled_from([0, 1, 2, 6, 7, 15, 16, 17, 31, 33, 48, 49, 100, 256, 257, 300]),
-    size=st.sampled_from([1, 16, 31, 32, 64, 100, 256, 300]),
-    outs=st.lists(st.sampled_from([1, 8, 16, 31, 32, 40, 65]), min_size=1, max_size=3),
+    size=st.sampled_from([1, 16, 31, 32, 64, 100, 256, 300, 4200]),
+    outs=st.lists(st.sampled_from([1, 8, 16, 31, 32, 40, 65, 130]), min_size=1, max_size=3),
     seed=st.integers(0, 5),
 )
 def test_layouts_agree_with_dense(

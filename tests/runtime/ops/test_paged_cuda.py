@@ -14,7 +14,7 @@ from blockc_runtime.ops.attention import paged_cuda, reference
 from blockc_runtime.ops.attention.batch import KvBatch, kv_batch
 from blockc_runtime.ops.attention.cpu import PagedLayer
 from blockc_runtime.ops.attention.rows import KvRow
-from tests.runtime.ops.test_attention import Case, cases, check_heads, expect
+from tests.runtime.ops.test_attention import Case, cases, check_heads, expect, with_foreign_pages
 from tests.support.device import DEVICE
 
 ON = torch.device(DEVICE)
@@ -34,8 +34,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, layer: PagedLayer, batch: KvBatch
 def run(case: Case, poison: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, keys, values = case.tensors(torch.float32)
     if poison is not None:  # pages of others
-        extra = torch.full((2 * case.page_tokens, case.kv_heads, case.size), poison)
-        keys, values = torch.cat([keys, extra]), torch.cat([values, extra])
+        keys, values = (with_foreign_pages(own, case, poison) for own in (keys, values))
     layer = PagedLayer(keys=keys, values=values, page_tokens=case.page_tokens)
     batch = kv_batch(case.rows, page_tokens=case.page_tokens, window=case.window, dtype=torch.float32, device=ON)
     out = attention(q, k, v, layer, batch, 0.3, case.window, case.softcap, case.sinks)
@@ -90,22 +89,11 @@ def test_long_contexts_in_parts(
         table = (*[None] * gone, *order[taken + gone : taken + pages])
         rows.append(KvRow(first=first, count=1, start=length - 1, pages=table))
         taken += pages
-    case = Case(rows=tuple(rows), heads=6, kv_heads=2, size=16, pages=200, page_tokens=8, window=window,
+    case = Case(rows=tuple(rows), heads=6, kv_heads=2, size=16, value_size=16, pages=200, page_tokens=8, window=window,
                 softcap=softcap, has_sinks=has_sinks, seed=3)  # fmt: skip
     for got, wanted in zip(run(case), expect(case, torch.float32), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
     assert launched == [(3, 6)]
-
-
-def test_keys_and_values_of_different_sizes() -> None:
-    made = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, n, 3, size, generator=made) for n, size in ((4, 24), (2, 24), (2, 40)))
-    rows = (KvRow(first=0, count=1, start=6, pages=(0, 1)), KvRow(first=1, count=2, start=0, pages=(2,)))
-    keys, values = torch.randn(12, 2, 24, generator=made), torch.randn(12, 2, 40, generator=made)
-    wanted = expected(q, k, v, keys, values, rows)
-    layer = PagedLayer(keys=keys, values=values, page_tokens=4)
-    got = attention(q, k, v, layer, batch_of(rows), 0.3, None, None)
-    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_an_odd_size_is_taken_by_torch() -> None:
@@ -150,21 +138,3 @@ def test_a_window_that_differs_from_the_groups_is_refused() -> None:
 
 def batch_of(rows: tuple[KvRow, ...]) -> KvBatch:
     return kv_batch(rows, page_tokens=4, window=None, dtype=torch.float32, device=ON)
-
-
-def expected(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: tuple[KvRow, ...]) -> Tensor:
-    """By definition, for values of another size than keys."""
-    keys, values = keys.clone(), values.clone()
-    for row in rows:
-        for i in range(row.count):
-            slot = row.slot(row.start + i, 4)
-            keys[slot], values[slot] = k[0, :, row.first + i], v[0, :, row.first + i]
-    out = torch.zeros(1, q.shape[2], q.shape[1], v.shape[3])
-    for row in rows:
-        for i in range(row.count):
-            slots = [row.slot(p, 4) for p in range(row.start + i + 1)]
-            for head in range(q.shape[1]):
-                own = head // (q.shape[1] // k.shape[1])
-                weights = torch.softmax(keys[slots, own] @ q[0, head, row.first + i] * 0.3, 0)
-                out[0, row.first + i, head] = weights @ values[slots, own]
-    return out

@@ -61,6 +61,23 @@ class PagedRows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PagedChunks:
+    """Rows of several tokens each, for a kernel that reads pages where they lie.
+
+    ``rows`` int32 ``[n, 4]``: its place on the token axis, its tokens, its first page in ``pages``, and the position of
+    its first token, counted from there.
+    """
+
+    rows: Tensor
+    pages: Tensor
+
+    @property
+    def count(self) -> int:
+        """Rows."""
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeBatch:
     """Rows of one token each, by tensors on the device alone: what is in them may change from step to step.
 
@@ -131,6 +148,19 @@ class KvBatch:
             rows=torch.tensor(rows, dtype=torch.int32).view(-1, 4),
             pages=torch.tensor(pages, dtype=torch.int32),
             longest=longest,
+        )
+
+    @cached_property
+    def paged_chunks(self) -> PagedChunks:
+        """Rows of several tokens, as they lie."""
+        rows: list[int] = []
+        pages: list[int | None] = []
+        for row in self.rows[self.singles :]:
+            base = row.first_visible(self.window) // self.page_tokens
+            rows += (row.first, row.count, len(pages), row.start - base * self.page_tokens)
+            pages += row.pages[base : (row.start + row.count - 1) // self.page_tokens + 1]
+        return PagedChunks(
+            rows=torch.tensor(rows, dtype=torch.int32).view(-1, 4), pages=torch.tensor(pages, dtype=torch.int32)
         )
 
     @cached_property

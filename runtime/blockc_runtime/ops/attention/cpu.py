@@ -26,12 +26,12 @@ class PagedLayer:
 
     def gather(self, pages: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of ``pages [P]``: ``[P * page_tokens, K, D]`` each."""
-        kv_heads, size = self.keys.shape[1:]
-        shape = (-1, self.page_tokens * kv_heads * size)
         # index_select of whole pages: 27 us where indexing by slot takes 226 (16 requests, 192 keys).
-        keys = self.keys.view(shape).index_select(0, pages)
-        values = self.values.view(shape).index_select(0, pages)
-        return keys.view(-1, kv_heads, size), values.view(-1, kv_heads, size)
+        keys, values = (
+            own.view(-1, self.page_tokens * own.shape[1] * own.shape[2]).index_select(0, pages).view(-1, *own.shape[1:])
+            for own in (self.keys, self.values)
+        )
+        return keys, values
 
 
 def attention(

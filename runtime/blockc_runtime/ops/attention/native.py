@@ -1,6 +1,6 @@
-"""Attention over the paged cache: rows of one token by blockc's own kernel, which reads pages where they lie.
+"""Attention over the paged cache by blockc's own kernels, which read pages where they lie.
 
-In and out: as in `cpu.py`, whose functions take chunks of prompts. Invariant: equals the reference; a row reads its own
+In and out: as in `cpu.py`, whose functions take what these do not. Invariant: equals the reference; a row reads its own
 pages only.
 """
 
@@ -21,6 +21,8 @@ from blockc_runtime.ops.sides import SideSet
 
 # Keys, values and angles of a call whose keys and values are in the cache already.
 _WRITTEN = (None, 0, 0, None, 0, 0, None, None, 0)
+# More positions than a row has.
+_NO_WINDOW = 1 << 40
 
 
 def attention(
@@ -44,12 +46,14 @@ def attention(
             new.data_ptr(), new.stride(2), new.stride(1), batch.slots.data_ptr(), cache.data_ptr(),
             new.shape[2], new.shape[1], new.shape[3],
         )  # fmt: skip
+    form = Scores(scale=scale, softcap=softcap, sinks=sinks)
     out = q.new_empty((q.shape[2], q.shape[1], v.shape[3]))
-    if batch.singles:
-        query = (q.data_ptr(), q.stride(2), q.stride(1), q.shape[1] // k.shape[1])
-        _attend(query, _WRITTEN, layer, batch, scale, softcap, sinks, out)
-    if batch.chunks:
-        cpu.add_chunks(out, q, k, v, layer, batch, Scores(scale=scale, softcap=softcap, sinks=sinks))
+    query = (q.data_ptr(), q.stride(2), q.stride(1), q.shape[1] // k.shape[1])
+    if torch_takes_chunks(q.dtype, form, batch):
+        _attend(query, _WRITTEN, layer, batch, form, out, chunks=False)
+        cpu.add_chunks(out, q, k, v, layer, batch, form)
+    else:
+        _attend(query, _WRITTEN, layer, batch, form, out)
     return out.unsqueeze(0)
 
 
@@ -70,12 +74,17 @@ def heads(
     """``attention`` of what linears yield: ``q [1,T,H*D]``, ``k`` and ``v [1,T,K*D]``, ``counts`` (H, K).
 
     ``angles``: cos and sin ``[1,1,T,D]`` by which queries and keys are rotated, or none; ``sides``: keys and values
-    that fine-tunes put first. Rows of one token take one call, whatever there is to do.
+    that fine-tunes put first. Rows of one token take one call, and so do all others, whatever there is to do.
     """
     tokens, (count, kv_count) = q.shape[1], counts
     key_size, value_size = q.shape[2] // count, v.shape[2] // kv_count
-    alone = not batch.chunks and not sides and _fits(q, k, v, layer, key_size=key_size, value_size=value_size)
-    if not alone or not angles_fit(q, key_size, angles):
+    form = Scores(scale=scale, softcap=softcap, sinks=sinks)
+    alone = not torch_takes_chunks(q.dtype, form, batch) and not sides
+    if (
+        not alone
+        or not _fits(q, k, v, layer, key_size=key_size, value_size=value_size)
+        or not angles_fit(q, key_size, angles)
+    ):
         q, k, v = (x.view(1, tokens, n, -1).transpose(1, 2) for x, n in ((q, count), (k, kv_count), (v, kv_count)))
         if angles:
             cos, sin = angles
@@ -85,8 +94,14 @@ def heads(
     turned = (angles[0].data_ptr(), angles[1].data_ptr(), angles[0].stride(2)) if angles else (None, None, 0)
     new = (k.data_ptr(), k.stride(1), key_size, v.data_ptr(), v.stride(1), value_size, *turned)
     out = q.new_empty((1, tokens, count, value_size))
-    _attend((q.data_ptr(), q.stride(1), key_size, count // kv_count), new, layer, batch, scale, softcap, sinks, out)
+    _attend((q.data_ptr(), q.stride(1), key_size, count // kv_count), new, layer, batch, form, out)
     return out
+
+
+def torch_takes_chunks(dtype: torch.dtype, form: Scores, batch: KvBatch) -> bool:
+    """Whether there are rows of several tokens for which torch's fused attention is better: it multiplies by AMX."""
+    amx = loaded().level == "amx" and dtype == torch.bfloat16
+    return amx and form.plain and batch.singles < len(batch.rows)
 
 
 def _attend(
@@ -94,20 +109,28 @@ def _attend(
     new: tuple[int | None, ...],
     layer: PagedLayer,
     batch: KvBatch,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
+    form: Scores,
     out: Tensor,
+    *,
+    chunks: bool = True,
 ) -> None:
-    rows = batch.paged
-    given = None if sinks is None else sinks.float().contiguous()
+    given = None if form.sinks is None else form.sinks.float().contiguous()
     _, kv_count, key_size = layer.keys.shape
-    loaded().attend(
+    before = (
         DTYPES[out.dtype], *query, *new, batch.slots.data_ptr(),
         layer.keys.data_ptr(), layer.values.data_ptr(), kv_count, key_size, layer.values.shape[2], layer.page_tokens,
-        rows.rows.data_ptr(), rows.pages.data_ptr(), batch.singles, rows.longest,
-        scale, softcap or 0.0, None if given is None else given.data_ptr(), out.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
+    after = (
+        form.scale, form.softcap or 0.0, None if given is None else given.data_ptr(), out.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    if batch.singles:
+        rows = batch.paged
+        loaded().attend(*before, rows.rows.data_ptr(), rows.pages.data_ptr(), batch.singles, rows.longest, *after)
+    if chunks and batch.singles < len(batch.rows):
+        own = batch.paged_chunks
+        window = _NO_WINDOW if batch.window is None else batch.window
+        loaded().attend_chunks(*before, own.rows.data_ptr(), own.pages.data_ptr(), own.count, window, *after)
 
 
 def _fits(q: Tensor, k: Tensor, v: Tensor, layer: PagedLayer, *, key_size: int, value_size: int) -> bool:

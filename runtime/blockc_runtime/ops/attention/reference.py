@@ -1,6 +1,7 @@
 """Attention over the paged cache, one request, one head and one token at a time, in float32.
 
-In: new queries, keys and values of all rows on one token axis, the layer's pool, the rows. Out: ``[1, T, H, D]``.
+In: new queries, keys and values of all rows on one token axis, the layer's pool, the rows. Out: ``[1, T, H, D]``, D
+that of values.
 Invariant: a token sees exactly the positions ``p - window + 1 .. p`` of its own request (all up to ``p`` without a
 window); the new keys and values are written to the pool first.
 """
@@ -33,7 +34,7 @@ def attention(
 ) -> Tensor:
     """``q [1,H,T,D]``, ``k`` and ``v [1,K,T,D]``; ``keys`` and ``values [slots,K,D]`` are written; ``sinks [H]``."""
     heads, kv_heads = q.shape[1], k.shape[1]
-    out = torch.zeros(1, q.shape[2], heads, q.shape[3], dtype=torch.float32)
+    out = torch.zeros(1, q.shape[2], heads, v.shape[3], dtype=torch.float32)
     for row in rows:
         for i in range(row.count):
             slot = row.slot(row.start + i, page_tokens)

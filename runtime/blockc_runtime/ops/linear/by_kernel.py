@@ -1,4 +1,4 @@
-"""Linears by blockc's own kernels: bfloat16 on CPUs that have AMX, and on those that have no instructions for it."""
+"""Linears by kernels of blockc: bfloat16 on CPUs that multiply tiles or pairs of it, or have no instructions for it."""
 
 from __future__ import annotations
 
@@ -64,10 +64,11 @@ class KernelWeights(ABC):
 
 
 class TileWeights(KernelWeights):
-    """In the tiles that AMX multiplies.
+    """In the tiles that AMX multiplies, and pair by pair CPUs that have AVX-512 for bfloat16.
 
-    Reads 32 to 30 GB/s at 1 to 16 rows where :class:`PackedWeights` reads 26 to 25; at 2,048 rows it multiplies at 0.85
-    of its rate (two cores).
+    With AMX it reads 32 to 30 GB/s at 1 to 16 rows where :class:`PackedWeights` reads 26 to 25; at 2,048 rows it
+    multiplies at 0.85 of its rate (two cores). Without AMX one core takes 0.65 and 0.8 of its time for 8 and 16 rows,
+    and as long for 2,048 (Zen 5).
     """
 
     inputs_padded_to = PADDED_TO
@@ -99,11 +100,17 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.zeros(shape, dtype=dtype)
 
 
-def kernel_weights(dtype: torch.dtype, device: torch.device) -> type[KernelWeights] | None:
-    """The form of matrices for the kernel that is faster here than torch's own; None where there is none."""
+def forms_of(dtype: torch.dtype, device: torch.device) -> tuple[type[KernelWeights], ...]:
+    """The forms that the kernels in use can multiply by."""
     own = kernels()
     if own is None or dtype != torch.bfloat16 or device.type != "cpu":
-        return None
-    if own.by_tiles is not None:
+        return ()
+    return (PanelWeights,) if own.by_tiles is None else (TileWeights,)
+
+
+def kernel_weights(dtype: torch.dtype, device: torch.device) -> type[KernelWeights] | None:
+    """The form of matrices for the kernel that is faster here than torch's own; None where there is none."""
+    forms = forms_of(dtype, device)
+    if TileWeights in forms:
         return TileWeights
-    return PanelWeights if own.level == "avx2" else None
+    return PanelWeights if forms and loaded().level == "avx2" else None
