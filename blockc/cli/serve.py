@@ -48,9 +48,7 @@ def serve(
 ) -> None:
     """Serve a plan over HTTP."""
     import sys
-    from functools import partial
 
-    from blockc.plan import load_plan
     from blockc_runtime.server.serve import ServeOptions
     from blockc_runtime.server.serve import serve as run
 
@@ -66,7 +64,7 @@ def serve(
         executor=executor,
         null_step_s=null_step,
         drain_s=drain,
-        make_page=partial(_page, load_plan(plan)),
+        make_page=_page,
     )
     run(
         options,

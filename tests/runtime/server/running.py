@@ -19,6 +19,7 @@ from blockc_runtime.server.catalogue import Catalogue
 from blockc_runtime.server.engine_client import EngineClient, QueueLimits
 from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.serve import Server, listen, url_of
+from blockc_runtime.server.supervisor import PlanFile
 from blockc_runtime.server.ui import SentPage
 
 _T = TypeVar("_T")
@@ -48,7 +49,7 @@ class RunningServer:
             catalogue=catalogue,
             keys=keys,
             command=self._command,
-            plan_digest=digest,
+            plan=PlanFile(epoch=0, path=Path("plan.json"), digest=digest),
             progress=self.progress.append,
             client=EngineClient(metrics, limits),
             metrics=metrics,
@@ -63,7 +64,7 @@ class RunningServer:
         if not self.ready.wait(20) and self.error is None:
             raise TimeoutError(self.progress)
 
-    def _command(self, socket_path: Path) -> tuple[str, ...]:
+    def _command(self, socket_path: Path, plan: PlanFile) -> tuple[str, ...]:
         program = ("-m", "tests.runtime.server.standin", "--digest", DIGEST)
         return (sys.executable, *program, "--socket", str(socket_path), *self.engine_options)
 
