@@ -60,9 +60,8 @@ class NullExecutor:
         if before is not None:
             for after, group in (carried or {}).items():
                 memory[after] = before._memory[group]
-                before._own.remove(memory[after])
+                memory[after].users += 1
         self._memory: list[_Memory] = memory
-        self._own: list[_Memory] = list(memory)
         self._kv = [
             [(memory[kv.group], zlib.crc32(kv.domain.encode()).to_bytes(_HASH_BYTES, "little")) for kv in chain.kv]
             for chain in plan.chains
@@ -103,8 +102,10 @@ class NullExecutor:
         self._queue.clear()
         self._slots.clear()
         self._prefetched.clear()
-        for memory in self._own:
-            memory.pages.clear()
+        for memory in self._memory:
+            memory.users -= 1
+            if memory.users < 1:
+                memory.pages.clear()
 
     def _run(self, row: Row) -> RowResult:
         try:
@@ -138,12 +139,13 @@ class _Page:
 
 
 class _Memory:
-    """The pages of one KV group."""
+    """The pages of one KV group, of one executor or of several for one plan each."""
 
     def __init__(self, *, page_tokens: int, window: int | None) -> None:
         if window is not None and window < 2:
             raise ValueError("the null model sees one token back at least")
         self.pages: dict[int, _Page] = {}
+        self.users = 1
         self._page_tokens = page_tokens
         self._window = window
 
