@@ -52,7 +52,7 @@ def create_app(
     audit: Callable[[AuditLine], None] | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
     make_page: Callable[[], ui.SentPage] | None = None,
-    operations: Callable[[FastAPI], None] = lambda app: None,
+    operations: Callable[[FastAPI], None] | None = None,
 ) -> FastAPI:
     """Return the app. ``keys`` None: everybody who can connect may use everything.
 
@@ -68,7 +68,8 @@ def create_app(
     quotas = Quotas(lambda tenant: _quota(keys, catalogue, tenant))
     calls = Calls(engine_client, metrics, quotas)
     _add_state_routes(app, engine_client, metrics)
-    operations(app)
+    if operations is not None:
+        operations(app)
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
@@ -131,7 +132,7 @@ def create_app(
 
     @app.get("/openapi.json")
     async def openapi() -> Response:
-        return JSONResponse(document())
+        return JSONResponse(document(with_operations=operations is not None))
 
     @app.get("/version")
     async def version() -> Response:

@@ -25,6 +25,7 @@ from blockc.plan import ExecutionPlan, load_plan, read_plan, require_weights
 from blockc.zoo import Zoo
 from blockc_runtime.server import admin
 from blockc_runtime.server.access import AuditLine, audit_file
+from blockc_runtime.server.adapters import AdapterOptions, Adapters
 from blockc_runtime.server.app import create_app
 from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue, load_catalogue
@@ -44,7 +45,7 @@ class ServeOptions:
 
     ``audit``: the file that gets a line for each request.
     ``executor`` ``null`` computes nothing, and takes ``null_step_s`` for every step of it. ``make_page`` makes of a
-    plan what ``/ui`` shows; None: there is no such route.
+    plan what ``/ui`` shows; None: there is no such route. ``adapters``: where fine-tunes lie that may be loaded.
     """
 
     plan: Path
@@ -57,6 +58,7 @@ class ServeOptions:
     null_step_s: float = 0.0
     drain_s: float = 30.0
     make_page: Callable[[ExecutionPlan], SentPage] | None = None
+    adapters: AdapterOptions | None = None
 
 
 def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Callable[[str], None]) -> None:
@@ -77,6 +79,7 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Call
         client=client, catalogue=catalogue, metrics=metrics, zoo=options.zoo, in_force=in_force, progress=progress
     )
     make = options.make_page
+    adapters = None if options.adapters is None else Adapters(options.adapters, swaps, options.zoo, progress)
     with tempfile.TemporaryDirectory(prefix="blockc-") as folder:
         first = Path(folder) / "plan.json"  # the one that was named may be compiled anew while an engine starts again
         first.write_bytes(in_force.data)
@@ -91,6 +94,7 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Call
             make_page=None if make is None else lambda: make(swaps.in_force.plan),
             audit=audit,
             swaps=swaps,
+            adapters=adapters,
         )
         metrics.predict_memory(plan.memory)
         metrics.show_plan(in_force.digest)
@@ -153,14 +157,15 @@ class Server:
         make_page: Callable[[], SentPage] | None = None,
         audit: Callable[[AuditLine], None] | None = None,
         swaps: Swaps | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         self.metrics = metrics or Metrics()
         self.client = client or EngineClient(self.metrics)
         self.app = create_app(
             self.client, catalogue=catalogue, metrics=self.metrics, keys=keys, make_page=make_page, audit=audit,
-            operations=lambda app: None if swaps is None else admin.install(app, swaps),
+            operations=None if swaps is None else lambda app: admin.install(app, swaps, adapters),
         )  # fmt: skip
-        self.swaps = swaps
+        self.swaps, self._adapters = swaps, adapters
         self._progress = progress
         self._http = _http_server(self.app)
         self._command, self._plan = command, plan
@@ -207,6 +212,8 @@ class Server:
             if other is not None:
                 other.cancel()
             self._http.should_exit = True
+            if self._adapters is not None:
+                self._adapters.close()
             await asyncio.gather(http, starting, return_exceptions=True)
             await self.supervisor.stop()
 
