@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from blockc_runtime.request import EndEvent, Request
-from blockc_runtime.server.supervisor import engine_command
+from blockc_runtime.server.supervisor import PlanFile, engine_command
 from blockc_runtime.wire import (
     End,
     EngineError,
@@ -96,7 +96,7 @@ class EngineProcess:
             listener.settimeout(120)
             output = subprocess.DEVNULL if self._log is None else self._log.open("wb")
             self.process = subprocess.Popen(
-                engine_command(self._plan, self._zoo, "torch")(path),
+                engine_command(self._zoo, "torch")(path, PlanFile(epoch=0, path=self._plan, digest="")),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000", **os.environ},

@@ -19,6 +19,7 @@ COMMANDS = (
     "blockc.cli.check",
     "blockc.cli.compile",
     "blockc.cli.serve",
+    "blockc.cli.apply",
     "blockc.cli.verify",
     "blockc.cli.profile",
     "blockc.cli.simulate",

@@ -8,7 +8,7 @@ with ``--target sim`` no zoo is made.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +49,10 @@ def compile_(
     target: TargetOption = None,
     zoo: ZooOption = None,
     var: VarOption = None,
+    add: Annotated[
+        list[str] | None,
+        typer.Option(metavar="APP[:PARENT]=FOLDER", help="One more fine-tune, and the app that it answers."),
+    ] = None,
     dump_after: DumpOption = None,
     dump_to: DumpToOption = Path("-"),
     progress: ProgressOption = ProgressMode.AUTO,
@@ -70,6 +74,7 @@ def compile_(
             Path(spec),
             zoo_of(zoo, output),
             variables_of(var),
+            additions=add or (),
             target=target.value if target is not None else None,
             on_stage=heard.on_stage,
             on_result=on_result,
@@ -128,6 +133,7 @@ def compile_file(
     zoo_root: Path,
     variables: dict[str, str],
     *,
+    additions: Sequence[str] = (),
     target: Target | None = None,
     on_stage: Any = lambda name, seconds: None,
     on_result: Any = lambda name, result: None,
@@ -135,7 +141,7 @@ def compile_file(
 ) -> tuple[Compiled, Any, Any]:
     """Load and compile; returns the result, the warnings, and the texts they point into.
 
-    ``target`` ``"sim"`` needs no weights and makes no zoo.
+    ``target`` ``"sim"`` needs no weights and makes no zoo. ``additions``: see `blockc.spec.additions`.
     Raises :class:`blockc.diag.DiagnosticError` with everything that is wrong.
     """
     import os
@@ -143,6 +149,7 @@ def compile_file(
     from blockc.diag import DiagnosticError, Diagnostics
     from blockc.diag.suppress import suppress
     from blockc.spec import load
+    from blockc.spec.additions import with_additions
     from blockc.spec.lint import tidy
     from blockc.spec.weights import check_weights
     from blockc.target import check_target
@@ -152,6 +159,7 @@ def compile_file(
     deployment = result.require()
     diags = Diagnostics()
     try:
+        deployment = with_additions(deployment, additions, diags=diags)
         # What `blockc check` says, before torch is imported.
         target = check_target(deployment, target, diags=diags)
         check_weights(deployment, diags, configuration_only=target == "sim")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blockc.cli.options import PlanArgument, ZooOption, zoo_of
+from blockc.cli.options import PlanArgument, VarOption, ZooOption, variables_of, zoo_of
 
 if TYPE_CHECKING:
     from blockc.plan import ExecutionPlan
@@ -38,6 +38,14 @@ def serve(
     audit: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append a line of JSON for each request; no prompts, no keys.")
     ] = None,
+    allow_adapters: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Let the operator load fine-tunes from below this folder; needs --spec."),
+    ] = None,
+    spec: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What the plan was compiled from, for --allow-adapters.")
+    ] = None,
+    var: VarOption = None,
     drain: Annotated[
         float, typer.Option(min=0.0, metavar="SECONDS", help="How long to finish requests at the end.")
     ] = 30.0,
@@ -48,14 +56,21 @@ def serve(
 ) -> None:
     """Serve a plan over HTTP."""
     import sys
-    from functools import partial
 
-    from blockc.plan import load_plan
+    from blockc_runtime.server.adapters import AdapterOptions
     from blockc_runtime.server.serve import ServeOptions
     from blockc_runtime.server.serve import serve as run
 
     if executor not in ("torch", "null"):
         raise typer.BadParameter("there are `torch` and `null`", param_hint="--executor")
+    if (allow_adapters is None) != (spec is None):
+        raise typer.BadParameter("--allow-adapters and --spec are given together", param_hint="--allow-adapters")
+    adapters = None
+    if allow_adapters is not None and spec is not None:
+        if not allow_adapters.is_dir() or not spec.is_file():
+            raise typer.BadParameter("there is no such folder, or no such spec", param_hint="--allow-adapters")
+        variables_of(var)
+        adapters = AdapterOptions(folder=allow_adapters, spec=spec, variables=tuple(var or ()))
     options = ServeOptions(
         plan=plan,
         zoo=zoo_of(zoo, plan),
@@ -66,7 +81,8 @@ def serve(
         executor=executor,
         null_step_s=null_step,
         drain_s=drain,
-        make_page=partial(_page, load_plan(plan)),
+        make_page=_page,
+        adapters=adapters,
     )
     run(
         options,

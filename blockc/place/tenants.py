@@ -1,4 +1,4 @@
-"""Who costs how many bytes of weights: what a tenant has to itself, what it shares, and its fair share.
+"""What the plan says of tenants: how many bytes of weights each costs (to itself, shared, fair share), and its quota.
 
 In: which tensors each tenant's models take. Out: bytes per tenant. Invariant: fair shares add up to the bytes of all
 distinct tensors, whole bytes included; private bytes are those that would go if the tenant did.
@@ -6,8 +6,10 @@ distinct tensors, whole bytes included; private bytes are those that would go if
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
+from fractions import Fraction
 
 from blockc.graph import Chain, ModelPath
 from blockc.plan import TenantEntry
@@ -31,7 +33,22 @@ def tenant_entries(deployment: Deployment, graph: UnifiedGraph) -> tuple[TenantE
             sizes[index] = paths[chain.path.digest] | _side_sizes(chain)
         taken.setdefault(app.tenant, {}).update(sizes[index])
         pm_bytes[app.tenant] = pm_bytes.get(app.tenant, 0) + sum(sizes[index].values())
-    return split_bytes(taken, pm_bytes)
+    return tuple(_with_quota(entry, deployment) for entry in split_bytes(taken, pm_bytes))
+
+
+def _with_quota(entry: TenantEntry, deployment: Deployment) -> TenantEntry:
+    quota = deployment.tenants[entry.tenant].quota
+    return entry.model_copy(
+        update={
+            "requests_per_minute": _a_minute(quota.requests_per_s),
+            "tokens_per_minute": _a_minute(quota.tokens_per_s),
+        }
+    )
+
+
+def _a_minute(rate: Fraction | None) -> int | None:
+    """Whole ones: a quota below one in a minute would let nothing in."""
+    return None if rate is None else max(1, math.floor(rate * 60))
 
 
 def split_bytes(taken: Mapping[str, _Sizes], pm_bytes: Mapping[str, int]) -> tuple[TenantEntry, ...]:

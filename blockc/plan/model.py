@@ -209,11 +209,11 @@ class BaselineEntry(Entry):
 
 
 class TenantEntry(Entry):
-    """Weight bytes of one tenant.
+    """Weight bytes of one tenant, and its quota.
 
     ``pm_bytes``: its apps' models, each by itself. ``private_bytes``: tensors that no other tenant takes;
     ``shared_bytes``: those that others take too, in full; ``fair_bytes``: every tensor divided among its takers, so
-    that all tenants' together are the plan's ``ours_bytes``.
+    that all tenants' together are the plan's ``ours_bytes``. What it may use in a minute; None: as much as it likes.
     """
 
     tenant: str
@@ -221,6 +221,8 @@ class TenantEntry(Entry):
     private_bytes: int
     shared_bytes: int
     fair_bytes: int
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
 
 class AppEntry(Entry):

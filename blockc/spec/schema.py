@@ -313,8 +313,7 @@ APP = Kind(
 )
 QUOTA = Kind(
     name="quota",
-    doc="limits of a tenant",
-    in_effect=False,
+    doc="what a tenant may use, over a minute; a keys file may say otherwise",
     attributes=(
         _attribute("requests", _RATE, "requests that are let in"),
         _attribute("tokens", _TOKEN_RATE, "tokens that are let in"),

@@ -1,4 +1,4 @@
-"""The engine: one process that owns executor, scheduler and KV, and repeats four verbs.
+"""The engine: one process that owns executors, schedulers and KV, and repeats four verbs.
 
 In: a plan, a zoo, and requests as frames over a Unix socket. Out: one frame of tokens a step, and
 one end a request. Invariant: a request that was submitted ends exactly once as long as the process
@@ -10,127 +10,87 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import os
-import select
 import signal
 import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from blockc.diag import DiagnosticError, Diagnostics
-from blockc.ir import parse_structure
-from blockc.ir.layout import format_bytes, kernel_count
-from blockc.plan import ExecutionPlan, load_plan
-from blockc.zoo import Zoo
-from blockc_runtime.kv.index import KvIndex
-from blockc_runtime.limits import engine_limits
-from blockc_runtime.memory import MemoryUse, before_loading, before_serving
+from blockc.diag import DiagnosticError
+from blockc_runtime.channel import Channel, ServerGoneError, end_with
+from blockc_runtime.epoch import Epoch
+from blockc_runtime.loading import CrowdedError, LoadedEpoch, Origin, PlanLostError, load_epoch, memory_lines
+from blockc_runtime.memory import before_loading, before_serving
 from blockc_runtime.request import EndEvent, Event, Request, TokensEvent
-from blockc_runtime.scheduler import Gauges, Scheduler
+from blockc_runtime.scheduler import Gauges
 from blockc_runtime.step import Executor, Step, StepResult
-from blockc_runtime.turn import ReadingScheduler, next_step
+from blockc_runtime.turn import next_step
 from blockc_runtime.wire import (
     Cancel,
     Drain,
     End,
     EngineError,
-    FrameBuffer,
+    Load,
+    Loaded,
+    LoadFailed,
     Message,
     ProtocolError,
     Ready,
+    Retire,
     Shutdown,
     Stats,
     StatsQuery,
     StepLoad,
     Submit,
     Tokens,
-    encode,
 )
 
-_RECEIVE_BYTES = 1 << 18
 _BLOCKED_POLL_S = 0.002
-_ORPHAN_GRACE_S = 3.0
+_LOADING_POLL_S = 0.01
 _MESSAGE_CHARS = 4000
 
 
-class StepScheduler(ReadingScheduler, Protocol):
-    """What the loop needs of `scheduler.Scheduler`."""
+class LoadEpoch(Protocol):
+    """Makes a plan ready, as `loading.load_epoch` does."""
 
-    def gauges(self) -> Gauges:
-        """What `Stats` tells."""
-
-    def admit(self, request: Request, now_s: float) -> Sequence[Event]:
-        """Queue a request; its end, if it can never run."""
-
-    def complete(self, step: Step, result: StepResult, now_s: float) -> Sequence[Event]:
-        """Take a step's results in."""
-
-    def cancel(self, request: str, /) -> Sequence[Event]:
-        """Drop a request, whatever its state; nothing if it is unknown."""
-
-
-class ServerGoneError(Exception):
-    """The other end of the socket was closed."""
+    def __call__(self, origin: Origin, /, *, before: Epoch, alone: bool) -> LoadedEpoch:
+        """Raises as that does."""
 
 
 class WorkerFailedError(Exception):
     """The executor is spoiled as a whole; only a fresh process helps."""
 
 
-class Channel:
-    """The engine's end of the socket: whole messages, in order."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._frames = FrameBuffer()
-        self._poller = select.poll()
-        self._poller.register(connection, select.POLLIN)
-
-    def receive(self, wait_s: float | None) -> list[Message]:
-        """Return what arrived, after at most ``wait_s`` seconds; None: sleep until bytes come."""
-        if not self._poller.poll(None if wait_s is None else wait_s * 1000):
-            return []
-        try:
-            data = self._connection.recv(_RECEIVE_BYTES)
-        except OSError as error:
-            raise ServerGoneError from error
-        if not data:
-            raise ServerGoneError
-        return self._frames.feed(data)
-
-    def send(self, *messages: Message) -> None:
-        """Write messages in one go. The server reads without pause, so this does not block long."""
-        try:
-            self._connection.sendall(b"".join(encode(message) for message in messages))
-        except OSError as error:
-            raise ServerGoneError from error
-
-
 class Engine:
-    """The loop. Reads its socket between any two steps, and sleeps on it when there is no work."""
+    """The loop. Reads its socket between any two steps, and sleeps on it when there is no work.
+
+    While plans are swapped there are several epochs, which take turns, the oldest first. ``load`` makes an epoch ready,
+    in a thread beside the steps (`loading.load_epoch`).
+    """
 
     def __init__(
         self,
         *,
         channel: Channel,
-        scheduler: StepScheduler,
-        executor: Executor,
-        memory: Callable[[], MemoryUse | None] = lambda: None,
-        name: Callable[[int], str] = "chain {}".format,
+        first: Epoch,
+        load: LoadEpoch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._channel = channel
-        self._name = name  # of a chain, for the log
-        self._scheduler = scheduler
-        self._executor = executor
-        self._memory = memory
+        self._epochs = {first.number: first}
+        self._newest = first
+        self._load = load
+        self._loading: _Loading | None = None
         self._clock = clock
-        self._unfinished: set[str] = set()
+        self._epoch_of: dict[str, Epoch] = {}  # of each request that is unfinished
         self._unstarted: set[str] = set()
+        self._past = PastCounts()
         self._steps = 0
         self._draining = False
         self._shut_down = False
@@ -139,32 +99,65 @@ class Engine:
         """Serve until told to end. Raises `ServerGoneError` when the server closes the socket."""
         wait_s: float | None = 0.0
         while not self._take_messages(wait_s):
-            ends, step = next_step(self._scheduler, self._executor, self._clock(), on_problem=self._log_problem)
-            self._end(ends)
-            wait_s = self._idle_s() if step is None else 0.0
-            if step is not None:
-                self._executor.submit(step)
-                result = self._collect()
-                events = self._scheduler.complete(step, result, self._clock())
-                self._emit(step, events)
-
-    def _log_problem(self, chain: int, problem: str) -> None:
-        print(f"{self._name(chain)} cannot be served: {problem}", flush=True)
+            began_s = self._clock()
+            worked = self._take_turns()
+            if self._loading is not None:
+                self._loading.longest_turn_s = max(self._loading.longest_turn_s, self._clock() - began_s)
+                self._take_loaded(self._loading)
+            wait_s = 0.0 if worked else self._idle_s()
 
     def close(self) -> None:
-        """Free what the executor holds."""
-        self._executor.close()
+        """Free what the executors hold."""
+        for epoch in self._epochs.values():
+            epoch.executor.close()
+
+    def _take_turns(self) -> bool:
+        """A step of each epoch that has one.
+
+        An old one that lacks pages which younger ones hold gets them, and they wait until it is done: they would take
+        them again at once.
+        """
+        worked = False
+        for epoch in sorted(self._epochs.values(), key=lambda epoch: epoch.number):
+            step = self._turn(epoch)
+            worked = worked or step is not None
+            if epoch is not self._newest and epoch.is_blocked(step):
+                epoch.goes_first = True
+                for younger in self._epochs.values():
+                    if younger.number > epoch.number:
+                        younger.scheduler.give_way()
+            if epoch.retires and not epoch.unfinished:
+                self._retire(epoch)
+            elif epoch.goes_first and epoch.unfinished:
+                break
+        return worked
+
+    def _turn(self, epoch: Epoch) -> Step | None:
+        """Schedule, run, and send what came of it."""
+
+        def on_problem(chain: int, problem: str) -> None:
+            print(f"{epoch.name(chain)} cannot be served: {problem}", flush=True)
+
+        ends, step = next_step(epoch.scheduler, epoch.executor, self._clock(), on_problem=on_problem)
+        self._end(ends)
+        if step is not None:
+            epoch.executor.submit(step)
+            result = self._collect(epoch.executor)
+            self._emit(step, epoch.scheduler.complete(step, result, self._clock()))
+        return step
 
     def _idle_s(self) -> float | None:
         """How long to sleep on the socket when nothing can run: for good only if nothing waits."""
-        return _BLOCKED_POLL_S if self._unfinished else None
+        if self._loading is not None:
+            return _LOADING_POLL_S
+        return _BLOCKED_POLL_S if self._epoch_of else None
 
-    def _collect(self) -> StepResult:
+    def _collect(self, executor: Executor) -> StepResult:
         """Wait for the step. A fault of the whole worker ends the engine instead of its requests.
 
         The server then starts another one and gives it every unfinished request again.
         """
-        result = self._executor.collect()
+        result = executor.collect()
         for row in result.rows:
             if row.fault is not None and row.fault.scope == "worker":
                 raise WorkerFailedError(row.fault.message)
@@ -172,20 +165,26 @@ class Engine:
 
     def _take_messages(self, wait_s: float | None) -> bool:
         """Act on what has arrived. True: end."""
-        if self._draining and not self._unfinished:
+        if self._draining and not self._epoch_of:
             return True
         for message in self._channel.receive(wait_s):
             self._take(message)
-        return self._shut_down or (self._draining and not self._unfinished)
+        return self._shut_down or (self._draining and not self._epoch_of)
 
     def _take(self, message: Message) -> None:
         match message:
             case Submit(request=request):
                 self._admit(request)
             case Cancel(request=request_id):
-                self._end(self._scheduler.cancel(request_id))
+                epoch = self._epoch_of.get(request_id)
+                self._end(() if epoch is None else epoch.scheduler.cancel(request_id))
             case StatsQuery():
                 self._channel.send(self._stats())
+            case Load():
+                self._begin_load(message)
+            case Retire(epoch=number):
+                if number in self._epochs:
+                    self._epochs[number].retires = True
             case Drain():
                 self._draining = True
             case Shutdown():
@@ -193,15 +192,78 @@ class Engine:
             case _:
                 raise ProtocolError(f"the server sent {type(message).__name__}")
 
+    def _begin_load(self, message: Load) -> None:
+        """Load one more plan beside the steps. One at a time."""
+        problem = None
+        if self._load is None or self._loading is not None or message.epoch in self._epochs:
+            problem = "another plan is being loaded" if self._loading is not None else "this epoch cannot be loaded"
+        elif message.alone and self._epoch_of:
+            problem = "requests of the plan before are unfinished"
+        if problem is not None or self._load is None:
+            self._channel.send(LoadFailed(epoch=message.epoch, code="BC999", message=str(problem)))
+            return
+        origin = Origin(number=message.epoch, path=Path(message.plan), digest=message.plan_digest)
+        self._loading = _Loading(origin, partial(self._load, origin, before=self._newest, alone=message.alone))
+
+    def _take_loaded(self, loading: _Loading) -> None:
+        """Take in an epoch that is ready, or say why there is none."""
+        if not loading.done:
+            return
+        self._loading = None
+        number, lost = loading.origin.number, None
+        try:
+            loaded = loading.result()
+        except CrowdedError as error:
+            answer: Message = LoadFailed(epoch=number, code="BC401", message=str(error), is_crowded=True)
+        except DiagnosticError as error:
+            code, message = _told(error)
+            answer = LoadFailed(epoch=number, code=code, message=message)
+        except Exception as error:
+            traceback.print_exc()
+            lost = error if isinstance(error, PlanLostError) else None
+            text = f"{type(error).__name__}: {error}" if lost is None else str(error)
+            answer = LoadFailed(epoch=number, code="BC999", message=text[:_MESSAGE_CHARS])
+        else:
+            self._epochs[number] = loaded.epoch
+            self._newest = self._epochs[max(self._epochs)]
+            answer = Loaded(
+                epoch=number,
+                plan_digest=loading.origin.digest,
+                kept_bytes=loaded.kept_bytes,
+                loaded_bytes=loaded.loaded_bytes,
+                kv_groups=0 if loaded.epoch.plan is None else len(loaded.epoch.plan.kv_groups),
+                kv_kept=loaded.kv_kept,
+                load_s=loaded.load_s,
+                longest_turn_s=loading.longest_turn_s,
+            )
+        self._channel.send(answer)
+        if lost is not None:
+            raise lost
+
+    def _retire(self, epoch: Epoch) -> None:
+        """Let a plan go whose last request has ended."""
+        del self._epochs[epoch.number]
+        self._past.add(epoch.scheduler.gauges())
+        epoch.close()
+        before_serving()
+
     def _admit(self, request: Request) -> None:
-        if self._draining or request.id in self._unfinished:
-            reason = "draining" if self._draining else "a request of this id is running"
-            refused = EndEvent(request=request.id, reason="error", message=reason, cached_tokens=0)
+        epoch = self._epochs.get(request.epoch)
+        problem = None
+        if self._draining:
+            problem = "draining"
+        elif request.id in self._epoch_of:
+            problem = "a request of this id is running"
+        elif epoch is None or epoch.retires:
+            problem = "the plan that this request is for is not served"
+        if problem is not None or epoch is None:
+            refused = EndEvent(request=request.id, reason="error", message=str(problem), cached_tokens=0)
             self._channel.send(End(events=(refused,)))
             return
-        self._unfinished.add(request.id)
+        self._epoch_of[request.id] = epoch
+        epoch.unfinished.add(request.id)
         self._unstarted.add(request.id)
-        self._end(self._scheduler.admit(request, self._clock()))
+        self._end(epoch.scheduler.admit(request, self._clock()))
 
     def _emit(self, step: Step, events: Sequence[Event]) -> None:
         """Send a step's tokens as one frame, and the ends after it in the same write."""
@@ -226,20 +288,60 @@ class Engine:
     def _ended(self, events: Sequence[Event]) -> tuple[EndEvent, ...]:
         ends = tuple(event for event in events if isinstance(event, EndEvent))
         for end in ends:
-            self._unfinished.discard(end.request)
+            if (epoch := self._epoch_of.pop(end.request, None)) is not None:
+                epoch.unfinished.discard(end.request)
             self._unstarted.discard(end.request)
         return ends
 
     def _stats(self) -> Stats:
-        gauges = self._scheduler.gauges()
+        """Pages and memory are those of the newest plan; what only grows is counted over all of them."""
+        every = [epoch.scheduler.gauges() for epoch in self._epochs.values()]
         return Stats(
-            unfinished=len(self._unfinished),
+            unfinished=len(self._epoch_of),
             steps=self._steps,
-            preemptions=gauges.preemptions,
-            side_loads=gauges.side_loads,
-            pages=gauges.pages,
-            memory=self._memory(),
+            preemptions=self._past.preemptions + sum(gauges.preemptions for gauges in every),
+            side_loads=self._past.side_loads + sum(gauges.side_loads for gauges in every),
+            pages=self._newest.scheduler.gauges().pages,
+            memory=self._newest.memory(),
         )
+
+
+@dataclass(slots=True)
+class PastCounts:
+    """Of epochs that are gone."""
+
+    preemptions: int = 0
+    side_loads: int = 0
+
+    def add(self, gauges: Gauges) -> None:
+        """Keep what an epoch counted."""
+        self.preemptions += gauges.preemptions
+        self.side_loads += gauges.side_loads
+
+
+class _Loading:
+    """An epoch that is being made ready, in a thread of its own."""
+
+    def __init__(self, origin: Origin, load: Callable[[], LoadedEpoch]) -> None:
+        self.origin = origin
+        self.longest_turn_s = 0.0
+        self._outcome: Future[LoadedEpoch] = Future()
+        threading.Thread(target=self._run, args=(load,), name="load-plan", daemon=True).start()
+
+    def _run(self, load: Callable[[], LoadedEpoch]) -> None:
+        try:
+            self._outcome.set_result(load())
+        except BaseException as error:
+            self._outcome.set_exception(error)
+
+    @property
+    def done(self) -> bool:
+        """Whether it is ready, or will not be."""
+        return self._outcome.done()
+
+    def result(self) -> LoadedEpoch:
+        """Return it, or raise what was wrong."""
+        return self._outcome.result()
 
 
 def step_load(step: Step) -> StepLoad:
@@ -257,6 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="blockc_runtime.engine")
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--zoo", type=Path, required=True)
+    parser.add_argument("--epoch", type=int, default=0, help="the plan's number")
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--executor", choices=("torch", "null"), default="torch")
     parser.add_argument("--null-step-s", type=float, default=0.0, help="what a null step takes")
@@ -281,14 +384,19 @@ def serve(channel: Channel, build: Callable[[], tuple[Engine, Ready]]) -> int:
     except ServerGoneError:
         return 0
     except DiagnosticError as error:
-        message = "; ".join(item.message for item in error.diagnostics)
-        return _fail(channel, next(iter(error.diagnostics)).code.id, message)
+        return _fail(channel, *_told(error))
     except WorkerFailedError as error:
         return _fail(channel, "BC999", f"the executor failed: {error}")
     except Exception as error:
         traceback.print_exc()
         return _fail(channel, "BC999", f"{type(error).__name__}: {error}")
     return 0
+
+
+def _told(error: DiagnosticError) -> tuple[str, str]:
+    """The first code, and all that is wrong, for the server."""
+    message = "; ".join(item.message for item in error.diagnostics)
+    return next(iter(error.diagnostics)).code.id, message[:_MESSAGE_CHARS]
 
 
 def _fail(channel: Channel, code: str, message: str) -> int:
@@ -298,95 +406,18 @@ def _fail(channel: Channel, code: str, message: str) -> int:
     return 1
 
 
-def end_with(connection: socket.socket) -> None:
-    """End this process soon after its server: even while it loads, or in a step that hangs.
-
-    The loop notices a closed socket by itself between two steps; this is for when it cannot.
-    """
-
-    def watch() -> None:
-        poller = select.poll()
-        poller.register(connection, 0)  # no events asked for: only a hang-up wakes it
-        poller.poll()
-        time.sleep(_ORPHAN_GRACE_S)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="orphan-watch", daemon=True).start()
-
-
 def load(options: argparse.Namespace, channel: Channel) -> tuple[Engine, Ready]:
     """Load plan, weights and scheduler. Raises `DiagnosticError` for what is wrong with them."""
-    began_s = time.monotonic()
-    plan = load_plan(options.plan)
-    digest = hashlib.sha256(options.plan.read_bytes()).hexdigest()
-    _bound_kernels(plan)
-    executor, memory = _executor(options, plan)
-    limits = engine_limits(plan)
-    apps = {app.chain: app.address for app in plan.apps}
-    engine = Engine(
-        channel=channel, scheduler=Scheduler(limits, KvIndex(limits)), executor=executor, memory=memory,
-        name=apps.__getitem__,
-    )  # fmt: skip
-    before_serving()
-    print(f"loaded in {time.monotonic() - began_s:.1f} s", flush=True)
-    for line in memory_lines(plan, memory()):
+    data = options.plan.read_bytes()
+    first = Origin(number=options.epoch, path=options.plan, digest=hashlib.sha256(data).hexdigest())
+    loaded = load_epoch(options, first, before=None, alone=False)
+    epoch, plan = loaded.epoch, loaded.epoch.plan
+    assert plan is not None
+    engine = Engine(channel=channel, first=epoch, load=partial(load_epoch, options))
+    print(f"loaded in {loaded.load_s:.1f} s", flush=True)
+    for line in memory_lines(plan, epoch.memory()):
         print(line, flush=True)
-    return engine, Ready(plan_digest=digest, capabilities=plan.requires)
-
-
-def _bound_kernels(plan: ExecutionPlan) -> None:
-    """Keep as many compiled kernels as the plan counts. oneDNN reads this once, when torch first multiplies."""
-    if plan.target == "cpu":
-        count = kernel_count(parse_structure(text) for text in plan.structures.values())
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(count))
-
-
-def memory_lines(plan: ExecutionPlan, use: MemoryUse | None) -> Iterator[str]:
-    """What was loaded beside what the plan says, for the log; and whether the reserve holds the rest."""
-    if use is None or len(plan.memory) != 1:
-        return
-    entry = plan.memory[0]
-    loaded = entry.weights_bytes + entry.sides_bytes
-    taken, most = format_bytes(use.weights_bytes + use.sides_bytes), format_bytes(use.loading_peak_bytes)
-    yield f"weights and fine-tunes take {taken} (planned {format_bytes(loaded)}, at most {most} while loading)"
-    later = format_bytes(entry.kv_bytes + entry.workspace_bytes)
-    yield f"KV cache and steps will take up to {later} more"
-    if use.runtime_bytes:
-        needed = format_bytes(use.runtime_bytes)
-        short = use.runtime_bytes > entry.reserve_bytes
-        yield f"interpreter and libraries take {needed}" + (
-            f", more than the device's `reserve` of {format_bytes(entry.reserve_bytes)}" if short else ""
-        )
-
-
-def _executor(options: argparse.Namespace, plan: ExecutionPlan) -> tuple[Executor, Callable[[], MemoryUse | None]]:
-    """What runs the steps, and what says how much memory it holds.
-
-    Imported only now: torch takes seconds, and `null` needs none of it.
-    """
-    if options.executor == "null":
-        from blockc_runtime.executor.null import NullExecutor
-
-        return NullExecutor(plan, step_s=options.null_step_s), lambda: None
-    from blockc_runtime.capabilities import VECTORS, missing
-
-    if lacking := missing(plan):
-        problems = Diagnostics()
-        why = " (models that read a text as a whole are compiled and verified, and not served yet)"
-        problems.report("BC905", f"this runtime lacks {', '.join(lacking)}{why if VECTORS in lacking else ''}")
-        raise DiagnosticError(problems)
-    from blockc_runtime.executor.torch_ import TorchExecutor
-    from blockc_runtime.native import library
-    from blockc_runtime.ops import triton_
-
-    print(library.describe() if plan.target == "cpu" else triton_.describe(), flush=True)
-    executor = TorchExecutor(plan, Zoo(options.zoo), device=plan.target)
-    if plan.target == "cuda":
-        print(f"decode steps: {'recorded graphs' if executor.records else 'launched op by op'}", flush=True)
-    for app in plan.apps:
-        if app.chain in executor.disabled:
-            print(f"{app.address} cannot be served: {executor.disabled[app.chain]}", flush=True)
-    return executor, executor.memory
+    return engine, Ready(plan_digest=first.digest, capabilities=plan.requires)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from blockc.plan import ExecutionPlan
+from blockc_runtime.kv.carry import group_pages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +64,7 @@ def engine_limits(plan: ExecutionPlan) -> EngineLimits:
     """Derive the limits of a plan whose chains each have one instance on one route."""
     tenants = sorted({app.tenant for app in plan.apps})
     weights = {app.tenant: app.weight for app in plan.apps}
-    pages = [0] * len(plan.kv_groups)
-    for instance in plan.instances:
-        for group, count in instance.kv_pages.items():
-            pages[group] += count
+    pages = group_pages(plan)
     slots = {bank: count for instance in plan.instances for bank, count in instance.side_slots.items()}
     route_of = {route.chain: route.alternatives[0][0] for route in plan.routes}
     return EngineLimits(

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 _STATUS: Final = Path("/proc/self/status")
+_MACHINE: Final = Path("/proc/meminfo")
+_GROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
 _CLEAR_REFS: Final = Path("/proc/self/clear_refs")
 # Of `malloc.h`.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -68,6 +70,18 @@ def resident() -> Resident | None:
     except (OSError, KeyError, ValueError):
         return None
     return Resident(own_bytes=own + shared, file_bytes=file, peak_bytes=peak)
+
+
+def machine_bytes() -> int | None:
+    """Memory of this machine, or what of it this process' control group may use."""
+    try:
+        fields = dict(line.split(":", 1) for line in _MACHINE.read_text().splitlines() if ":" in line)
+        total = int(fields["MemTotal"].split()[0]) << 10
+    except (OSError, KeyError, ValueError):
+        return None
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+        total = min(total, int(_GROUP_LIMIT.read_text()))
+    return total
 
 
 def before_loading() -> None:

@@ -51,6 +51,7 @@ class Request:
     goes on where it was): output indices start at ``emitted`` and ``max_tokens`` counts them. ``priority``: among the
     tenant's own requests, the lowest first. ``session``: a name within the isolation group, empty for none, whose pages
     are kept for ``keep_s`` once the request has ended well.
+    ``epoch``: the number of the plan whose indices ``app`` and ``chain`` are.
     ``prompt_logprobs`` n: also tell the log probability of each prompt token but the first, and the n likeliest there.
     """
 
@@ -67,6 +68,7 @@ class Request:
     session: str = ""
     keep_s: float = 0.0
     prompt_logprobs: int | None = None
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

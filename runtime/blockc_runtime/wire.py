@@ -54,6 +54,27 @@ class StatsQuery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Make one more plan ready: the file ``plan`` with the SHA-256 ``plan_digest``, to be called ``epoch``.
+
+    ``alone``: in the place of all others, which have nothing unfinished; else beside them. Answered by one `Loaded` or
+    `LoadFailed`. A requests' ``epoch`` says which plan it is for.
+    """
+
+    epoch: int
+    plan: str
+    plan_digest: str
+    alone: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retire:
+    """No more requests come for this plan. It goes, with what no other plan has, when its last one has ended."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
     """Take on nothing more, finish what there is, then end."""
 
@@ -72,6 +93,35 @@ class Ready:
 
     plan_digest: str
     capabilities: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """One more plan is ready.
+
+    ``kept_bytes`` and ``loaded_bytes``: of its weights and fine-tunes, those that were in memory already and those that
+    were read. Of its ``kv_groups`` so many go on in pages of the plan before (``kv_kept``), with what is cached in
+    them. ``longest_turn_s``: the most that requests had to wait for the engine in one piece while it loaded.
+    """
+
+    epoch: int
+    plan_digest: str
+    kept_bytes: int
+    loaded_bytes: int
+    kv_groups: int
+    kv_kept: int
+    load_s: float
+    longest_turn_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadFailed:
+    """A plan cannot be served, and nothing has changed. ``is_crowded``: it fits, and not beside the others."""
+
+    epoch: int
+    code: str
+    message: str
+    is_crowded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +262,7 @@ def _record(kind: type[_T], **fields: _Codec[Any]) -> _Codec[_T]:
     return _Codec(pack, unpack)
 
 
-_INT, _STR, _FLOAT = _scalar(int), _scalar(str), _scalar(float)
+_INT, _STR, _FLOAT, _BOOL = _scalar(int), _scalar(str), _scalar(float), _scalar(bool)
 _INTS, _STRS, _FLOATS = _scalars(int), _scalars(str), _scalars(float)
 
 
@@ -257,6 +307,7 @@ _REQUEST = _record(
     session=_STR,
     keep_s=_FLOAT,
     prompt_logprobs=_optional(_INT),
+    epoch=_INT,
 )
 _LOGPROBS = _many(_record(TokenLogprob, logprob=_FLOAT, top=_many(_Codec(None, _pair))))
 _TOKENS_EVENT = _record(
@@ -316,15 +367,35 @@ _STEP_RESULT = _record(
     ),
 )
 
-Message = Submit | Cancel | StatsQuery | Drain | Shutdown | Ready | Tokens | End | Stats | EngineError
+Message = (
+    Submit | Cancel | StatsQuery | Load | Retire | Drain | Shutdown
+    | Ready | Loaded | LoadFailed | Tokens | End | Stats | EngineError
+)  # fmt: skip
 
 _MESSAGES: dict[str, tuple[type, _Codec[Any]]] = {
     "submit": (Submit, _record(Submit, request=_REQUEST)),
     "cancel": (Cancel, _record(Cancel, request=_STR)),
     "stats?": (StatsQuery, _record(StatsQuery)),
+    "load": (Load, _record(Load, epoch=_INT, plan=_STR, plan_digest=_STR, alone=_BOOL)),
+    "retire": (Retire, _record(Retire, epoch=_INT)),
     "drain": (Drain, _record(Drain)),
     "shutdown": (Shutdown, _record(Shutdown)),
     "ready": (Ready, _record(Ready, plan_digest=_STR, capabilities=_STRS)),
+    "loaded": (
+        Loaded,
+        _record(
+            Loaded,
+            epoch=_INT,
+            plan_digest=_STR,
+            kept_bytes=_INT,
+            loaded_bytes=_INT,
+            kv_groups=_INT,
+            kv_kept=_INT,
+            load_s=_FLOAT,
+            longest_turn_s=_FLOAT,
+        ),
+    ),
+    "load failed": (LoadFailed, _record(LoadFailed, epoch=_INT, code=_STR, message=_STR, is_crowded=_BOOL)),
     "tokens": (
         Tokens,
         _record(Tokens, step=_INT, load=_STEP_LOAD, started=_STRS, events=_many(_TOKENS_EVENT)),

@@ -52,7 +52,7 @@ def test_the_small_spec_resolves() -> None:
     assert deployment.expect[0].memory_below_bytes == 14 << 30
     assert deployment.policy == Policy()
     warned = {item.message.split("`")[1] for item in result.diagnostics}
-    assert warned == {"quota", "speculation"}
+    assert warned == {"speculation"}
     assert deployment.expect[0].slo_attainment == Fraction(99, 100)
 
 

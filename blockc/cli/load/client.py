@@ -22,7 +22,7 @@ from blockc.diag import DiagnosticError, Diagnostics
 
 _PATIENCE_S = 600.0
 _IDS = (3, 250)  # token ids that every vocabulary has, and that none gives a meaning of its own
-_MOST_BYTES = 1 << 20  # of a list of models, or of an error
+_MOST_BYTES = 256 << 20  # of a plan, which is the longest that is asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,22 +53,27 @@ class Target:
         self._parts: SplitResult = parts
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
 
-    def models(self) -> dict[str, int]:
-        """The models that the key may use, with their longest sequences. Raises `DiagnosticError` (BC003)."""
+    def exchange(self, method: str, path: str, data: bytes | None = None) -> tuple[int, bytes]:
+        """One request; the status and the body of the answer. Raises `DiagnosticError` (BC003)."""
         try:
             connection = self._connection()
             try:
-                connection.request("GET", self._path("/v1/models"), headers=self._headers)
+                connection.request(method, self._path(path), data, self._headers)
                 answer = connection.getresponse()
-                body = answer.read(_MOST_BYTES)
+                return answer.status, answer.read(_MOST_BYTES)
             finally:
                 connection.close()
-            if answer.status != 200:
-                _refuse("BC003", f"the server answered {answer.status}: {_message(body)}", _KEY)
-            data = json.loads(body)["data"]
-            return {str(entry["id"]): int(entry.get("max_model_len") or 2048) for entry in data}
         except (OSError, http.client.HTTPException) as error:
             _refuse("BC003", f"cannot reach {self._parts.netloc}: {error}", "start it with `blockc serve PLAN`")
+
+    def models(self) -> dict[str, int]:
+        """The models that the key may use, with their longest sequences. Raises `DiagnosticError` (BC003)."""
+        status, body = self.exchange("GET", "/v1/models")
+        if status != 200:
+            _refuse("BC003", f"the server answered {status}: {message_of(body)}", _KEY)
+        try:
+            data = json.loads(body)["data"]
+            return {str(entry["id"]): int(entry.get("max_model_len") or 2048) for entry in data}
         except (ValueError, KeyError, TypeError):
             _refuse("BC003", f"{self._parts.netloc} is no server of OpenAI's form", "name another")
 
@@ -119,7 +124,7 @@ class Target:
             connection.request("POST", self._path("/v1/completions"), json.dumps(body), self._headers)
             answer = connection.getresponse()
             if answer.status != 200:
-                raise OSError(f"{answer.status} {_message(answer.read(_MOST_BYTES))}")
+                raise OSError(f"{answer.status} {message_of(answer.read(_MOST_BYTES))}")
             for line in answer:
                 if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
                     yield json.loads(line[6:])
@@ -159,7 +164,7 @@ def send(
 _KEY = "the key is taken from the environment: BLOCKC_KEY=... blockc bench URL"
 
 
-def _message(body: bytes) -> str:
+def message_of(body: bytes) -> str:
     """The server's own words."""
     try:
         return str(json.loads(body)["error"]["message"])[:200]

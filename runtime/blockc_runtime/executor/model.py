@@ -6,8 +6,8 @@ In: a plan and a zoo. Out: :class:`LoadedModel`. Invariant: every problem of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
@@ -34,6 +34,7 @@ from blockc_runtime.executor.residence import LimitedBank, ReadSides, Residence
 from blockc_runtime.executor.sides import (
     Bank,
     ChainSides,
+    Content,
     Member,
     SegmentSites,
     build_banks,
@@ -80,8 +81,7 @@ class LoadedModel:
     """Everything a step needs. ``order[chain]``: where rows of a chain stand; ``disabled``: chain -> why.
 
     ``scoring``: chains that yield scores of classes. ``residence``: of those whose sides take turns in slots.
-    ``weights_bytes`` and ``sides_bytes`` are those of the tensors that were made, ``mapped_bytes`` of them the zoo's
-    own files.
+    ``store``: of its weights. ``kept_bytes``: of weights and sides those that another plan's model had made.
     """
 
     segments: tuple[LoadedSegment, ...]
@@ -94,21 +94,65 @@ class LoadedModel:
     disabled: dict[int, str]
     residence: Residence
     scoring: frozenset[int]
-    weights_bytes: int
-    mapped_bytes: int
+    store: WeightStore
     sides_bytes: int
+    kept_bytes: int
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the weights that were made."""
+        return self.store.nbytes
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Those of them that are the zoo's own files."""
+        return self.store.mapped_bytes
 
 
-def load_model(plan: ExecutionPlan, zoo: Zoo, *, device: torch.device) -> LoadedModel:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What another plan's model has on this device, for one to be loaded.
+
+    ``banks`` by their content; ``pools`` by the KV group of the plan to be loaded that goes on in them.
+    """
+
+    store: WeightStore
+    banks: Mapping[Content, Bank]
+    pools: Mapping[int, KvPool]
+
+    def only_of(self, plan: ExecutionPlan) -> Kept:
+        """Let everything go that a plan does not have: to be called when nothing else uses it any more."""
+        self.store.keep_only(tensor_digests(plan))
+        manifests = {chain.sides for chain in plan.chains}
+        return replace(self, banks={content: bank for content, bank in self.banks.items() if bank.of(manifests)})
+
+
+def kept_of(model: LoadedModel, carried: Mapping[int, int]) -> Kept:
+    """What there is to keep of a model. ``carried``: KV group of the plan to be loaded -> of this one."""
+    return Kept(
+        store=model.store,
+        banks={bank.content: bank for segment in model.segments for bank in segment.banks if bank.content},
+        pools={after: model.pools[before] for after, before in carried.items()},
+    )
+
+
+def tensor_digests(plan: ExecutionPlan) -> frozenset[str]:
+    """Of all tensors that the blocks of a plan bind, and what quantised ones consist of."""
+    refs = [ref for block in plan.blocks.values() for ref in block.tensors.values()]
+    return frozenset(digest for ref in refs for digest in (ref.digest, *(part.digest for part in ref.parts)))
+
+
+def load_model(plan: ExecutionPlan, zoo: Zoo, *, device: torch.device, kept: Kept | None = None) -> LoadedModel:
     """Raises :class:`DiagnosticError` (BC901, BC903, BC904, BC905)."""
-    return _Loader(plan, zoo, device).load()
+    return _Loader(plan, zoo, device, kept).load()
 
 
 class _Loader:
     """State of one load."""
 
-    def __init__(self, plan: ExecutionPlan, zoo: Zoo, device: torch.device) -> None:
+    def __init__(self, plan: ExecutionPlan, zoo: Zoo, device: torch.device, kept: Kept | None) -> None:
         self.plan, self.zoo, self.device = plan, zoo, device
+        self.kept_banks = {} if kept is None else kept.banks
         ops = op_table(device)
         self.programs = {digest: _program(digest, text, ops) for digest, text in plan.structures.items()}
         used = {block for path in plan.paths.values() for block in path.blocks}
@@ -117,8 +161,9 @@ class _Loader:
             for digest in sorted(used)
             for group in self._program_of(digest).linears
         ]
-        self.store = WeightStore(zoo, device=device, linears=refs)
-        self.pools = kv_pools(plan, device=device)
+        store, pools = (None, None) if kept is None else (kept.store, kept.pools)
+        self.store = WeightStore(zoo, device=device, linears=refs, kept=store)
+        self.pools = kv_pools(plan, device=device, kept=pools)
         # What is read for a slot is copied there and freed: it is no part of what the store keeps.
         self.reader = WeightStore(zoo, device=device, slabs=Slabs(device, slab_bytes=0))
         counts = {bank: count for instance in plan.instances for bank, count in instance.side_slots.items()}
@@ -138,6 +183,8 @@ class _Loader:
             plan, self.store, limited=self.bank_of.keys(), structure_of=lambda block: self._program_of(block).structure
         )
         segments = tuple(self._segment(index) for index in range(len(plan.segments)))
+        self.store.settle()
+        banks = [bank for segment in segments for bank in segment.banks]
         return LoadedModel(
             segments=segments,
             preludes=preludes,
@@ -149,9 +196,9 @@ class _Loader:
             disabled=disabled,
             residence=Residence(self.limited, self.bank_of, read=self._read_sides, device=self.device),
             scoring=frozenset(index for index, chain in enumerate(plan.chains) if chain.labels),
-            weights_bytes=self.store.nbytes,
-            mapped_bytes=self.store.mapped_bytes,
-            sides_bytes=sum(bank.nbytes for segment in segments for bank in segment.banks),
+            store=self.store,
+            sides_bytes=sum(bank.nbytes for bank in banks),
+            kept_bytes=self.store.kept_bytes + sum(bank.nbytes for bank in banks if bank.content in self.kept_banks),
         )
 
     def _program_of(self, block: str) -> Program:
@@ -196,6 +243,7 @@ class _Loader:
             layer += count
         blocks = tuple(self.plan.blocks[block] for block in path.blocks[entry.first : entry.first + entry.count])
         sites = SegmentSites(
+            digests=tuple(path.blocks[entry.first : entry.first + entry.count]),
             groups=tuple(occurrence.program.groups for occurrence in occurrences),
             blocks=blocks,
             dtype=torch_dtype(path.dtype),
@@ -215,7 +263,7 @@ class _Loader:
     def _banks(self, segment: int, sites: SegmentSites) -> tuple[Bank, ...]:
         """Of chains that have a slot each, and then one for each limited bank."""
         passing = {
-            chain: Member(sides=sides, first=self.firsts[chain][segment])
+            chain: Member(digest=self.plan.chains[chain].sides, sides=sides, first=self.firsts[chain][segment])
             for chain, sides in self.manifests.items()
             if segment in self.plan.chains[chain].segments
         }
@@ -230,7 +278,7 @@ class _Loader:
             if stacks:
                 bank.banks[segment] = Bank(slots=bank.slots, weights=stacks)
                 limited.append(bank.banks[segment])
-        return (*build_banks(resident, sites, self.store), *limited)
+        return (*build_banks(resident, sites, self.store, self.kept_banks), *limited)
 
     def _read_sides(self, chain: int) -> ReadSides:
         """What is put in a slot for a chain. Raises DiagnosticError (BC203, BC903) for values that cannot be served."""
@@ -241,7 +289,7 @@ class _Loader:
         rank, _ = signature(sides)
         return {
             segment: stack_members(
-                [Member(sides=sides, first=self.firsts[chain][segment])],
+                [Member(digest=None, sides=sides, first=self.firsts[chain][segment])],
                 rank, self.sites[segment], self.reader, alone=True,
             )
             for segment in self.plan.chains[chain].segments

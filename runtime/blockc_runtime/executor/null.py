@@ -13,7 +13,7 @@ import time
 import zlib
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from blockc.plan import ExecutionPlan
@@ -47,10 +47,21 @@ class NullExecutor:
     """
 
     def __init__(
-        self, plan: ExecutionPlan, *, step_s: float | Callable[[Step], float] = 0.0, is_seeded: bool = False
+        self,
+        plan: ExecutionPlan,
+        *,
+        step_s: float | Callable[[Step], float] = 0.0,
+        is_seeded: bool = False,
+        before: NullExecutor | None = None,
+        carried: Mapping[int, int] | None = None,
     ) -> None:
+        """``before``: of another plan, in whose pages the KV groups of this one that are ``carried`` go on."""
         memory = [_Memory(page_tokens=group.page_tokens, window=group.window) for group in plan.kv_groups]
-        self._memory = memory
+        if before is not None:
+            for after, group in (carried or {}).items():
+                memory[after] = before._memory[group]
+                memory[after].users += 1
+        self._memory: list[_Memory] = memory
         self._kv = [
             [(memory[kv.group], zlib.crc32(kv.domain.encode()).to_bytes(_HASH_BYTES, "little")) for kv in chain.kv]
             for chain in plan.chains
@@ -97,7 +108,9 @@ class NullExecutor:
         self._slots.clear()
         self._prefetched.clear()
         for memory in self._memory:
-            memory.pages.clear()
+            memory.users -= 1
+            if memory.users < 1:
+                memory.pages.clear()
 
     def _run(self, row: Row) -> RowResult:
         try:
@@ -142,12 +155,13 @@ class _Page:
 
 
 class _Memory:
-    """The pages of one KV group."""
+    """The pages of one KV group, of one executor or of several for one plan each."""
 
     def __init__(self, *, page_tokens: int, window: int | None) -> None:
         if window is not None and window < 2:
             raise ValueError("the null model sees one token back at least")
         self.pages: dict[int, _Page] = {}
+        self.users = 1
         self._page_tokens = page_tokens
         self._window = window
 

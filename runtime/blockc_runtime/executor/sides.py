@@ -8,7 +8,7 @@ Invariant: a bank's slot holds one chain's sides and nothing else; a chain that 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,22 +28,30 @@ from blockc_runtime.step import Row
 Stacks = dict[tuple[int, int], Any]
 # (occurrence in the path, site): what is there.
 ChainSides = Mapping[tuple[int, str], Side]
+# Digests of a segment's blocks, and of each member's manifest with where the segment begins in its chain.
+Content = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bank:
     """Fine-tunes alike in rank, sites and codecs.
 
-    ``slots``: chain -> slot. ``weights``: (occurrence, group) -> stacks.
+    ``slots``: chain -> slot. ``weights``: (occurrence, group) -> stacks. ``content``: what those were made of; empty
+    where that changes.
     """
 
     slots: dict[int, int]
     weights: Stacks
+    content: Content = ()
 
     @property
     def nbytes(self) -> int:
         """Bytes of its stacks."""
         return sum(int(side.nbytes) for side in self.weights.values())
+
+    def of(self, manifests: Collection[str | None]) -> bool:
+        """Whether it is made of these alone."""
+        return all(part[0] in manifests for part in self.content if isinstance(part, tuple))
 
     def select(self, batch: TokenBatch, rows: Sequence[Row], device: torch.device) -> BankUse | None:
         """Who uses this bank in ``batch``; None if nobody does."""
@@ -72,8 +80,12 @@ class BankUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentSites:
-    """Where fine-tunes may act in a segment: its occurrences' groups and blocks, and the dtype of its states."""
+    """Where fine-tunes may act in a segment: its occurrences' groups and blocks, and the dtype of its states.
 
+    ``digests``: of the blocks.
+    """
+
+    digests: tuple[str, ...]
     groups: tuple[tuple[LinearGroup | SiteGroup, ...], ...]
     blocks: tuple[BlockEntry, ...]
     dtype: torch.dtype
@@ -81,14 +93,17 @@ class SegmentSites:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A fine-tune in a segment. ``first``: the segment's first occurrence in its chain."""
+    """A fine-tune in a segment. ``first``: the segment's first occurrence in its chain; ``digest``: of its manifest."""
 
+    digest: str | None
     sides: ChainSides
     first: int
 
 
-def build_banks(members: Mapping[int, Member], sites: SegmentSites, store: WeightStore) -> tuple[Bank, ...]:
-    """Banks of one segment with a slot for each of its fine-tunes, by chain."""
+def build_banks(
+    members: Mapping[int, Member], sites: SegmentSites, store: WeightStore, kept: Mapping[Content, Bank]
+) -> tuple[Bank, ...]:
+    """Banks of one segment with a slot for each of its fine-tunes, by chain. ``kept``: of another plan."""
     alike: defaultdict[Signature, list[int]] = defaultdict(list)
     for chain, member in members.items():
         rank, places = signature(member.sides)
@@ -96,9 +111,13 @@ def build_banks(members: Mapping[int, Member], sites: SegmentSites, store: Weigh
         alike[rank, relative].append(chain)
     banks = []
     for (rank, _), chains in sorted(alike.items(), key=lambda item: min(item[1])):
-        stacks = stack_members([members[chain] for chain in chains], rank, sites, store)
+        own = [members[chain] for chain in chains]
+        content = (sites.dtype, *sites.digests, *((member.digest, member.first) for member in own))
+        there = kept.get(content)
+        stacks = stack_members(own, rank, sites, store) if there is None else there.weights
         if stacks:
-            banks.append(Bank(slots={chain: slot for slot, chain in enumerate(chains)}, weights=stacks))
+            slots = {chain: slot for slot, chain in enumerate(chains)}
+            banks.append(Bank(slots=slots, weights=stacks, content=content))
     return tuple(banks)
 
 

@@ -7,7 +7,7 @@ result depends on its own tokens, pages and chain only.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,8 @@ from blockc.zoo import Zoo
 from blockc_runtime.executor.grammars import Grammars
 from blockc_runtime.executor.graphs import Recorder, SegmentGraphs, recorder_for
 from blockc_runtime.executor.launch import StepRun
-from blockc_runtime.executor.model import LoadedModel, load_model
-from blockc_runtime.memory import MemoryUse, Resident, resident
+from blockc_runtime.executor.model import LoadedModel, kept_of, load_model
+from blockc_runtime.memory import MemoryUse, Resident, machine_bytes, resident
 from blockc_runtime.step import Fault, RowResult, Step, StepResult
 
 # Called with a row's index in its step and its logits, float32 ``[samples, vocab]``.
@@ -47,6 +47,10 @@ class TorchExecutor:
     ``logits_tap`` sees the logits of every sampled row before tokens are drawn. Construction raises
     :class:`~blockc.diag.DiagnosticError`; a fine-tune that fails to load only disables its own chain (``disabled``).
     ``recorder``: what records graphs of decode steps on a device, if anything does.
+
+    ``before``: of another plan on the same device. What both plans have in memory is kept, and the KV groups of this
+    one that are ``carried`` go on in those of that. ``alone``: close it first, and free what this plan does not have;
+    else both may run steps, never two at once.
     """
 
     def __init__(
@@ -57,13 +61,22 @@ class TorchExecutor:
         device: str | torch.device = "cpu",
         logits_tap: LogitsTap | None = None,
         recorder: Callable[[torch.device], Recorder | None] = recorder_for,
+        before: TorchExecutor | None = None,
+        carried: Mapping[int, int] | None = None,
+        alone: bool = False,
     ) -> None:
         self.device = torch.device(device)
         self.logits_tap = logits_tap
         self.counts = StepCounts()
-        self._before_loading = _resident(self.device)
+        self._before_loading: Resident | None = _resident(self.device) if before is None else before._before_loading
+        kept = None
+        if before is not None and before._model is not None:
+            kept = kept_of(before._model, carried or {})
+            if alone:
+                before.close()
+                kept = kept.only_of(plan)
         with torch.inference_mode():
-            self._model: LoadedModel | None = load_model(plan, zoo, device=self.device)
+            self._model: LoadedModel | None = load_model(plan, zoo, device=self.device, kept=kept)
             records = recorder(self.device)
             self._graphs = None if records is None else SegmentGraphs(
                 self._model, device=self.device, recorder=records, most_rows=plan.batching.max_rows
@@ -82,6 +95,20 @@ class TorchExecutor:
     def disabled(self) -> dict[int, str]:
         """Chains that cannot be served, and why."""
         return {} if self._model is None else dict(self._model.disabled)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of the bytes of weights and sides, those that were in memory before."""
+        return 0 if self._model is None else self._model.kept_bytes
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Those that were read."""
+        return 0 if self._model is None else self._model.weights_bytes + self._model.sides_bytes - self.kept_bytes
+
+    def device_bytes(self) -> int | None:
+        """Memory of the device, whoever uses it; None where the system does not say."""
+        return torch.cuda.mem_get_info(self.device)[1] if self.device.type == "cuda" else machine_bytes()
 
     def memory(self) -> MemoryUse | None:
         """What it holds, measured; None where the system does not say, and once it is closed.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -43,13 +43,22 @@ class WeightStore:
     """Loads from ``zoo`` to ``device``. Raises :class:`DiagnosticError` for what is missing, damaged or other."""
 
     def __init__(
-        self, zoo: Zoo, *, device: torch.device, linears: Iterable[LinearRefs] = (), slabs: Slabs | None = None
+        self,
+        zoo: Zoo,
+        *,
+        device: torch.device,
+        linears: Iterable[LinearRefs] = (),
+        slabs: Slabs | None = None,
+        kept: WeightStore | None = None,
     ) -> None:
+        """``kept``: of another plan on this device. What both need is taken from there until `settle`."""
         self.zoo = zoo
         self.device = device
         self.slabs = Slabs(device) if slabs is None else slabs
         self._tensors: dict[str, Tensor] = {}
         self._linears: dict[tuple[str | None, ...], LinearWeights] = {}
+        self._kept = kept
+        self.kept_bytes = 0  # of all that is kept those that were there already
         users: defaultdict[str, set[tuple[str | None, ...]]] = defaultdict(set)
         for refs in linears:
             for weight, _ in refs:
@@ -60,7 +69,9 @@ class WeightStore:
     def tensor(self, ref: TensorRef) -> Tensor:
         """The tensor itself, kept as long as the store."""
         if ref.digest not in self._tensors:
-            self._tensors[ref.digest] = self.read(ref)
+            there = None if self._kept is None else self._kept._tensors.get(ref.digest)
+            self.kept_bytes += 0 if there is None else there.nbytes
+            self._tensors[ref.digest] = self.read(ref) if there is None else there
         return self._tensors[ref.digest]
 
     def read(self, ref: TensorRef) -> Tensor:
@@ -103,8 +114,21 @@ class WeightStore:
         """Linears that read one value."""
         key = _key(refs)
         if key not in self._linears:
-            self._linears[key] = self._make(refs)
+            there = self._there(key, refs)
+            self.kept_bytes += 0 if there is None else there.nbytes
+            self._linears[key] = self._make(refs) if there is None else there
         return self._linears[key]
+
+    def keep_only(self, digests: Collection[str]) -> None:
+        """Let everything go that is not made of these tensors alone."""
+        self._tensors = {digest: tensor for digest, tensor in self._tensors.items() if digest in digests}
+        self._linears = {
+            key: made for key, made in self._linears.items() if all(digest in digests for digest in key if digest)
+        }
+
+    def settle(self) -> None:
+        """Take nothing more from another store, so that it may go."""
+        self._kept = None
 
     def operand(self, ref: TensorRef) -> Tensor | IntegerMatrix:
         """What an op that is no linear reads, kept as long as the store."""
@@ -112,8 +136,19 @@ class WeightStore:
             return self.tensor(ref)
         return _integers(ref, self.tensor)
 
+    def _there(self, key: tuple[str | None, ...], refs: LinearRefs) -> LinearWeights | None:
+        """What another store made of the same, if this one would make it in that form, and it has bytes of its own."""
+        kept = self._kept
+        if kept is None or self._is_split(refs) or kept._is_split(refs):
+            return None
+        made = kept._linears.get(key)
+        return made if made is not None and made.nbytes else None
+
+    def _is_split(self, refs: LinearRefs) -> bool:
+        return len(refs) > 1 and any(weight.digest in self._shared for weight, _ in refs)
+
     def _make(self, refs: LinearRefs) -> LinearWeights:
-        split = len(refs) > 1 and any(weight.digest in self._shared for weight, _ in refs)
+        split = self._is_split(refs)
         if any(isinstance(weight, QuantizedRef) for weight, _ in refs):
             alike = len({_form(weight) for weight, _ in refs}) == 1
             return self._joined_integers(refs) if alike and not split else self._separate(refs)

@@ -12,6 +12,7 @@ it has not begun: a False or None leaves the index as it was.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from blockc_runtime.kv.pages import Pages, PageUsage
@@ -61,19 +62,22 @@ class _Holder:
 class KeptPages:
     """What one pause keeps: (group, page)."""
 
-    pause: int
+    pause: object
     pages: tuple[tuple[int, int], ...]
 
 
 class KvIndex:
     """Pages per KV group, page tables per request, and the cache of published pages."""
 
-    def __init__(self, limits: EngineLimits) -> None:
+    def __init__(self, limits: EngineLimits, *, kept: Mapping[int, Pages] | None = None) -> None:
+        """``kept``: pages of another plan's index in which groups of this one go on, while both are in use."""
         self._groups = limits.groups
         self._chains = limits.chains
-        self._pages = tuple(Pages(group.pages) for group in limits.groups)
+        kept = kept or {}
+        self._pages = tuple(
+            kept[index] if index in kept else Pages(group.pages) for index, group in enumerate(limits.groups)
+        )
         self._holders: dict[str, _Holder] = {}
-        self._pauses = 0
         for chain in limits.chains:
             if len(set(chain.groups)) != len(chain.groups):
                 raise ValueError(f"a chain has a KV group twice: {chain.groups}")
@@ -207,14 +211,14 @@ class KvIndex:
 
     def pause(self, request: str) -> KeptPages:
         """Like `release`; what others may find is evicted late until `let_go`."""
-        self._pauses += 1
+        pause = object()  # of no other index, either: pages may be those of two
         kept = KeptPages(
-            pause=self._pauses,
+            pause=pause,
             pages=tuple(
                 (table.index, page)
                 for table in self._holders[request].tables
                 for page in table.entries
-                if page is not None and table.pages.keep(page, self._pauses)
+                if page is not None and table.pages.keep(page, pause)
             ),
         )
         self.release(request)
@@ -244,8 +248,15 @@ class KvIndex:
         """Pages per group."""
         return tuple(pages.total for pages in self._pages)
 
+    def pages_of(self, group: int) -> Pages:
+        """The pages of a group, for an index in which they go on."""
+        return self._pages[group]
+
     def check_integrity(self) -> None:
-        """Raise AssertionError if a page is lost, held by nobody's table, in two states or wrongly published."""
+        """Raise AssertionError if a page is lost, held by nobody's table, in two states or wrongly published.
+
+        Only where no other index has any of its pages.
+        """
         counts = [[0] * pages.total for pages in self._pages]
         for holder in self._holders.values():
             for table in holder.tables:

@@ -45,7 +45,7 @@ class Pages:
         self._by_key: dict[PageKey, int] = {}
         # Least recently used first. A plain dict would look at every page that was ever taken from its front.
         self._idle: OrderedDict[int, None] = OrderedDict()
-        self._keepers: dict[int, set[int]] = {}  # pauses by page, held or idle
+        self._keepers: dict[int, set[object]] = {}  # pauses by page, held or idle
         self._kept: OrderedDict[int, None] = OrderedDict()  # idle pages with keepers, first to go first
         self._saved = 0
         self._evicted = 0
@@ -96,14 +96,14 @@ class Pages:
             else:
                 self._free.append(page)
 
-    def keep(self, page: int, pause: int) -> bool:
+    def keep(self, page: int, pause: object) -> bool:
         """Have a held page evicted late once nobody holds it, until `let_go`; False if nobody could find it then."""
         if page not in self._key_of:
             return False
         self._keepers.setdefault(page, set()).add(pause)
         return True
 
-    def let_go(self, page: int, pause: int) -> None:
+    def let_go(self, page: int, pause: object) -> None:
         """Undo `keep`; nothing if the page has been given to others since."""
         keepers = self._keepers.get(page)
         if keepers is not None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from blockc.plan import ExecutionPlan, KvGroupEntry
+from blockc_runtime.kv.carry import group_pages
 from blockc_runtime.ops.attention.cpu import PagedLayer
 from blockc_runtime.ops.attention.narrow import as_bytes
 from blockc_runtime.ops.dtypes import torch_dtype
@@ -43,17 +45,23 @@ class KvPool:
             as_bytes(layer.values).index_fill_(0, slots, 0)
 
 
-def kv_pools(plan: ExecutionPlan, *, device: torch.device, scratch: bool | None = None) -> tuple[KvPool, ...]:
+def kv_pools(
+    plan: ExecutionPlan,
+    *,
+    device: torch.device,
+    scratch: bool | None = None,
+    kept: Mapping[int, KvPool] | None = None,
+) -> tuple[KvPool, ...]:
     """One pool per KV group of ``plan``, as large as all instances' pages together.
 
-    ``scratch``: whether there is a page for rows that fill up buckets; by default on CUDA alone.
+    ``scratch``: whether there is a page for rows that fill up buckets; by default on CUDA alone. ``kept``: those of
+    another plan that groups of this one go on in (`kv.carry`).
     """
-    extra = int(device.type == "cuda" if scratch is None else scratch)
-    pages = [0] * len(plan.kv_groups)
-    for instance in plan.instances:
-        for group, count in instance.kv_pages.items():
-            pages[group] += count
-    return tuple(_pool(group, count, device, extra) for group, count in zip(plan.kv_groups, pages, strict=True))
+    extra, kept = int(device.type == "cuda" if scratch is None else scratch), kept or {}
+    return tuple(
+        kept[index] if index in kept else _pool(group, count, device, extra)
+        for index, (group, count) in enumerate(zip(plan.kv_groups, group_pages(plan), strict=True))
+    )
 
 
 def _pool(group: KvGroupEntry, pages: int, device: torch.device, extra: int) -> KvPool:

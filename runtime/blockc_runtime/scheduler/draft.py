@@ -115,12 +115,14 @@ class StepDraft:
     def unblock(self) -> None:
         """Every running request lacks pages and no step in flight will free any: let the first in turn have them.
 
-        Only chunks in windowed groups come here; a request alone always fits (`KvIndex.shortage`).
+        Only chunks in windowed groups come here. A request alone always fits (`KvIndex.shortage`), unless pages are
+        held by requests of another plan (`epoch.Epoch`), which end or give them back.
         """
         first = self._running[0]
         while not self._kv.reserve(first.id, first.computed + 1):
             victim = self._last_using(self._kv.lacking(first.id, first.computed + 1))
-            assert victim is not first, "a request alone lacks pages"
+            if victim is first:
+                return
             self._give_up(victim)
         self._extend(first)
 

@@ -17,7 +17,7 @@ served yet, and have them wait for the whole of it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from blockc_runtime.limits import EngineLimits
 from blockc_runtime.scheduler.live_request import LiveRequest, Order
@@ -36,10 +36,11 @@ _Lane = list[tuple[Order, LiveRequest]]  # a heap; those that no longer wait are
 class FairQueue:
     """Waiting requests by tenant and lane. ``counters[t]``: virtual service of tenant t."""
 
-    def __init__(self, limits: EngineLimits) -> None:
+    def __init__(self, limits: EngineLimits, served: Sequence[float] = ()) -> None:
+        """``served``: counters to begin with, by tenant."""
         if any(weight <= 0 for weight in limits.weights):
             raise ValueError(f"weights must be positive: {limits.weights}")
-        self.counters = [0.0] * len(limits.weights)
+        self.counters = list(served) or [0.0] * len(limits.weights)
         self._weights = limits.weights
         self._credit = PROMPT_COST * limits.step_work
         self._lane_of = chain_needs(limits)

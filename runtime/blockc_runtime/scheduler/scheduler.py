@@ -57,7 +57,7 @@ class Scheduler:
     ``max_waiting`` bounds the queue of each tenant, not of all together: nobody's backlog gets others refused.
     ``max_running`` bounds the requests that hold pages; more than the plan's rows a step are of use with steps in
     flight. A request that was in ``worker_tries`` steps under which the worker was lost ends with an error; before
-    that it is computed again.
+    that it is computed again. ``served``: what tenants were served before, as `service` says it.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Scheduler:
         max_waiting: int = 1024,
         max_running: int | None = None,
         worker_tries: int = 3,
+        served: Sequence[float] = (),
     ) -> None:
         self._limits = limits
         self._kv = kv
@@ -76,7 +77,7 @@ class Scheduler:
         self._max_waiting = max_waiting
         self._max_running = limits.max_rows if max_running is None else max_running
         self._worker_tries = worker_tries
-        self._queue = FairQueue(limits)
+        self._queue = FairQueue(limits, served)
         self._residents = Residents(limits)
         self._sessions = Sessions(kv)
         self._launch_plan = LaunchPlan(limits)
@@ -196,6 +197,16 @@ class Scheduler:
         if item is None or item.state == "ended":
             return ()
         return (self._finish(item, "cancelled"),)
+
+    def give_way(self) -> None:
+        """All that runs and is in no step in flight gives its pages back and waits again: another plan needs them."""
+        for item in tuple(self._running.values()):
+            if item.step is None:
+                self._preempt(item)
+
+    def end_pauses(self) -> None:
+        """Keep nothing for sessions any longer. What they left is still found until it is evicted."""
+        self._sessions.end()
 
     def take_wanted(self) -> Sequence[int]:
         """Chains whose sides the executor should begin to read."""

@@ -55,6 +55,11 @@ class Sessions:
             if pause is not None and pause.until_s == until_s:
                 self._end(key)
 
+    def end(self) -> None:
+        """End all pauses: what they keep is as any other page."""
+        for key in tuple(self._pauses):
+            self._end(key)
+
     def forget(self) -> None:
         """The memory behind all pages was lost."""
         self._pauses.clear()

@@ -52,20 +52,24 @@ def create_app(
     audit: Callable[[AuditLine], None] | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
     make_page: Callable[[], ui.SentPage] | None = None,
+    operations: Callable[[FastAPI], None] | None = None,
 ) -> FastAPI:
     """Return the app. ``keys`` None: everybody who can connect may use everything.
 
-    ``make_page`` None: no ``/ui``. ``audit`` takes what is to be logged of each request.
+    ``make_page`` None: no ``/ui``. ``audit`` takes what is to be logged of each request. ``operations`` adds what
+    changes what is served.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     errors.install(app)
     app.add_middleware(KeyMiddleware, keys=keys)
     app.add_middleware(AccessMiddleware, audit=audit)
     if make_page is not None:
-        ui.install(app, make_page)
-    quotas = Quotas(keys.quota if keys is not None else lambda tenant: Quota())
+        ui.install(app, make_page, lambda: catalogue.epoch)
+    quotas = Quotas(lambda tenant: _quota(keys, catalogue, tenant))
     calls = Calls(engine_client, metrics, quotas)
     _add_state_routes(app, engine_client, metrics)
+    if operations is not None:
+        operations(app)
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
@@ -79,28 +83,40 @@ def create_app(
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         fields = parse_object(await read_body(request, max_body_bytes))
-        served = _find(catalogue, request, model_name(fields), yields="text")
-        body = validate(CompletionBody, fields)
-        calls.check_room(served, caller_of(request.scope))
-        generation = await completion_generation(body, served)
-        return calls.answer(generation, CompletionFormat(generation, body), body, caller_of(request.scope))
+
+        async def attempt() -> Response:
+            served = _find(catalogue, request, model_name(fields), yields="text")
+            body = validate(CompletionBody, fields)
+            calls.check_room(served, caller_of(request.scope))
+            generation = await completion_generation(body, served)
+            return calls.answer(generation, CompletionFormat(generation, body), body, caller_of(request.scope))
+
+        return await calls.on_one_plan(attempt)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         fields = parse_object(await read_body(request, max_body_bytes))
-        served = _find(catalogue, request, model_name(fields), yields="text")
-        body = validate(ChatBody, fields)
-        calls.check_room(served, caller_of(request.scope))
-        generation = await chat_generation(body, served)
-        return calls.answer(generation, ChatFormat(generation, body), body, caller_of(request.scope))
+
+        async def attempt() -> Response:
+            served = _find(catalogue, request, model_name(fields), yields="text")
+            body = validate(ChatBody, fields)
+            calls.check_room(served, caller_of(request.scope))
+            generation = await chat_generation(body, served)
+            return calls.answer(generation, ChatFormat(generation, body), body, caller_of(request.scope))
+
+        return await calls.on_one_plan(attempt)
 
     @app.post("/v1/classify")
     async def classify(request: Request) -> Response:
         fields = parse_object(await read_body(request, max_body_bytes))
-        served = _find(catalogue, request, model_name(fields), yields="scores")
-        body = validate(ClassifyBody, fields)
-        calls.check_room(served, caller_of(request.scope))
-        return calls.classify(await classification(body, served), caller_of(request.scope))
+
+        async def attempt() -> Response:
+            served = _find(catalogue, request, model_name(fields), yields="scores")
+            body = validate(ClassifyBody, fields)
+            calls.check_room(served, caller_of(request.scope))
+            return calls.classify(await classification(body, served), caller_of(request.scope))
+
+        return await calls.on_one_plan(attempt)
 
     @app.post("/tokenize")
     async def tokenize(request: Request) -> Response:
@@ -116,13 +132,19 @@ def create_app(
 
     @app.get("/openapi.json")
     async def openapi() -> Response:
-        return JSONResponse(document())
+        return JSONResponse(document(with_operations=operations is not None))
 
     @app.get("/version")
     async def version() -> Response:
         return JSONResponse({"version": metadata.version("blockc")})
 
     return app
+
+
+def _quota(keys: KeyRing | None, catalogue: Catalogue, tenant: str) -> Quota:
+    """What the keys file says, and the plan where that says nothing."""
+    own = Quota() if keys is None else keys.quota(tenant)
+    return own.over(catalogue.quota(tenant))
 
 
 def _add_state_routes(app: FastAPI, client: EngineClient, metrics: Metrics) -> None:

@@ -5,10 +5,11 @@ In: a `Generation` and the `Format` of its route. Out: the HTTP response (see `r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
+from starlette.responses import Response
 from starlette.types import Send
 
 from blockc_runtime.request import EndEvent, TokenLogprob, TokensEvent
@@ -22,6 +23,7 @@ from blockc_runtime.server.engine_client import (
     Call,
     EngineClient,
     EngineUnavailableError,
+    PlanChangedError,
     QueueFullError,
 )
 from blockc_runtime.server.errors import ApiError, unavailable
@@ -62,6 +64,14 @@ class Calls:
         with self._refusals():
             self._client.check_room(app.tenant, 1)
             self._quotas.check(caller.tenant)
+
+    async def on_one_plan(self, attempt: Callable[[], Awaitable[Response]]) -> Response:
+        """Find the app, make its requests and submit them, again if the plan has changed in between."""
+        while True:
+            with self._refusals():
+                await self._client.admitted()
+            with suppress(PlanChangedError):
+                return await attempt()
 
     def answer(
         self, generation: Generation, answer_format: Format, body: CompletionBody | ChatBody, caller: Caller

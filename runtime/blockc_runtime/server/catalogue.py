@@ -7,13 +7,14 @@ share one tokenizer, so that a thousand fine-tunes of one model cost one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from blockc.plan import AppEntry, ChainEntry, ExecutionPlan
 from blockc.zoo import Zoo
 from blockc_runtime.server.auth import Caller
+from blockc_runtime.server.quotas import Quota
 from blockc_runtime.server.tokenizer import TEXT_ASSETS, ChainText, load_chain_text
 
 GENERATION_CONFIG = "generation_config.json"
@@ -22,6 +23,9 @@ _NOT_APPLIED: dict[str, tuple[object, ...]] = {
     "bad_words_ids": (None, []),
     "suppress_tokens": (None, []),
 }
+
+
+_NO_QUOTAS: Mapping[str, Quota] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +42,13 @@ class SamplingDefaults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedApp:
-    """One app as requests need it. ``index`` and ``chain`` are the plan's.
+    """One app as requests need it. ``index`` and ``chain`` are those of the plan that is called ``epoch``.
 
     ``max_model_len``: prompt and answer; what the chain's virtual tokens take is gone from it. ``labels``: names of
     classes, of a model that yields scores of them in place of text.
     """
 
+    epoch: int
     index: int
     chain: int
     tenant: str
@@ -63,10 +68,22 @@ class ServedApp:
 
 
 class Catalogue:
-    """The apps by name, as far as a caller may know of them."""
+    """The apps by name, as far as a caller may know of them, and quotas that the plan gives to tenants."""
 
-    def __init__(self, apps: tuple[ServedApp, ...]) -> None:
+    def __init__(
+        self, apps: tuple[ServedApp, ...], *, epoch: int = 0, quotas: Mapping[str, Quota] = _NO_QUOTAS
+    ) -> None:
+        self.epoch = epoch
         self._apps = {app.model: app for app in apps}
+        self._quotas = dict(quotas)
+
+    def replace(self, other: Catalogue) -> None:
+        """Be what ``other`` is, from here on. An app that somebody has found already stays as it was for them."""
+        self.epoch, self._apps, self._quotas = other.epoch, other._apps, other._quotas
+
+    def quota(self, tenant: str) -> Quota:
+        """Return the limits that the plan gives to a tenant."""
+        return self._quotas.get(tenant, Quota())
 
     @property
     def tenants(self) -> frozenset[str]:
@@ -83,7 +100,7 @@ class Catalogue:
         return (app for app in self._apps.values() if caller.may_use(app.tenant))
 
 
-def load_catalogue(plan: ExecutionPlan, zoo: Zoo, progress: Callable[[str], None]) -> Catalogue:
+def load_catalogue(plan: ExecutionPlan, zoo: Zoo, progress: Callable[[str], None], *, epoch: int = 0) -> Catalogue:
     """Load every chain's assets. Raises `DiagnosticError` (BC903, BC904)."""
     texts: dict[tuple[tuple[str, str], ...], ChainText] = {}
     apps = []
@@ -93,23 +110,35 @@ def load_catalogue(plan: ExecutionPlan, zoo: Zoo, progress: Callable[[str], None
         if assets not in texts:
             contents = {name: zoo.blob(digest) for name, digest in assets}
             texts[assets] = load_chain_text(contents, of=f"the model `{entry.model}` of {entry.address}")
-        apps.append(_served_app(index, entry, chain, zoo, texts[assets], progress))
-    return Catalogue(tuple(apps))
+        apps.append(_served_app(epoch, index, entry, zoo, texts[assets], progress, chain=chain))
+    return Catalogue(tuple(apps), epoch=epoch, quotas=_quotas(plan))
+
+
+def _quotas(plan: ExecutionPlan) -> dict[str, Quota]:
+    return {
+        entry.tenant: Quota(
+            requests_per_minute=entry.requests_per_minute, tokens_per_minute=entry.tokens_per_minute
+        )
+        for entry in plan.tenants
+    }  # fmt: skip
 
 
 def _served_app(
+    epoch: int,
     index: int,
     entry: AppEntry,
-    chain: ChainEntry,
     zoo: Zoo,
     text: ChainText,
     progress: Callable[[str], None],
+    *,
+    chain: ChainEntry,
 ) -> ServedApp:
     config = _generation_config(chain, zoo)
     for name, neutral in _NOT_APPLIED.items():
         if config.get(name) not in neutral:
             progress(f"warning[BC804]: {entry.address}: {GENERATION_CONFIG}'s `{name}` has no effect")
     return ServedApp(
+        epoch=epoch,
         index=index,
         chain=entry.chain,
         tenant=entry.tenant,

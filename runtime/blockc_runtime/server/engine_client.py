@@ -64,6 +64,10 @@ class EngineUnavailableError(Exception):
     """There is no engine and there will be none, or the server is ending."""
 
 
+class PlanChangedError(Exception):
+    """The plan that requests were made for is not, or will soon not be, the one in force: make them again."""
+
+
 class Call:
     """The requests of one HTTP call, and what has arrived for them since it was last asked."""
 
@@ -115,6 +119,12 @@ class EngineClient:
     def __init__(self, metrics: Metrics, limits: QueueLimits | None = None) -> None:
         self.state = EngineState.STARTING
         self.draining = False  # set once, when the server begins to end
+        self.epoch = 0  # of the plan in force
+        self.on_past: Callable[[int], None] = lambda epoch: None  # the last request of a plan before has ended
+        self._open: set[int] = set()  # epochs that the engine has
+        self._unfinished_in: Counter[int] = Counter()
+        self._held: asyncio.Event | None = None
+        self._outside = 0
         self._metrics = metrics
         self._limits = limits or QueueLimits()
         self._tracked: dict[str, _Tracked] = {}
@@ -140,8 +150,21 @@ class EngineClient:
         if total > limits.unfinished or of_tenant > limits.unfinished_per_tenant:
             raise QueueFullError
 
+    async def admitted(self) -> None:
+        """Wait while new requests are held back. Raises `QueueFullError` if too many do."""
+        while self._held is not None:
+            if self._outside >= self._limits.unfinished:
+                raise QueueFullError
+            self._outside += 1
+            try:
+                await self._held.wait()
+            finally:
+                self._outside -= 1
+
     def submit(self, requests: Sequence[Request], *, tenant: str, metrics: AppMetrics) -> Call:
-        """Take on the requests of one call, all or none. Raises as `check_room` does."""
+        """Take on the requests of one call, all or none. Raises as `check_room` does, and `PlanChangedError`."""
+        if self._held is not None or any(request.epoch != self.epoch for request in requests):
+            raise PlanChangedError
         self.check_room(tenant, len(requests))
         call = Call([request.id for request in requests])
         now_s = time.monotonic()
@@ -150,6 +173,7 @@ class EngineClient:
             self._tracked[request.id] = tracked
             metrics.waiting.inc()
             metrics.prompt_tokens.inc(len(request.prompt))
+            self._unfinished_in[request.epoch] += 1
             self._submit(tracked)
         self._unfinished_of[tenant] += len(requests)
         self._idle.clear()
@@ -187,21 +211,57 @@ class EngineClient:
         """Wait until nothing is unfinished."""
         await self._idle.wait()
 
+    # What a swap of plans calls
+
+    def hold(self) -> None:
+        """Take on nothing new until `let_in`; nobody is refused for that."""
+        self._held = self._held or asyncio.Event()
+
+    def let_in(self) -> None:
+        """Take on what was held back."""
+        if self._held is not None:
+            self._held.set()
+            self._held = None
+
+    def move_to(self, epoch: int) -> None:
+        """From here on the plan in force is this one, which the engine has. What is unfinished stays where it is."""
+        before, self.epoch = self.epoch, epoch
+        self._open.add(epoch)
+        if not self._unfinished_in[before]:
+            self._pass(before)
+
     # What the supervisor calls
 
-    def attach(self, send: Callable[[Message], None]) -> None:
-        """Give everything unfinished to an engine that is ready."""
+    def attach(self, send: Callable[[Message], None], epoch: int) -> None:
+        """Give everything unfinished of a plan to an engine that is ready and has that plan."""
         self._send = send
         self.state = EngineState.READY
         self._metrics.engine_up.set(1)
+        self._open.clear()
+        self.open(epoch)
+
+    def open(self, epoch: int) -> None:
+        """The engine has this plan, too."""
+        self._open.add(epoch)
         for tracked in tuple(self._tracked.values()):
-            self._submit(tracked)
+            if tracked.request.epoch == epoch:
+                self._submit(tracked)
+
+    def lacking(self) -> list[int]:
+        """Plans that the engine does not have and that are in force, or have unfinished requests."""
+        wanted = {self.epoch, *(epoch for epoch, count in self._unfinished_in.items() if count)}
+        return sorted(wanted - self._open)
+
+    def abandon(self, epoch: int, message: str) -> None:
+        """End everything unfinished of a plan with a declared error."""
+        self._abandon([t for t in tuple(self._tracked.values()) if t.request.epoch == epoch], message)
 
     def detach(self) -> None:
         """Lose the engine. Requests that outlived too many end here: one of them may be why."""
         if self._send is None:
             return
         self._send = None
+        self._open.clear()
         self.state = EngineState.STARTING
         self._metrics.engine_up.set(0)
         for waiter in self._stats_waiters:
@@ -242,7 +302,7 @@ class EngineClient:
     # Inside
 
     def _submit(self, tracked: _Tracked) -> None:
-        if self._send is None:
+        if self._send is None or tracked.request.epoch not in self._open:
             return
         request, emitted = tracked.request, tracked.emitted
         if emitted:
@@ -300,10 +360,20 @@ class EngineClient:
             return None
         tracked.call.unfinished.discard(request)
         self._unfinished_of[tracked.tenant] -= 1
+        epoch = tracked.request.epoch
+        self._unfinished_in[epoch] -= 1
+        if not self._unfinished_in[epoch] and epoch != self.epoch:
+            self._pass(epoch)
         if not self._tracked:
             self._idle.set()
         self._observe_end(tracked, reason)
         return tracked
+
+    def _pass(self, epoch: int) -> None:
+        """A plan is not in force any more, and nothing of it is unfinished."""
+        del self._unfinished_in[epoch]
+        self._open.discard(epoch)
+        self.on_past(epoch)
 
     def _observe_end(self, tracked: _Tracked, reason: FinishReason) -> None:
         metrics, now_s = tracked.metrics, time.monotonic()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -25,7 +26,10 @@ _TYPES = {
 
 
 class ApiError(Exception):
-    """Ends a call with an HTTP status, or with an error event where a stream has begun."""
+    """Ends a call with an HTTP status, or with an error event where a stream has begun.
+
+    ``diagnostics``: all that is wrong, for operators, in the form of `blockc.diag.json`.
+    """
 
     def __init__(
         self,
@@ -35,16 +39,19 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
+        diagnostics: list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.headers = dict(headers or {})
-        self._error = {
+        self._error: dict[str, Any] = {
             "message": message[:_MESSAGE_CHARS],
             "type": _TYPES.get(status, "invalid_request_error"),
             "param": None if param is None else param[:_ECHO_CHARS],
             "code": code,
         }
+        if diagnostics is not None:
+            self._error["diagnostics"] = diagnostics
 
     def body(self) -> bytes:
         """Return the JSON text."""

@@ -61,17 +61,22 @@ def load_keys(path: Path, tenants: Collection[str]) -> Keys:
 
 
 async def watch_keys(
-    path: Path, ring: KeyRing, tenants: Collection[str], progress: Callable[[str], None], *, poll_s: float = _POLL_S
+    path: Path,
+    ring: KeyRing,
+    tenants: Callable[[], frozenset[str]],
+    progress: Callable[[str], None],
+    *,
+    poll_s: float = _POLL_S,
 ) -> None:
-    """Take over what the file says, whenever it changes, until cancelled."""
-    seen = _version(path)
+    """Take over what the file says, whenever it or the plan's ``tenants`` change, until cancelled."""
+    seen = _version(path), tenants()
     while True:
         await asyncio.sleep(poll_s)
-        if (version := _version(path)) == seen:
+        if (version := (_version(path), tenants())) == seen:
             continue
         seen = version
         try:
-            keys = await asyncio.to_thread(load_keys, path, tenants)
+            keys = await asyncio.to_thread(load_keys, path, version[1])
         except DiagnosticError as error:
             for item in error.diagnostics:
                 progress(f"error[{item.code.id}]: {item.message}; the keys stay as they were")

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from blockc.plan import MemoryEntry
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
-from blockc_runtime.wire import StepLoad
+from blockc_runtime.wire import Loaded, StepLoad
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -101,6 +101,17 @@ class Metrics:
         )
         self._predicted = self._memory_gauge("memory_predicted_bytes", "What the plan says; of runtime: the reserve")
         self._measured = self._memory_gauge("memory_measured_bytes", "What the engine holds; of workspace: the most")
+        self._swaps = Counter("blockc:plan_swaps", "Plans that were swapped in", ("outcome",), registry=self._registry)
+        self._swap_bytes = Counter(
+            "blockc:plan_swap_bytes", "Weights and fine-tunes of plans swapped in", ("part",), registry=self._registry
+        )
+        self._swap_pause_s = Gauge(
+            "blockc:plan_swap_pause_seconds", "How long the last swap held new requests back", registry=self._registry
+        )
+        self._swap_turn_s = Gauge(
+            "blockc:plan_swap_longest_turn_seconds", "The longest turn of the engine meanwhile", registry=self._registry
+        )
+        self._plan = Gauge("blockc:plan_info", "1 for the plan in force", ("digest",), registry=self._registry)
         self.engine_up = Gauge("blockc:engine_up", "1 while an engine is serving", registry=self._registry)
 
     def app(self, tenant: str, app: str) -> AppMetrics:
@@ -135,6 +146,20 @@ class Metrics:
         for part in _MEMORY_PARTS:
             planned = "reserve" if part == "runtime" else part
             self._predicted.labels(part).set(sum(getattr(entry, f"{planned}_bytes") for entry in entries))
+
+    def show_plan(self, digest: str) -> None:
+        """Name the plan in force by the SHA-256 of its file."""
+        self._plan.clear()
+        self._plan.labels(digest).set(1)
+
+    def observe_swap(self, loaded: Loaded | None, pause_s: float) -> None:
+        """Count a swap; None: it was refused."""
+        self._swaps.labels("refused" if loaded is None else "swapped").inc()
+        if loaded is not None:
+            self._swap_bytes.labels("kept").inc(loaded.kept_bytes)
+            self._swap_bytes.labels("loaded").inc(loaded.loaded_bytes)
+            self._swap_pause_s.set(pause_s)
+            self._swap_turn_s.set(loaded.longest_turn_s)
 
     def observe_memory(self, use: MemoryUse | None) -> None:
         """Take in what the engine holds."""

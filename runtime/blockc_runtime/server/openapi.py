@@ -12,9 +12,25 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from blockc_runtime.server.schemas import ChatBody, ClassifyBody, CompletionBody, DetokenizeBody, TokenizeBody
+from blockc_runtime.server.schemas import (
+    ChatBody,
+    ClassifyBody,
+    CompletionBody,
+    DetokenizeBody,
+    LoadAdapterBody,
+    TokenizeBody,
+    UnloadAdapterBody,
+)
 
-_BODIES = (CompletionBody, ChatBody, ClassifyBody, TokenizeBody, DetokenizeBody)
+_BODIES = (
+    CompletionBody,
+    ChatBody,
+    ClassifyBody,
+    TokenizeBody,
+    DetokenizeBody,
+    LoadAdapterBody,
+    UnloadAdapterBody,
+)
 _REF = "#/components/schemas/{model}"
 
 _INTEGER, _STRING, _NULL = {"type": "integer"}, {"type": "string"}, {"type": "null"}
@@ -64,8 +80,8 @@ _STATE = _object(status=_STRING)
 
 
 @cache
-def document() -> dict[str, Any]:
-    """Return the document."""
+def document(*, with_operations: bool = False) -> dict[str, Any]:
+    """Return the document. ``with_operations``: also of what operators change (`admin.py`)."""
     _, schemas = models_json_schema([(body, "validation") for body in _BODIES], ref_template=_REF)
     tokens = _object(count=_INTEGER, max_model_len=_INTEGER, tokens=_list(_INTEGER))
     paths = {
@@ -92,6 +108,8 @@ def document() -> dict[str, Any]:
         "/health": {"get": {**_operation("Whether the server lives", _STATE), "security": []}},
         "/ready": {"get": {**_operation("Whether requests are worked on", _STATE), "security": []}},
     }
+    if with_operations:
+        paths |= _operations()
     paths["/ready"]["get"]["responses"]["503"] = paths["/ready"]["get"]["responses"]["200"]
     return {
         "openapi": "3.1.0",
@@ -102,6 +120,28 @@ def document() -> dict[str, Any]:
             "schemas": {**schemas["$defs"], "Error": _ERROR},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
+    }
+
+
+def _operations() -> dict[str, Any]:
+    swapped = _object(
+        plan=_STRING,
+        swapped={"type": "boolean"},
+        apps=_object(came=_list(_STRING), gone=_list(_STRING), changed=_list(_STRING)),
+        bytes=_object(kept=_INTEGER, loaded=_INTEGER),
+        pause_s={"type": "number"},
+    )
+    apply = _operation("Serve another plan", swapped, 400, 403, 409, 413, 415, 503)
+    apply["requestBody"] = {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+    load = _call("Add a fine-tune", LoadAdapterBody, swapped, is_streamed=False)
+    unload = _call("Take a fine-tune away that was added", UnloadAdapterBody, swapped, is_streamed=False)
+    for operation in (load, unload):
+        operation["responses"] |= dict.fromkeys(("403", "409", "415"), operation["responses"]["400"])
+    return {
+        "/plan": {"get": _operation("The plan that is served", {"type": "object"}, 403)},
+        "/admin/plan": {"post": apply},
+        "/v1/load_lora_adapter": {"post": load},
+        "/v1/unload_lora_adapter": {"post": unload},
     }
 
 

@@ -25,6 +25,14 @@ class Quota:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
 
+    def over(self, default: Quota) -> Quota:
+        """Return it with what it does not say as ``default`` says it."""
+        requests, tokens = self.requests_per_minute, self.tokens_per_minute
+        return Quota(
+            requests_per_minute=default.requests_per_minute if requests is None else requests,
+            tokens_per_minute=default.tokens_per_minute if tokens is None else tokens,
+        )
+
 
 class QuotaExceededError(Exception):
     """``what``: ``requests`` or ``tokens``."""

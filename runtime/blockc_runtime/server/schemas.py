@@ -282,7 +282,32 @@ class ChatBody(_Generation):
     chat_template_kwargs: dict[str, Any] = {}
 
 
-_BodyT = TypeVar("_BodyT", CompletionBody, ChatBody, ClassifyBody, TokenizeBody, DetokenizeBody)
+class LoadAdapterBody(_Body):
+    """VLLM's. ``base_model_name``: the base or fine-tune of the spec that it was made of, where there are several."""
+
+    lora_name: str
+    lora_path: str
+    load_inplace: Literal[False] = False
+    base_model_name: str | None = None
+
+
+class UnloadAdapterBody(_Body):
+    """VLLM's. Its numbers of adapters mean nothing here."""
+
+    lora_name: str
+    lora_int_id: int | None = None
+
+
+_BodyT = TypeVar(
+    "_BodyT",
+    CompletionBody,
+    ChatBody,
+    ClassifyBody,
+    TokenizeBody,
+    DetokenizeBody,
+    LoadAdapterBody,
+    UnloadAdapterBody,
+)
 
 
 def parse_object(data: bytes) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import ipaddress
 import signal
 import socket
+import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +21,19 @@ import uvicorn
 from fastapi import FastAPI
 
 from blockc.diag import DiagnosticError, Diagnostics
-from blockc.plan import load_plan, require_weights
+from blockc.plan import ExecutionPlan, load_plan, read_plan, require_weights
 from blockc.zoo import Zoo
+from blockc_runtime.server import admin
 from blockc_runtime.server.access import AuditLine, audit_file
+from blockc_runtime.server.adapters import AdapterOptions, Adapters
 from blockc_runtime.server.app import create_app
 from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue, load_catalogue
 from blockc_runtime.server.engine_client import EngineClient
 from blockc_runtime.server.keys_file import load_keys, watch_keys
 from blockc_runtime.server.metrics import Metrics
-from blockc_runtime.server.supervisor import EngineCommand, Supervisor, engine_command
+from blockc_runtime.server.supervisor import EngineCommand, PlanFile, Supervisor, engine_command
+from blockc_runtime.server.swap import PlanInForce, Swaps
 from blockc_runtime.server.ui import SentPage
 
 _FLUSH_S = 1  # for answers that are complete, and clients that do not read them
@@ -41,8 +44,8 @@ class ServeOptions:
     """``drain_s``: how long requests may go on after SIGTERM. ``port`` 0: any free one.
 
     ``audit``: the file that gets a line for each request.
-    ``executor`` ``null`` computes nothing, and takes ``null_step_s`` for every step of it. ``make_page`` makes what
-    ``/ui`` shows; None: there is no such route.
+    ``executor`` ``null`` computes nothing, and takes ``null_step_s`` for every step of it. ``make_page`` makes of a
+    plan what ``/ui`` shows; None: there is no such route. ``adapters``: where fine-tunes lie that may be loaded.
     """
 
     plan: Path
@@ -54,7 +57,8 @@ class ServeOptions:
     executor: str = "torch"
     null_step_s: float = 0.0
     drain_s: float = 30.0
-    make_page: Callable[[], SentPage] | None = None
+    make_page: Callable[[ExecutionPlan], SentPage] | None = None
+    adapters: AdapterOptions | None = None
 
 
 def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Callable[[str], None]) -> None:
@@ -62,30 +66,51 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Call
 
     Raises `DiagnosticError` for whatever is wrong with plan, zoo, keys, address or engine.
     """
-    plan = load_plan(options.plan)
-    require_weights(plan)
+    in_force = _plan_of(options.plan)
+    plan = in_force.plan
     catalogue = load_catalogue(plan, Zoo(options.zoo), progress)
     keys = None if options.keys is None else KeyRing(load_keys(options.keys, catalogue.tenants))
     audit = None if options.audit is None else audit_file(options.audit)
     listener = listen(options.host, options.port, with_keys=keys is not None)
     if keys is None:
         progress("no --keys: every app is open to everybody on this machine")
-    digest = hashlib.sha256(options.plan.read_bytes()).hexdigest()
-    command = engine_command(options.plan, options.zoo, options.executor, null_step_s=options.null_step_s)
-    server = Server(
-        catalogue=catalogue,
-        keys=keys,
-        command=command,
-        plan_digest=digest,
-        progress=progress,
-        make_page=options.make_page,
-        audit=audit,
+    client = EngineClient(metrics := Metrics())
+    swaps = Swaps(
+        client=client, catalogue=catalogue, metrics=metrics, zoo=options.zoo, in_force=in_force, progress=progress
     )
-    server.metrics.predict_memory(plan.memory)
-    watching = None
-    if options.keys is not None and keys is not None:
-        watching = watch_keys(options.keys, keys, catalogue.tenants, progress)
-    asyncio.run(server.run(listener, ready=ready, drain_s=options.drain_s, beside=watching))
+    make = options.make_page
+    adapters = None if options.adapters is None else Adapters(options.adapters, swaps, options.zoo, progress)
+    with tempfile.TemporaryDirectory(prefix="blockc-") as folder:
+        first = Path(folder) / "plan.json"  # the one that was named may be compiled anew while an engine starts again
+        first.write_bytes(in_force.data)
+        server = Server(
+            catalogue=catalogue,
+            keys=keys,
+            command=engine_command(options.zoo, options.executor, null_step_s=options.null_step_s),
+            plan=PlanFile(epoch=client.epoch, path=first, digest=in_force.digest),
+            progress=progress,
+            client=client,
+            metrics=metrics,
+            make_page=None if make is None else lambda: make(swaps.in_force.plan),
+            audit=audit,
+            swaps=swaps,
+            adapters=adapters,
+        )
+        metrics.predict_memory(plan.memory)
+        metrics.show_plan(in_force.digest)
+        watching = None
+        if options.keys is not None and keys is not None:
+            watching = watch_keys(options.keys, keys, lambda: catalogue.tenants, progress)
+        asyncio.run(server.run(listener, ready=ready, drain_s=options.drain_s, beside=watching))
+
+
+def _plan_of(path: Path) -> PlanInForce:
+    """Read a plan once: what is checked is what is served."""
+    load_plan(path)  # says it better where there is no file, or another kind of file
+    data = path.read_bytes()
+    plan = read_plan(data, str(path))
+    require_weights(plan)
+    return PlanInForce(plan=plan, data=data)
 
 
 def listen(host: str, port: int, *, with_keys: bool) -> socket.socket:
@@ -125,21 +150,25 @@ class Server:
         catalogue: Catalogue,
         keys: KeyRing | None,
         command: EngineCommand,
-        plan_digest: str,
+        plan: PlanFile,
         progress: Callable[[str], None],
         client: EngineClient | None = None,
         metrics: Metrics | None = None,
         make_page: Callable[[], SentPage] | None = None,
         audit: Callable[[AuditLine], None] | None = None,
+        swaps: Swaps | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         self.metrics = metrics or Metrics()
         self.client = client or EngineClient(self.metrics)
         self.app = create_app(
-            self.client, catalogue=catalogue, metrics=self.metrics, keys=keys, make_page=make_page, audit=audit
-        )
+            self.client, catalogue=catalogue, metrics=self.metrics, keys=keys, make_page=make_page, audit=audit,
+            operations=None if swaps is None else lambda app: admin.install(app, swaps, adapters),
+        )  # fmt: skip
+        self.swaps, self._adapters = swaps, adapters
         self._progress = progress
         self._http = _http_server(self.app)
-        self._command, self._plan_digest = command, plan_digest
+        self._command, self._plan = command, plan
         self._draining: asyncio.Task[None] | None = None
         self.supervisor: Supervisor | None = None
 
@@ -162,10 +191,12 @@ class Server:
         self.supervisor = Supervisor(
             self.client,
             self._command,
-            plan_digest=self._plan_digest,
+            plan=self._plan,
             metrics=self.metrics,
             progress=self._progress,
         )
+        if self.swaps is not None:
+            self.swaps.supervisor = self.supervisor
         url = url_of(listener)
         other = None if beside is None else asyncio.create_task(beside)
         http = asyncio.create_task(self._http.serve(sockets=[listener]))
@@ -181,6 +212,8 @@ class Server:
             if other is not None:
                 other.cancel()
             self._http.should_exit = True
+            if self._adapters is not None:
+                self._adapters.close()
             await asyncio.gather(http, starting, return_exceptions=True)
             await self.supervisor.stop()
 
@@ -191,6 +224,7 @@ class Server:
             drain_s = 0.0
             self._draining.cancel()
         self.client.draining = True
+        self.client.let_in()  # to be told so
         self._draining = loop.create_task(self._drain(drain_s))
 
     async def _drain(self, drain_s: float) -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import shutil
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from blockc.diag import CODES, DiagnosticError, Diagnostics
 from blockc_runtime.server.engine_client import EngineClient
@@ -22,14 +25,28 @@ from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.wire import (
     EngineError,
     FrameBuffer,
+    Load,
+    Loaded,
+    LoadFailed,
     Message,
     ProtocolError,
     Ready,
+    Retire,
     Shutdown,
     encode,
 )
 
-EngineCommand = Callable[[Path], Sequence[str]]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanFile:
+    """A plan that an engine is given: a file of ours, which nobody changes, its SHA-256, and the plan's number."""
+
+    epoch: int
+    path: Path
+    digest: str
+
+
+EngineCommand = Callable[[Path, PlanFile], Sequence[str]]
 
 _FAILED_STARTS = 3
 _BACKOFF_S = (0.0, 0.1, 0.5, 2.0)
@@ -43,11 +60,13 @@ _HELP = {
 }
 
 
-def engine_command(plan: Path, zoo: Path, executor: str, *, null_step_s: float = 0.0) -> EngineCommand:
-    """Return the command of the engine proper, for a socket."""
+def engine_command(zoo: Path, executor: str, *, null_step_s: float = 0.0) -> EngineCommand:
+    """Return the command of the engine proper, for a socket and a plan."""
 
-    def command(socket: Path) -> Sequence[str]:
-        options: tuple[object, ...] = ("--plan", plan, "--zoo", zoo, "--socket", socket, "--executor", executor)
+    def command(socket: Path, plan: PlanFile) -> Sequence[str]:
+        options: tuple[object, ...] = (
+            "--plan", plan.path, "--epoch", plan.epoch, "--zoo", zoo, "--socket", socket, "--executor", executor,
+        )  # fmt: skip
         if executor == "null":
             options = (*options, "--null-step-s", null_step_s)
         # -P: nothing that lies in the directory we happen to run in is imported.
@@ -56,21 +75,31 @@ def engine_command(plan: Path, zoo: Path, executor: str, *, null_step_s: float =
     return command
 
 
+class EngineGoneError(Exception):
+    """The engine ended before it answered, or there is none."""
+
+
 class Supervisor:
-    """Starts the engine, restarts it when it dies, and ends it."""
+    """Starts the engine, restarts it when it dies, and ends it.
+
+    An engine starts with the plan in force. Plans before it, of which requests are unfinished, it is given afterwards.
+    """
 
     def __init__(
         self,
         client: EngineClient,
         command: EngineCommand,
         *,
-        plan_digest: str,
+        plan: PlanFile,
         metrics: Metrics,
         progress: Callable[[str], None],
     ) -> None:
         self._client = client
+        self._client.on_past = self._on_past
         self._command = command
-        self._plan_digest = plan_digest
+        self._plan = plan
+        self._plans = {plan.epoch: plan}  # in force, or with unfinished requests
+        self._loads = asyncio.Lock()
         self._metrics = metrics
         self._progress = progress
         self._directory = Path(tempfile.mkdtemp(prefix="blockc-"))  # mode 0700: ours alone
@@ -84,6 +113,26 @@ class Supervisor:
     def engine_pid(self) -> int | None:
         """The process in force, if there is one."""
         return None if self._life is None else self._life.pid
+
+    def keep(self, data: bytes, epoch: int) -> PlanFile:
+        """Write a plan where it stays as it is for as long as an engine may need it."""
+        path = self._directory / f"plan-{epoch}.json"
+        path.write_bytes(data)
+        return PlanFile(epoch=epoch, path=path, digest=hashlib.sha256(data).hexdigest())
+
+    async def load(self, plan: PlanFile, *, alone: bool = False) -> Loaded | LoadFailed:
+        """Have the engine in force make one more plan ready. Raises `EngineGoneError` if it ends meanwhile."""
+        async with self._loads:
+            life = self._life
+            if life is None or self._stopping:
+                raise EngineGoneError
+            return await life.load(plan, alone=alone)
+
+    def put_in_force(self, plan: PlanFile) -> None:
+        """Start engines with this plan from here on. Raises `EngineGoneError` if the one that loaded it has gone."""
+        if self._life is None or not self._life.has(plan.epoch):
+            raise EngineGoneError
+        self._plan = self._plans[plan.epoch] = plan
 
     async def start(self) -> None:
         """Start the first engine and wait until it is ready. Raises `DiagnosticError`."""
@@ -123,14 +172,14 @@ class Supervisor:
             **os.environ,
         }
         process = await asyncio.create_subprocess_exec(
-            *self._command(self._socket),
+            *self._command(self._socket, self._plan),
             stdin=DEVNULL,
             stdout=PIPE,
             stderr=STDOUT,
             env=environment,
             start_new_session=True,  # a terminal's signals reach the server only
         )
-        self._life = _Life(process, self._client, self._plan_digest, self._progress)
+        self._life = _Life(process, self._client, self._plan, self._progress)
         return self._life
 
     def _on_connection(self) -> asyncio.Protocol:
@@ -144,7 +193,9 @@ class Supervisor:
         while True:
             if await life.ready():
                 failed_starts = 0
+                restoring = asyncio.create_task(self._restore(life))
                 await life.ended()
+                restoring.cancel()
                 quick_deaths = 0 if loop.time() - began_s > _STABLE_S else quick_deaths + 1
             else:
                 failed_starts += 1
@@ -161,6 +212,29 @@ class Supervisor:
             began_s = loop.time()
             life = await self._begin()
 
+    async def _restore(self, life: _Life) -> None:
+        """Give an engine the plans that are in use and that it was not started with."""
+        for epoch in self._client.lacking():
+            self._progress(f"the engine loads the plan before, for requests that began with it ({epoch})")
+            try:
+                answer = await self.load(self._plans[epoch])
+            except EngineGoneError:
+                return  # the next one is given them
+            if isinstance(answer, Loaded):
+                self._client.open(epoch)
+            elif epoch == self._plan.epoch:
+                await life.end()  # the next one starts with it
+                return
+            else:
+                self._client.abandon(epoch, "the plan that this request began with cannot be loaded again")
+
+    def _on_past(self, epoch: int) -> None:
+        """Nothing is unfinished of a plan that is not in force any more: let it go."""
+        if self._life is not None and self._life.has(epoch):
+            self._life.send(Retire(epoch=epoch))
+        if (plan := self._plans.pop(epoch, None)) is not None and plan.path.parent == self._directory:
+            plan.path.unlink(missing_ok=True)
+
 
 class _Life:
     """One engine process, from its start to its end."""
@@ -169,12 +243,14 @@ class _Life:
         self,
         process: Process,
         client: EngineClient,
-        plan_digest: str,
+        plan: PlanFile,
         progress: Callable[[str], None],
     ) -> None:
         self._process = process
         self._client = client
-        self._plan_digest = plan_digest
+        self._plan = plan
+        self._epochs: set[int] = set()
+        self._loading: asyncio.Future[Loaded | LoadFailed] | None = None
         self._progress = progress
         self._transport: asyncio.Transport | None = None
         self._ready = asyncio.Event()
@@ -202,6 +278,27 @@ class _Life:
     async def ended(self) -> None:
         """Wait until it serves no more."""
         await self._gone.wait()
+
+    def has(self, epoch: int) -> bool:
+        """Whether it serves, and has this plan."""
+        return epoch in self._epochs and not self._gone.is_set()
+
+    async def load(self, plan: PlanFile, *, alone: bool) -> Loaded | LoadFailed:
+        """Have it make a plan ready. Raises `EngineGoneError` if it ends meanwhile."""
+        if not self._ready.is_set() or self._gone.is_set():
+            raise EngineGoneError
+        self._loading = asyncio.get_running_loop().create_future()
+        self.send(Load(epoch=plan.epoch, plan=str(plan.path), plan_digest=plan.digest, alone=alone))
+        gone = asyncio.create_task(self._gone.wait())
+        try:
+            waits: set[asyncio.Future[Any]] = {self._loading, gone}
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if not self._loading.done():
+                raise EngineGoneError
+            return self._loading.result()
+        finally:
+            gone.cancel()
+            self._loading = None
 
     async def end(self) -> None:
         """End the process: by asking, by SIGTERM, by SIGKILL."""
@@ -246,9 +343,17 @@ class _Life:
 
     def on_message(self, message: Message) -> None:
         match message:
-            case Ready(plan_digest=digest) if digest == self._plan_digest:
+            case Ready(plan_digest=digest) if digest == self._plan.digest:
                 self._ready.set()
-                self._client.attach(self.send)
+                self._epochs.add(self._plan.epoch)
+                self._client.attach(self.send, self._plan.epoch)
+            case Loaded() | LoadFailed():
+                if self._loading is not None and not self._loading.done():
+                    self._loading.set_result(message)
+                    if isinstance(message, Loaded):
+                        self._epochs.add(message.epoch)
+                elif isinstance(message, Loaded):  # nobody waits for it any more
+                    self.send(Retire(epoch=message.epoch))
             case Ready():
                 self.error = EngineError(code="BC901", message="the plan file changed while the server was running")
                 self.on_lost()

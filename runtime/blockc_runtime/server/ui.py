@@ -39,13 +39,15 @@ class SentPage(Protocol):
         """Without directives that only headers may have."""
 
 
-def install(app: FastAPI, make_page: Callable[[], SentPage]) -> None:
-    """Add the route and the sign-in. ``make_page`` is called once, in a thread, when the page is first asked for.
+def install(app: FastAPI, make_page: Callable[[], SentPage], version: Callable[[], int]) -> None:
+    """Add the route and the sign-in.
+
+    ``make_page`` is called once for a ``version`` of the plan, in a thread, when the page is first asked for.
 
     To be called after `KeyMiddleware` is added: the sign-in has to see requests first.
     """
     app.add_middleware(SignIn)
-    pages = _Pages(make_page)
+    pages = _Pages(make_page, version)
 
     @app.api_route(PATH, methods=list(_READS))
     async def ui(request: Request) -> Response:
@@ -59,16 +61,18 @@ def install(app: FastAPI, make_page: Callable[[], SentPage]) -> None:
 class _Pages:
     """The page, plain and compressed, once it was asked for."""
 
-    def __init__(self, make_page: Callable[[], SentPage]) -> None:
-        self._make = make_page
+    def __init__(self, make_page: Callable[[], SentPage], version: Callable[[], int]) -> None:
+        self._make, self._version = make_page, version
+        self._of: int | None = None
         self._lock = asyncio.Lock()
         self._made: tuple[bytes, bytes, str] | None = None
 
     async def answer(self, compressed: bool) -> Response:
         """Return the response."""
         async with self._lock:
-            if self._made is None:
-                self._made = await asyncio.to_thread(self._render)
+            version = self._version()
+            if self._made is None or self._of != version:
+                self._made, self._of = await asyncio.to_thread(self._render), version
         plain, small, policy = self._made
         headers = {
             "Content-Security-Policy": f"{policy}; frame-ancestors 'none'",

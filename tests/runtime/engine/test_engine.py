@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from blockc.diag import DiagnosticError, Diagnostics
-from blockc_runtime.engine import Channel, Engine, ServerGoneError, serve
+from blockc_runtime.channel import Channel, ServerGoneError
+from blockc_runtime.engine import Engine, serve
+from blockc_runtime.epoch import Epoch
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.request import Request, Sampling, TokensEvent
 from blockc_runtime.step import Fault, RowResult, Step, StepResult
@@ -90,7 +92,7 @@ class Running:
         ours, theirs = socket.socketpair()
         self.peer = Peer(theirs)
         scheduler = FirstComeScheduler()
-        engine = Engine(channel=Channel(ours), scheduler=scheduler, executor=executor)
+        engine = Engine(channel=Channel(ours), first=Epoch(number=0, scheduler=scheduler, executor=executor))
         self.exit_codes: list[int] = []
         self.thread = threading.Thread(
             target=lambda: self.exit_codes.append(serve(Channel(ours), lambda: (engine, READY)))

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from blockc.diag import DiagnosticError
+from blockc.plan import load_plan
 from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue
 from blockc_runtime.server.engine_client import EngineClient, QueueLimits
 from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.serve import Server, listen, url_of
+from blockc_runtime.server.supervisor import PlanFile, engine_command
+from blockc_runtime.server.swap import PlanInForce, Swaps
 from blockc_runtime.server.ui import SentPage
 
 _T = TypeVar("_T")
@@ -38,22 +41,37 @@ class RunningServer:
         digest: str = DIGEST,
         make_page: Callable[[], SentPage] | None = None,
         audit: Callable[[dict[str, Any]], None] | None = None,
+        plan: Path | None = None,
+        zoo: Path | None = None,
+        patience_s: float = 20.0,
     ) -> None:
+        """With ``plan`` and ``zoo``: the engine proper on the null executor, and plans that can be swapped."""
         self.progress: list[str] = []
         self.ready = threading.Event()
         self.error: DiagnosticError | None = None
         self.engine_options = list(engine_options)
         metrics = Metrics()
+        client, file, command, self.swaps = EngineClient(metrics, limits), Path("plan.json"), self._command, None
+        if plan is not None and zoo is not None:
+            file, in_force = plan, PlanInForce(plan=load_plan(plan), data=plan.read_bytes())
+            digest = in_force.digest
+            self.swaps = Swaps(
+                client=client, catalogue=catalogue, metrics=metrics, zoo=zoo, in_force=in_force,
+                progress=self.progress.append, patience_s=patience_s,
+            )  # fmt: skip
+            real = engine_command(zoo, "null")
+            command = lambda socket, of: (*real(socket, of), *self.engine_options)  # noqa: E731
         self.server = Server(
             catalogue=catalogue,
             keys=keys,
-            command=self._command,
-            plan_digest=digest,
+            command=command,
+            plan=PlanFile(epoch=0, path=file, digest=digest),
             progress=self.progress.append,
-            client=EngineClient(metrics, limits),
+            client=client,
             metrics=metrics,
             make_page=make_page,
             audit=audit,
+            swaps=self.swaps,
         )
         self._listener = listen("127.0.0.1", 0, with_keys=False)
         self.url = url_of(self._listener)
@@ -63,7 +81,7 @@ class RunningServer:
         if not self.ready.wait(20) and self.error is None:
             raise TimeoutError(self.progress)
 
-    def _command(self, socket_path: Path) -> tuple[str, ...]:
+    def _command(self, socket_path: Path, plan: PlanFile) -> tuple[str, ...]:
         program = ("-m", "tests.runtime.server.standin", "--digest", DIGEST)
         return (sys.executable, *program, "--socket", str(socket_path), *self.engine_options)
 

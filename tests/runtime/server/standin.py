@@ -13,7 +13,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from blockc_runtime.engine import Channel, Engine, end_with, serve
+from blockc_runtime.channel import Channel, end_with
+from blockc_runtime.engine import Engine, serve
+from blockc_runtime.epoch import Epoch
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.request import EndEvent, Event, Request, TokenLogprob, TokensEvent
 from blockc_runtime.scheduler import Gauges
@@ -84,8 +86,17 @@ class _Running:
 class FirstComeScheduler:
     """Everything unfinished gets a row in every step, up to 64; pages are only counted."""
 
+    is_reading = False
+    service = ()
+
     def take_wanted(self) -> Sequence[int]:
         return ()
+
+    def give_way(self) -> None:
+        raise AssertionError("there is one plan")
+
+    def end_pauses(self) -> None:
+        raise AssertionError("there is one plan")
 
     def arrived(self, chain: int, problem: str | None) -> Sequence[Event]:
         raise AssertionError("nothing is limited here")
@@ -158,6 +169,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", required=True)
     parser.add_argument("--digest", required=True)
+    parser.add_argument("--epoch", type=int, default=0)
     parser.add_argument("--step-s", type=float, default=0.0)
     parser.add_argument("--exit-at-start", type=int)
     options = parser.parse_args()
@@ -170,7 +182,7 @@ def main() -> int:
         channel = Channel(connection)
         scheduler = FirstComeScheduler()
         executor = FormulaExecutor(step_s=options.step_s, encoded=False)
-        engine = Engine(channel=channel, scheduler=scheduler, executor=executor)
+        engine = Engine(channel=channel, first=Epoch(number=options.epoch, scheduler=scheduler, executor=executor))
         ready = Ready(plan_digest=options.digest, capabilities=())
         return serve(channel, lambda: (engine, ready))
 

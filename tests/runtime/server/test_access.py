@@ -47,7 +47,7 @@ def test_keys_rotate_while_it_serves(catalogue: Catalogue, tmp_path: Path):
     lines: list[str] = []
     with running(catalogue, keys=ring) as server:
         watch = asyncio.run_coroutine_threadsafe(
-            watch_keys(path, ring, TENANTS, lines.append, poll_s=0.02), server.loop
+            watch_keys(path, ring, lambda: frozenset(TENANTS), lines.append, poll_s=0.02), server.loop
         )
         assert post(server, "sk-acme-first").status_code == 200
         keys_file(path, acme=["sk-acme-first", "sk-acme-second"])  # both for a while

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -30,6 +31,7 @@ from blockc.plan import (
     RouteEntry,
     SegmentEntry,
     SolverEntry,
+    TenantEntry,
     write_plan,
 )
 from blockc.zoo import Zoo
@@ -130,18 +132,33 @@ def build(root: Path, files: Mapping[str, bytes] | None = None, *, requires: tup
     return path, zoo.root
 
 
-def plan(digests: Mapping[str, str]) -> ExecutionPlan:
-    """One chain an app, all with the same assets."""
+def build_more(folder: Path, zoo: Path, name: str, apps: Sequence[tuple[str, str]] = APPS, **options: Any) -> Path:
+    """Write one more plan for the same zoo; return its path."""
+    store = Zoo(zoo)
+    digests = {name: store.put_blob(data) for name, data in assets().items()}
+    write_plan(plan(digests, apps, **options), folder / name)
+    return folder / name
+
+
+def plan(
+    digests: Mapping[str, str],
+    apps: Sequence[tuple[str, str]] = APPS,
+    *,
+    pages: int = KV_PAGES,
+    memory_bytes: int = 1 << 30,
+    quotas: Mapping[str, Mapping[str, int]] | None = None,
+) -> ExecutionPlan:
+    """One chain an app, all with the same assets. An app's model is its place: what it says follows from that."""
     parsed = parse_structure(STRUCTURE)
     structure = structure_digest(parsed)
     digest = hashlib.sha256(b"").hexdigest()
     block = BlockEntry(structure=structure, tensors={}, binds={}, prelude=None, contexts=())
-    apps = tuple(
+    entries = tuple(
         AppEntry(
             tenant=tenant, app=app, model=f"{tenant}-{app}", chain=index,
             isolation_group=hashlib.sha256(tenant.encode()).hexdigest(), weight=1.0,
         )
-        for index, (tenant, app) in enumerate(APPS)
+        for index, (tenant, app) in enumerate(apps)
     )  # fmt: skip
     chains = tuple(
         ChainEntry(
@@ -150,9 +167,9 @@ def plan(digests: Mapping[str, str]) -> ExecutionPlan:
             assets=dict(digests), vocab_size=vocab_size(), max_model_len=MAX_MODEL_LEN,
             stop_token_ids=(1,),
         )
-        for index in range(len(APPS))
+        for index in range(len(apps))
     )  # fmt: skip
-    every = tuple(range(len(APPS)))
+    every = tuple(range(len(apps)))
     layer = KvLayerEntry(kv_heads=1, head_dim=8, window=None, dtype="F32")
     group = KvGroupEntry(
         first_layer=0,
@@ -167,10 +184,10 @@ def plan(digests: Mapping[str, str]) -> ExecutionPlan:
         device=0,
         weights_bytes=0,
         sides_bytes=0,
-        kv_bytes=KV_PAGES * group.page_bytes,
+        kv_bytes=pages * group.page_bytes,
         workspace_bytes=0,
         reserve_bytes=0,
-        capacity_bytes=1 << 30,
+        capacity_bytes=memory_bytes,
     )
     return ExecutionPlan(
         compiler="test", spec_digest=digest, target="cpu", requires=(),
@@ -188,18 +205,25 @@ def plan(digests: Mapping[str, str]) -> ExecutionPlan:
         nodes=("local",),
         devices=(
             DeviceEntry(
-                address="local/d0", node="local", kind="cpu", memory_bytes=1 << 30, reserve_bytes=0
+                address="local/d0", node="local", kind="cpu", memory_bytes=memory_bytes, reserve_bytes=0
             ),
         ),
         links=(),
         instances=(
             InstanceEntry(
-                segments=(0,), devices=(0,), chains=every, max_rows=64, kv_pages={0: KV_PAGES}
+                segments=(0,), devices=(0,), chains=every, max_rows=64, kv_pages={0: pages}
             ),
         ),
         edges=(),
         routes=tuple(RouteEntry(chain=index, alternatives=((0,),)) for index in every),
-        apps=apps, models={}, memory=(memory,), baselines=BaselineEntry(pm_bytes=0, ps_bytes=0, ours_bytes=0),
+        apps=entries, models={}, memory=(memory,), baselines=BaselineEntry(pm_bytes=0, ps_bytes=0, ours_bytes=0),
+        tenants=tuple(
+            TenantEntry(
+                tenant=tenant, pm_bytes=0, private_bytes=0, shared_bytes=0, fair_bytes=0,
+                **(quotas or {}).get(tenant, {}),
+            )
+            for tenant in sorted({tenant for tenant, _ in apps})
+        ),
         solver=SolverEntry(
             objective=("bytes",), value=0.0, bound=0.0, gap=0.0, status="optimal", seed=0,
             solver="test",

@@ -44,7 +44,7 @@ samplings = st.builds(
 requests = st.builds(
     Request, id=texts, app=ids, chain=ids, isolation_group=texts, prompt=token_tuples, emitted=ids,
     max_tokens=ids, stop_token_ids=token_tuples, sampling=samplings, priority=ids, session=texts, keep_s=floats,
-    prompt_logprobs=st.none() | ids,
+    prompt_logprobs=st.none() | ids, epoch=ids,
 )  # fmt: skip
 logprobs = many(st.builds(TokenLogprob, logprob=floats, top=many(st.tuples(ids, floats))))
 token_events = st.builds(
@@ -58,9 +58,16 @@ messages = st.one_of(
     st.builds(wire.Submit, request=requests),
     st.builds(wire.Cancel, request=texts),
     st.just(wire.StatsQuery()),
+    st.builds(wire.Load, epoch=ids, plan=texts, plan_digest=texts, alone=st.booleans()),
+    st.builds(wire.Retire, epoch=ids),
     st.just(wire.Drain()),
     st.just(wire.Shutdown()),
     st.builds(wire.Ready, plan_digest=texts, capabilities=many(texts)),
+    st.builds(
+        wire.Loaded, epoch=ids, plan_digest=texts, kept_bytes=ids, loaded_bytes=ids, kv_groups=ids, kv_kept=ids,
+        load_s=floats, longest_turn_s=floats,
+    ),
+    st.builds(wire.LoadFailed, epoch=ids, code=texts, message=texts, is_crowded=st.booleans()),
     st.builds(
         wire.Tokens, step=ids,
         load=st.builds(wire.StepLoad, rows=ids, tokens=ids, launches=ids, chains=ids),

@@ -1,0 +1,77 @@
+"""A plan in service: its scheduler, its executor, and what of its requests is unfinished.
+
+In: requests that name its number. Out: steps. Invariant: a request is in one epoch from its submission to its end; two
+epochs have weights and KV pages in common and nothing else, so that no answer can mix plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from blockc.plan import ExecutionPlan
+from blockc_runtime.kv.index import KvIndex
+from blockc_runtime.memory import MemoryUse
+from blockc_runtime.request import Event, Request
+from blockc_runtime.scheduler import Gauges
+from blockc_runtime.step import Executor, Step, StepResult
+from blockc_runtime.turn import ReadingScheduler
+
+
+class StepScheduler(ReadingScheduler, Protocol):
+    """What the loop needs of `scheduler.Scheduler`."""
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether anything that requests wait for is being read."""
+
+    @property
+    def service(self) -> tuple[float, ...]:
+        """What each tenant has been served."""
+
+    def gauges(self) -> Gauges:
+        """What `Stats` tells."""
+
+    def admit(self, request: Request, now_s: float) -> Sequence[Event]:
+        """Queue a request; its end, if it can never run."""
+
+    def complete(self, step: Step, result: StepResult, now_s: float) -> Sequence[Event]:
+        """Take a step's results in."""
+
+    def cancel(self, request: str, /) -> Sequence[Event]:
+        """Drop a request, whatever its state; nothing if it is unknown."""
+
+    def give_way(self) -> None:
+        """Give back the pages of all that runs, to be computed again later."""
+
+    def end_pauses(self) -> None:
+        """Keep nothing for sessions any longer."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Epoch:
+    """``plan`` and ``kv`` are those of an epoch that was loaded from a file; ``name`` of a chain, for the log.
+
+    ``retires``: no more requests come. ``goes_first``: younger ones wait until its requests have ended.
+    """
+
+    number: int
+    scheduler: StepScheduler
+    executor: Executor
+    plan: ExecutionPlan | None = None
+    kv: KvIndex | None = None
+    memory: Callable[[], MemoryUse | None] = lambda: None
+    name: Callable[[int], str] = "chain {}".format
+    unfinished: set[str] = field(default_factory=set)
+    retires: bool = False
+    goes_first: bool = False
+
+    def is_blocked(self, step: Step | None) -> bool:
+        """Whether it has work and could not make a step of it, for lack of pages that another plan's requests hold."""
+        return step is None and bool(self.unfinished) and not self.scheduler.is_reading
+
+    def close(self) -> None:
+        """Free what it has alone."""
+        self.scheduler.end_pauses()
+        self.executor.close()
