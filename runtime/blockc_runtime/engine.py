@@ -368,12 +368,11 @@ def _executor(options: argparse.Namespace, plan: ExecutionPlan) -> tuple[Executo
         from blockc_runtime.executor.null import NullExecutor
 
         return NullExecutor(plan, step_s=options.null_step_s), lambda: None
-    from blockc_runtime.capabilities import VECTORS, missing
+    from blockc_runtime.capabilities import missing
 
     if lacking := missing(plan):
         problems = Diagnostics()
-        why = " (models that read a text as a whole are compiled and verified, and not served yet)"
-        problems.report("BC905", f"this runtime lacks {', '.join(lacking)}{why if VECTORS in lacking else ''}")
+        problems.report("BC905", f"this runtime lacks {', '.join(lacking)}")
         raise DiagnosticError(problems)
     from blockc_runtime.executor.torch_ import TorchExecutor
     from blockc_runtime.native import library

@@ -85,8 +85,8 @@ class Fault:
 class RowResult:
     """What a row yielded: as many tokens as it asked samples for (none if ``fault``).
 
-    ``given``: log probabilities of the row's ``given`` tokens. ``scores``: of a chain that yields scores of classes, in
-    place of tokens.
+    ``given``: log probabilities of the row's ``given`` tokens. ``scores``: of a chain that yields scores of classes, or
+    an embedding, in place of tokens: these values.
     """
 
     tokens: tuple[int, ...]

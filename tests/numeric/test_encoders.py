@@ -143,14 +143,6 @@ def test_heads_that_are_not_understood_are_refused(architectures, modules, says,
     assert says in next(iter(diags)).message
 
 
-def test_a_server_refuses_what_it_has_no_route_for(tmp_path):
-    from blockc_runtime.capabilities import VECTORS, missing
-
-    root = _save("bert", tmp_path / "model")
-    served = compiled(deployment(root, max_model_len=_ROOM), tmp_path / "zoo")
-    assert missing(served.plan) == (VECTORS,)
-
-
 @pytest.mark.parametrize("model_type", ["bert", "modernbert", "albert"])
 def test_copies_of_one_layer_equal_a_capture_of_all(model_type):
     head = Head(kind="embedding", pooling="first", normalize=True)

@@ -1,4 +1,4 @@
-"""Logits of a step -> tokens of its rows, or their scores of classes.
+"""Logits of a step -> tokens of its rows; scores of classes and embeddings as they are.
 
 In: logits of all rows that want some, and the rows. Out: their results, in order. Invariant: a row whose logits are
 not usable yields a fault and no tokens.
@@ -82,9 +82,9 @@ def _given(logits: Tensor, rows: Sequence[Row]) -> tuple[list[tuple[TokenLogprob
     return given, torch.cat([part[len(row.given) :] for part, row in zip(parts, rows, strict=True)])
 
 
-def scores(logits: Tensor) -> list[RowResult]:
-    """``logits [R, classes]``: one row of it for each text."""
-    fault = Fault(scope="row", message="the scores are not finite")
+def vectors(logits: Tensor) -> list[RowResult]:
+    """``logits [R, classes or width]``: one row of it for each text."""
+    fault = Fault(scope="row", message="what the model yields is not finite")
     return [
         RowResult(tokens=(), logprobs=(), scores=tuple(own))
         if all(map(math.isfinite, own))

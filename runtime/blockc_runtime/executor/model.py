@@ -79,9 +79,9 @@ class LoadedSegment:
 class LoadedModel:
     """Everything a step needs. ``order[chain]``: where rows of a chain stand; ``disabled``: chain -> why.
 
-    ``scoring``: chains that yield scores of classes. ``residence``: of those whose sides take turns in slots.
-    ``weights_bytes`` and ``sides_bytes`` are those of the tensors that were made, ``mapped_bytes`` of them the zoo's
-    own files.
+    ``vectors``: chains that yield scores of classes, or an embedding. ``residence``: of those whose sides take turns in
+    slots. ``weights_bytes`` and ``sides_bytes`` are those of the tensors that were made, ``mapped_bytes`` of them the
+    zoo's own files.
     """
 
     segments: tuple[LoadedSegment, ...]
@@ -93,7 +93,7 @@ class LoadedModel:
     group_place: tuple[dict[int, int], ...]
     disabled: dict[int, str]
     residence: Residence
-    scoring: frozenset[int]
+    vectors: frozenset[int]
     weights_bytes: int
     mapped_bytes: int
     sides_bytes: int
@@ -148,7 +148,7 @@ class _Loader:
             group_place=tuple({kv.group: place for place, kv in enumerate(chain.kv)} for chain in plan.chains),
             disabled=disabled,
             residence=Residence(self.limited, self.bank_of, read=self._read_sides, device=self.device),
-            scoring=frozenset(index for index, chain in enumerate(plan.chains) if chain.labels),
+            vectors=frozenset(index for index, chain in enumerate(plan.chains) if chain.vector_width),
             weights_bytes=self.store.nbytes,
             mapped_bytes=self.store.mapped_bytes,
             sides_bytes=sum(bank.nbytes for segment in segments for bank in segment.banks),

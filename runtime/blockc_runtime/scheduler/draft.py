@@ -5,6 +5,9 @@ step. Decode rows come first, then prefill chunks in what is left of the token b
 step); where a running prefill and a waiting request compete, whoever has the turn goes first. Before all that, a tenant
 with more than its share of places gives one up to a tenant that waits with less than its own.
 
+A text that has to stand in one step as a whole waits for one with room for it. If this one has none, no request starts
+after it, and in the next step it goes first, unless those who decode had to stand back in this one.
+
 Pages. A waiting request starts only when its whole context fits, with a page to spare for each running one, so only
 decode rows (and chunks in windowed groups) ask for more later. A decode row that gets none takes them from the last
 in turn (the youngest of the most served tenant) that uses the same groups; that may be itself. Whoever starts was next
@@ -45,6 +48,7 @@ class StepDraft:
         self._running = running
         self._max_running = max_running
         self._preempt = preempt
+        self._texts: list[LiveRequest] = []  # those among the picks that went first
         self._tokens_left = limits.max_batched_tokens
         self._rows_left = limits.max_rows
 
@@ -77,18 +81,28 @@ class StepDraft:
             start(head, reused)
             self._running.insert(0, head)  # it has the turn
 
-    def pick_decodes(self) -> None:
-        """One token of everyone who decodes, in turn."""
+    def pick_texts(self) -> None:
+        """Texts that had their turn in the step before, which had no room for the whole of them."""
+        for item in self._running:
+            if item.whole and item.step is None and item.remaining > 1 and self._has_room() and self._extend(item):
+                self._texts.append(item)
+
+    def pick_decodes(self) -> bool:
+        """One token of everyone who decodes, in turn. False: the step has no room for all of them."""
         for item in tuple(self._running):
-            if not self._has_room():
-                return
             # One preempted for another's sake is behind it in turn, so it has no row yet.
-            if item.step is None and item.remaining == 1 and item.state == "running" and self._make_room(item):
-                self._pick(item, 1)
+            if item.step is None and item.remaining == 1 and item.state == "running":
+                if not self._has_room():
+                    return False
+                if self._make_room(item):
+                    self._pick(item, 1)
+        return True
 
     def pick_prefills(self, *, start: Callable[[LiveRequest, int], None]) -> None:
         """Chunks of running prefills and of requests that start now, in turn."""
-        prefills = iter([item for item in self._running if item.step is None and item.remaining > 1])
+        prefills = iter(
+            [item for item in self._running if item.step is None and item.remaining > 1 and item not in self._texts]
+        )
         prefill = next(prefills, None)
         places = self._max_running - len(self._running)
         blocked: set[Need] = set()
@@ -101,9 +115,9 @@ class StepDraft:
                 return
             elif (reused := self._open(head, blocked)) is not None:
                 start(head, reused)
-                places -= 1
                 self._running.append(head)
-                self._extend(head)
+                found = self._extend(head)
+                places = places - 1 if found or not head.whole else 0
 
     def unblock(self) -> None:
         """Every running request lacks pages and no step in flight will free any: let the first in turn have them.
@@ -137,18 +151,21 @@ class StepDraft:
                 return False
         return True
 
-    def _extend(self, item: LiveRequest) -> None:
-        """As long a chunk as budget and pages allow. Pages: only windowed groups can lack them here."""
+    def _extend(self, item: LiveRequest) -> bool:
+        """As long a chunk as budget and pages allow; False for none. Pages: only windowed groups can lack them here."""
         count = min(self._tokens_left, item.remaining)
+        if item.whole and count < item.remaining:
+            return False
         if item.is_scored:
             count = min(count, self._rows_left)
         if not self._kv.reserve(item.id, item.computed + count):
             count = self._kv.room(item.id) - item.computed
             if count <= 0:
-                return
+                return False
             self._kv.reserve(item.id, item.computed + count)
         self._queue.charge_prompt(item, until=item.computed + count)
         self._pick(item, count)
+        return True
 
     def _open(self, item: LiveRequest, blocked: set[Need]) -> int | None:
         """Get pages for a request's whole context, and a slot; the tokens found, or None, with what ``blocked`` it."""
