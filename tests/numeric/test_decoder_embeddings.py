@@ -15,20 +15,13 @@ from tests.support.adapters import LLAMA_LINEARS
 from tests.support.architectures import randomize, tiny_config
 from tests.support.chains import chains_of
 from tests.support.deployments import deployment
+from tests.support.encoders import save_pooling
 from tests.support.fine_tunes import save_adapter
 from tests.support.serving import compiled
 
 
 def pooled(root, mode="lasttoken", *, normalize=True):
-    """As sentence-transformers writes it."""
-    (root / "1_Pooling").mkdir(parents=True, exist_ok=True)
-    names = ("cls_token", "mean_tokens", "max_tokens", "lasttoken")
-    values = {f"pooling_mode_{name}": name == mode for name in names}
-    (root / "1_Pooling" / "config.json").write_text(json.dumps(values | {"word_embedding_dimension": 64}))
-    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
-    modules = [{"idx": i, "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(kinds)]
-    (root / "modules.json").write_text(json.dumps(modules))
-    return root
+    return save_pooling(root, mode, normalize=normalize)
 
 
 def saved(model_type, root, *, loader=AutoModelForCausalLM):
