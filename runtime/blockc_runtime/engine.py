@@ -26,6 +26,7 @@ from blockc.ir import parse_structure
 from blockc.ir.layout import format_bytes, kernel_count
 from blockc.plan import ExecutionPlan, load_plan
 from blockc.zoo import Zoo
+from blockc_runtime.grammar_gate import GrammarGate
 from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.limits import engine_limits
 from blockc_runtime.memory import MemoryUse, before_loading, before_serving
@@ -127,6 +128,7 @@ class Engine:
         self._name = name  # of a chain, for the log
         self._scheduler = scheduler
         self._executor = executor
+        self._gate = GrammarGate(executor.index)
         self._memory = memory
         self._clock = clock
         self._unfinished: set[str] = set()
@@ -139,6 +141,8 @@ class Engine:
         """Serve until told to end. Raises `ServerGoneError` when the server closes the socket."""
         wait_s: float | None = 0.0
         while not self._take_messages(wait_s):
+            for request, came_s in self._gate.opened():
+                self._end(self._scheduler.admit(request, came_s))
             ends, step = next_step(self._scheduler, self._executor, self._clock(), on_problem=self._log_problem)
             self._end(ends)
             wait_s = self._idle_s() if step is None else 0.0
@@ -183,7 +187,10 @@ class Engine:
             case Submit(request=request):
                 self._admit(request)
             case Cancel(request=request_id):
-                self._end(self._scheduler.cancel(request_id))
+                if self._gate.cancel(request_id):
+                    self._end((EndEvent(request=request_id, reason="cancelled", message="", cached_tokens=0),))
+                else:
+                    self._end(self._scheduler.cancel(request_id))
             case StatsQuery():
                 self._channel.send(self._stats())
             case Drain():
@@ -201,7 +208,8 @@ class Engine:
             return
         self._unfinished.add(request.id)
         self._unstarted.add(request.id)
-        self._end(self._scheduler.admit(request, self._clock()))
+        if not self._gate.holds(request, self._clock()):
+            self._end(self._scheduler.admit(request, self._clock()))
 
     def _emit(self, step: Step, events: Sequence[Event]) -> None:
         """Send a step's tokens as one frame, and the ends after it in the same write."""

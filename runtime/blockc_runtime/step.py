@@ -116,6 +116,9 @@ class Executor(Protocol):
     def prefetched(self) -> Sequence[tuple[int, str | None]]:
         """Chains that have been read since the last call, with the problem of those that cannot be."""
 
+    def index(self, chain: int) -> bool:
+        """Have a chain's vocabulary indexed for grammars; returns at once, with whether that is done (or cannot be)."""
+
     def submit(self, step: Step) -> None:
         """Queue a step."""
 
