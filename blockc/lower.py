@@ -12,8 +12,9 @@ from types import MappingProxyType
 
 from blockc import __version__
 from blockc.evaluate import Agreement, Probe
-from blockc.graph import Block, Chain, ModelPath
+from blockc.graph import Block, Chain, Embedding, ModelPath
 from blockc.ir import canonical_json, format_structure, json_digest
+from blockc.ir.infer import value_types
 from blockc.merge import Merge
 from blockc.place import Placement, chain_banks, tenant_entries
 from blockc.plan import (
@@ -26,6 +27,7 @@ from blockc.plan import (
     ChainKvEntry,
     CutEntry,
     DeviceEntry,
+    EmbeddingEntry,
     EvidenceManifest,
     ExecutionPlan,
     KvGroupEntry,
@@ -182,6 +184,20 @@ def _chain(graph: UnifiedGraph, index: int, bank: int | None, zoo: Zoo | None) -
         stop_token_ids=chain.stop_token_ids,
         virtual_tokens=chain.virtual_tokens,
         labels=chain.labels,
+        embedding=None if chain.embedding is None else _embedding(chain.path, chain.embedding),
+    )
+
+
+def _embedding(path: ModelPath, embedding: Embedding) -> EmbeddingEntry:
+    structure = path.blocks[-1].structure
+    result = value_types(structure)[structure.returns[0]]
+    width = None if result is None else result.shape[-1]
+    assert isinstance(width, int), "a vector has a size"
+    widths = embedding.widths
+    return EmbeddingEntry(
+        width=width,
+        is_normalized=embedding.is_normalized,
+        widths=widths if widths is None else tuple(item for item in widths if item <= width),
     )
 
 
@@ -343,7 +359,7 @@ def _requires(
     needs |= {f"kv:{group.dtype}" for group in groups}
     needs |= {f"op:{op.target}" for block in graph.blocks.values() for op in block.structure.ops}
     needs.add(f"devices:{len({device for instance in placement.instances for device in instance.devices})}")
-    if any(op.target == "blockc.pool" for block in graph.blocks.values() for op in block.structure.ops):
+    if any(chain.embedding is not None for chain in chains):
         needs.add("output:vector")
     if any(chain.labels for chain in chains):
         needs.add("output:scores")

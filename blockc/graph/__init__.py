@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from blockc.graph.model import Block, Chain, KvLayerShape, ModelPath
+from blockc.graph.model import Block, Chain, Embedding, KvLayerShape, ModelPath
 
-__all__ = ["Block", "Chain", "KvLayerShape", "ModelPath"]
+__all__ = ["Block", "Chain", "Embedding", "KvLayerShape", "ModelPath"]

@@ -6,7 +6,7 @@ Two blocks are the same exactly if their digests are. A chain is a model version
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 
 from blockc.ir import (
@@ -122,13 +122,24 @@ class ModelPath:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding:
+    """The vector that a model yields for a text. ``is_normalized``: of length 1, and to be again when it is cut.
+
+    ``widths``: to how many values it may be cut, since it was trained for that (Matryoshka); None: to any.
+    """
+
+    is_normalized: bool
+    widths: tuple[int, ...] | None = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chain:
     """A model version: a path, the sides on it, and the assets that belong to it.
 
     ``assets`` maps file names to digests of zoo blobs. ``virtual_tokens`` stand before every prompt: ids whose
     embedding or keys and values its sides give. ``labels``: names of classes, of a model that yields scores of them
-    in place of a next token. Two models of equal digest are one chain.
+    in place of a next token; ``embedding``: of one that yields a vector. Two models of equal digest are one chain.
     """
 
     path: ModelPath
@@ -137,6 +148,7 @@ class Chain:
     stop_token_ids: tuple[int, ...]
     virtual_tokens: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
+    embedding: Embedding | None = None
 
     @cached_property
     def sides_at(self) -> Mapping[int, tuple[Side, ...]]:
@@ -164,5 +176,6 @@ class Chain:
                 "max_model_len": self.path.max_model_len,
                 "virtual": self.virtual_tokens,
                 **({"labels": self.labels} if self.labels else {}),
+                **({"embedding": astuple(self.embedding)} if self.embedding else {}),
             },
         )

@@ -16,6 +16,7 @@ from blockc.plan.model import (
     CutEntry,
     DeviceEntry,
     EdgeEntry,
+    EmbeddingEntry,
     ExecutionPlan,
     InstanceEntry,
     KvGroupEntry,
@@ -32,7 +33,7 @@ from blockc.plan.model import (
     SolverEntry,
     TenantEntry,
 )
-from blockc.plan.uses import Use, chains_through, plan_uses, read_manifest
+from blockc.plan.uses import Use, chains_through, plan_uses, read_manifest, reads_whole_texts
 
 __all__ = [
     "FORMAT_VERSION",
@@ -46,6 +47,7 @@ __all__ = [
     "CutEntry",
     "DeviceEntry",
     "EdgeEntry",
+    "EmbeddingEntry",
     "EvidenceManifest",
     "ExecutionPlan",
     "InstanceEntry",
@@ -73,6 +75,7 @@ __all__ = [
     "plan_uses",
     "read_manifest",
     "read_plan",
+    "reads_whole_texts",
     "require_weights",
     "verify_plan",
     "write_plan",

@@ -70,6 +70,17 @@ class ChainKvEntry(Entry):
     domain: Digest
 
 
+class EmbeddingEntry(Entry):
+    """The vector that a model yields for a text: ``width`` values.
+
+    ``is_normalized``: of length 1. ``widths``: to how many values it may be cut (Matryoshka); None: to any.
+    """
+
+    width: int
+    is_normalized: bool
+    widths: tuple[int, ...] | None = ()
+
+
 class ChainEntry(Entry):
     """A model version: a path, sides on it, and the assets that belong to it. ``digest`` identifies the version."""
 
@@ -87,6 +98,12 @@ class ChainEntry(Entry):
     virtual_tokens: tuple[int, ...] = ()  # stand before every prompt, and no client sees them
     bank: int | None = None  # of its instance's `side_slots`; None: its sides, if it has any, are always resident
     labels: tuple[str, ...] = ()  # of a model that yields scores of classes: their names, in the order of the scores
+    embedding: EmbeddingEntry | None = None  # of a model that yields one vector of a text in place of tokens
+
+    @property
+    def vector_width(self) -> int:
+        """How many values a text yields, scores or an embedding; 0: its model draws tokens."""
+        return len(self.labels) if self.embedding is None else self.embedding.width
 
 
 class CutEntry(Entry):

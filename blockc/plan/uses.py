@@ -47,6 +47,12 @@ def chains_through(plan: ExecutionPlan) -> dict[str, tuple[int, ...]]:
     return {digest: tuple(sorted(chains)) for digest, chains in passing.items()}
 
 
+def reads_whole_texts(plan: ExecutionPlan, chain: int) -> bool:
+    """Whether a chain's tokens depend on those that follow them: a text has to stand in one step."""
+    last = plan.paths[plan.chains[chain].path].blocks[-1]
+    return "= blockc.pool(" in plan.structures[plan.blocks[last].structure]
+
+
 def read_manifest(digest: str, data: bytes) -> SideManifest:
     """The manifest that is the blob ``digest``. Raises `DiagnosticError` (BC903)."""
     try:

@@ -13,7 +13,7 @@ from blockc.ir.infer import value_types
 from blockc.ir.structure import Structure
 from blockc.ir.tensor import CACHE_DTYPE_BYTES
 from blockc.plan.laminar import crosses, find_crossing
-from blockc.plan.model import ChainEntry, ExecutionPlan, SegmentEntry
+from blockc.plan.model import ChainEntry, EmbeddingEntry, ExecutionPlan, SegmentEntry
 
 
 def chain_problems(plan: ExecutionPlan, structures: Mapping[str, Structure]) -> Iterator[str]:
@@ -32,6 +32,8 @@ def chain_problems(plan: ExecutionPlan, structures: Mapping[str, Structure]) -> 
             yield f"chain {index} has no room for tokens after its {len(chain.virtual_tokens)} virtual ones"
         if chain.labels and len(chain.labels) != (width := _width(plan, structures, chain)):
             yield f"chain {index} names {len(chain.labels)} classes, its head yields {width}"
+        if chain.embedding is not None:
+            yield from _embedding(plan, structures, index, chain, chain.embedding)
         yield from _segments_of(plan, index, chain)
         yield from _groups_of(plan, index, chain)
     for index, segment in enumerate(plan.segments):
@@ -39,6 +41,17 @@ def chain_problems(plan: ExecutionPlan, structures: Mapping[str, Structure]) -> 
     yield from _crossing(plan)
     yield from _apps(plan)
     yield from _models(plan)
+
+
+def _embedding(
+    plan: ExecutionPlan, structures: Mapping[str, Structure], index: int, chain: ChainEntry, embedding: EmbeddingEntry
+) -> Iterator[str]:
+    if chain.labels:
+        yield f"chain {index} yields scores and an embedding"
+    if embedding.width != (width := _width(plan, structures, chain)):
+        yield f"chain {index} yields an embedding of {embedding.width} values, its head one of {width}"
+    if any(not 0 < width <= embedding.width for width in embedding.widths or ()):
+        yield f"chain {index} may be cut to more than its {embedding.width} values"
 
 
 def _width(plan: ExecutionPlan, structures: Mapping[str, Structure], chain: ChainEntry) -> object:

@@ -46,14 +46,18 @@ class Capture:
 class _TokensToLogits(nn.Module):
     """The calling convention of a step: flat tokens with their positions, no cache, no mask."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, head: Head) -> None:
         super().__init__()
         self.model = model
+        self.head = head
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(
-            input_ids=tokens, position_ids=positions, use_cache=False, return_dict=True
-        ).logits
+        given = {"input_ids": tokens, "position_ids": positions, "use_cache": False, "return_dict": True}
+        if self.head.kind == "embedding":  # of every token: whoever runs a step selects the last ones
+            inner: Any = self.model.base_model
+            hidden: torch.Tensor = inner(**given).last_hidden_state
+            return _of_length_1(hidden) if self.head.normalize else hidden
+        logits: torch.Tensor = self.model(**given).logits
         return logits
 
 
@@ -76,10 +80,12 @@ class _TokensToVector(nn.Module):
             return scores
         hidden: torch.Tensor = output.last_hidden_state
         vector = hidden.mean(1) if self.head.pooling == "mean" else hidden[:, 0 if self.head.pooling == "first" else -1]
-        if not self.head.normalize:
-            return vector
-        # As torch.nn.functional.normalize has it.
-        return vector / vector.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
+        return _of_length_1(vector) if self.head.normalize else vector
+
+
+def _of_length_1(vector: torch.Tensor) -> torch.Tensor:
+    """As torch.nn.functional.normalize has it."""
+    return vector / vector.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
 
 
 def _first_position(model: nn.Module) -> int:
@@ -97,7 +103,8 @@ def build_meta_model(config: Any, dtype: torch.dtype, head: Head) -> nn.Module:
 
     classes = {
         "tokens": AutoModelForCausalLM,
-        "embedding": AutoModel,
+        # A decoder's is taken from the model for tokens, whose blocks it shares then, names and all.
+        "embedding": AutoModelForCausalLM if head.causal else AutoModel,
         "classification": AutoModelForSequenceClassification,
     }
     attention.register()
@@ -145,7 +152,7 @@ def capture(model: nn.Module, head: Head, *, every_layer: bool = False) -> Captu
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(
-                _TokensToVector(model, head) if head.reads_whole_texts else _TokensToLogits(model),
+                _TokensToVector(model, head) if head.reads_whole_texts else _TokensToLogits(model, head),
                 (tokens, tokens.clone()),
                 dynamic_shapes=({1: dim}, {1: dim}),
                 strict=False,

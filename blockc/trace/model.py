@@ -18,7 +18,7 @@ class Head:
     """What a model yields: logits of the next token, or one vector for a text (an embedding, scores of classes).
 
     ``pooling``: how an embedding is made of the tokens' hidden states; ``normalize``: scaled to length 1. ``causal``:
-    scores of a model that reads from left to right, at the text's last token.
+    scores or an embedding of a model that reads from left to right, at the text's last token.
     """
 
     kind: Literal["tokens", "embedding", "classification"] = "tokens"

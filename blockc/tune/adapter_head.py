@@ -22,7 +22,7 @@ from blockc.trace import Head
 from blockc.tune.adapter import plain
 from blockc.tune.adapter_config import short
 from blockc.tune.checkpoint import read_json
-from blockc.tune.head import MOST_CLASSES, UnknownHeadError, class_names, pooled_head
+from blockc.tune.head import MODULES, MOST_CLASSES, UnknownHeadError, class_names, pooled_head
 
 # What PEFT adds to `modules_to_save` of an adapter for SEQ_CLS, whether the model has such modules or not.
 CLASSIFIERS = ("classifier", "score")
@@ -65,7 +65,7 @@ def read_adapter_head(
     elsewhere = configuration_only or kind_of_adapter(config) in _VIRTUAL
     if is_for_classes(config) and not elsewhere:
         return _classes(directory, below, written=written, diags=diags, at=at)
-    if (directory / "modules.json").is_file():
+    if (directory / MODULES).is_file():
         return _pooled(directory, below, written=written, diags=diags, at=at)
     return below.head, below.labels
 
@@ -126,13 +126,14 @@ def _shapes(directory: Path) -> dict[str, tuple[int, ...]]:
 
 def _pooled(directory: Path, below: Below, *, written: str, diags: Diagnostics, at: Span) -> Found | None:
     try:
-        if below.head.kind != "embedding":
+        causal = below.config.get("model_type") not in ENCODERS
+        if below.head.kind != "embedding" and not causal:
             raise UnknownHeadError("it has sentence-transformers' files, and its base yields no embedding")
-        return pooled_head(directory), ()
+        return pooled_head(directory, causal=causal), ()
     except (UnknownHeadError, OSError, StrictJsonError) as error:
         diags.report(
             "BC205", f"what {written} yields is not understood: {str(error)[:200]}", at=at,
-            help="embeddings are those of encoders (`BertModel`), pooled by the first or last token or their mean; "
-            "without modules.json it is served as what its base yields",
+            help="embeddings are those of encoders (`BertModel`), pooled by the first or last token or their mean, and "
+            "of decoders, by the last token; without modules.json it is served as what its base yields",
         )  # fmt: skip
         return None

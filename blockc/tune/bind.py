@@ -19,6 +19,8 @@ def bind(traced: TracedModel, tensors_of: TensorsOf, *, max_model_len: int, kv_d
     """Bind every block. ``tensors_of`` is asked for the prelude first, then for the blocks in order."""
     prelude = _bound(traced.prelude, tensors_of(traced.prelude), None, max_model_len) if traced.prelude else None
     counts = [block.structure.attention_count for block in traced.blocks]
+    # Fine-tunes for embeddings are trained on the model without its head for tokens, and name its modules from there.
+    inner = traced.loading.prefix + "." if traced.head.kind == "embedding" and traced.head.causal else ""
     return ModelPath(
         blocks=tuple(_bound(block, tensors_of(block), prelude, max_model_len) for block in traced.blocks),
         prelude=prelude,
@@ -32,14 +34,18 @@ def bind(traced: TracedModel, tensors_of: TensorsOf, *, max_model_len: int, kv_d
             for layer in traced.kv_layers
         ),
         first_kv_layer=tuple(sum(counts[:index]) for index in range(len(counts))),
-        sites=tuple({module: site for site, module in block.sites.items()} for block in traced.blocks),
+        sites=tuple(
+            {module.removeprefix(inner): site for site, module in block.sites.items()} for block in traced.blocks
+        ),
         dtype=traced.dtype,
         vocab_size=traced.vocab_size,
         max_model_len=max_model_len,
-        prefixes=tuple(block.layer_prefix for block in traced.blocks),
-        parameters=tuple({source.name: name for name, source in block.sources.items()} for block in traced.blocks),
+        prefixes=tuple(block.layer_prefix.removeprefix(inner) for block in traced.blocks),
+        parameters=tuple(
+            {source.name.removeprefix(inner): name for name, source in block.sources.items()} for block in traced.blocks
+        ),
         transposed=frozenset(
-            source.name
+            source.name.removeprefix(inner)
             for block in traced.blocks
             for source in block.sources.values()
             if source.transform == "transpose"

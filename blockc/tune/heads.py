@@ -86,7 +86,13 @@ def under_own_head(
     blocks = (*path.blocks[:shared], *named.blocks[shared:])
     path = replace(named, blocks=blocks, prelude=path.prelude, vocab_size=path.vocab_size)
     places = {name: shared + at for at, block in enumerate(path.blocks[shared:]) for name in block.places}
-    return replace(parent, path=path, sides=_moved(parent.sides, shared, places), labels=files.labels)
+    return replace(
+        parent,
+        path=path,
+        sides=_moved(parent.sides, shared, places),
+        labels=files.labels,
+        embedding=files.embedding,
+    )
 
 
 def without_absent_classifiers(config: Mapping[str, Any], path: ModelPath) -> Mapping[str, Any]:

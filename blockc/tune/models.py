@@ -10,13 +10,14 @@ from typing import Any
 from blockc.architectures import why_not
 from blockc.diag import Diagnostics, Span
 from blockc.fine_tunes import BIAS, FULL, kind_of_adapter
+from blockc.graph import Embedding
 from blockc.spec.deployment import Assumption, Base, Deployment, FineTune, Source
 from blockc.trace import TOKENS, Head
 from blockc.tune.adapter_head import Below, read_adapter_head
 from blockc.tune.assets import check_assets
 from blockc.tune.checkpoint import only_vectors, read_json
 from blockc.tune.coded import Coding, read_coding, without_coding
-from blockc.tune.head import model_classes, read_head
+from blockc.tune.head import embedding_of, model_classes, read_head
 from blockc.tune.source import locate, written_as
 
 # Entries of `auto_map` that replace the model itself; a tokenizer's code is no concern of the weights.
@@ -34,8 +35,8 @@ class ModelFiles:
 
     ``coding``: of a model whose matrices are integers in its files.
 
-    ``head`` and ``labels``: what it yields, and the names of its classes. ``own_head``: an adapter that yields through
-    another head than the model below it.
+    ``head``, ``labels`` and ``embedding``: what it yields, and more of its classes or vector. ``own_head``: an adapter
+    that yields through another head than the model below it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ModelFiles:
     span: Span
     head: Head = TOKENS
     labels: tuple[str, ...] = ()
+    embedding: Embedding | None = None
     own_head: bool = False
     coding: Coding | None = None
 
@@ -130,6 +132,7 @@ def _assumed(item: FineTune, assumption: Assumption, parent: ModelFiles, *, diag
         span=item.source_span,
         head=parent.head,
         labels=parent.labels,
+        embedding=parent.embedding,
     )
 
 
@@ -181,6 +184,7 @@ def _read(
         if head is None:
             return None
         labels = model_classes(config) if head.kind == "classification" else ()
+        trained = config
     else:
         assert below is not None, "what is no whole model stands on one"
         found = read_adapter_head(
@@ -189,6 +193,9 @@ def _read(
         if found is None:
             return None
         head, labels = found
+        # What a fine-tune makes of a shorter vector, its base cannot say.
+        own = directory / "config.json"
+        trained = (read_json(own, written=written, diags=diags, at=at) if own.is_file() else None) or {}
     return ModelFiles(
         name=item.name,
         kind=kind,
@@ -201,6 +208,7 @@ def _read(
         span=at,
         head=head,
         labels=labels,
+        embedding=embedding_of(head, trained),
         coding=coding,
         own_head=below is not None and kind != FULL and (head, len(labels)) != (below.head, len(below.labels)),
     )

@@ -19,7 +19,10 @@ from blockc.tune.checkpoint import PICKLES, report_pickles
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt"]
 _UNWANTED = ["consolidated*", *(f"*/{pattern}" for pattern in _WANTED if pattern != "*.json"), "[!1]*/*.json"]
 # What a plan without weights is made from.
-_CONFIGURATION = ["config.json", "adapter_config.json", "generation_config.json", "modules.json", "1_Pooling/*.json"]
+_CONFIGURATION = [
+    "config.json", "adapter_config.json", "generation_config.json", "modules.json", "1_Pooling/*.json",
+    "sentence_bert_config.json", "config_sentence_transformers.json",
+]  # fmt: skip
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

@@ -273,7 +273,7 @@ def _chain(
     virtual_tokens: tuple[int, ...] = (),
 ) -> Chain:
     directories = tuple(models[name].directory for name in files.lineage)
-    if files.labels:  # there is no head of tokens that would say how many there are
+    if files.head.kind != "tokens":  # there is no head of tokens that would say how many there are
         heights = [table.place.shape[0] for table in tables(path).values()]
         path = replace(path, vocab_size=min(heights, default=path.vocab_size))
     # The nearest full model's configuration: adapters have none of their own.
@@ -285,6 +285,7 @@ def _chain(
         stop_token_ids=stop_token_ids(directories, config, diags=diags, at=files.span),
         virtual_tokens=virtual_tokens,
         labels=files.labels,
+        embedding=files.embedding,
     )
 
 

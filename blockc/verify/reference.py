@@ -19,7 +19,7 @@ from blockc.plan import ExecutionPlan, ModelEntry
 from blockc.spec.deployment import HubSource
 from blockc.trace import Head
 from blockc.tune.adapter_head import class_count, is_for_classes
-from blockc.tune.head import encoder_head, model_classes, pooled_head
+from blockc.tune.head import MODULES, encoder_head, model_classes, pooled_head
 from blockc.tune.source import download
 from blockc.verify.bottleneck import add_bottlenecks, is_bottleneck
 from blockc.verify.coded import awq_model, decompressed, method_of
@@ -104,7 +104,7 @@ def reference(plan: ExecutionPlan, name: str, root: Path, dtype: torch.dtype) ->
 @contextmanager
 def vector_reference(plan: ExecutionPlan, name: str, root: Path, dtype: torch.dtype) -> Iterator[VectorReference]:
     """As :func:`reference`, for a model that yields one vector for a text."""
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForCausalLM
 
     lineage = _lineage(plan.models, name)
     full = next(index for index, step in enumerate(lineage) if plan.models[step].is_full)
@@ -116,9 +116,19 @@ def vector_reference(plan: ExecutionPlan, name: str, root: Path, dtype: torch.dt
         model = _classifier(directory, steps, len(labels), dtype)
         yield VectorReference(model.eval(), Head(kind="classification"))
         return
-    pooled = next((own for _, own in steps[::-1] if (own / "modules.json").is_file()), None)
-    head = pooled_head(pooled) if pooled else encoder_head(directory, _config(directory))
-    yield VectorReference(_with_fine_tunes(_loaded(AutoModel, directory, dtype), steps).eval(), head)
+    where = [directory, *(own for _, own in steps)]
+    pooled = next((place for place in reversed(range(len(where))) if (where[place] / MODULES).is_file()), None)
+    config = _config(directory)
+    causal = config["model_type"] not in ENCODERS
+    head = encoder_head(directory, config) if pooled is None else pooled_head(where[pooled], causal=causal)
+    if causal and steps:  # fine-tunes below the one that is pooled were trained on the model for tokens
+        assert pooled is not None
+        body = _with_fine_tunes(_loaded(AutoModelForCausalLM, directory, dtype), steps[: max(0, pooled - 1)])
+        model = (body.merge_and_unload() if hasattr(body, "merge_and_unload") else body).base_model
+        model = _with_fine_tunes(model, steps[max(0, pooled - 1) :])
+    else:
+        model = _with_fine_tunes(_loaded(AutoModel, directory, dtype), steps)
+    yield VectorReference(model.eval(), head)
 
 
 def _classifier(directory: Path, steps: Sequence[tuple[str, Path]], classes: int, dtype: torch.dtype) -> Any:

@@ -34,7 +34,7 @@ class Question:
 class Answer:
     """Greedy tokens and the logits ``[len(tokens), vocab]`` they were drawn from.
 
-    Of a model that yields scores of classes those are ``[1, classes]``, and the token is the class that scores best.
+    Of a model that yields scores of classes, or an embedding, there are no tokens, and it is ``[1, classes or width]``.
     """
 
     tokens: tuple[int, ...]
@@ -53,7 +53,7 @@ def serve_greedily(
 
     ``together``: all of them arrive before the first step. ``on_step`` sees every step. Raises `DiagnosticError`.
     """
-    from blockc_runtime.capabilities import VECTORS, missing
+    from blockc_runtime.capabilities import missing
     from blockc_runtime.executor.torch_ import TorchExecutor
     from blockc_runtime.kv.index import KvIndex
     from blockc_runtime.limits import engine_limits
@@ -61,7 +61,7 @@ def serve_greedily(
     from blockc_runtime.scheduler import Scheduler
     from blockc_runtime.turn import next_step
 
-    _refuse([entry for entry in missing(plan) if entry != VECTORS])
+    _refuse(missing(plan))
     limits = engine_limits(plan)
     scheduler = Scheduler(limits, KvIndex(limits))
     taps: list[tuple[int, torch.Tensor]] = []
@@ -116,47 +116,12 @@ def serve_greedily(
 
 def yields_vectors(plan: ExecutionPlan, app: int) -> bool:
     """Whether an app's model yields one vector for a text in place of tokens."""
-    return bool(plan.chains[plan.apps[app].chain].labels) or reads_whole_texts(plan, app)
-
-
-def reads_whole_texts(plan: ExecutionPlan, app: int) -> bool:
-    """Whether an app's model takes a text in one step, from both directions."""
-    last = plan.paths[plan.chains[plan.apps[app].chain].path].blocks[-1]
-    return "= blockc.pool(" in plan.structures[plan.blocks[last].structure]
+    return plan.chains[plan.apps[app].chain].vector_width > 0
 
 
 def encode(plan: ExecutionPlan, zoo: Zoo, texts: Sequence[Question]) -> list[torch.Tensor]:
-    """The vectors of texts for apps whose models read a text as a whole, all texts in one step.
-
-    Raises :class:`DiagnosticError`.
-    """
-    from blockc_runtime.capabilities import VECTORS, missing
-    from blockc_runtime.executor.torch_ import TorchExecutor
-    from blockc_runtime.step import Launch, Row, Step
-
-    _refuse([entry for entry in missing(plan) if entry != VECTORS])
-    rows = tuple(
-        Row(
-            request=str(index), chain=plan.apps[text.app].chain, tokens=text.tokens, start=0, pages=(), samples=1,
-            sampling=None, output_index=0,
-        )
-        for index, text in enumerate(texts)
-    )  # fmt: skip
-    launches = [
-        Launch(instance=0, segment=segment, micro_batch=0, rows=passing)
-        for segment, entry in enumerate(plan.segments)
-        if (passing := tuple(index for index, row in enumerate(rows) if row.chain in entry.chains))
-    ]
-    vectors: dict[int, torch.Tensor] = {}
-    executor = TorchExecutor(
-        plan, zoo, device=plan.target, logits_tap=lambda row, vector: vectors.update({row: vector[0].float().cpu()})
-    )
-    _refuse_disabled(plan, executor.disabled)
-    executor.submit(Step(id=0, epoch=0, rows=rows, launches=tuple(launches)))
-    result = executor.collect()
-    executor.close()
-    _refuse([row.fault.message for row in result.rows if row.fault is not None])
-    return [vectors[index] for index in range(len(rows))]
+    """The vectors of texts, batched as a server would batch them if they all came at once. Raises as above."""
+    return [answer.logits[-1] for answer in serve_greedily(plan, zoo, texts, together=True)]
 
 
 def _arrived(now_s: float) -> int:

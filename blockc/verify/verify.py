@@ -17,10 +17,10 @@ from typing import Protocol
 import torch
 
 from blockc.ir import DTYPE_NAME
-from blockc.plan import AppEntry, ExecutionPlan
+from blockc.plan import AppEntry, ExecutionPlan, reads_whole_texts
 from blockc.verify.evaluated import EvaluatedReference, is_lossy
 from blockc.verify.reference import Reference, check_files, quiet, reference, vector_reference
-from blockc.verify.served import Answer, Question, encode, reads_whole_texts, serve_greedily, yields_vectors
+from blockc.verify.served import Answer, Question, serve_greedily, yields_vectors
 from blockc.zoo import Zoo
 
 # Tokens are compared only where the reference is sure of its choice: its two best logits differ by more than this
@@ -81,24 +81,18 @@ def verify(
     """Verify every app. ``max_error`` None: 1e-3 in float32, four times the reference's own rounding otherwise."""
     check_files(plan, root)  # serving takes minutes
     questions = _questions(plan, prompts=prompts, output_tokens=output_tokens, seed=seed)
-    texts = [question for question in questions if reads_whole_texts(plan, question.app)]
-    questions = [question for question in questions if not reads_whole_texts(plan, question.app)]
-    answers = serve_greedily(plan, zoo, questions) if questions else []
-    vectors = encode(plan, zoo, texts) if texts else []
+    answers = serve_greedily(plan, zoo, questions)
     reports: list[AppReport] = []
     for index, app in enumerate(plan.apps):
+        own = [(question, answer) for question, answer in zip(questions, answers, strict=True) if question.app == index]
         if yields_vectors(plan, index):
-            scores = [answer.logits[-1] for answer in answers]
-            pairs = [
-                pair for pair in zip([*texts, *questions], [*vectors, *scores], strict=True) if pair[0].app == index
-            ]
+            pairs = [(question, answer.logits[-1]) for question, answer in own]
             report = _compare_vectors(plan, app, root, pairs, max_error)
-            if is_lossy(plan, app.model) and not reads_whole_texts(plan, index):
+            if is_lossy(plan, app.model) and not reads_whole_texts(plan, app.chain):
                 report = _against_plan(report, EvaluatedReference(plan, zoo, app.chain), pairs)
             reports.append(report)
             on_app(report)
             continue
-        own = [(question, answer) for question, answer in zip(questions, answers, strict=True) if question.app == index]
         dtype = getattr(torch, DTYPE_NAME[plan.paths[plan.chains[app.chain].path].dtype])
         with reference(plan, app.model, root, dtype) as oracle:
             bound = max_error if max_error is not None else _bound(plan, app.model, root, dtype, oracle, own)
@@ -124,12 +118,13 @@ def _questions(plan: ExecutionPlan, *, prompts: int, output_tokens: int, seed: i
         for index, app in enumerate(plan.apps):
             chain = plan.chains[app.chain]
             room = chain.max_model_len - len(chain.virtual_tokens) - output_tokens
+            if reads_whole_texts(plan, app.chain):
+                room = min(room, plan.batching.max_batched_tokens)
             length = 1 if turn == 0 else rng.randint(2, max(2, min(room, 96 if turn % 8 else 320)))
             # RoBERTa and its descendants give a padding token inside a text no position: texts have none.
             lowest = _SPECIAL_TOKENS if yields_vectors(plan, index) else 0
             tokens = tuple(rng.randrange(lowest, chain.vocab_size) for _ in range(min(length, room)))
-            wanted = 1 if chain.labels else output_tokens
-            questions.append(Question(app=index, tokens=tokens, output_tokens=wanted))
+            questions.append(Question(app=index, tokens=tokens, output_tokens=output_tokens))
     return questions
 
 

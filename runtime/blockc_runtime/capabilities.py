@@ -9,8 +9,6 @@ from __future__ import annotations
 from blockc.ir.ops import OPS
 from blockc.plan import FORMAT_VERSION, ExecutionPlan
 
-# What plans require whose models read texts as a whole; the executor has it, requests cannot ask for it yet.
-VECTORS = "output:vector"
 _DTYPES = ("BF16", "F32")
 _CACHES = (*_DTYPES, "F8_E4M3")
 _SIDES = (
@@ -53,7 +51,7 @@ def _has(entry: str) -> bool:
         case "input":
             return what == "virtual"
         case "output":
-            return what == "scores"
+            return what in ("scores", "vector")
         case "device":
             return what == "cpu" or (what == "cuda" and _has_cuda())
         case "devices":

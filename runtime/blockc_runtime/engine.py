@@ -138,6 +138,8 @@ class Engine:
         def on_problem(chain: int, problem: str) -> None:
             print(f"{epoch.name(chain)} cannot be served: {problem}", flush=True)
 
+        for request, came_s in epoch.gate.opened():
+            self._end(epoch.scheduler.admit(request, came_s))
         ends, step = next_step(epoch.scheduler, epoch.executor, self._clock(), on_problem=on_problem)
         self._end(ends)
         if step is not None:
@@ -177,7 +179,10 @@ class Engine:
                 self._admit(request)
             case Cancel(request=request_id):
                 epoch = self._epoch_of.get(request_id)
-                self._end(() if epoch is None else epoch.scheduler.cancel(request_id))
+                if epoch is not None and epoch.gate.cancel(request_id):
+                    self._end((EndEvent(request=request_id, reason="cancelled", message="", cached_tokens=0),))
+                elif epoch is not None:
+                    self._end(epoch.scheduler.cancel(request_id))
             case StatsQuery():
                 self._channel.send(self._stats())
             case Load():
@@ -263,7 +268,8 @@ class Engine:
         self._epoch_of[request.id] = epoch
         epoch.unfinished.add(request.id)
         self._unstarted.add(request.id)
-        self._end(epoch.scheduler.admit(request, self._clock()))
+        if not epoch.gate.holds(request, self._clock()):
+            self._end(epoch.scheduler.admit(request, self._clock()))
 
     def _emit(self, step: Step, events: Sequence[Event]) -> None:
         """Send a step's tokens as one frame, and the ends after it in the same write."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from blockc.plan import ExecutionPlan
+from blockc_runtime.grammar_gate import GrammarGate
 from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.memory import MemoryUse
 from blockc_runtime.request import Event, Request
@@ -66,10 +67,14 @@ class Epoch:
     unfinished: set[str] = field(default_factory=set)
     retires: bool = False
     goes_first: bool = False
+    gate: GrammarGate = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gate = GrammarGate(self.executor.index)
 
     def is_blocked(self, step: Step | None) -> bool:
         """Whether it has work and could not make a step of it, for lack of pages that another plan's requests hold."""
-        return step is None and bool(self.unfinished) and not self.scheduler.is_reading
+        return step is None and len(self.unfinished) > len(self.gate) and not self.scheduler.is_reading
 
     def close(self) -> None:
         """Free what it has alone."""

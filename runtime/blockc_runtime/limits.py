@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from blockc.plan import ExecutionPlan
+from blockc.plan import ExecutionPlan, reads_whole_texts
 from blockc_runtime.kv.carry import group_pages
 
 
@@ -23,7 +23,8 @@ class ChainLimits:
     """A chain: its KV groups in layer order with the domain of each, its segments in order, its instance.
 
     ``virtual_tokens`` stand before every prompt and count toward ``max_model_len``. ``bank``: whose slots its sides
-    take turns in; None: they are always in memory. ``blocks``: how many each of its segments has.
+    take turns in; None: they are always in memory. ``blocks``: how many each of its segments has. ``draws``: tokens; if
+    not, a request ends with what its text yields. ``whole``: a text has to stand in one step.
     """
 
     groups: tuple[int, ...]
@@ -34,6 +35,8 @@ class ChainLimits:
     virtual_tokens: tuple[int, ...] = ()
     bank: int | None = None
     blocks: tuple[int, ...] = ()
+    draws: bool = True
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,8 @@ def engine_limits(plan: ExecutionPlan) -> EngineLimits:
                 virtual_tokens=chain.virtual_tokens,
                 bank=chain.bank if chain.bank in slots else None,
                 blocks=tuple(plan.segments[segment].count for segment in chain.segments),
+                draws=chain.vector_width == 0,
+                whole=reads_whole_texts(plan, index),
             )
             for index, chain in enumerate(plan.chains)
         ),

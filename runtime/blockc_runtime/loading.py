@@ -207,11 +207,10 @@ def _executor(
         if alone and old is not None:
             old.close()
         return made, lambda: None, 0, 0
-    from blockc_runtime.capabilities import VECTORS, missing
+    from blockc_runtime.capabilities import missing
 
     if lacking := missing(plan):
-        why = " (models that read a text as a whole are compiled and verified, and not served yet)"
-        _refuse("BC905", f"this runtime lacks {', '.join(lacking)}{why if VECTORS in lacking else ''}")
+        _refuse("BC905", f"this runtime lacks {', '.join(lacking)}")
     from blockc_runtime.executor.torch_ import TorchExecutor
     from blockc_runtime.native import library
     from blockc_runtime.ops import triton_

@@ -97,8 +97,8 @@ class TokensEvent:
 class EndEvent:
     """The one end of a request. ``cached_tokens``: prompt tokens whose KV was found, not computed.
 
-    A stop token that ended the request has been emitted as its last token. ``scores``: of the text's classes, from a
-    model that yields these in place of tokens.
+    A stop token that ended the request has been emitted as its last token. ``scores``: of the text's classes, or its
+    embedding, from a model that yields these in place of tokens.
     """
 
     request: str

@@ -96,8 +96,8 @@ class Fault:
 class RowResult:
     """What a row yielded: as many tokens as it asked samples for (none if ``fault``).
 
-    ``given``: log probabilities of the row's ``given`` tokens. ``scores``: of a chain that yields scores of classes, in
-    place of tokens.
+    ``given``: log probabilities of the row's ``given`` tokens. ``scores``: of a chain that yields scores of classes, or
+    an embedding, in place of tokens: these values.
     """
 
     tokens: tuple[int, ...]
@@ -126,6 +126,9 @@ class Executor(Protocol):
 
     def prefetched(self) -> Sequence[tuple[int, str | None]]:
         """Chains that have been read since the last call, with the problem of those that cannot be."""
+
+    def index(self, chain: int) -> bool:
+        """Have a chain's vocabulary indexed for grammars; returns at once, with whether that is done (or cannot be)."""
 
     def submit(self, step: Step) -> None:
         """Queue a step."""

@@ -15,6 +15,7 @@ from blockc.verify.served import Question, encode
 from blockc.verify.verify import verify
 from tests.support.architectures import POSITIONS, randomize, tiny_config
 from tests.support.deployments import deployment
+from tests.support.encoders import save_pooling
 from tests.support.fine_tunes import save_adapter
 from tests.support.serving import compiled
 
@@ -28,15 +29,6 @@ def _save(model_type, root, *, classes=False):
     config = tiny_config(model_type, num_labels=3) if classes else tiny_config(model_type)
     randomize(loader.from_config(config)).save_pretrained(root)
     return root
-
-
-def _pooled(root, mode, *, normalize):
-    (root / "1_Pooling").mkdir()
-    values = {f"pooling_mode_{name}": name == mode for name in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")}
-    (root / "1_Pooling" / "config.json").write_text(json.dumps(values | {"word_embedding_dimension": 64}))
-    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
-    modules = [{"idx": i, "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(kinds)]
-    (root / "modules.json").write_text(json.dumps(modules))
 
 
 def _reports(root, tmp_path, **settings):
@@ -56,7 +48,7 @@ def test_embeddings_and_scores_equal_transformers(model_type, tmp_path):
 @pytest.mark.parametrize(("mode", "normalize"), [("cls_token", True), ("lasttoken", False), ("mean_tokens", True)])
 def test_pooling_is_what_the_files_beside_the_model_say(mode, normalize, tmp_path):
     root = _save("bert", tmp_path / "model")
-    _pooled(root, mode, normalize=normalize)
+    save_pooling(root, mode, normalize=normalize)
     served, (report,) = _reports(root, tmp_path)
     assert report.max_error < 2e-5
     (root / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
@@ -80,13 +72,13 @@ def test_of_a_checkpoint_with_a_masked_language_head_the_tokens_mean_is_the_embe
 
 def test_an_adapter_is_pooled_as_the_files_beside_it_say(tmp_path):
     root = _save("bert", tmp_path / "base")
-    _pooled(root, "mean_tokens", normalize=False)
+    save_pooling(root, "mean_tokens", normalize=False)
     config = LoraConfig(r=4, target_modules=["query", "value"], task_type="FEATURE_EXTRACTION")
     fine_tunes = {}
     for name, mode in {"first": "cls_token", "same": "mean_tokens", "plain": None}.items():
         adapter = save_adapter(root, tmp_path / name, config, model=AutoModel.from_pretrained(root))
         if mode is not None:
-            _pooled(adapter, mode, normalize=name == "first")
+            save_pooling(adapter, mode, normalize=name == "first")
         fine_tunes[name] = ("base", adapter)
     served = compiled(deployment(root, fine_tunes, max_model_len=_ROOM), tmp_path / "zoo")
     for report in verify(served.plan, served.zoo, root=tmp_path, prompts=4, output_tokens=1):
@@ -141,14 +133,6 @@ def test_heads_that_are_not_understood_are_refused(architectures, modules, says,
     assert not chains
     assert [item.code.id for item in diags] == ["BC205"]
     assert says in next(iter(diags)).message
-
-
-def test_a_server_refuses_what_it_has_no_route_for(tmp_path):
-    from blockc_runtime.capabilities import VECTORS, missing
-
-    root = _save("bert", tmp_path / "model")
-    served = compiled(deployment(root, max_model_len=_ROOM), tmp_path / "zoo")
-    assert missing(served.plan) == (VECTORS,)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "modernbert", "albert"])

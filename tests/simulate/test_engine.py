@@ -71,6 +71,9 @@ class PricedExecutor:
     def prefetch(self, chain: int) -> None:
         raise AssertionError("everything is there")
 
+    def index(self, chain: int) -> bool:
+        return True
+
     def prefetched(self) -> tuple[()]:
         return ()
 

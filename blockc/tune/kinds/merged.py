@@ -177,9 +177,10 @@ def _load(files: AdapterFiles, tuned: Any) -> bool:
 
 def _model(files: AdapterFiles) -> Any:
     """The model below the adapter as transformers has it, in float32."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     loader = AutoModelForSequenceClassification if files.parent.labels else AutoModelForCausalLM
+    loader = loader if files.parent.embedding is None else AutoModel
     try:
         model = loader.from_config(config_of(files.model_config), dtype=torch.float32)
     except UntraceableError as error:  # its own problem was reported where it is declared

@@ -1,4 +1,4 @@
-"""Logits of a step -> tokens of its rows, or their scores of classes.
+"""Logits of a step -> tokens of its rows; scores of classes and embeddings as they are.
 
 In: logits of all rows that want some, and the rows. Out: their results, in order. Invariant: a row whose logits are
 not usable yields a fault and no tokens.
@@ -24,8 +24,8 @@ _LIKELIEST = Sampling()
 class Masks(Protocol):
     """What `draw` needs of `grammars.Grammars`."""
 
-    def allowed(self, row: Row, outputs: Sequence[int], vocab: int) -> Tensor | str:
-        """Return the tokens ``[vocab]`` that may follow ``outputs``, or why none can."""
+    def allowed(self, rows: Sequence[tuple[Row, Sequence[int]]], vocab: int) -> list[Tensor | str]:
+        """Return for each row the tokens ``[vocab]`` that may follow its outputs, or why none can."""
 
 
 def draw(logits: Tensor, rows: Sequence[Row], masks: Masks | None = None) -> list[RowResult]:
@@ -37,6 +37,7 @@ def draw(logits: Tensor, rows: Sequence[Row], masks: Masks | None = None) -> lis
     if any(row.given for row in rows):
         given, logits = _given(logits, rows)
     places = [(row, i) for row in rows for i in range(row.samples)]
+    allowed = _allowed(places, masks, logits.shape[1])
     unsteered: dict[int, Tensor] = {}
     faults: dict[int, Fault] = {}
     for place, (row, i) in enumerate(places):
@@ -44,16 +45,11 @@ def draw(logits: Tensor, rows: Sequence[Row], masks: Masks | None = None) -> lis
             continue
         if row.sampling.logprobs is not None:
             unsteered[place] = logits[place].clone()
-        history = row.history[: len(row.history) - (row.samples - 1 - i)]
-        index = row.output_index + i
-        allowed: Tensor | str | None = None
-        if row.sampling.steering.grammar is not None:
-            outputs = history[len(history) - index :]
-            allowed = "no grammars here" if masks is None else masks.allowed(row, outputs, logits.shape[1])
-        if isinstance(allowed, str):
-            faults[place] = Fault(scope="row", message=allowed)
+        mask = allowed.get(place)
+        if isinstance(mask, str):
+            faults[place] = Fault(scope="row", message=mask)
         else:
-            steer(logits[place], row.sampling.steering, history, index, allowed)
+            steer(logits[place], row.sampling.steering, _history(row, i), row.output_index + i, mask)
     drawn = sample(
         logits,
         [row.sampling or _LIKELIEST for row, _ in places],
@@ -82,9 +78,28 @@ def _given(logits: Tensor, rows: Sequence[Row]) -> tuple[list[tuple[TokenLogprob
     return given, torch.cat([part[len(row.given) :] for part, row in zip(parts, rows, strict=True)])
 
 
-def scores(logits: Tensor) -> list[RowResult]:
-    """``logits [R, classes]``: one row of it for each text."""
-    fault = Fault(scope="row", message="the scores are not finite")
+def _history(row: Row, sample: int) -> Sequence[int]:
+    """The tokens before one of a row's samples."""
+    return row.history[: len(row.history) - (row.samples - 1 - sample)]
+
+
+def _allowed(places: Sequence[tuple[Row, int]], masks: Masks | None, vocab: int) -> dict[int, Tensor | str]:
+    """What grammars allow, by place: asked for all together."""
+    asked: dict[int, tuple[Row, Sequence[int]]] = {}
+    for place, (row, i) in enumerate(places):
+        if row.sampling is not None and row.sampling.steering is not None and row.sampling.steering.grammar is not None:
+            history = _history(row, i)
+            asked[place] = row, history[len(history) - (row.output_index + i) :]
+    if not asked:
+        return {}
+    if masks is None:
+        return dict.fromkeys(asked, "no grammars here")
+    return dict(zip(asked, masks.allowed(list(asked.values()), vocab), strict=True))
+
+
+def vectors(logits: Tensor) -> list[RowResult]:
+    """``logits [R, classes or width]``: one row of it for each text."""
+    fault = Fault(scope="row", message="what the model yields is not finite")
     return [
         RowResult(tokens=(), logprobs=(), scores=tuple(own))
         if all(map(math.isfinite, own))

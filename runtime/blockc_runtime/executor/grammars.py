@@ -1,113 +1,183 @@
-"""Grammars: which tokens an output may go on with.
+"""Grammars: which tokens an output may go on with, asked of a process for each tokenizer (`grammar_process.py`).
 
-In: a row's grammar and its outputs so far. Out: a mask of tokens. Invariant: the mask is a function of grammar and
-outputs alone. What is kept of a request between two steps only saves reading its outputs again: after a preemption or
-in a new engine the state is built from the tokens.
-
-llguidance reads the grammars, under limits that keep one request from holding up a step of everybody's. The server has
-refused what is no grammar (`server/structured.py`); one that fails here all the same is a fault of its row.
+In: rows with grammars and their outputs so far. Out: a mask of tokens each. The server has refused what is no grammar;
+one that fails here all the same is a fault of its row. A process starts when the first grammar of its tokenizer comes,
+and again after it has died: no state is in it that does not follow from the tokens.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import contextlib
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from blockc.plan import ExecutionPlan
+from blockc.diag import DiagnosticError
+from blockc.plan import ChainEntry, ExecutionPlan
 from blockc.zoo import Zoo
+from blockc_runtime.grammar_process import read_frame, write_frame
 from blockc_runtime.step import Row
-from blockc_runtime.structured import LIMITS, LLMatcher, LLTokenizer
-from blockc_runtime.tokenizer_files import SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG, load_tokenizer
+from blockc_runtime.tokenizer_files import SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG
 
-_COMPILED = 64  # grammars kept
-_MATCHERS = 1024  # requests kept
-_MESSAGE_CHARS = 200
-
-
-@dataclass(slots=True)
-class _Progress:
-    """A matcher that has read ``outputs``."""
-
-    matcher: LLMatcher
-    grammar: str
-    outputs: list[int]
+COMMAND = (sys.executable, "-m", "blockc_runtime.grammar_process")
+_FILES = (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP)
+_DIED = "the process that reads grammars ended"
+_STARTING_S = 0.01
+_Key = tuple[str | int | None, ...]
 
 
 class Grammars:
-    """All grammars in use. Implements `draw.Masks`."""
+    """All grammars in use. Implements `draw.Masks`. ``command``: what starts a process."""
 
-    def __init__(self, plan: ExecutionPlan, zoo: Zoo) -> None:
+    def __init__(self, plan: ExecutionPlan, zoo: Zoo, *, command: Sequence[str] = COMMAND) -> None:
         self._plan = plan
         self._zoo = zoo
-        self._tokenizers: dict[tuple[str | None, ...], LLTokenizer] = {}
-        self._compiled: OrderedDict[tuple[int, str], LLMatcher] = OrderedDict()
-        self._progress: OrderedDict[str, _Progress] = OrderedDict()
+        self._command = command
+        self._readers: dict[_Key, _Reader] = {}
 
-    def allowed(self, row: Row, outputs: Sequence[int], vocab: int) -> Tensor | str:
-        """Return the tokens ``[vocab]`` that may follow ``outputs``, or why none can."""
-        assert row.sampling is not None
-        assert row.sampling.steering is not None
-        steering = row.sampling.steering
-        assert steering.grammar is not None
+    def index(self, chain: int) -> bool:
+        """Have a chain's vocabulary indexed; whether that is done, or cannot be, which its rows are told."""
+        return self._reader(chain).poll()
+
+    def allowed(self, rows: Sequence[tuple[Row, Sequence[int]]], vocab: int) -> list[Tensor | str]:
+        """For each row the tokens ``[vocab]`` that may follow its outputs, or why none can.
+
+        Waits for a vocabulary that is not indexed yet.
+        """
+        by_reader: dict[_Reader, list[int]] = {}
+        answers: list[Tensor | str] = [_DIED] * len(rows)
+        for place, (row, _) in enumerate(rows):
+            by_reader.setdefault(self._reader(row.chain), []).append(place)
+        for reader, places in by_reader.items():
+            for place, answer in zip(places, reader.ask([rows[place] for place in places], vocab), strict=True):
+                answers[place] = answer
+        return answers
+
+    def close(self) -> None:
+        """End the processes."""
+        for reader in self._readers.values():
+            reader.close()
+        self._readers.clear()
+
+    def _reader(self, chain: int) -> _Reader:
+        """The process of a chain's tokenizer, one for all chains with equal files."""
+        entry = self._plan.chains[chain]
+        key = (*(entry.assets.get(name) for name in _FILES), entry.vocab_size, *entry.stop_token_ids)
+        reader = self._readers.get(key)
+        if reader is None or reader.is_dead:
+            if reader is not None:
+                reader.close()
+            reader = self._readers[key] = _Reader(self._command, partial(self._beginning, entry))
+        return reader
+
+    def _beginning(self, entry: ChainEntry) -> object:
+        """What a process has to know. Raises `DiagnosticError`, OSError."""
+        files = {name: self._zoo.blob(entry.assets[name]) for name in _FILES if name in entry.assets}
+        return files, entry.vocab_size, entry.stop_token_ids
+
+
+class _Reader:
+    """One process, which is started and given its tokenizer by a thread: neither is to hold up a step."""
+
+    def __init__(self, command: Sequence[str], beginning: Callable[[], object]) -> None:
+        self._command, self._beginning = command, beginning
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ends: tuple[int, ...] = ()
+        self._problem = ""
+        self._start = threading.Thread(target=self._run, name="grammars", daemon=True)
+        self._start.start()
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it will answer nothing any more."""
+        return self.poll() and bool(self._problem)
+
+    def poll(self) -> bool:
+        """Whether it is ready, or will never be."""
+        return not self._start.is_alive()
+
+    def ask(self, rows: Sequence[tuple[Row, Sequence[int]]], vocab: int) -> list[Tensor | str]:
+        """A mask for each row, or a problem."""
+        self._start.join()
+        if self._problem or self._process is None:
+            return [self._problem] * len(rows)
         try:
-            tokenizer = self._tokenizer(row.chain, vocab)
-            matcher = self._matcher(row.request, tokenizer, steering.grammar, outputs)
-        except Exception as error:  # whatever is wrong with one request's grammar is that request's
-            return f"the grammar cannot be used: {type(error).__name__}: {error}"[:_MESSAGE_CHARS]
-        if matcher is None:
-            return "the output does not follow its grammar"
-        bits = matcher.compute_bitmask()
-        if matcher.is_error():
-            return f"the grammar cannot be followed: {matcher.get_error()}"[:_MESSAGE_CHARS]
-        mask = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), bitorder="little", count=vocab).astype(np.bool_)
+            write_frame(self._sink, [(row.request, _grammar(row), outputs) for row, outputs in rows])
+            answers = read_frame(self._source)
+        except (EOFError, OSError):
+            self._fail(_DIED)
+            return [self._problem] * len(rows)
+        return [
+            answer if isinstance(answer, str) else self._mask(row, answer, vocab)
+            for (row, _), answer in zip(rows, answers, strict=True)
+        ]
+
+    def close(self) -> None:
+        """End it, and wait until it has."""
+        while self._process is None and self._start.is_alive():
+            self._start.join(_STARTING_S)
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._start.join()
+            self._source.close()
+            with contextlib.suppress(OSError):  # what was in the buffer has no reader
+                self._sink.close()
+
+    def _run(self) -> None:
+        try:
+            beginning = self._beginning()
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            write_frame(self._sink, beginning)
+            said = read_frame(self._source)
+        except (EOFError, OSError):
+            self._fail(_DIED)
+        except DiagnosticError as error:  # the zoo's files
+            self._fail("; ".join(item.message for item in error.diagnostics))
+        else:
+            if isinstance(said, str):
+                self._fail(said)
+            else:
+                self._ends = said
+
+    def _fail(self, problem: str) -> None:
+        self._problem = f"the grammar cannot be used: {problem}"
+
+    @property
+    def _sink(self) -> BinaryIO:
+        assert self._process is not None
+        return cast("BinaryIO", self._process.stdin)
+
+    @property
+    def _source(self) -> BinaryIO:
+        assert self._process is not None
+        return cast("BinaryIO", self._process.stdout)
+
+    def _mask(self, row: Row, answer: tuple[bytes, bool], vocab: int) -> Tensor:
+        bits, is_accepting = answer
+        known = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), bitorder="little")[:vocab].astype(np.bool_)
+        mask = np.zeros(vocab, dtype=np.bool_)  # the head may have rows that no token uses
+        mask[: len(known)] = known
         # The end is for the request to name: a chain may know other tokens than its generation config.
-        mask[[token for token in tokenizer.eos_tokens if token < vocab]] = False
-        if matcher.is_accepting():
-            mask[[token for token in steering.stop_token_ids if token < vocab]] = True
+        mask[[token for token in self._ends if token < vocab]] = False
+        if is_accepting:
+            assert row.sampling is not None
+            assert row.sampling.steering is not None
+            mask[[token for token in row.sampling.steering.stop_token_ids if token < vocab]] = True
         return torch.from_numpy(mask)
 
-    def _matcher(self, request: str, tokenizer: LLTokenizer, grammar: str, outputs: Sequence[int]) -> LLMatcher | None:
-        """Return the state after ``outputs``; None if they do not follow the grammar."""
-        known = self._progress.get(request)
-        if known is None or known.grammar != grammar or list(outputs[: len(known.outputs)]) != known.outputs:
-            known = _Progress(self._start(tokenizer, grammar), grammar, [])
-            self._progress[request] = known
-            if len(self._progress) > _MATCHERS:
-                self._progress.popitem(last=False)
-        self._progress.move_to_end(request)
-        fresh = list(outputs[len(known.outputs) :])
-        if fresh and not known.matcher.consume_tokens(fresh):
-            del self._progress[request]
-            return None
-        known.outputs += fresh
-        return known.matcher
 
-    def _start(self, tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
-        """Return a matcher that has read nothing. Raises ValueError for what is no grammar."""
-        key = (id(tokenizer), grammar)
-        if key not in self._compiled:
-            matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
-            if matcher.is_error():
-                raise ValueError(matcher.get_error())
-            self._compiled[key] = matcher
-            if len(self._compiled) > _COMPILED:
-                self._compiled.popitem(last=False)
-        self._compiled.move_to_end(key)
-        return self._compiled[key].deep_copy()
-
-    def _tokenizer(self, chain: int, vocab: int) -> LLTokenizer:
-        """Return the tokenizer of a chain, one for all chains with equal files."""
-        assets: Mapping[str, str] = self._plan.chains[chain].assets
-        names = (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP)
-        ends = self._plan.chains[chain].stop_token_ids
-        key = (*(assets.get(name) for name in names), f"{vocab} {ends}")
-        if key not in self._tokenizers:
-            tokenizer = load_tokenizer({name: self._zoo.blob(assets[name]) for name in names if name in assets})
-            size = max(vocab, tokenizer.get_vocab_size(with_added_tokens=True))
-            self._tokenizers[key] = LLTokenizer(tokenizer.to_str(), n_vocab=size, eos_token=list(ends) or None)
-        return self._tokenizers[key]
+def _grammar(row: Row) -> str:
+    assert row.sampling is not None
+    assert row.sampling.steering is not None
+    assert row.sampling.steering.grammar is not None
+    return row.sampling.steering.grammar

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from blockc_runtime.executor.batch import TokenBatch, kv_rows, row_problem, token_batch
-from blockc_runtime.executor.draw import Masks, draw, scores
+from blockc_runtime.executor.draw import Masks, draw, vectors
 from blockc_runtime.executor.graphs import Replayed, SegmentGraphs
 from blockc_runtime.executor.model import LoadedModel
 from blockc_runtime.executor.program import LogitRows
@@ -220,12 +220,8 @@ class StepRun:
         if self.logits_tap is not None:
             for row, own in zip(rows, logits.split_with_sizes([entry.logits for entry in entries]), strict=True):
                 self.logits_tap(row, own)
-        if entries[0].chain in self.model.scoring:  # and so are all others that pass this head
-            self._results.update(zip(rows, scores(logits), strict=True))
-            return
-        if all(
-            entry.sampling is None and not entry.given for entry in entries
-        ):  # vectors of whole texts: there is nothing to draw
+        if entries[0].chain in self.model.vectors:  # and so are all others that pass this head
+            self._results.update(zip(rows, vectors(logits), strict=True))
             return
         self._results.update(zip(rows, draw(logits, entries, self.masks), strict=True))
 

@@ -80,8 +80,8 @@ class LoadedSegment:
 class LoadedModel:
     """Everything a step needs. ``order[chain]``: where rows of a chain stand; ``disabled``: chain -> why.
 
-    ``scoring``: chains that yield scores of classes. ``residence``: of those whose sides take turns in slots.
-    ``store``: of its weights. ``kept_bytes``: of weights and sides those that another plan's model had made.
+    ``vectors``: chains that yield scores of classes, or an embedding. ``residence``: of those whose sides take turns in
+    slots. ``store``: of its weights. ``kept_bytes``: of weights and sides those that another plan's model had made.
     """
 
     segments: tuple[LoadedSegment, ...]
@@ -93,7 +93,7 @@ class LoadedModel:
     group_place: tuple[dict[int, int], ...]
     disabled: dict[int, str]
     residence: Residence
-    scoring: frozenset[int]
+    vectors: frozenset[int]
     store: WeightStore
     sides_bytes: int
     kept_bytes: int
@@ -195,7 +195,7 @@ class _Loader:
             group_place=tuple({kv.group: place for place, kv in enumerate(chain.kv)} for chain in plan.chains),
             disabled=disabled,
             residence=Residence(self.limited, self.bank_of, read=self._read_sides, device=self.device),
-            scoring=frozenset(index for index, chain in enumerate(plan.chains) if chain.labels),
+            vectors=frozenset(index for index, chain in enumerate(plan.chains) if chain.vector_width),
             store=self.store,
             sides_bytes=sum(bank.nbytes for bank in banks),
             kept_bytes=self.store.kept_bytes + sum(bank.nbytes for bank in banks if bank.content in self.kept_banks),

@@ -66,6 +66,7 @@ class NullExecutor:
             [(memory[kv.group], zlib.crc32(kv.domain.encode()).to_bytes(_HASH_BYTES, "little")) for kv in chain.kv]
             for chain in plan.chains
         ]
+        self._widths = [chain.vector_width for chain in plan.chains]
         self._vocab_sizes = [chain.vocab_size for chain in plan.chains]
         limited = {bank for instance in plan.instances for bank in instance.side_slots}
         self._bank_of = [chain.bank if chain.bank in limited else None for chain in plan.chains]
@@ -84,6 +85,10 @@ class NullExecutor:
         """What was asked for since the last call."""
         found, self._prefetched = self._prefetched, []
         return found
+
+    def index(self, chain: int) -> bool:
+        """Grammars change nothing here."""
+        return True
 
     def submit(self, step: Step) -> None:
         """Queue a step."""
@@ -130,6 +135,9 @@ class NullExecutor:
         given = (TokenLogprob(logprob=0.0, top=()),) * len(row.given)
         if row.samples == 0 or row.sampling is None:
             return RowResult(tokens=(), logprobs=(), given=given)
+        if width := self._widths[row.chain]:
+            token = _draw(row.chain, next(iter(seen), _hash(0, row.tokens)), width, b"")
+            return RowResult(tokens=(), logprobs=(), scores=tuple([float(place == token) for place in range(width)]))
         is_drawn = self._is_seeded and row.sampling.temperature > 0
         salt = _salt(row.sampling.seed, row.output_index) if is_drawn else b""
         token = _draw(row.chain, seen.pop(), self._vocab_sizes[row.chain], salt)

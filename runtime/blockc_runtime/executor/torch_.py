@@ -143,6 +143,10 @@ class TorchExecutor:
         """Chains that have been read since the last call, with the problem of those that cannot be."""
         return [] if self._model is None else self._model.residence.prefetched()
 
+    def index(self, chain: int) -> bool:
+        """Have a chain's vocabulary indexed for grammars; whether that is done."""
+        return self._grammars.index(chain)
+
     def submit(self, step: Step) -> None:
         """Queue a step. It runs when it is collected."""
         self._queue.append(step)
@@ -179,6 +183,7 @@ class TorchExecutor:
         """Free weights and pages. Idempotent."""
         if self._model is not None:
             self._model.residence.close()
+        self._grammars.close()
         self._model = self._graphs = None
         self._parked.clear()
         self._queue.clear()

@@ -273,6 +273,8 @@ class KvIndex:
 
     def _reusable_tokens(self, chain: ChainLimits, prefix: Prefix) -> int:
         """Return the largest length at which all groups hit, at a page boundary of each of them."""
+        if not chain.groups:
+            return 0
         step = math.lcm(*(self._groups[index].page_tokens for index in chain.groups))
         length = (len(prefix.tokens) - 1) // step * step
         while length > 0:

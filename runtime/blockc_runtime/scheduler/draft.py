@@ -9,6 +9,9 @@ Work. Where prompts may go through the layers in parts (`parts.py`), a step comp
 and a chunk that is larger passes a part of the layers in each of several steps. It is small enough to fit beside all
 that decodes, and who has the turn goes first: a parked chunk waits meanwhile.
 
+A text that has to stand in one step as a whole waits for one with room for it. If this one has none, no request starts
+after it, and in the next step it goes first, unless those who decode had to stand back in this one.
+
 Pages. A waiting request starts only when its whole context fits, with a page to spare for each running one, so only
 decode rows (and chunks in windowed groups) ask for more later. A decode row that gets none takes them from the last
 in turn (the youngest of the most served tenant) that uses the same groups; that may be itself. Whoever starts was next
@@ -50,6 +53,7 @@ class StepDraft:
         self._running = running
         self._max_running = max_running
         self._preempt = preempt
+        self._texts: list[LiveRequest] = []  # those among the picks that went first
         self._tokens_left = limits.max_batched_tokens
         self._rows_left = limits.max_rows
         self._work_left = limits.step_work
@@ -84,18 +88,28 @@ class StepDraft:
             start(head, reused)
             self._running.insert(0, head)  # it has the turn
 
-    def pick_decodes(self) -> None:
-        """One token of everyone who decodes, in turn."""
+    def pick_texts(self) -> None:
+        """Texts that had their turn in the step before, which had no room for the whole of them."""
+        for item in self._running:
+            if item.whole and item.step is None and item.remaining > 1 and self._has_room() and self._extend(item):
+                self._texts.append(item)
+
+    def pick_decodes(self) -> bool:
+        """One token of everyone who decodes, in turn. False: the step has no room for all of them."""
         for item in tuple(self._running):
-            if not self._has_room():
-                return
             # One preempted for another's sake is behind it in turn, so it has no row yet.
-            if item.step is None and item.remaining == 1 and item.state == "running" and self._make_room(item):
-                self._pick(item, 1)
+            if item.step is None and item.remaining == 1 and item.state == "running":
+                if not self._has_room():
+                    return False
+                if self._make_room(item):
+                    self._pick(item, 1)
+        return True
 
     def pick_prefills(self, *, start: Callable[[LiveRequest, int], None]) -> None:
         """Chunks of running prefills and of requests that start now, in turn."""
-        prefills = iter([item for item in self._running if item.step is None and item.remaining > 1])
+        prefills = iter(
+            [item for item in self._running if item.step is None and item.remaining > 1 and item not in self._texts]
+        )
         prefill = next(prefills, None)
         places = self._max_running - len(self._running)
         blocked: set[Need] = set()
@@ -108,9 +122,9 @@ class StepDraft:
                 return
             elif (reused := self._open(head, blocked)) is not None:
                 start(head, reused)
-                places -= 1
                 self._running.append(head)
-                self._extend(head)
+                found = self._extend(head)
+                places = places - 1 if found or not head.whole else 0
 
     def unblock(self) -> None:
         """Every running request lacks pages and no step in flight will free any: let the first in turn have them.
@@ -148,25 +162,28 @@ class StepDraft:
                 return False
         return True
 
-    def _extend(self, item: LiveRequest) -> None:
-        """As long a chunk as budget and pages allow. Pages: only windowed groups can lack them here."""
+    def _extend(self, item: LiveRequest) -> bool:
+        """As long a chunk as budget and pages allow; False for none. Pages: only windowed groups can lack them here."""
         if item.chunk is not None:
             fits = item.chunk.work <= self._work_left or not self._reads
-            if fits and item.chunk.tokens <= self._tokens_left:
-                self._queue.charge_prompt(item, until=item.computed + item.chunk.read)
-                self._pick(item, item.chunk.tokens)
-            return
+            if not fits or item.chunk.tokens > self._tokens_left:
+                return False
+            self._queue.charge_prompt(item, until=item.computed + item.chunk.read)
+            self._pick(item, item.chunk.tokens)
+            return True
         count = min(self._tokens_left, item.remaining)
+        if item.whole and count < item.remaining:
+            return False
         if item.is_scored:
             count = min(count, self._rows_left, self._work_left)
-        elif count > self._work_left:
+        elif count > self._work_left and not item.whole:
             count = self._work_left if self._reads else max(self._work_left, min(count, self._chunk_room()))
         if not self._kv.reserve(item.id, item.computed + count):
             count = self._kv.room(item.id) - item.computed
             if count <= 0:
-                return
+                return False
             self._kv.reserve(item.id, item.computed + count)
-        if count > self._work_left:
+        if count > self._work_left and not item.whole:
             blocks = sum(self._limits.chains[item.request.chain].blocks)
             item.chunk = Chunk(
                 tokens=count,
@@ -175,6 +192,7 @@ class StepDraft:
         read = count if item.chunk is None else item.chunk.read
         self._queue.charge_prompt(item, until=item.computed + read)
         self._pick(item, count)
+        return True
 
     def _chunk_room(self) -> int:
         """The most tokens of a chunk that goes in parts: beside what is parked, and beside all that may decode."""

@@ -35,6 +35,7 @@ class LiveRequest:
     tokens: list[int]
     prefix: Prefix
     virtual: int = 0
+    whole: bool = False  # its tokens have to stand in one step
     state: State = "waiting"
     computed: int = 0
     cached: int | None = None  # prompt tokens found when it first ran

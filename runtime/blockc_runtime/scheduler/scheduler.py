@@ -84,6 +84,7 @@ class Scheduler:
         self._live: dict[str, LiveRequest] = {}  # not ended, or ended under a step in flight
         self._running: dict[str, LiveRequest] = {}
         self._in_flight: dict[int, _InFlight] = {}
+        self._all_decoded = True  # in the last step; if not, none goes before those who decode
         self._now_s = 0.0
         self._arrivals = 0
         self._steps = 0
@@ -146,6 +147,7 @@ class Scheduler:
             tokens=tokens,
             prefix=Prefix(request.isolation_group, tokens),
             virtual=len(virtual),
+            whole=self._limits.chains[request.chain].whole,
         )
         self._arrivals += 1
         self._live[request.id] = item
@@ -161,7 +163,9 @@ class Scheduler:
             max_running=self._max_running, preempt=self._preempt,
         )  # fmt: skip
         draft.make_places(start=self._start)
-        draft.pick_decodes()
+        if self._all_decoded:
+            draft.pick_texts()
+        self._all_decoded = draft.pick_decodes()
         draft.pick_prefills(start=self._start)
         if not draft.picks and running and not self._in_flight:
             draft.unblock()
@@ -229,10 +233,14 @@ class Scheduler:
             return "the prompt is empty"
         if (problem := self._residents.problem(request.chain)) is not None:
             return problem
-        most = self._room(request.chain) - 1
+        chain = self._limits.chains[request.chain]
+        most = self._room(request.chain) - chain.draws
         if len(request.prompt) > most:
-            return f"the prompt has {len(request.prompt)} tokens; with room for an answer {most} fit"
-        shortage = self._kv.shortage(request.chain, self._longest(request) - 1)  # the last token needs no KV
+            room = "with room for an answer " if chain.draws else ""
+            return f"the prompt has {len(request.prompt)} tokens; {room}{most} fit"
+        if chain.whole and len(request.prompt) > self._limits.max_batched_tokens:
+            return f"a text of {len(request.prompt)} tokens is too long for a step of {self._limits.max_batched_tokens}"
+        shortage = self._kv.shortage(request.chain, self._longest(request) - chain.draws)  # the last one needs no KV
         if shortage is not None:
             return f"prompt and answer are too long for the KV cache: {shortage}"
         if self._queue.waiting(self._limits.tenants[request.app]) >= self._max_waiting:
@@ -246,8 +254,9 @@ class Scheduler:
 
     def _longest(self, request: Request) -> int:
         """Virtual tokens, prompt and all tokens that may still come."""
-        wanted = len(request.prompt) + max(1, request.max_tokens - request.emitted)
-        virtual = len(self._limits.chains[request.chain].virtual_tokens)
+        chain = self._limits.chains[request.chain]
+        wanted = len(request.prompt) + (max(1, request.max_tokens - request.emitted) if chain.draws else 0)
+        virtual = len(chain.virtual_tokens)
         return virtual + min(wanted, self._room(request.chain))
 
     def _room(self, chain: int) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import metadata
-from typing import Literal
 
 from fastapi import FastAPI, Request, Response
 from starlette.responses import JSONResponse
@@ -18,12 +17,13 @@ from blockc_runtime.server.access import AccessMiddleware, AuditLine, note
 from blockc_runtime.server.auth import KeyMiddleware, KeyRing, caller_of
 from blockc_runtime.server.body import read_body
 from blockc_runtime.server.calls import Calls
-from blockc_runtime.server.catalogue import Catalogue, ServedApp
+from blockc_runtime.server.catalogue import Catalogue, ServedApp, Yields
 from blockc_runtime.server.chat import ChatFormat
 from blockc_runtime.server.completions import CompletionFormat
+from blockc_runtime.server.embeddings import check_dimensions
 from blockc_runtime.server.engine_client import EngineClient
 from blockc_runtime.server.errors import ApiError, echo, invalid
-from blockc_runtime.server.generation import chat_generation, classification, completion_generation
+from blockc_runtime.server.generation import chat_generation, classification, completion_generation, embedding
 from blockc_runtime.server.metrics import CONTENT_TYPE, Metrics
 from blockc_runtime.server.openapi import document
 from blockc_runtime.server.quotas import Quota, Quotas
@@ -32,6 +32,7 @@ from blockc_runtime.server.schemas import (
     ClassifyBody,
     CompletionBody,
     DetokenizeBody,
+    EmbeddingBody,
     TokenizeBody,
     model_name,
     parse_object,
@@ -118,6 +119,15 @@ def create_app(
 
         return await calls.on_one_plan(attempt)
 
+    @app.post("/v1/embeddings")
+    async def embeddings(request: Request) -> Response:
+        fields = parse_object(await read_body(request, max_body_bytes))
+        served = _find(catalogue, request, model_name(fields), yields="embedding")
+        body = validate(EmbeddingBody, fields)
+        check_dimensions(body, served)
+        calls.check_room(served, caller_of(request.scope))
+        return calls.embed(await embedding(body, served), body, caller_of(request.scope))
+
     @app.post("/tokenize")
     async def tokenize(request: Request) -> Response:
         fields = parse_object(await read_body(request, max_body_bytes))
@@ -169,9 +179,15 @@ def _add_state_routes(app: FastAPI, client: EngineClient, metrics: Metrics) -> N
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
 
-def _find(
-    catalogue: Catalogue, request: Request, model: str, *, yields: Literal["text", "scores"] | None = None
-) -> ServedApp:
+# What a model yields, in words, and the route for it.
+_ROUTES: dict[Yields, tuple[str, str]] = {
+    "text": ("text", "/v1/completions"),
+    "scores": ("scores of classes", "/v1/classify"),
+    "embedding": ("embeddings", "/v1/embeddings"),
+}
+
+
+def _find(catalogue: Catalogue, request: Request, model: str, *, yields: Yields | None = None) -> ServedApp:
     """Raises 404, and 400 for a model of which the route cannot show what it yields."""
     served = catalogue.find(model, caller_of(request.scope))
     if served is not None:
@@ -183,10 +199,9 @@ def _find(
             param="model",
             code="model_not_found",
         )
-    if yields == "text" and served.labels:
-        raise invalid("this model yields scores of classes; use /v1/classify", param="model")
-    if yields == "scores" and not served.labels:
-        raise invalid("this model yields text; use /v1/completions", param="model")
+    if yields not in (None, served.yields):
+        what, route = _ROUTES[served.yields]
+        raise invalid(f"this model yields {what}; use {route}", param="model")
     return served
 
 

@@ -18,6 +18,7 @@ from blockc_runtime.server.auth import Caller
 from blockc_runtime.server.catalogue import ServedApp
 from blockc_runtime.server.choice import Choice
 from blockc_runtime.server.classify import ScoresResponse
+from blockc_runtime.server.embeddings import EmbeddingsResponse, waves
 from blockc_runtime.server.engine_client import (
     Arrival,
     Call,
@@ -32,7 +33,7 @@ from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.output import Delta, Output
 from blockc_runtime.server.quotas import QuotaExceededError, Quotas, Reservation
 from blockc_runtime.server.response import CallResponse, raise_if_failed, send_json
-from blockc_runtime.server.schemas import ChatBody, CompletionBody
+from blockc_runtime.server.schemas import ChatBody, CompletionBody, EmbeddingBody
 
 
 class Format(Protocol):
@@ -93,20 +94,32 @@ class Calls:
         call, reservation = self._submitted(submission, caller)
         return ScoresResponse(self._client, call, submission, reservation)
 
-    def _submitted(self, submission: Submission, caller: Caller) -> tuple[Call, Reservation]:
-        app = submission.app
+    def embed(self, submission: Submission, body: EmbeddingBody, caller: Caller) -> EmbeddingsResponse:
+        """Submit texts for their embeddings and return the response that will answer. Raises 429 or 503."""
+        first, *later = waves(submission)
+        call, reservation = self._submitted(first, caller, most_tokens=submission.most_tokens)
+        return EmbeddingsResponse(self._client, call, submission, reservation, body, later, self._submit)
+
+    def _submitted(
+        self, submission: Submission, caller: Caller, most_tokens: int | None = None
+    ) -> tuple[Call, Reservation]:
+        """``most_tokens``: of the whole call, where this is only a part of it."""
         with self._refusals():
-            reservation = self._quotas.reserve(caller.tenant, submission.most_tokens)
+            reservation = self._quotas.reserve(
+                caller.tenant, submission.most_tokens if most_tokens is None else most_tokens
+            )
             try:
-                call = self._client.submit(
-                    submission.requests,
-                    tenant=app.tenant,
-                    metrics=self._metrics.app(app.tenant, app.app),
-                )
+                return self._submit(submission), reservation
             except BaseException:
                 reservation.undo()
                 raise
-        return call, reservation
+
+    def _submit(self, submission: Submission) -> Call:
+        app = submission.app
+        with self._refusals():
+            return self._client.submit(
+                submission.requests, tenant=app.tenant, metrics=self._metrics.app(app.tenant, app.app)
+            )
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:

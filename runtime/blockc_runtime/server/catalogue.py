@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from blockc.plan import AppEntry, ChainEntry, ExecutionPlan
+from blockc.plan import AppEntry, ChainEntry, EmbeddingEntry, ExecutionPlan, reads_whole_texts
 from blockc.zoo import Zoo
 from blockc_runtime.server.auth import Caller
 from blockc_runtime.server.quotas import Quota
 from blockc_runtime.server.tokenizer import TEXT_ASSETS, ChainText, load_chain_text
+
+Yields = Literal["text", "scores", "embedding"]
 
 GENERATION_CONFIG = "generation_config.json"
 # What a generation_config.json may ask for that this server does not do, with its neutral values.
@@ -44,8 +46,9 @@ class SamplingDefaults:
 class ServedApp:
     """One app as requests need it. ``index`` and ``chain`` are those of the plan that is called ``epoch``.
 
-    ``max_model_len``: prompt and answer; what the chain's virtual tokens take is gone from it. ``labels``: names of
-    classes, of a model that yields scores of them in place of text.
+    ``max_model_len``: prompt and answer; what the chain's virtual tokens take is gone from it, and of a text that is
+    read as a whole what no step holds. ``labels``: names of classes, of a model that yields scores of them in place of
+    text; ``embedding``: of one that yields a vector.
     """
 
     epoch: int
@@ -60,6 +63,12 @@ class ServedApp:
     vocab_size: int
     max_model_len: int
     labels: tuple[str, ...] = ()
+    embedding: EmbeddingEntry | None = None
+
+    @property
+    def yields(self) -> Yields:
+        """What it makes of a text."""
+        return "scores" if self.labels else "text" if self.embedding is None else "embedding"
 
     @property
     def model(self) -> str:
@@ -110,7 +119,10 @@ def load_catalogue(plan: ExecutionPlan, zoo: Zoo, progress: Callable[[str], None
         if assets not in texts:
             contents = {name: zoo.blob(digest) for name, digest in assets}
             texts[assets] = load_chain_text(contents, of=f"the model `{entry.model}` of {entry.address}")
-        apps.append(_served_app(epoch, index, entry, zoo, texts[assets], progress, chain=chain))
+        most_tokens = chain.max_model_len - len(chain.virtual_tokens)
+        if reads_whole_texts(plan, entry.chain):
+            most_tokens = min(most_tokens, plan.batching.max_batched_tokens)
+        apps.append(_served_app(epoch, index, entry, zoo, texts[assets], most_tokens, progress, chain=chain))
     return Catalogue(tuple(apps), epoch=epoch, quotas=_quotas(plan))
 
 
@@ -129,6 +141,7 @@ def _served_app(
     entry: AppEntry,
     zoo: Zoo,
     text: ChainText,
+    most_tokens: int,
     progress: Callable[[str], None],
     *,
     chain: ChainEntry,
@@ -148,8 +161,9 @@ def _served_app(
         defaults=_defaults(config),
         stop_token_ids=_stop_ids(chain, config),
         vocab_size=chain.vocab_size,
-        max_model_len=chain.max_model_len - len(chain.virtual_tokens),
+        max_model_len=most_tokens,
         labels=chain.labels,
+        embedding=chain.embedding,
     )
 
 

@@ -20,7 +20,15 @@ from blockc_runtime.server.choice import Choice, likeliest
 from blockc_runtime.server.errors import ApiError, invalid
 from blockc_runtime.server.output import OutputOptions
 from blockc_runtime.server.sampling_fields import samplings
-from blockc_runtime.server.schemas import MAX_CHOICES, MAX_PROMPTS, ChatBody, ClassifyBody, CompletionBody
+from blockc_runtime.server.schemas import (
+    MAX_CHOICES,
+    MAX_INPUTS,
+    MAX_PROMPTS,
+    ChatBody,
+    ClassifyBody,
+    CompletionBody,
+    EmbeddingBody,
+)
 from blockc_runtime.server.structured_fields import grammar_of
 from blockc_runtime.server.tool_fields import calls_grammar, plain_messages, tools_of
 from blockc_runtime.server.tools import CLOSE, OPEN, Tools
@@ -182,10 +190,31 @@ async def chat_prompt(body: ChatBody, app: ServedApp) -> tuple[int, ...]:
 
 async def classification(body: ClassifyBody, app: ServedApp) -> Submission:
     """Return what ``/v1/classify`` asks of the engine: scores of each text."""
+    return await _texts("classify", body, app, MAX_PROMPTS)
+
+
+async def embedding(body: EmbeddingBody, app: ServedApp) -> Submission:
+    """Return what ``/v1/embeddings`` asks of the engine: a vector of each text."""
+    return await _texts("embd", body, app, MAX_INPUTS)
+
+
+async def _texts(prefix: str, body: ClassifyBody | EmbeddingBody, app: ServedApp, most: int) -> Submission:
+    """Texts that are read, and that nothing follows."""
     texts = [
-        await encode(app, text, add_special_tokens=body.add_special_tokens) for text in _prompts(body.input, "input")
+        await encode(app, text, add_special_tokens=body.add_special_tokens)
+        for text in _prompts(body.input, "input", most)
     ]
-    id_ = f"classify-{secrets.token_hex(12)}"
+    for text in texts:
+        if not text:
+            raise invalid("the input has no tokens", param="input")
+        if len(text) > app.max_model_len:
+            raise invalid(
+                f"this model takes {app.max_model_len} tokens; the input has {len(text)}",
+                param="input",
+                code="context_length_exceeded",
+            )
+        check_tokens(text, app, "input")
+    id_ = f"{prefix}-{secrets.token_hex(12)}"
     requests = tuple(
         Request(
             id=f"{id_}-{index}",
@@ -195,7 +224,7 @@ async def classification(body: ClassifyBody, app: ServedApp) -> Submission:
             isolation_group=app.isolation_group,
             prompt=text,
             emitted=0,
-            max_tokens=_max_tokens(app, text, 1, None, param="input"),
+            max_tokens=1,
             stop_token_ids=(),
             sampling=Sampling(),
         )
@@ -213,7 +242,7 @@ async def encode(app: ServedApp, text: str | tuple[int, ...], *, add_special_tok
     return tuple(await asyncio.to_thread(app.text.encode, text, add_special_tokens=add_special_tokens))
 
 
-def _prompts(value: Any, param: str) -> list[str | tuple[int, ...]]:
+def _prompts(value: Any, param: str, most: int = MAX_PROMPTS) -> list[str | tuple[int, ...]]:
     """Return a text, texts, token ids or lists of token ids as a list of prompts."""
     if isinstance(value, str):
         return [value]
@@ -221,8 +250,8 @@ def _prompts(value: Any, param: str) -> list[str | tuple[int, ...]]:
         kinds = set(map(type, value))
         if kinds == {int}:
             return [tuple(value)]
-        if len(value) > MAX_PROMPTS:
-            raise invalid(f"at most {MAX_PROMPTS} of `{param}` are allowed", param=param)
+        if len(value) > most:
+            raise invalid(f"at most {most} of `{param}` are allowed", param=param)
         if kinds == {str}:
             return value
         if kinds == {list} and all(set(map(type, ids)) <= {int} for ids in value):
@@ -304,24 +333,22 @@ def check_tokens(ids: Sequence[int], app: ServedApp, param: str) -> None:
         raise invalid(f"token ids run from 0 to {app.vocab_size - 1}", param=param)
 
 
-def _max_tokens(
-    app: ServedApp, prompt: tuple[int, ...], asked: int | None, default: int | None, *, param: str = "prompt"
-) -> int:
+def _max_tokens(app: ServedApp, prompt: tuple[int, ...], asked: int | None, default: int | None) -> int:
     """Return how many tokens may follow ``prompt``. Raises 400 for what cannot fit."""
     if not prompt:
-        raise invalid(f"the {param} has no tokens", param=param)
+        raise invalid("the prompt has no tokens", param="prompt")
     room = app.max_model_len - len(prompt)
     if room < 1:
-        raise _too_long(app, f"the {param} has {len(prompt)}", param)
-    check_tokens(prompt, app, param)
+        raise _too_long(app, f"the prompt has {len(prompt)}")
+    check_tokens(prompt, app, "prompt")
     if asked is not None and asked > room:
-        raise _too_long(app, f"the {param} has {len(prompt)} and {asked} more were asked for", param)
+        raise _too_long(app, f"the prompt has {len(prompt)} and {asked} more were asked for")
     return min(room, asked or default or app.defaults.max_new_tokens or room)
 
 
-def _too_long(app: ServedApp, what: str, param: str) -> ApiError:
+def _too_long(app: ServedApp, what: str) -> ApiError:
     return invalid(
         f"this model takes {app.max_model_len} tokens, prompt and output together; {what}",
-        param=param,
+        param="prompt",
         code="context_length_exceeded",
     )

@@ -17,6 +17,7 @@ from blockc_runtime.server.schemas import (
     ClassifyBody,
     CompletionBody,
     DetokenizeBody,
+    EmbeddingBody,
     LoadAdapterBody,
     TokenizeBody,
     UnloadAdapterBody,
@@ -26,6 +27,7 @@ _BODIES = (
     CompletionBody,
     ChatBody,
     ClassifyBody,
+    EmbeddingBody,
     TokenizeBody,
     DetokenizeBody,
     LoadAdapterBody,
@@ -76,6 +78,12 @@ _SCORES = _object(
     data=_list(_object(index=_INTEGER, label=_STRING, probs=_NUMBERS, logits=_NUMBERS, num_classes=_INTEGER)),
     usage=_USAGE,
 )
+_VECTORS = _object(
+    object={"const": "list"},
+    model=_STRING,
+    data=_list(_object(object={"const": "embedding"}, index=_INTEGER, embedding={"anyOf": [_NUMBERS, _STRING]})),
+    usage=_object(prompt_tokens=_INTEGER, total_tokens=_INTEGER),
+)
 _STATE = _object(status=_STRING)
 
 
@@ -99,6 +107,7 @@ def document(*, with_operations: bool = False) -> dict[str, Any]:
             "post": _call("Answer a conversation", ChatBody, _answer("chat.completion", message=_MESSAGE))
         },
         "/v1/classify": {"post": _call("Score texts", ClassifyBody, _SCORES, is_streamed=False)},
+        "/v1/embeddings": {"post": _call("Vectors of texts", EmbeddingBody, _VECTORS, is_streamed=False)},
         "/tokenize": {"post": _call("The tokens of a text", TokenizeBody, tokens, is_streamed=False)},
         "/detokenize": {
             "post": _call("The text of tokens", DetokenizeBody, _object(prompt=_STRING), is_streamed=False)

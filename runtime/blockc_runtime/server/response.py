@@ -32,6 +32,7 @@ class CallResponse(Response, ABC):
         self._call = call
         self._submission = submission
         self._reservation = reservation or Reservation()
+        self.client_left = False
         self._index = {request.id: index for index, request in enumerate(submission.requests)}
 
     @abstractmethod
@@ -63,6 +64,7 @@ class CallResponse(Response, ABC):
     async def _leave_with_client(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+        self.client_left = True
         self._client.cancel(self._call)
 
 

@@ -1,7 +1,7 @@
 """Bodies of requests: what is understood, and what is refused by name.
 
-In: the bytes of a body. Out: a `CompletionBody`, `ChatBody` or `ClassifyBody`. Invariant: nothing a client asked
-for is ignored: a field is applied, has its neutral value, or the answer is 400 and names it.
+In: the bytes of a body. Out: a `CompletionBody`, `ChatBody` or another one. Invariant: nothing a client asked for is
+ignored: a field is applied, has its neutral value, or the answer is 400 and names it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_PROMPTS = 64
+MAX_INPUTS = 2048  # texts of one call for embeddings
 MAX_CHOICES = 128  # answers of one call, those of `best_of` that are not shown included
 MAX_BIASES = 1024
 MAX_SESSION_TTL_S = 600
@@ -60,16 +61,15 @@ _NEUTRAL_IN_MESSAGES: dict[str, tuple[object, ...]] = {
     "refusal": (),
 }
 
+_TEXT = {"type": "string"}
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-_TEXTS = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_PROMPTS}
-_PROMPTS: dict[str, Any] = {
-    "anyOf": [
-        {"type": "string"},
-        _TEXTS,
-        _IDS,
-        {"type": "array", "items": _IDS, "minItems": 1, "maxItems": MAX_PROMPTS},
-    ]
-}
+
+
+def _prompts(most: int) -> dict[str, Any]:
+    texts, ids = ({"type": "array", "items": item, "minItems": 1, "maxItems": most} for item in (_TEXT, _IDS))
+    return {"anyOf": [_TEXT, texts, _IDS, ids]}
+
+
 _Bias = Annotated[float, Field(ge=-100, le=100)]
 _Stops = str | Annotated[list[str], Field(fail_fast=True)]
 
@@ -167,7 +167,7 @@ class _Generation(_Body):
 class CompletionBody(_Generation):
     """``/v1/completions``. ``prompt`` is checked where it is turned into tokens."""
 
-    prompt: Annotated[Any, WithJsonSchema(_PROMPTS)]
+    prompt: Annotated[Any, WithJsonSchema(_prompts(MAX_PROMPTS))]
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
@@ -199,7 +199,18 @@ class ClassifyBody(_Body):
     """``/v1/classify``. ``input`` is checked where it is turned into tokens."""
 
     model: str
-    input: Annotated[Any, WithJsonSchema(_PROMPTS)]
+    input: Annotated[Any, WithJsonSchema(_prompts(MAX_PROMPTS))]
+    add_special_tokens: bool = True
+    user: str | None = None
+
+
+class EmbeddingBody(_Body):
+    """``/v1/embeddings``. ``input`` is checked where it is turned into tokens, ``dimensions`` against the model."""
+
+    model: str
+    input: Annotated[Any, WithJsonSchema(_prompts(MAX_INPUTS))]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     add_special_tokens: bool = True
     user: str | None = None
 
@@ -303,6 +314,7 @@ _BodyT = TypeVar(
     CompletionBody,
     ChatBody,
     ClassifyBody,
+    EmbeddingBody,
     TokenizeBody,
     DetokenizeBody,
     LoadAdapterBody,

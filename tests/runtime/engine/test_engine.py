@@ -20,7 +20,7 @@ from blockc_runtime.channel import Channel, ServerGoneError
 from blockc_runtime.engine import Engine, serve
 from blockc_runtime.epoch import Epoch
 from blockc_runtime.kv.pages import PageUsage
-from blockc_runtime.request import Request, Sampling, TokensEvent
+from blockc_runtime.request import Request, Sampling, Steering, TokensEvent
 from blockc_runtime.step import Fault, RowResult, Step, StepResult
 from blockc_runtime.wire import (
     Cancel,
@@ -129,6 +129,39 @@ def test_a_request_gets_its_tokens_and_one_end(running: Running):
     assert tokens["a"] == [token_at(0, 3 + index) for index in range(6)]
     assert reasons == {"a": "length"}
     assert frames == 6
+
+
+class SlowVocabulary(FormulaExecutor):
+    """Takes its time to index a vocabulary, beside the steps."""
+
+    def __init__(self) -> None:
+        super().__init__(step_s=0.002)
+        self.is_indexed = threading.Event()
+        self.asked: list[int] = []
+
+    def index(self, chain: int) -> bool:
+        self.asked.append(chain)
+        return self.is_indexed.is_set()
+
+
+def test_streams_go_on_while_the_first_grammars_vocabulary_is_indexed():
+    executor = SlowVocabulary()
+    running = Running(executor)
+    steered = Sampling(steering=Steering(grammar="start: /a+/"))
+    peer = running.peer
+    peer.send(*(Submit(request=request(name, 3, sampling=steered)) for name in ("first", "second", "gone")))
+    peer.send(Submit(request=request("stream", 60)), Submit(request=request("plain", 3)))
+    tokens, reasons, _ = peer.until_ends("stream", "plain")
+    assert (len(tokens["stream"]), reasons["stream"]) == (60, "length")
+    assert set(executor.asked) == {0}
+    peer.send(Cancel(request="gone"))
+    assert peer.until_ends("gone")[1] == {"gone": "cancelled"}
+    executor.is_indexed.set()
+    tokens, reasons, _ = peer.until_ends("first", "second")
+    assert [len(tokens[name]) for name in ("first", "second")] == [3, 3]
+    assert set(reasons.values()) == {"length"}
+    peer.connection.close()
+    assert running.exit_code() == 0
 
 
 def test_one_frame_a_step_for_all_requests(running: Running):

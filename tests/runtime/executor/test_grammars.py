@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from blockc_runtime.executor.grammars import Grammars
 from blockc_runtime.request import Sampling, Steering
 from blockc_runtime.step import Row
 from tests.runtime.server import world
+from tests.support.processes import eventually
 
 EOS = 1
 VOCAB = world.vocab_size() + 7  # rows of the head that no token uses
@@ -36,9 +40,10 @@ PERSON: dict[str, Any] = {
 
 
 @pytest.fixture
-def grammars(tmp_path: Path) -> Grammars:
+def grammars(tmp_path: Path) -> Iterator[Grammars]:
     plan, zoo = world.build(tmp_path)
-    return Grammars(load_plan(plan), Zoo(zoo))
+    with closing(Grammars(load_plan(plan), Zoo(zoo))) as own:
+        yield own
 
 
 def row(
@@ -52,7 +57,7 @@ def row(
 
 
 def allowed(grammars: Grammars, grammar: str, outputs: Sequence[int], **own: Any) -> set[int]:
-    mask = grammars.allowed(row(grammar, outputs, **own), outputs, VOCAB)
+    (mask,) = grammars.allowed([(row(grammar, outputs, **own), outputs)], VOCAB)
     assert isinstance(mask, Tensor), mask
     assert mask.shape == (VOCAB,)
     return set(mask.nonzero()[:, 0].tolist())
@@ -90,10 +95,10 @@ def test_masks_depend_on_the_tokens_alone(grammars: Grammars, tmp_path: Path):
     plan, zoo = world.build(tmp_path / "again")
     ends = list(range(len(whole)))
     random.Random(1).shuffle(ends)
-    other = Grammars(load_plan(plan), Zoo(zoo))  # another engine, which sees steps out of order
-    for end in ends:
-        assert allowed(other, grammar, whole[:end], request="in disorder") == masks[end]
-        assert allowed(other, structured.regex("a+"), [], request="a neighbour")
+    with closing(Grammars(load_plan(plan), Zoo(zoo))) as other:  # another engine, which sees steps out of order
+        for end in ends:
+            assert allowed(other, grammar, whole[:end], request="in disorder") == masks[end]
+            assert allowed(other, structured.regex("a+"), [], request="a neighbour")
 
 
 def test_the_end_is_the_requests_own(grammars: Grammars):
@@ -124,6 +129,36 @@ def test_what_goes_wrong_is_the_rows_alone(grammars: Grammars):
         assert broken.fault.scope == "row"
         assert good.fault is None
         assert good.tokens
+
+
+def test_a_vocabulary_is_indexed_while_others_go_on(tmp_path: Path):
+    plan, zoo = world.build(tmp_path)
+    slow = (
+        "import time, runpy; time.sleep(0.6); runpy.run_module('blockc_runtime.grammar_process', run_name='__main__')"
+    )
+    with closing(Grammars(load_plan(plan), Zoo(zoo), command=(sys.executable, "-c", slow))) as grammars:
+        began_s = time.monotonic()
+        assert not grammars.index(0)
+        assert not grammars.index(1), "the same files: the same process"
+        assert time.monotonic() - began_s < 0.5
+        assert eventually(lambda: grammars.index(0), 20)
+        assert grammars.index(1)
+        assert allowed(grammars, structured.choice(["the"]), [])
+
+
+def test_a_process_that_dies_takes_its_rows_with_it_and_is_started_again(tmp_path: Path):
+    plan, zoo = world.build(tmp_path)
+    mark = tmp_path / "died"
+    once = (
+        f"import pathlib, runpy, sys; mark = pathlib.Path({str(mark)!r}); first = not mark.exists(); mark.touch();"
+        "first and sys.exit(3); runpy.run_module('blockc_runtime.grammar_process', run_name='__main__')"
+    )
+    grammar = structured.choice(["the"])
+    with closing(Grammars(load_plan(plan), Zoo(zoo), command=(sys.executable, "-c", once))) as grammars:
+        (problem,) = grammars.allowed([(row(grammar, []), [])], VOCAB)
+        assert isinstance(problem, str)
+        assert "ended" in problem
+        assert allowed(grammars, grammar, [])
 
 
 def test_blanks_come_to_an_end(grammars: Grammars):

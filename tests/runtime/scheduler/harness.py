@@ -63,6 +63,7 @@ def null_plan(own: EngineLimits):
         chains=[
             SimpleNamespace(
                 vocab_size=VOCAB,
+                vector_width=0 if chain.draws else 3,
                 bank=chain.bank,
                 kv=[
                     SimpleNamespace(group=group, domain=domain)

@@ -51,6 +51,9 @@ class FormulaExecutor:
     def prefetched(self) -> Sequence[tuple[int, str | None]]:
         return ()
 
+    def index(self, chain: int) -> bool:
+        return True
+
     def submit(self, step: Step) -> None:
         self._steps.append(decode_step(encode_step(step)) if self._encoded else step)
 
