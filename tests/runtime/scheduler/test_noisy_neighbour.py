@@ -18,6 +18,7 @@ from blockc_runtime.limits import ChainLimits, EngineLimits, GroupLimits
 from blockc_runtime.request import Request, Sampling, TokensEvent
 from blockc_runtime.scheduler import Scheduler
 from blockc_runtime.step import RowResult, StepResult
+from tests.conftest import Promised
 
 VICTIM, NEIGHBOUR = 0, 1
 # A step of a model that decodes 16 rows in 30 ms and reads 128 prompt tokens in 40.
@@ -121,10 +122,14 @@ def alone_s() -> float:
     return p95(times_to_first_token((0, 1), victim))
 
 
+@pytest.mark.promise("fairness")
 @pytest.mark.parametrize("neighbour", [long_prompts, many_answers, storm])
-def test_a_tenant_hardly_notices_a_noisy_neighbour(neighbour: Scene, alone_s: float) -> None:
+def test_a_tenant_hardly_notices_a_noisy_neighbour(neighbour: Scene, alone_s: float, promised: Promised) -> None:
     """Measured: 2.2, 2.5 and 2.3 times what it has alone; by arrival 2,400, 2,700 and 27 times."""
-    assert p95(times_to_first_token((0, 1), victim, neighbour)) <= 2.6 * alone_s
+    ratio = p95(times_to_first_token((0, 1), victim, neighbour)) / alone_s
+    assert ratio <= 2.6
+    what = f"p95 TTFT beside a neighbour with {neighbour.__name__.replace('_', ' ')}"
+    promised(what, "at most 2 times", f"{ratio:.2f} times", kept=ratio <= 2)
     assert p95(times_to_first_token((0, 0), victim, neighbour)) > 20 * alone_s, "served by arrival it notices"
 
 
