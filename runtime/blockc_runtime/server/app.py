@@ -13,7 +13,7 @@ from typing import Literal
 from fastapi import FastAPI, Request, Response
 from starlette.responses import JSONResponse
 
-from blockc_runtime.server import errors, ui
+from blockc_runtime.server import errors, live, ui
 from blockc_runtime.server.access import AccessMiddleware, AuditLine, note
 from blockc_runtime.server.auth import KeyMiddleware, KeyRing, caller_of
 from blockc_runtime.server.body import read_body
@@ -63,6 +63,7 @@ def create_app(
     app.add_middleware(AccessMiddleware, audit=audit)
     if make_page is not None:
         ui.install(app, make_page)
+        live.install(app, live.Feed(engine_client, metrics))
     quotas = Quotas(keys.quota if keys is not None else lambda tenant: Quota())
     calls = Calls(engine_client, metrics, quotas)
     _add_state_routes(app, engine_client, metrics)
@@ -140,9 +141,7 @@ def _add_state_routes(app: FastAPI, client: EngineClient, metrics: Metrics) -> N
         tenant = caller_of(request.scope).tenant
         stats = await client.stats_within(_STATS_PATIENCE_S) if tenant is None else None
         if stats is not None:
-            metrics.observe_pages(stats.pages)
-            metrics.observe_counts(preemptions=stats.preemptions, side_loads=stats.side_loads)
-            metrics.observe_memory(stats.memory)
+            metrics.observe_stats(stats)
         text = metrics.text(tenant)
         return Response(text, headers={"content-type": CONTENT_TYPE})
 

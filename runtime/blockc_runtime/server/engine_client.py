@@ -268,8 +268,8 @@ class EngineClient:
             if tracked is None:  # cancelled while the step was running
                 continue
             if tracked.first_token_s is None and event.tokens:
-                tracked.first_token_s = time.monotonic()
-                tracked.metrics.ttft_s.observe(tracked.first_token_s - tracked.submitted_s)
+                now_s = tracked.first_token_s = time.monotonic()
+                tracked.metrics.first_token(now_s - tracked.submitted_s, now_s=now_s)
             tracked.deaths = 0
             tracked.emitted.extend(event.tokens)
             tracked.metrics.generation_tokens.inc(len(event.tokens))
