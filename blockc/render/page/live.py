@@ -56,7 +56,7 @@ def live_section(facts: Facts) -> Markup:
     return section(
         "live",
         "Live",
-        "Figures of this server, once a second while this page is in sight. Rates are of ten seconds, lines of a minute.",
+        "Figures of this server, once a second while this page is in sight. Rates are of 10 s, lines of a minute.",
         tag("p", "Waiting for the first figures …", id="live-state", role="status"),
         tag("ul", tiles, class_="tiles"),
         as_table(_figures_table()),

@@ -148,7 +148,8 @@ def test_places_are_few_and_come_back(guarded: RunningServer, monkeypatch: pytes
 def test_a_key_is_asked_for_again(catalogue: Catalogue, keys: KeyRing, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(live, "LONGEST_S", 0.5)
     with running(catalogue, keys=keys, make_page=make_page) as server, listening(server) as listener:
-        assert next(iter(list(listener.answer.iter_lines()))) == "retry: 2000"
+        lines = list(listener.answer.iter_lines())
+        assert lines[0] == "retry: 2000"
         assert listener.answer.is_stream_consumed, "it ended by itself, and not with the word that the server ends"
 
 
