@@ -123,7 +123,7 @@ def test_live_figures(plan: ExecutionPlan, tmp_path: Path, evil: str) -> None:
     assert (tiles["tokens a second"], tiles["requests running"], tiles["requests waiting"]) == ("100", "7", "2")
     assert (tiles["rows a step"], tiles["models a step"]) == ("4.5", "2.0")
     assert (tiles["KV pages in use"], tiles["KV pages cached"]) == ("25 %", "10 %")
-    assert (tiles["pages evicted, last minute"], tiles["preemptions, last minute"]) == ("12", "3")
+    assert (tiles["evictions a minute"], tiles["preemptions a minute"]) == ("12", "3")
     assert "The server is ending. Trying again." in words
     sparks = [index for index, (_, a) in enumerate(page.tags) if a.get("data-spark")]
     assert len(sparks) == 10

@@ -17,9 +17,9 @@ _FIGURES = (
     ("chains", "models a step"),
     ("kv", "KV pages in use"),
     ("cached", "KV pages cached"),
-    ("evicted", "pages evicted, last minute"),
-    ("preemptions", "preemptions, last minute"),
-    ("sides", "fine-tunes loaded, last minute"),
+    ("evicted", "evictions a minute"),
+    ("preemptions", "preemptions a minute"),
+    ("sides", "side loads a minute"),
 )
 _HEAD = ("app", "running", "waiting", "tokens a second", "TTFT p50", "TTFT p95", "prompt found in cache", "ended")
 

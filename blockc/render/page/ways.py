@@ -125,7 +125,7 @@ def _row(facts: Facts, ways: Ways, lane: Lane, row: int, most_s: float) -> Marku
     for _, kind, cost in _parts(facts, way):
         width = cost.prompt_s * scale
         if width >= 0.1:
-            box = {"y": top + (ROW - BOX) // 2, "width": round(width, 1), "height": BOX}
+            box = {"y": top + (ROW - BOX) // 2, "width": round(max(0.1, width - 1), 1), "height": BOX}
             parts.append(tag("rect", x=round(left, 1), **box, class_=f"{kind} part"))
         left += width
     if target_s is not None and target_s <= most_s:
