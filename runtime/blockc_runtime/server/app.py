@@ -6,7 +6,7 @@ and ``/ready`` pass the keys; an app of another tenant and one that does not exi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Literal
 
@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.responses import JSONResponse
 
 from blockc_runtime.server import errors, live, ui
-from blockc_runtime.server.access import AccessMiddleware, AuditLine, note
+from blockc_runtime.server.access import AccessMiddleware, AuditLine, Watcher, note
 from blockc_runtime.server.auth import KeyMiddleware, KeyRing, caller_of
 from blockc_runtime.server.body import read_body
 from blockc_runtime.server.calls import Calls
@@ -50,17 +50,19 @@ def create_app(
     metrics: Metrics,
     keys: KeyRing | None = None,
     audit: Callable[[AuditLine], None] | None = None,
+    watchers: Sequence[Watcher] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
     make_page: Callable[[], ui.SentPage] | None = None,
 ) -> FastAPI:
     """Return the app. ``keys`` None: everybody who can connect may use everything.
 
-    ``make_page`` None: no ``/ui``. ``audit`` takes what is to be logged of each request.
+    ``make_page`` None: no ``/ui``. ``audit`` takes a line about each request, ``watchers`` all that is known of it.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     errors.install(app)
     app.add_middleware(KeyMiddleware, keys=keys)
-    app.add_middleware(AccessMiddleware, audit=audit)
+    auditing: tuple[Watcher, ...] = () if audit is None else (lambda exchange: audit(exchange.line()),)
+    app.add_middleware(AccessMiddleware, watchers=(*auditing, *watchers))
     if make_page is not None:
         ui.install(app, make_page)
         live.install(app, live.Feed(engine_client, metrics))

@@ -41,7 +41,7 @@ class ServedApp:
     """One app as requests need it. ``index`` and ``chain`` are the plan's.
 
     ``max_model_len``: prompt and answer; what the chain's virtual tokens take is gone from it. ``labels``: names of
-    classes, of a model that yields scores of them in place of text.
+    classes, of a model that yields scores of them in place of text. ``segments``: of the plan, those that it passes.
     """
 
     index: int
@@ -55,6 +55,7 @@ class ServedApp:
     vocab_size: int
     max_model_len: int
     labels: tuple[str, ...] = ()
+    segments: tuple[int, ...] = ()
 
     @property
     def model(self) -> str:
@@ -121,6 +122,7 @@ def _served_app(
         vocab_size=chain.vocab_size,
         max_model_len=chain.max_model_len - len(chain.virtual_tokens),
         labels=chain.labels,
+        segments=chain.segments,
     )
 
 

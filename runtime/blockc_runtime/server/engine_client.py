@@ -67,10 +67,13 @@ class EngineUnavailableError(Exception):
 class Call:
     """The requests of one HTTP call, and what has arrived for them since it was last asked."""
 
-    __slots__ = ("_arrivals", "_waiter", "requests", "unfinished")
+    __slots__ = ("_arrivals", "_waiter", "first_token_s", "requests", "started_s", "submitted_s", "unfinished")
 
-    def __init__(self, requests: Sequence[str]) -> None:
+    def __init__(self, requests: Sequence[str], submitted_s: float) -> None:
         self.requests = tuple(requests)
+        self.submitted_s = submitted_s
+        self.started_s: float | None = None  # the first row of any of its requests, by the step's results
+        self.first_token_s: float | None = None
         self.unfinished = set(requests)
         self._arrivals: list[Arrival] = []
         self._waiter: asyncio.Future[None] | None = None
@@ -143,8 +146,8 @@ class EngineClient:
     def submit(self, requests: Sequence[Request], *, tenant: str, metrics: AppMetrics) -> Call:
         """Take on the requests of one call, all or none. Raises as `check_room` does."""
         self.check_room(tenant, len(requests))
-        call = Call([request.id for request in requests])
         now_s = time.monotonic()
+        call = Call([request.id for request in requests], now_s)
         for request in requests:
             tracked = _Tracked(request=request, tenant=tenant, call=call, metrics=metrics, submitted_s=now_s)
             self._tracked[request.id] = tracked
@@ -261,6 +264,8 @@ class EngineClient:
             tracked = self._tracked.get(request)
             if tracked is not None and not tracked.started:
                 tracked.started = True
+                if tracked.call.started_s is None:
+                    tracked.call.started_s = time.monotonic()
                 tracked.metrics.waiting.dec()
                 tracked.metrics.running.inc()
         for event in frame.events:
@@ -270,6 +275,8 @@ class EngineClient:
             if tracked.first_token_s is None and event.tokens:
                 now_s = tracked.first_token_s = time.monotonic()
                 tracked.metrics.first_token(now_s - tracked.submitted_s, now_s=now_s)
+                if tracked.call.first_token_s is None:
+                    tracked.call.first_token_s = now_s
             tracked.deaths = 0
             tracked.emitted.extend(event.tokens)
             tracked.metrics.generation_tokens.inc(len(event.tokens))

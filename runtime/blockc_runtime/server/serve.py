@@ -12,7 +12,7 @@ import hashlib
 import ipaddress
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -23,13 +23,15 @@ from fastapi import FastAPI
 from blockc.diag import DiagnosticError, Diagnostics
 from blockc.plan import load_plan, require_weights
 from blockc.zoo import Zoo
-from blockc_runtime.server.access import AuditLine, audit_file
+from blockc_runtime.server.access import AuditLine, Watcher, audit_file
 from blockc_runtime.server.app import create_app
 from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue, load_catalogue
 from blockc_runtime.server.engine_client import EngineClient
+from blockc_runtime.server.json_log import JsonLog
 from blockc_runtime.server.keys_file import load_keys, watch_keys
 from blockc_runtime.server.metrics import Metrics
+from blockc_runtime.server.spans import request_spans
 from blockc_runtime.server.supervisor import EngineCommand, Supervisor, engine_command
 from blockc_runtime.server.ui import SentPage
 
@@ -40,7 +42,8 @@ _FLUSH_S = 1  # for answers that are complete, and clients that do not read them
 class ServeOptions:
     """``drain_s``: how long requests may go on after SIGTERM. ``port`` 0: any free one.
 
-    ``audit``: the file that gets a line for each request.
+    ``audit``: the file that gets a line for each request. ``json_log``: progress comes as one JSON object a line, with
+    one for each request. ``spans``: requests are told to OpenTelemetry.
     ``executor`` ``null`` computes nothing, and takes ``null_step_s`` for every step of it. ``make_page`` makes what
     ``/ui`` shows; None: there is no such route.
     """
@@ -54,14 +57,25 @@ class ServeOptions:
     executor: str = "torch"
     null_step_s: float = 0.0
     drain_s: float = 30.0
+    json_log: bool = False
+    spans: bool = False
     make_page: Callable[[], SentPage] | None = None
 
 
 def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT. ``ready`` gets the URL once requests are answered.
+    """Serve until SIGTERM or SIGINT. ``ready`` gets the URL once requests are answered, ``progress`` lines of the log.
 
     Raises `DiagnosticError` for whatever is wrong with plan, zoo, keys, address or engine.
     """
+    watchers: list[Watcher] = []
+    if options.json_log:
+        log = JsonLog(progress)
+        log.take_logging()
+        progress = log.say
+        watchers.append(log.tell)
+    spans = request_spans() if options.spans else None
+    if spans is not None:
+        watchers.append(spans.tell)
     plan = load_plan(options.plan)
     require_weights(plan)
     catalogue = load_catalogue(plan, Zoo(options.zoo), progress)
@@ -80,12 +94,17 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Call
         progress=progress,
         make_page=options.make_page,
         audit=audit,
+        watchers=watchers,
     )
     server.metrics.predict_memory(plan.memory)
     watching = None
     if options.keys is not None and keys is not None:
         watching = watch_keys(options.keys, keys, catalogue.tenants, progress)
-    asyncio.run(server.run(listener, ready=ready, drain_s=options.drain_s, beside=watching))
+    try:
+        asyncio.run(server.run(listener, ready=ready, drain_s=options.drain_s, beside=watching))
+    finally:
+        if spans is not None:
+            spans.close()
 
 
 def listen(host: str, port: int, *, with_keys: bool) -> socket.socket:
@@ -131,12 +150,14 @@ class Server:
         metrics: Metrics | None = None,
         make_page: Callable[[], SentPage] | None = None,
         audit: Callable[[AuditLine], None] | None = None,
+        watchers: Sequence[Watcher] = (),
     ) -> None:
         self.metrics = metrics or Metrics()
         self.client = client or EngineClient(self.metrics)
         self.app = create_app(
-            self.client, catalogue=catalogue, metrics=self.metrics, keys=keys, make_page=make_page, audit=audit
-        )
+            self.client, catalogue=catalogue, metrics=self.metrics, keys=keys, make_page=make_page, audit=audit,
+            watchers=watchers,
+        )  # fmt: skip
         self._progress = progress
         self._http = _http_server(self.app)
         self._command, self._plan_digest = command, plan_digest
@@ -214,6 +235,7 @@ def _http_server(app: FastAPI) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
         access_log=False,
+        log_config=None,  # whoever starts us has set logging up, or Python's last resort prints warnings
         log_level="warning",
         lifespan="off",
         ws="none",
