@@ -1,7 +1,7 @@
 """What blockc promises, beside what its tests measure: the table of docs/promises.md.
 
-    python -m benchmarks.promises [--rows load,faults] [--quick] [--soak-s 600] [--fleet-requests 10000]
-                                  [--json FILE] [--document docs/promises.md] [--note WORDS]
+    python -m benchmarks.promises [--rows load,faults] [--select WORDS] [--quick] [--soak-s 600]
+                                  [--fleet-requests 10000] [--json FILE] [--document docs/promises.md] [--note WORDS]
 
 Runs every test that is marked `promise`, the long ones, too (`--quick`: only those that always run), and prints a line
 for each figure: what was promised, what was measured, kept or not. Exits with 1 if a promise is not kept.
@@ -110,10 +110,11 @@ def documented(text: str, lines: Iterable[Line]) -> str:
     return f"{before}{BEGIN}\n{table(lines)}\n{END}{after}"
 
 
-def run(rows: Sequence[str], *, quick: bool, soak_s: float, fleet_requests: int) -> list[Line]:
+def run(rows: Sequence[str], *, select: str, quick: bool, soak_s: float, fleet_requests: int) -> list[Line]:
     """Run the tests and return the lines."""
     collector = Collector(rows, quick=quick)
     options = ["-q", "-p", "no:cacheprovider", "--soak-s", str(soak_s), "--fleet-requests", str(fleet_requests)]
+    options += ["-k", select] if select else []
     pytest.main([*options, str(ROOT / "tests")], plugins=[collector])
     return collector.lines()
 
@@ -124,7 +125,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="without the long forms")
     parser.add_argument("--soak-s", type=float, default=600.0)
     parser.add_argument("--fleet-requests", type=int, default=10_000)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--select", default="", metavar="WORDS", help="only tests whose names hold this")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="put the figures there, in place of older ones")
     parser.add_argument("--document", type=Path, metavar="FILE", help="put the table in this document")
     parser.add_argument("--note", default="", help="what to say of the machine beside its cores")
     options = parser.parse_args()
@@ -134,24 +136,43 @@ def main() -> int:
     # One thread: OpenMP's would outnumber the cores of a server and its clients.
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     began_s = time.monotonic()
-    lines = run(rows, quick=options.quick, soak_s=options.soak_s, fleet_requests=options.fleet_requests)
-    document = {
+    lines = run(
+        rows, select=options.select, quick=options.quick, soak_s=options.soak_s, fleet_requests=options.fleet_requests
+    )
+    this = {
         "command": " ".join(["python -m benchmarks.promises", *sys.argv[1:]]),
         "commit": _commit(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
         "note": options.note,
         "seconds": round(time.monotonic() - began_s),
-        "lines": lines,
     }
     print(table(lines))
+    is_kept = bool(lines) and all(line["kept"] for line in lines)
     if options.json is not None:
+        document = updated(options.json, this, lines)
+        lines = document["lines"]
         options.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if options.document is not None:
         options.document.write_text(documented(options.document.read_text(encoding="utf-8"), lines), encoding="utf-8")
     missing = set(rows) - {line["row"] for line in lines}
     for row in sorted(missing):
         print(f"no figure: {row}", file=sys.stderr)
-    return 0 if lines and all(line["kept"] for line in lines) else 1
+    return 0 if is_kept else 1
+
+
+def updated(path: Path, this: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, Any]:
+    """What is in a file, with these lines in place of those of the same promises; and the runs that they are of."""
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": [], "lines": []}
+    runs = [*old["runs"], dict(this)]
+    new = [{**line, "run": len(runs) - 1} for line in lines]
+    replaced = {(line["row"], line["what"]) for line in new}
+    kept = [line for line in old["lines"] if (line["row"], line["what"]) not in replaced]
+    merged = sorted([*kept, *new], key=lambda line: ROWS.index(line["row"]))
+    used = sorted({line["run"] for line in merged})
+    return {
+        "runs": [runs[number] for number in used],
+        "lines": [{**line, "run": used.index(line["run"])} for line in merged],
+    }
 
 
 def _commit() -> str:
