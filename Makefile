@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test lint type arch golden architectures bench check wheel lock clean
+.PHONY: install demo test lint type arch golden architectures bench promises check wheel lock clean
 
 install: $(STAMP)
 
@@ -44,6 +44,9 @@ architectures: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+promises: install
+	$(BIN)/python -m benchmarks.promises
 
 wheel: install
 	$(BIN)/python -m pytest tests/packaging -m wheel

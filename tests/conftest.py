@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", default=False, help="write the golden files anew")
+    parser.addoption("--fleet-requests", type=int, default=10_000, help="of the long test of manners")
+    parser.addoption("--soak-s", type=float, default=600.0, help="how long the soak test lasts")
 
 
 @pytest.fixture
@@ -37,3 +40,20 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_bytes().decode("utf-8")
 
     return compare
+
+
+Promised = Callable[..., None]
+
+
+@pytest.fixture
+def promised(record_property: Callable[[str, Any], None]) -> Promised:
+    """Put a figure beside what was promised, for `python -m benchmarks.promises`.
+
+    The test's own bounds decide if it fails. Its bounds leave room for machines that do other things;
+    `kept` says whether the promise is kept without that room.
+    """
+
+    def put(what: str, promise: str, measured: str, *, kept: bool) -> None:
+        record_property("promise", {"what": what, "promised": promise, "measured": measured, "kept": bool(kept)})
+
+    return put

@@ -6,6 +6,9 @@ stderr. Ends at SIGTERM or Ctrl-C: what is running is finished first, for ``--dr
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +19,13 @@ from blockc.cli.options import PlanArgument, VarOption, ZooOption, variables_of,
 if TYPE_CHECKING:
     from blockc.plan import ExecutionPlan
     from blockc.render.page import Page
+
+
+class LogFormat(StrEnum):
+    """How stderr is written."""
+
+    text = "text"
+    json = "json"
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +56,13 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="What the plan was compiled from, for --allow-adapters.")
     ] = None,
     var: VarOption = None,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(help="`json`: one object a line on stderr, and one for each request; no prompts, no keys."),
+    ] = LogFormat.text,
+    otel: Annotated[
+        bool, typer.Option("--otel", help="Send spans of requests to OpenTelemetry (pip install 'blockc[otel]').")
+    ] = False,
     drain: Annotated[
         float, typer.Option(min=0.0, metavar="SECONDS", help="How long to finish requests at the end.")
     ] = 30.0,
@@ -61,6 +78,9 @@ def serve(
     from blockc_runtime.server.serve import ServeOptions
     from blockc_runtime.server.serve import serve as run
 
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     if executor not in ("torch", "null"):
         raise typer.BadParameter("there are `torch` and `null`", param_hint="--executor")
     if (allow_adapters is None) != (spec is None):
@@ -71,24 +91,41 @@ def serve(
             raise typer.BadParameter("there is no such folder, or no such spec", param_hint="--allow-adapters")
         variables_of(var)
         adapters = AdapterOptions(folder=allow_adapters, spec=spec, variables=tuple(var or ()))
-    options = ServeOptions(
-        plan=plan,
-        zoo=zoo_of(zoo, plan),
-        host=host,
-        port=port,
-        keys=keys,
-        audit=audit,
-        executor=executor,
-        null_step_s=null_step,
-        drain_s=drain,
-        make_page=_page,
-        adapters=adapters,
-    )
-    run(
-        options,
-        ready=lambda url: print(f"serving on {url}", flush=True),
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
-    )
+    with _refusing(progress, as_json=log_format is LogFormat.json):
+        options = ServeOptions(
+            plan=plan,
+            zoo=zoo_of(zoo, plan),
+            host=host,
+            port=port,
+            keys=keys,
+            audit=audit,
+            executor=executor,
+            null_step_s=null_step,
+            drain_s=drain,
+            json_log=log_format is LogFormat.json,
+            spans=otel,
+            make_page=_page,
+            adapters=adapters,
+        )
+        run(options, ready=lambda url: print(f"serving on {url}", flush=True), progress=progress)
+
+
+@contextmanager
+def _refusing(progress: Callable[[str], None], *, as_json: bool) -> Iterator[None]:
+    """What is wrong, in the form of the rest of the log."""
+    from blockc.cli.report import exit_code
+    from blockc.diag import DiagnosticError
+    from blockc_runtime.server.json_log import JsonLog
+
+    try:
+        yield
+    except DiagnosticError as error:
+        if not as_json:
+            raise
+        log = JsonLog(progress)
+        for item in error.diagnostics:
+            log.refuse(item)
+        raise SystemExit(int(exit_code(error.diagnostics))) from None
 
 
 def _page(plan: ExecutionPlan) -> Page:

@@ -16,6 +16,7 @@ import typer
 from blockc.cli.options import JsonOption, PlanArgument, ZooOption, zoo_of
 
 if TYPE_CHECKING:
+    from blockc.cost.profile import Profile
     from blockc.plan import ExecutionPlan, SideManifest
 
 _LEVELS = ("plan", "segments", "chains", "graph", "structures")
@@ -58,6 +59,10 @@ def viz(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write there, not to stdout.")
     ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option("--profile", metavar="FILE", help="Rates that `blockc profile` measured, for times (html)."),
+    ] = None,
     zoo: ZooOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -67,16 +72,19 @@ def viz(
 
     levels = _levels(show)
     _check_usage(format_, show=show, against=against, output=output, as_json=as_json)
+    if profile is not None and format_ is not Format.html:
+        raise typer.BadParameter("times are in the page: --format html", param_hint="--profile")
     with reporting("viz", as_json=as_json):
         loaded = load_plan(plan)
         old = None if against is None else load_plan(against)
         manifests = _manifests(loaded, zoo, plan) if "chains" in levels else {}
+        measured = None if profile is None else _profile(loaded, profile)
     if as_json:
         print_document("viz", ok=True, **_document(loaded, levels, manifests))
     elif format_ is Format.text:
         _put("\n".join(_texts(loaded, old, levels if show or old is None else [], manifests)), output)
     else:
-        _put(_drawn(format_, loaded, old), output)
+        _put(_drawn(format_, loaded, old, measured), output)
 
 
 def _check_usage(
@@ -100,7 +108,22 @@ def _texts(
     return compared + [_renderers(manifests)[level](plan) for level in levels]
 
 
-def _drawn(format_: Format, plan: ExecutionPlan, old: ExecutionPlan | None) -> str:
+def _profile(plan: ExecutionPlan, path: Path) -> Profile:
+    """Raises `DiagnosticError` (BC003, BC504, BC505) for one that does not fit; says what was not measured (BC506)."""
+    from blockc.cli.report import show
+    from blockc.cost.profile import read_profile
+    from blockc.diag import Diagnostics
+    from blockc.simulate import rates_of
+
+    diags = Diagnostics()
+    measured = read_profile(path)
+    rates_of(plan, diags=diags, profile=measured)
+    diags.raise_if_errors()
+    show(diags)
+    return measured
+
+
+def _drawn(format_: Format, plan: ExecutionPlan, old: ExecutionPlan | None, profile: Profile | None) -> str:
     from blockc.render.mermaid import render_mermaid
     from blockc.render.page import render_page, render_svg
 
@@ -110,7 +133,7 @@ def _drawn(format_: Format, plan: ExecutionPlan, old: ExecutionPlan | None) -> s
         case Format.mermaid:
             return render_mermaid(plan)
         case _:
-            return render_page(plan, against=old).html
+            return render_page(plan, against=old, profile=profile).html
 
 
 def _put(text: str, output: Path | None) -> None:

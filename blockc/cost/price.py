@@ -71,10 +71,18 @@ class StepPricer:
                     found[1] += sampled
             read, token = self._sides[chain]
             total += max(read, token * count)
-        launches = self._launches
         for segment, (count, sampled) in per_segment.items():
-            total += launches[segment].price(count, sampled)
+            total += self._launches[segment].price(count, sampled)
         return total
+
+    def launch(self, segment: int, tokens: int, *, samples: int = 0) -> int:
+        """One of those: a segment on so many tokens, of whoever they are, without fine-tunes."""
+        return self._launches[segment].price(tokens, samples)
+
+    def sides(self, chain: int, tokens: int) -> int:
+        """What a chain's fine-tune adds to all of its launches in a step."""
+        read, token = self._sides[chain]
+        return max(read, token * tokens)
 
     def constant(self, rows: int) -> int:
         """What a step takes however little its rows ask for."""

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from blockc.ir.layout import format_bytes
 
-__all__ = ["counted", "format_bytes", "printable", "short"]
+__all__ = ["counted", "format_bytes", "format_s", "printable", "short"]
 
 
 def printable(text: str) -> str:
     """Names come from users: control characters, which terminals obey, are shown as escapes."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def format_s(seconds: float) -> str:
+    """``0.41 ms``, ``12 ms``, ``1.3 s``: two digits, for times that are estimates."""
+    value, unit = (seconds, "s") if seconds >= 1 else (1000 * seconds, "ms")
+    return f"{value:.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}"
 
 
 def counted(number: int, noun: str) -> str:

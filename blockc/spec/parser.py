@@ -8,6 +8,9 @@ exception.
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lark.exceptions import UnexpectedToken
@@ -28,6 +31,23 @@ _OPENERS = frozenset({"LBRACE", "LPAR", "LSQB", "INTERPOLATE"})
 
 def parse(source: Source, diags: Diagnostics) -> File | None:
     """Parse ``source``; everything that is wrong with its form goes to ``diags``."""
+    with _without_collections():
+        return _parse(source, diags)
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Tokens and trees have no cycles; looking for some takes a third of the time (2.7 s of a megabyte, not 1.6)."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _parse(source: Source, diags: Diagnostics) -> File | None:
     grammar = load_grammar()
     before = len(diags)
     scanned = Scanner(

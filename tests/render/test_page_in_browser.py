@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -67,58 +70,64 @@ def test_names_run_nothing(plan: ExecutionPlan, tmp_path: Path, evil: str) -> No
 
 
 class Server(BaseHTTPRequestHandler):
-    """The page and figures of a tenant with a hostile name, as `blockc serve` sends them."""
+    """The page, and a short stream of figures of a tenant with a hostile name, as `blockc serve` sends them."""
 
     page: Page
-    figures: str
-    asked: list[float]
+    tenant: str
+    asked: list[str]
 
     def log_message(self, *words: object) -> None:
         pass
 
     def do_GET(self) -> None:
+        self.asked.append(self.path)
         self.send_response(200)
         if self.path == "/ui":
             self.send_header("Content-Type", "text/html; charset=utf-8")
             self.send_header("Content-Security-Policy", f"{self.page.policy}; frame-ancestors 'none'")
-            content = self.page.html
-        else:
-            self.asked.append(1)
-            content = self.figures.replace("TOKENS", str(100 * len(self.asked)))
+            self.end_headers()
+            self.wfile.write(self.page.html.encode())
+            return
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.end_headers()
-        self.wfile.write(content.encode())
+        for turn in range(4):
+            self.wfile.write(f"data: {json.dumps(self._event(turn))}\n\n".encode())
+            self.wfile.flush()
+            time.sleep(0.05)
+        self.wfile.write(b"event: end\ndata: {}\n\n")
+
+    def _event(self, turn: int) -> dict[str, object]:
+        """Of the first app: tokens in turn 0, 1 and 3. Counts are those of a whole server."""
+        row = [self.tenant, "app0", 7, 2, 100 * turn, 3, 30, 120, 0.25, 1.5]
+        return {
+            "at": 1000.0 + turn, "state": "ready", "steps": 10 * turn, "rows": 45 * turn, "chains": 20 * turn,
+            "launches": 20 * turn, "pages": 200, "held": 50, "cached": 20, "evicted": 4 * turn, "preemptions": turn,
+            "side_loads": 0, "apps": [] if turn == 2 else [row],
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize("evil", ["acme", *EVIL])
 def test_live_figures(plan: ExecutionPlan, tmp_path: Path, evil: str) -> None:
-    hostile = renamed(plan, evil, "app")
-    labels = {"tenant": evil, "app": "app0"}
-    written = ",".join(
-        f'{k}="{v.replace(chr(92), chr(92) * 2).replace(chr(34), chr(92) + chr(34))}"' for k, v in labels.items()
-    )
-    Server.page, Server.asked = render_page(hostile, live=True), []
-    Server.figures = (
-        "# HELP blockc:num_requests_running Requests\n"
-        f"blockc:num_requests_running{{{written}}} 7.0\n"
-        f"blockc:generation_tokens_total{{{written}}} TOKENS\n"
-        f'blockc:time_to_first_token_seconds_bucket{{{written},le="0.5"}} TOKENS\n'
-        f'blockc:time_to_first_token_seconds_bucket{{{written},le="+Inf"}} TOKENS\n'
-        'blockc:kv_pages{group="0"} 200.0\nblockc:kv_pages_free{group="0"} 150.0\n'
-    )
+    Server.page, Server.tenant, Server.asked = render_page(renamed(plan, evil, "app"), live=True), evil, []
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        page, console = dumped(f"http://127.0.0.1:{running.server_address[1]}/ui", tmp_path, budget_ms=7000)
+        page, console = dumped(f"http://127.0.0.1:{running.server_address[1]}/ui", tmp_path, budget_ms=2000)
         running.shutdown()
     assert console == ""
-    assert len(Server.asked) >= 2
+    assert Server.asked[:2] == ["/ui", "/ui/events"]
     words = [word for word in page.words if word.strip()]
-    row = words[words.index("Apps now; times are of the last minute or so") :]
+    row = words[words.index("Apps now; times to first token (TTFT) are of the last minute") :]
     first = row[row.index("ended") + 1 :][:8]
-    assert first[1:3] == ["7", "0"], "requests that run and wait, of the first app"
-    assert float(first[3]) > 0
-    assert first[4] == "250 ms", "half of the one bucket that anything fell into"
-    assert "25 %" in words, "pages in use"
-    assert "The server answers." in words
+    assert first[1:] == ["7", "2", "100", "250 ms", "1.50 s", "25 %", "3"], "of the first app"
+    tiles = dict(reversed(list(pairwise(words))))  # the first time that a name stands there
+    assert (tiles["tokens a second"], tiles["requests running"], tiles["requests waiting"]) == ("100", "7", "2")
+    assert (tiles["rows a step"], tiles["models a step"]) == ("4.5", "2.0")
+    assert (tiles["KV pages in use"], tiles["KV pages cached"]) == ("25 %", "10 %")
+    assert (tiles["evictions a minute"], tiles["preemptions a minute"]) == ("12", "3")
+    assert "The server is ending. Trying again." in words
+    sparks = [index for index, (_, a) in enumerate(page.tags) if a.get("data-spark")]
+    assert len(sparks) == 10
+    assert all(str(page.tags[index + 1][1].get("d")).startswith("M") for index in sparks), "a line for each figure"
 
 
 def test_a_policy_that_holds(plan: ExecutionPlan, tmp_path: Path) -> None:

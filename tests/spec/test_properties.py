@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blockc.diag.json import diagnostics_document
 from blockc.diag.render import render_all
 from blockc.spec import LoadResult, load
+from tests.conftest import Promised
 from tests.spec.texts import CLUSTER, SPECS, load_text
 
 ERRORS = SPECS.parent / "tests" / "errors"
@@ -74,6 +77,10 @@ def mutated(draw: st.DrawFn) -> str:
 @quick
 @given(mutated())
 def test_mutated_specs_never_raise(text: str) -> None:
+    check_text(text)
+
+
+def check_text(text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "pools.blk").write_bytes((SPECS / "pools.blk").read_bytes())
         result = load_text(text, Path(folder))
@@ -145,6 +152,10 @@ def valid_specs(draw: st.DrawFn) -> tuple[list[str], list[str], int]:
 def test_valid_specs_resolve_whatever_their_order(
     spec: tuple[list[str], list[str], int], random: object, space: str
 ) -> None:
+    check_valid(spec, random, space)
+
+
+def check_valid(spec: tuple[list[str], list[str], int], random: object, space: str) -> None:
     declarations, addresses, fine_tunes = spec
     with tempfile.TemporaryDirectory() as folder:
         result = load_text("\n".join(declarations), Path(folder))
@@ -156,3 +167,41 @@ def test_valid_specs_resolve_whatever_their_order(
         random.shuffle(shuffled)  # type: ignore[attr-defined]
         again = load_text(space.join(shuffled), Path(folder)).require()
         assert again.digest == deployment.digest
+
+
+MANY = 10_000
+
+
+@pytest.mark.promise("specs")
+@pytest.mark.slow
+def test_ten_thousand_mutated_specs(promised: Promised) -> None:
+    seen = 0
+
+    @settings(quick, max_examples=MANY)
+    @given(mutated())
+    def each(text: str) -> None:
+        nonlocal seen
+        seen += 1
+        check_text(text)
+
+    each()
+    promised(
+        "mutated specs", "10,000: diagnostics with a span only", f"{seen:,} specs, no other end", kept=seen >= MANY
+    )
+
+
+@pytest.mark.promise("specs")
+@pytest.mark.slow
+def test_ten_thousand_valid_specs(promised: Promised) -> None:
+    seen = 0
+    spaces = SPACES.filter(lambda s: ";" not in s)
+
+    @settings(quick, max_examples=MANY)
+    @given(valid_specs(), st.integers(0, 2**32), spaces)
+    def each(spec: tuple[list[str], list[str], int], seed: int, space: str) -> None:
+        nonlocal seen
+        seen += 1
+        check_valid(spec, random.Random(seed), space)
+
+    each()
+    promised("valid specs", "10,000 resolve", f"{seen:,} in two orders each, with one digest", kept=seen >= MANY)

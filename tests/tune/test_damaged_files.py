@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from blockc.trace import trace
 from blockc.tune.full import is_finite
+from tests.conftest import Promised
 from tests.support.binding import bound
 from tests.support.chains import chains_of
 from tests.support.deployments import deployment
@@ -78,12 +79,16 @@ def test_a_header_that_is_said_to_be_larger_than_its_file(size, traced, model, t
     assert "model.safetensors" in _reported(traced, model, tmp_path)["BC203"]
 
 
-@pytest.mark.parametrize("eighth", range(8))
-def test_a_truncated_file(eighth, traced, model, tmp_path):
+@pytest.mark.promise("files")
+@pytest.mark.parametrize("parts", [8, pytest.param(64, marks=pytest.mark.slow)])
+def test_a_truncated_file(parts, traced, model, tmp_path, promised: Promised):
     file = model / "model.safetensors"
     data = file.read_bytes()
-    file.write_bytes(data[: len(data) * eighth // 8])
-    assert "model.safetensors of model is damaged" in _reported(traced, model, tmp_path)["BC203"]
+    for part in range(parts):
+        file.write_bytes(data[: len(data) * part // parts])
+        assert "model.safetensors of model is damaged" in _reported(traced, model, tmp_path)["BC203"]
+    figure = f"{parts} of {parts}, each naming the file"
+    promised("truncations of a checkpoint", "at every 1/64: refused, file named", figure, kept=parts >= 64)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

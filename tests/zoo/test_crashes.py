@@ -24,9 +24,11 @@ from blockc.zoo import (
     references,
     verify_zoo,
 )
+from tests.conftest import Promised
 from tests.zoo.plans import files, missing, referred, stored_plan
 
 Make = Callable[..., tuple[TensorRef, bytes]]
+CRASHES = "at every fsync or rename: old or new, never mixed"
 CALLS = ("open", "write", "fsync", "rename", "replace", "mkdir", "chmod", "close", "unlink")
 
 
@@ -82,7 +84,8 @@ def problems(root: Path) -> list[str]:
     return [item.message for item in found]
 
 
-def test_put_tensors(tmp_path: Path, tensor: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.promise("files")
+def test_put_tensors(tmp_path: Path, tensor: Make, monkeypatch: pytest.MonkeyPatch, promised: Promised) -> None:
     old, new = [tensor(i) for i in range(3)], [tensor(i) for i in range(10, 14)]
 
     def fresh(name: str) -> Zoo:
@@ -107,6 +110,7 @@ def test_put_tensors(tmp_path: Path, tensor: Make, monkeypatch: pytest.MonkeyPat
         assert all(bytes(zoo.tensor(ref.digest).data) == data for ref, data in new)
         assert len(list((root / "packs").iterdir())) == 2, "leftovers are gone after the next put"
     assert outcomes == {False, True}
+    promised("crash while tensors are stored", CRASHES, f"at {calls} calls: old or new", kept=True)
 
 
 def test_put_blob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +169,8 @@ def collected(root: Path) -> None:
     assert not len(diags)
 
 
-def test_a_plan_written_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.promise("files")
+def test_a_plan_written_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, promised: Promised) -> None:
     """After the crash the old plan or the new one lies there, and whichever it is outlives a collection."""
     zoo, _, new = two_plans(tmp_path / "scratch")
     calls = count_calls(monkeypatch, lambda: publish(new, tmp_path / "scratch" / "a.json", zoo))
@@ -190,6 +195,7 @@ def test_a_plan_written_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert [place for place, _ in referred(Zoo(root / "zoo"))] == ["../a.json", "../b.json"]
         assert missing(root / "zoo", root / "a.json") == []
     assert outcomes == {False, True}
+    promised("crash while a plan is written", CRASHES, f"at {calls} calls: old or new", kept=True)
 
 
 @pytest.fixture
@@ -234,7 +240,8 @@ def test_what_moves_and_what_is_given_up_is_durable_before_anything_goes(
     assert any(work.keeps for work in done.packs)
 
 
-def test_a_collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.promise("files")
+def test_a_collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, promised: Promised) -> None:
     """Wherever it stops, what the plans need is there, and the next one comes to the same end."""
 
     def begun(name: str) -> Callable[[], object]:
@@ -262,6 +269,7 @@ def test_a_collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert files(root / "zoo") == final
         assert missing(root / "zoo", root / "b.json") == []
     assert outcomes == {False, True}
+    promised("crash while the zoo is collected", CRASHES, f"at {calls} calls: old or new", kept=True)
 
 
 @pytest.mark.parametrize("only_a_plan", [False, True])

@@ -14,6 +14,7 @@ from blockc.diag import Diagnostic, DiagnosticError
 from blockc.ir import TensorRef
 from blockc.zoo import Zoo, publish, references, verify_zoo
 from blockc.zoo.header import HeaderError, parse_header
+from tests.conftest import Promised
 from tests.zoo.plans import stored_plan
 
 Make = Callable[..., tuple[TensorRef, bytes]]
@@ -39,7 +40,8 @@ def refusals(root: Path, refs: list[TensorRef]) -> list[str]:
     return said
 
 
-def test_bit_flips(zoo: Zoo, pack: Path, tensor: Make) -> None:
+@pytest.mark.promise("files")
+def test_bit_flips(zoo: Zoo, pack: Path, tensor: Make, promised: Promised) -> None:
     refs = [tensor(i, shape=(16, 16))[0] for i in range(6)]
     good = pack.read_bytes()
     header_end = 8 + int.from_bytes(good[:8], "little")
@@ -60,9 +62,12 @@ def test_bit_flips(zoo: Zoo, pack: Path, tensor: Make) -> None:
             assert len(said) == len(refs)
         found = Zoo(zoo.root).verify()
         assert [item.code.id for item in found] == ["BC903"]
+    figure = f"{len(flips)} of {len(flips)} noticed, file and tensor named"
+    promised("bit flips in a pack", "500: refused, file and tensor named", figure, kept=len(flips) >= 500)
 
 
-def test_truncations(zoo: Zoo, pack: Path, tensor: Make) -> None:
+@pytest.mark.promise("files")
+def test_truncations(zoo: Zoo, pack: Path, tensor: Make, promised: Promised) -> None:
     refs = [tensor(i, shape=(16, 16))[0] for i in range(6)]
     good = pack.read_bytes()
     for part in range(64):
@@ -71,6 +76,8 @@ def test_truncations(zoo: Zoo, pack: Path, tensor: Make) -> None:
         assert len(said) == len(refs)
         assert all(pack.name in text for text in said)
         assert all(any(ref.digest in text for ref in refs) for text in said)
+    figure = f"64 of 64, each naming the file and all {len(refs)} tensors"
+    promised("truncations of a pack", "at every 1/64: refused, file and tensor named", figure, kept=True)
 
 
 def test_a_damaged_header_is_healed_by_storing_again(zoo: Zoo, pack: Path, tensor: Make) -> None:

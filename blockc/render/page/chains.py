@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from blockc.render.facts import Facts, lineage, span_words
+from blockc.render.hops import Ways
 from blockc.render.page.element import Markup, tag
 from blockc.render.page.palette import family_class
 from blockc.render.page.table import MOST_ROWS, Note, View, as_table, figure, listed, section, table
 from blockc.render.page.track import BOX, NAMES, ROW, TOP, TRACK, WIDTH, axis, clipped, drawing, fits, positions
+from blockc.render.page.ways import way_notes, ways_part
 from blockc.render.units import counted, format_bytes
 
 
-def chains_section(facts: Facts) -> View:
-    """The view."""
+def chains_section(facts: Facts, ways: Ways) -> View:
+    """The view. ``ways``: what each chain costs."""
     plan = facts.plan
     if not plan.apps:
         return View(markup=section("chains", "Chains", "No app uses this plan."))
@@ -37,9 +39,12 @@ def chains_section(facts: Facts) -> View:
     if folded:
         lead += " Apps that are alike in all of this share a row."
     return View(
-        markup=section("chains", "Chains", lead, pictures, as_table(_table(facts))),
-        notes={_key(lane): _note(facts, lane) for lane in folded},
-        keys={app: [_key(lane)] for own in lanes.values() for lane in own for app in lane},
+        markup=section(
+            "chains", "Chains", lead, pictures, as_table(_table(facts)), ways_part(facts, ways, list(lanes.values()))
+        ),
+        notes={_key(lane): _note(facts, lane) for lane in folded}
+        | dict(way_notes(facts, ways, [lane for own in lanes.values() for lane in own])),
+        keys={app: [_key(lane), f"h{lane[0]}"] for own in lanes.values() for lane in own for app in lane},
     )
 
 

@@ -10,9 +10,11 @@ import base64
 import hashlib
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from blockc.plan import ExecutionPlan
 from blockc.render.facts import Facts, facts_of
+from blockc.render.hops import ways_of
 from blockc.render.page.chains import chains_section
 from blockc.render.page.devices import devices_section, used_devices
 from blockc.render.page.difference import difference_section
@@ -25,6 +27,9 @@ from blockc.render.page.solver import solver_section
 from blockc.render.page.table import View, embedded, notes_json
 from blockc.render.units import counted, format_bytes, printable, short
 
+if TYPE_CHECKING:
+    from blockc.cost.profile import Profile
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
@@ -34,10 +39,16 @@ class Page:
     policy: str
 
 
-def render_page(plan: ExecutionPlan, *, against: ExecutionPlan | None = None, live: bool = False) -> Page:
-    """``against``: an older plan; ``live``: for a server, whose ``/metrics`` are shown."""
+def render_page(
+    plan: ExecutionPlan,
+    *,
+    against: ExecutionPlan | None = None,
+    live: bool = False,
+    profile: Profile | None = None,
+) -> Page:
+    """``against``: an older plan; ``live``: for a server, whose figures are shown; ``profile``: what times are from."""
     facts = facts_of(plan)
-    chains, sharing = chains_section(facts), sharing_section(facts)
+    chains, sharing = chains_section(facts, ways_of(plan, profile)), sharing_section(facts)
     views: list[tuple[str, str, Markup]] = [
         *([("live", "Live", live_section(facts))] if live else []),
         ("devices", "Devices", devices_section(facts)),

@@ -56,9 +56,9 @@ def clipped(words: str, length: int) -> str:
     return words if len(words) <= length else words[: length - 1] + "…"
 
 
-def drawing(parts: Sequence[Markup], rows: int, label: str) -> Markup:
-    """The picture of so many rows."""
-    height = TOP + rows * ROW + 2
+def drawing(parts: Sequence[Markup], rows: int, label: str, *, top: int = TOP) -> Markup:
+    """The picture of so many rows, the first of which begins at ``top``."""
+    height = top + rows * ROW + 2
     return tag(
         "svg",
         parts,

@@ -1,7 +1,8 @@
 """One step: its launches in order, then tokens.
 
 In: a loaded model and a step. Out: a result per row. Invariant: each launch runs once on the union of its rows; a row
-that faults is left out of all later launches and takes no other row with it, unless its launch failed as a whole.
+that faults is left out of all later launches and takes no other row with it: a launch that fails as a whole is tried
+again row by row.
 """
 
 from __future__ import annotations
@@ -75,12 +76,21 @@ class StepRun:
             rows = [row for row in launch.rows if row not in self._faults]
             if not rows:
                 continue
-            try:
-                self._launch(launch, rows)
-            except Exception as error:
-                fault = Fault(scope="launch", message=f"{type(error).__name__}: {error}"[:500])
-                self._faults.update(dict.fromkeys(rows, fault))
+            if self._try(launch, rows) is not None:
+                # Memory that was short for all may do for each: whoever fails by itself is who fails.
+                for index in rows:
+                    if (error := self._try(launch, [index])) is not None:
+                        message = f"{type(error).__name__}: {error}"[:500]
+                        self._faults[index] = Fault(scope="launch", message=message)
         return tuple(self._result(index) for index in range(len(self.step.rows)))
+
+    def _try(self, launch: Launch, rows: Sequence[int]) -> Exception | None:
+        """Launch; what went wrong. Pages that a failed launch wrote to are written anew by whoever is tried again."""
+        try:
+            self._launch(launch, rows)
+        except Exception as error:
+            return error
+        return None
 
     def parked(self) -> dict[str, Tensor]:
         """Hidden states to be kept behind the step: of rows that stopped in it, and of those that had none in it."""

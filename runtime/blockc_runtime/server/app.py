@@ -6,14 +6,14 @@ and ``/ready`` pass the keys; an app of another tenant and one that does not exi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 
 from fastapi import FastAPI, Request, Response
 from starlette.responses import JSONResponse
 
-from blockc_runtime.server import errors, ui
-from blockc_runtime.server.access import AccessMiddleware, AuditLine, note
+from blockc_runtime.server import errors, live, ui
+from blockc_runtime.server.access import AccessMiddleware, AuditLine, Watcher, note
 from blockc_runtime.server.auth import KeyMiddleware, KeyRing, caller_of
 from blockc_runtime.server.body import read_body
 from blockc_runtime.server.calls import Calls
@@ -51,21 +51,24 @@ def create_app(
     metrics: Metrics,
     keys: KeyRing | None = None,
     audit: Callable[[AuditLine], None] | None = None,
+    watchers: Sequence[Watcher] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
     make_page: Callable[[], ui.SentPage] | None = None,
     operations: Callable[[FastAPI], None] | None = None,
 ) -> FastAPI:
     """Return the app. ``keys`` None: everybody who can connect may use everything.
 
-    ``make_page`` None: no ``/ui``. ``audit`` takes what is to be logged of each request. ``operations`` adds what
-    changes what is served.
+    ``make_page`` None: no ``/ui``. ``audit`` takes a line about each request, ``watchers`` all that is known of it.
+    ``operations`` adds what changes what is served.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     errors.install(app)
     app.add_middleware(KeyMiddleware, keys=keys)
-    app.add_middleware(AccessMiddleware, audit=audit)
+    auditing: tuple[Watcher, ...] = () if audit is None else (lambda exchange: audit(exchange.line()),)
+    app.add_middleware(AccessMiddleware, watchers=(*auditing, *watchers))
     if make_page is not None:
         ui.install(app, make_page, lambda: catalogue.epoch)
+        live.install(app, live.Feed(engine_client, metrics))
     quotas = Quotas(lambda tenant: _quota(keys, catalogue, tenant))
     calls = Calls(engine_client, metrics, quotas)
     _add_state_routes(app, engine_client, metrics)
@@ -172,9 +175,7 @@ def _add_state_routes(app: FastAPI, client: EngineClient, metrics: Metrics) -> N
         tenant = caller_of(request.scope).tenant
         stats = await client.stats_within(_STATS_PATIENCE_S) if tenant is None else None
         if stats is not None:
-            metrics.observe_pages(stats.pages)
-            metrics.observe_counts(preemptions=stats.preemptions, side_loads=stats.side_loads)
-            metrics.observe_memory(stats.memory)
+            metrics.observe_stats(stats)
         text = metrics.text(tenant)
         return Response(text, headers={"content-type": CONTENT_TYPE})
 

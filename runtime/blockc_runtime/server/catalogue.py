@@ -48,7 +48,7 @@ class ServedApp:
 
     ``max_model_len``: prompt and answer; what the chain's virtual tokens take is gone from it, and of a text that is
     read as a whole what no step holds. ``labels``: names of classes, of a model that yields scores of them in place of
-    text; ``embedding``: of one that yields a vector.
+    text; ``embedding``: of one that yields a vector. ``segments``: of the plan, those that it passes.
     """
 
     epoch: int
@@ -64,6 +64,7 @@ class ServedApp:
     max_model_len: int
     labels: tuple[str, ...] = ()
     embedding: EmbeddingEntry | None = None
+    segments: tuple[int, ...] = ()
 
     @property
     def yields(self) -> Yields:
@@ -164,6 +165,7 @@ def _served_app(
         max_model_len=most_tokens,
         labels=chain.labels,
         embedding=chain.embedding,
+        segments=chain.segments,
     )
 
 

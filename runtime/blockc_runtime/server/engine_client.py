@@ -71,10 +71,13 @@ class PlanChangedError(Exception):
 class Call:
     """The requests of one HTTP call, and what has arrived for them since it was last asked."""
 
-    __slots__ = ("_arrivals", "_waiter", "requests", "unfinished")
+    __slots__ = ("_arrivals", "_waiter", "first_token_s", "requests", "started_s", "submitted_s", "unfinished")
 
-    def __init__(self, requests: Sequence[str]) -> None:
+    def __init__(self, requests: Sequence[str], submitted_s: float) -> None:
         self.requests = tuple(requests)
+        self.submitted_s = submitted_s
+        self.started_s: float | None = None  # the first row of any of its requests, by the step's results
+        self.first_token_s: float | None = None
         self.unfinished = set(requests)
         self._arrivals: list[Arrival] = []
         self._waiter: asyncio.Future[None] | None = None
@@ -166,8 +169,8 @@ class EngineClient:
         if self._held is not None or any(request.epoch != self.epoch for request in requests):
             raise PlanChangedError
         self.check_room(tenant, len(requests))
-        call = Call([request.id for request in requests])
         now_s = time.monotonic()
+        call = Call([request.id for request in requests], now_s)
         for request in requests:
             tracked = _Tracked(request=request, tenant=tenant, call=call, metrics=metrics, submitted_s=now_s)
             self._tracked[request.id] = tracked
@@ -321,6 +324,8 @@ class EngineClient:
             tracked = self._tracked.get(request)
             if tracked is not None and not tracked.started:
                 tracked.started = True
+                if tracked.call.started_s is None:
+                    tracked.call.started_s = time.monotonic()
                 tracked.metrics.waiting.dec()
                 tracked.metrics.running.inc()
         for event in frame.events:
@@ -328,8 +333,10 @@ class EngineClient:
             if tracked is None:  # cancelled while the step was running
                 continue
             if tracked.first_token_s is None and event.tokens:
-                tracked.first_token_s = time.monotonic()
-                tracked.metrics.ttft_s.observe(tracked.first_token_s - tracked.submitted_s)
+                now_s = tracked.first_token_s = time.monotonic()
+                tracked.metrics.first_token(now_s - tracked.submitted_s, now_s=now_s)
+                if tracked.call.first_token_s is None:
+                    tracked.call.first_token_s = now_s
             tracked.deaths = 0
             tracked.emitted.extend(event.tokens)
             tracked.metrics.generation_tokens.inc(len(event.tokens))

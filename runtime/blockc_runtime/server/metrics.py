@@ -6,7 +6,9 @@ only, for load figures of all tenants together would tell of the others.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
@@ -14,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from blockc.plan import MemoryEntry
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
-from blockc_runtime.wire import Loaded, StepLoad
+from blockc_runtime.wire import Loaded, Stats, StepLoad
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -24,17 +26,32 @@ _TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)
 _E2E_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_RECENT = 256  # first tokens of an app
+
+
+@dataclass(slots=True)
+class StepTotals:
+    """Of all steps so far. Plain numbers, for whoever looks often."""
+
+    steps: int = 0
+    rows: int = 0
+    tokens: int = 0
+    launches: int = 0
+    chains: int = 0
 
 
 class AppMetrics:
     """One app's series, looked up once."""
 
     def __init__(self, metrics: Metrics, tenant: str, app: str) -> None:
+        self.tenant, self.name = tenant, app
+        self.ended = 0
+        self.recent_ttft_s: deque[tuple[float, float]] = deque(maxlen=_RECENT)  # when, and how long it took
         self.running = metrics.running.labels(tenant, app)
         self.waiting = metrics.waiting.labels(tenant, app)
         self.prompt_tokens = metrics.prompt_tokens.labels(tenant, app)
         self.generation_tokens = metrics.generation_tokens.labels(tenant, app)
-        self.ttft_s = metrics.ttft_s.labels(tenant, app)
+        self._ttft_s = metrics.ttft_s.labels(tenant, app)
         self.tpot_s = metrics.tpot_s.labels(tenant, app)
         self.e2e_s = metrics.e2e_s.labels(tenant, app)
         self.cache_queries = metrics.cache_queries.labels(tenant, app)
@@ -42,8 +59,14 @@ class AppMetrics:
         self._finished = metrics.finished
         self._address = (tenant, app)
 
+    def first_token(self, took_s: float, *, now_s: float) -> None:
+        """Count a time to first token."""
+        self._ttft_s.observe(took_s)
+        self.recent_ttft_s.append((now_s, took_s))
+
     def finish(self, reason: str) -> None:
         """Count an ended request."""
+        self.ended += 1
         self._finished.labels(*self._address, reason).inc()
 
 
@@ -68,6 +91,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._apps: dict[tuple[str, str], AppMetrics] = {}
+        self.totals = StepTotals()
         self.running = self._gauge("num_requests_running", "Requests that the engine has started")
         self.waiting = self._gauge("num_requests_waiting", "Requests that wait for their first row")
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens taken on")
@@ -121,11 +145,28 @@ class Metrics:
             known = self._apps[tenant, app] = AppMetrics(self, tenant, app)
         return known
 
+    @property
+    def apps(self) -> tuple[AppMetrics, ...]:
+        """Those that have been asked so far."""
+        return tuple(self._apps.values())
+
     def observe_step(self, load: StepLoad) -> None:
         """Count a step."""
+        totals = self.totals
+        totals.steps += 1
+        totals.rows += load.rows
+        totals.tokens += load.tokens
+        totals.launches += load.launches
+        totals.chains += load.chains
         self._rows.observe(load.rows)
         self._launches.observe(load.launches)
         self._chains.observe(load.chains)
+
+    def observe_stats(self, stats: Stats) -> None:
+        """Take in how an engine is."""
+        self.observe_pages(stats.pages)
+        self.observe_counts(preemptions=stats.preemptions, side_loads=stats.side_loads)
+        self.observe_memory(stats.memory)
 
     def observe_pages(self, groups: Sequence[PageUsage]) -> None:
         """Take in the pages of each KV group. What only a cache holds is free."""

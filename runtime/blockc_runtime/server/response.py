@@ -7,6 +7,7 @@ a stop string came, the engine failed), nothing of it goes on working.
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 
 from starlette.responses import Response
@@ -14,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from blockc_runtime.request import EndEvent
 from blockc_runtime.server import sse
-from blockc_runtime.server.access import note
+from blockc_runtime.server.access import Work, note, note_work
 from blockc_runtime.server.engine_client import Arrival, Call, EngineClient, Unavailable
 from blockc_runtime.server.errors import ApiError, unavailable
 from blockc_runtime.server.generation import Submission
@@ -60,6 +61,16 @@ class CallResponse(Response, ABC):
             prompt, completion = self._submission.prompt_tokens, self._completion_tokens()
             self._reservation.settle(prompt + completion)
             note(scope, id=self._submission.id, prompt_tokens=prompt, completion_tokens=completion)
+            note_work(
+                scope,
+                Work(
+                    submitted_s=self._call.submitted_s,
+                    started_s=self._call.started_s,
+                    first_token_s=self._call.first_token_s,
+                    ended_s=time.monotonic(),
+                    segments=self._submission.app.segments,
+                ),
+            )
 
     async def _leave_with_client(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

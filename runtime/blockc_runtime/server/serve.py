@@ -12,7 +12,7 @@ import ipaddress
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -24,14 +24,16 @@ from blockc.diag import DiagnosticError, Diagnostics
 from blockc.plan import ExecutionPlan, load_plan, read_plan, require_weights
 from blockc.zoo import Zoo
 from blockc_runtime.server import admin
-from blockc_runtime.server.access import AuditLine, audit_file
+from blockc_runtime.server.access import AuditLine, Watcher, audit_file
 from blockc_runtime.server.adapters import AdapterOptions, Adapters
 from blockc_runtime.server.app import create_app
 from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue, load_catalogue
 from blockc_runtime.server.engine_client import EngineClient
+from blockc_runtime.server.json_log import JsonLog
 from blockc_runtime.server.keys_file import load_keys, watch_keys
 from blockc_runtime.server.metrics import Metrics
+from blockc_runtime.server.spans import request_spans
 from blockc_runtime.server.supervisor import EngineCommand, PlanFile, Supervisor, engine_command
 from blockc_runtime.server.swap import PlanInForce, Swaps
 from blockc_runtime.server.ui import SentPage
@@ -43,7 +45,8 @@ _FLUSH_S = 1  # for answers that are complete, and clients that do not read them
 class ServeOptions:
     """``drain_s``: how long requests may go on after SIGTERM. ``port`` 0: any free one.
 
-    ``audit``: the file that gets a line for each request.
+    ``audit``: the file that gets a line for each request. ``json_log``: progress comes as one JSON object a line, with
+    one for each request. ``spans``: requests are told to OpenTelemetry.
     ``executor`` ``null`` computes nothing, and takes ``null_step_s`` for every step of it. ``make_page`` makes of a
     plan what ``/ui`` shows; None: there is no such route. ``adapters``: where fine-tunes lie that may be loaded.
     """
@@ -57,15 +60,26 @@ class ServeOptions:
     executor: str = "torch"
     null_step_s: float = 0.0
     drain_s: float = 30.0
+    json_log: bool = False
+    spans: bool = False
     make_page: Callable[[ExecutionPlan], SentPage] | None = None
     adapters: AdapterOptions | None = None
 
 
 def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT. ``ready`` gets the URL once requests are answered.
+    """Serve until SIGTERM or SIGINT. ``ready`` gets the URL once requests are answered, ``progress`` lines of the log.
 
     Raises `DiagnosticError` for whatever is wrong with plan, zoo, keys, address or engine.
     """
+    watchers: list[Watcher] = []
+    if options.json_log:
+        log = JsonLog(progress)
+        log.take_logging()
+        progress = log.say
+        watchers.append(log.tell)
+    spans = request_spans() if options.spans else None
+    if spans is not None:
+        watchers.append(spans.tell)
     in_force = _plan_of(options.plan)
     plan = in_force.plan
     catalogue = load_catalogue(plan, Zoo(options.zoo), progress)
@@ -80,7 +94,10 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Call
     )
     make = options.make_page
     adapters = None if options.adapters is None else Adapters(options.adapters, swaps, options.zoo, progress)
-    with tempfile.TemporaryDirectory(prefix="blockc-") as folder:
+    with contextlib.ExitStack() as stack:
+        if spans is not None:
+            stack.callback(spans.close)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="blockc-"))
         first = Path(folder) / "plan.json"  # the one that was named may be compiled anew while an engine starts again
         first.write_bytes(in_force.data)
         server = Server(
@@ -93,6 +110,7 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Call
             metrics=metrics,
             make_page=None if make is None else lambda: make(swaps.in_force.plan),
             audit=audit,
+            watchers=watchers,
             swaps=swaps,
             adapters=adapters,
         )
@@ -156,6 +174,7 @@ class Server:
         metrics: Metrics | None = None,
         make_page: Callable[[], SentPage] | None = None,
         audit: Callable[[AuditLine], None] | None = None,
+        watchers: Sequence[Watcher] = (),
         swaps: Swaps | None = None,
         adapters: Adapters | None = None,
     ) -> None:
@@ -163,7 +182,7 @@ class Server:
         self.client = client or EngineClient(self.metrics)
         self.app = create_app(
             self.client, catalogue=catalogue, metrics=self.metrics, keys=keys, make_page=make_page, audit=audit,
-            operations=None if swaps is None else lambda app: admin.install(app, swaps, adapters),
+            watchers=watchers, operations=None if swaps is None else lambda app: admin.install(app, swaps, adapters),
         )  # fmt: skip
         self.swaps, self._adapters = swaps, adapters
         self._progress = progress
@@ -248,6 +267,7 @@ def _http_server(app: FastAPI) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
         access_log=False,
+        log_config=None,  # whoever starts us has set logging up, or Python's last resort prints warnings
         log_level="warning",
         lifespan="off",
         ws="none",

@@ -2,8 +2,8 @@
 
 In: a function that makes the page; whoever starts the server has it, for the runtime does not know what draws plans.
 Out: one route, and a way for browsers to sign in. Invariant: the page names every tenant's apps, so that a tenant's
-key gets 403; a browser's sign-in opens ``/ui`` and ``/metrics`` and nothing that changes anything, for browsers send
-it by themselves, whoever made them ask.
+key gets 403; a browser's sign-in opens ``/ui``, its figures and ``/metrics`` and nothing that changes anything, for
+browsers send it by themselves, whoever made them ask.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from blockc_runtime.server.auth import caller_of
 from blockc_runtime.server.errors import ApiError
 
 PATH: Final = "/ui"
-_SIGNED_IN: Final = frozenset({PATH, "/metrics"})
+EVENTS_PATH: Final = "/ui/events"
+_SIGNED_IN: Final = frozenset({PATH, EVENTS_PATH, "/metrics"})
 _READS: Final = ("GET", "HEAD")
 _CHALLENGE: Final = b'Basic realm="blockc: any name, and the operator\'s key", charset="UTF-8"'
 
@@ -51,11 +52,15 @@ def install(app: FastAPI, make_page: Callable[[], SentPage], version: Callable[[
 
     @app.api_route(PATH, methods=list(_READS))
     async def ui(request: Request) -> Response:
-        if caller_of(request.scope).tenant is not None:
-            raise ApiError(
-                403, "this page shows the apps of all tenants: it needs the operator's key", code="operator_only"
-            )
+        require_operator(request)
         return await pages.answer("gzip" in request.headers.get("accept-encoding", ""))
+
+
+def require_operator(request: Request) -> None:
+    """Raise 403 for a tenant's key."""
+    if caller_of(request.scope).tenant is not None:
+        message = "this page shows the apps of all tenants: it needs the operator's key"
+        raise ApiError(403, message, code="operator_only")
 
 
 class _Pages:

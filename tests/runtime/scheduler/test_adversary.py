@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import pytest
 
+from tests.conftest import Promised
+
 from .adversary import Adversary
 from .harness import PAGE, Run, limits, request
 
 SEEDS = 300
 
 
+@pytest.mark.promise("scheduler")
 @pytest.mark.parametrize("block", range(10))
-def test_invariants_hold_for_every_seed(block):
-    for seed in range(block, SEEDS, 10):
+def test_invariants_hold_for_every_seed(block, promised: Promised):
+    seeds = range(block, SEEDS, 10)
+    for seed in seeds:
         try:
             Adversary(seed).play()
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
+    promise = "200 seeds of kill, stall, drop, reorder, OOM: the invariants hold"
+    promised("seeds of the adversary", promise, f"{len(seeds)} seeds", kept=True)
 
 
 def test_without_faults_every_request_that_fits_succeeds():
@@ -25,9 +31,11 @@ def test_without_faults_every_request_that_fits_succeeds():
         assert all(end.reason in ("stop", "length") or "KV pages" in end.message for end in run.ends.values()), seed
 
 
-def test_the_same_seed_gives_the_same_log():
+@pytest.mark.promise("scheduler")
+def test_the_same_seed_gives_the_same_log(promised: Promised):
     for seed in range(25):
         assert Adversary(seed).play().log == Adversary(seed).play().log
+    promised("the same seed", "gives the same event log", "25 of 25 seeds, twice each", kept=True)
 
 
 def test_the_adversary_reaches_what_it_is_meant_to_reach():

@@ -9,6 +9,7 @@ import pytest
 
 from blockc_runtime.request import Sampling, TokensEvent
 from blockc_runtime.scheduler.fair_queue import LOGPROBS_COST, OUTPUT_COST, PROMPT_COST
+from tests.conftest import Promised
 
 from .harness import Run, limits, request
 
@@ -54,9 +55,10 @@ class Service:
         return [cost / weight for cost, weight in zip(self.served.values(), self.weights, strict=True)]
 
 
+@pytest.mark.promise("fairness")
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 1.0, 1.0, 1.0), (1.0, 2.0, 4.0), (0.25, 0.5, 1.0)])
 @pytest.mark.parametrize("max_rows", [1, 4, 8])
-def test_backlogged_tenants_are_served_by_weight(weights, max_rows):
+def test_backlogged_tenants_are_served_by_weight(weights, max_rows, promised: Promised):
     world = Service(weights, max_rows=max_rows, max_batched_tokens=16)
     rng = random.Random(7)
     for _ in range(400):
@@ -64,7 +66,13 @@ def test_backlogged_tenants_are_served_by_weight(weights, max_rows):
             world.send(tenant, prompt_tokens=rng.randint(1, 12), max_tokens=rng.randint(1, 9))
     while world.all_backlogged():
         world.step()
-    assert min(world.shares()) / max(world.shares()) >= 0.95
+    ratio = min(world.shares()) / max(world.shares())
+    assert ratio >= 0.95
+    if len(set(weights)) == 1:
+        what, promise = f"{len(weights)} equal tenants", "min/max service >= 0.95"
+    else:
+        what, promise = f"weights {':'.join(f'{weight:g}' for weight in weights)}", "service by weight, within 5 %"
+    promised(what, promise, f"{ratio:.3f} at {max_rows} rows", kept=ratio >= 0.95)
 
 
 def test_service_counts_tokens_and_not_requests():

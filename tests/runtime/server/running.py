@@ -8,13 +8,14 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from blockc.diag import DiagnosticError
 from blockc.plan import load_plan
+from blockc_runtime.server.access import Watcher
 from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue
 from blockc_runtime.server.engine_client import EngineClient, QueueLimits
@@ -41,6 +42,7 @@ class RunningServer:
         digest: str = DIGEST,
         make_page: Callable[[], SentPage] | None = None,
         audit: Callable[[dict[str, Any]], None] | None = None,
+        watchers: Sequence[Watcher] = (),
         plan: Path | None = None,
         zoo: Path | None = None,
         patience_s: float = 20.0,
@@ -71,6 +73,7 @@ class RunningServer:
             metrics=metrics,
             make_page=make_page,
             audit=audit,
+            watchers=watchers,
             swaps=self.swaps,
         )
         self._listener = listen("127.0.0.1", 0, with_keys=False)

@@ -147,5 +147,5 @@ def test_a_bug_is_noted_as_one():
 
     scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": []}
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(AccessMiddleware(broken, lines.append)(scope, None, None))  # type: ignore[arg-type]
+        asyncio.run(AccessMiddleware(broken, [lambda exchange: lines.append(exchange.line())])(scope, None, None))  # type: ignore[arg-type]
     assert lines[0]["status"] == 500

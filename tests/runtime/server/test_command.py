@@ -17,6 +17,7 @@ import openai
 import pytest
 
 from blockc_runtime.executor.null import next_token
+from tests.conftest import Promised
 from tests.runtime.server import world
 from tests.support.processes import eventually, is_alive
 
@@ -130,13 +131,17 @@ def test_the_engine_proper_is_killed_while_it_decodes(world_files):
         assert ids == expected[len(PROMPT) :]
 
 
-def test_killed_without_notice_it_leaves_no_engine(world_files):
+@pytest.mark.promise("drain")
+def test_killed_without_notice_it_leaves_no_engine(world_files, promised: Promised):
     with serving(world_files[0]) as command:
         command.url()
         children = command.children()
         command.process.kill()
         command.process.wait()
+        began_s = time.monotonic()
         assert eventually(lambda: not any(is_alive(pid) for pid in children), 10)
+        took_s = time.monotonic() - began_s
+        promised("children of a killed server", "none left after 10 s", f"gone after {took_s:.1f} s", kept=took_s <= 10)
 
 
 def test_an_interrupt_without_time_to_drain(world_files):

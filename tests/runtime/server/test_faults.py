@@ -12,6 +12,7 @@ import pytest
 
 from blockc_runtime.server.catalogue import Catalogue
 from blockc_runtime.server.engine_client import EngineState, QueueLimits
+from tests.conftest import Promised
 from tests.runtime.server import world
 from tests.runtime.server.running import DIGEST, RunningServer, raw, running
 from tests.runtime.server.standin import PAGES, token_at
@@ -144,8 +145,9 @@ def test_an_engine_of_another_plan_is_refused(catalogue: Catalogue):
     assert server.join()
 
 
+@pytest.mark.promise("cancellation")
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_stops_its_work(catalogue: Catalogue, stream: bool):
+def test_a_client_that_leaves_stops_its_work(catalogue: Catalogue, stream: bool, promised: Promised):
     with running(catalogue, engine_options=SLOW) as server:
         connections = []
         for _ in range(5):
@@ -161,13 +163,19 @@ def test_a_client_that_leaves_stops_its_work(catalogue: Catalogue, stream: bool)
             assert all(connection.recv(10) for connection in connections)
         for connection in connections:
             connection.close()
+        left_s = time.monotonic()
         assert eventually(lambda: all_free(server), 1.5)
+        took_s = time.monotonic() - left_s
+        kind = "streams" if stream else "whole answers"
+        figure = f"5 {kind} of steps of 10 ms: pages free after {1000 * took_s:.0f} ms"
+        promised(f"closed socket, {kind}", "work ends within a step + 1 s, pages free", figure, kept=took_s <= 1.01)
         assert server.call(server.server.client.stats()).unfinished == 0
         metrics = httpx.get(server.url + "/metrics").text
         assert 'finished_reason="cancelled",tenant="acme"} 5.0' in metrics
 
 
-def test_two_hundred_clients_with_short_patience(catalogue: Catalogue):
+@pytest.mark.promise("cancellation")
+def test_two_hundred_clients_with_short_patience(catalogue: Catalogue, promised: Promised):
     limits = QueueLimits()
     with running(catalogue, engine_options=SLOW, limits=limits) as server:
 
@@ -180,8 +188,11 @@ def test_two_hundred_clients_with_short_patience(catalogue: Catalogue):
         began_s = time.monotonic()
         answer = httpx.post(f"{server.url}/v1/completions", json=body(10), timeout=5)
         assert answer.status_code == 200
-        assert time.monotonic() - began_s < 5
+        took_s = time.monotonic() - began_s
+        assert took_s < 5
         assert eventually(lambda: all_free(server))
+        figure = f"the next answered in {took_s:.2f} s, all pages free"
+        promised("200 clients with 0.5 s of patience", "the next answered in < 5 s", figure, kept=took_s < 5)
 
 
 def test_the_queue_is_bounded(catalogue: Catalogue):
@@ -202,7 +213,8 @@ def test_the_queue_is_bounded(catalogue: Catalogue):
         assert httpx.post(url, json=body(2)).status_code == 200
 
 
-def test_draining_finishes_what_runs_and_refuses_the_rest(catalogue: Catalogue):
+@pytest.mark.promise("drain")
+def test_draining_finishes_what_runs_and_refuses_the_rest(catalogue: Catalogue, promised: Promised):
     server = RunningServer(catalogue, engine_options=SLOW)
     pid = server.server.supervisor.engine_pid
     with ThreadPoolExecutor(4) as pool:
@@ -217,9 +229,12 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(catalogue: Catalogue):
         assert [stream.result(20) for stream in streams] == [(expected_text(100), None)] * 4
     assert server.join()
     assert not is_alive(pid)
+    figure = "4 of 4 streams whole, a new request 503, no engine left"
+    promised("drain under streams", "in flight finish, new get 503", figure, kept=True)
 
 
-def test_a_drain_without_time_ends_everything_declared(catalogue: Catalogue):
+@pytest.mark.promise("drain")
+def test_a_drain_without_time_ends_everything_declared(catalogue: Catalogue, promised: Promised):
     server = RunningServer(catalogue, engine_options=SLOW)
     pid = server.server.supervisor.engine_pid
     began_s = time.monotonic()
@@ -227,8 +242,10 @@ def test_a_drain_without_time_ends_everything_declared(catalogue: Catalogue):
     assert error is not None
     assert error["message"] == "the server is ending"
     assert server.join()
-    assert time.monotonic() - began_s < 4
+    took_s = time.monotonic() - began_s
+    assert took_s < 4
     assert not is_alive(pid)
+    promised("drain without time", "ends in < 4 s", f"{took_s:.2f} s, the stream ended with an error", kept=took_s < 4)
 
 
 def test_sixty_four_streams_at_once(server: RunningServer):

@@ -16,6 +16,7 @@ from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue
 from blockc_runtime.server.keys_file import load_keys
 from blockc_runtime.server.serve import listen
+from tests.conftest import Promised
 from tests.runtime.server import world
 from tests.runtime.server.running import RunningServer, running
 
@@ -66,10 +67,42 @@ def call(server: RunningServer, method: str, path: str, key: str | None, **optio
     return httpx.request(method, server.url + path, headers=headers, timeout=10, **options)
 
 
+MODEL_ROUTES = ("/v1/completions", "/v1/chat/completions", "/v1/classify", "/tokenize", "/detokenize")
+
+
 def body(path: str, model: str) -> dict[str, object]:
+    if path == "/v1/classify":
+        return {"model": model, "input": "hi"}
+    if path == "/detokenize":
+        return {"model": model, "tokens": [5, 6]}
+    if path == "/tokenize":
+        return {"model": model, "prompt": "hi"}
     if "chat" in path.split("/"):
         return {"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
     return {"model": model, "prompt": [5, 6], "max_tokens": 2}
+
+
+@pytest.mark.promise("isolation")
+def test_every_tenant_with_every_model_on_every_route(guarded, promised: Promised):
+    """A model of one's own is served or refused for what it is asked; another's is not there, whatever the route."""
+    tried = foreign = 0
+    for caller, keys in KEY_OF.items():
+        for tenant, app in world.APPS:
+            model = f"{tenant}/{app}"
+            calls = [("POST", path, {"json": body(path, model)}) for path in MODEL_ROUTES]
+            calls.append(("GET", f"/v1/models/{model}", {}))
+            for method, path, options in calls:
+                answer = call(guarded, method, path, f"Bearer {keys[0]}", **options)
+                tried += 1
+                if caller not in (tenant, "*"):
+                    foreign += answer.status_code != 404 or tenant in answer.text.replace(model, "")
+                else:
+                    assert answer.status_code in (200, 400), path
+            listed = call(guarded, "GET", "/v1/models", f"Bearer {keys[0]}").text
+            foreign += caller not in (tenant, "*") and model in listed
+    assert foreign == 0
+    figure = f"{tried} combinations of key, model and route: {foreign} opened"
+    promised("tenant x model x route", "another's model is not there", figure, kept=foreign == 0)
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
