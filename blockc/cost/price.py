@@ -52,6 +52,24 @@ class StepPricer:
         self._fills = tuple(ticks(chain.side_bytes / rates.fill_bytes_per_s) for chain in work.chains)
         self._launches = tuple(_Launch.of(segment, rates) for segment in work.segments)
         self._step, self._row = ticks(rates.step_s), ticks(rates.row_s)
+        self._kv_bytes = tuple(sum(item.token_bytes for item in chain.attention) for chain in work.chains)
+
+    @property
+    def segments(self) -> int:
+        """How many there are."""
+        return len(self._launches)
+
+    def segments_of(self, chain: int) -> tuple[int, ...]:
+        """Those that a chain passes, in order."""
+        return self._segments_of[chain]
+
+    def kv_bytes(self, chain: int) -> int:
+        """Of one token's keys and values."""
+        return self._kv_bytes[chain]
+
+    def sides(self, chain: int) -> int:
+        """What reading the fine-tune of a chain adds to a step, however few rows have it."""
+        return self._sides[chain][0]
 
     def launches(self, tokens: Mapping[int, int], samples: Mapping[int, int]) -> int:
         """All launches of a step with fine-tunes, without attention and without what every step takes.

@@ -26,6 +26,7 @@ from blockc.ir.layout import ResidentTensor, block_tensors, page_share
 from blockc.plan import ExecutionPlan
 from blockc.simulate.fleet import Fleet, FleetInstance, fleet_of, instance_limits
 from blockc.spec.device_kinds import DEVICE_KINDS
+from blockc_runtime.router import Network
 
 _WIDTHS: Final = (1, 2, 4, 8)
 
@@ -267,8 +268,9 @@ def _fleet(
     ours = fleet_of(plan, rates)
     return Fleet(
         label=label,
-        apps=tuple(replace(app, instances=(number[place[app.chain]],)) for app in ours.apps),
+        apps=tuple(replace(app, instances=(number[place[app.chain]],), shares=(1.0,)) for app in ours.apps),
         instances=tuple(instances),
         devices=sum(item.width for item in instances),
         weights_bytes=sum(cells[index].weights_bytes for index in used),
+        network=Network(nodes=tuple(item.name for item in instances)),
     )

@@ -15,7 +15,9 @@ from blockc.simulate.counted import CountedKv
 from blockc.simulate.fleet import FleetInstance
 from blockc.simulate.folding import DecodeRun, FoldingScheduler
 from blockc_runtime.kv.index import KvIndex
+from blockc_runtime.kv.prefix import Prefix
 from blockc_runtime.request import EndEvent, Event, Request, TokensEvent
+from blockc_runtime.router import PREFIX_TOKENS
 from blockc_runtime.step import RowResult, Step, StepResult
 
 _NOTHING = RowResult(tokens=(), logprobs=())
@@ -88,6 +90,7 @@ class Instance:
     _live: dict[str, _Live] = field(default_factory=dict)
     _answers: dict[str, int] = field(default_factory=dict)
     _ended: list[Served] = field(default_factory=list)
+    _started: list[int] = field(default_factory=list)
     _reading: deque[tuple[int, int]] = field(default_factory=deque)  # when a chain's sides will be there
 
     def __post_init__(self) -> None:
@@ -115,6 +118,27 @@ class Instance:
     def preemptions(self) -> int:
         """Requests that had to give pages or places back."""
         return self._scheduler.gauges().preemptions
+
+    def take_started(self) -> list[int]:
+        """Numbers of the requests that have got their first token since the last call, in order."""
+        started, self._started = self._started, []
+        return started
+
+    def findable(self, chain: int, prefix: Prefix) -> int:
+        """How many tokens of a prefix are in the cache."""
+        return self._kv.findable(chain, prefix)
+
+    def adopt(self, name: str, chain: int, prefix: Prefix) -> None:
+        """KV of a prefix comes from another instance: it is found here from now on, as far as there is room for it."""
+        done = self._kv.acquire(name, chain=chain, prefix=prefix)
+        if done is None:
+            return
+        while done < len(prefix.tokens):  # bit by bit, as a prompt is computed, so that windows are passed
+            done = min(done + PREFIX_TOKENS, len(prefix.tokens))
+            if not self._kv.reserve(name, done):
+                break
+            self._kv.commit(name, done)
+        self._kv.release(name)
 
     def admit(self, request: Request, *, number: int, at: int) -> list[Served]:
         """Take a request in, which arrived at ``at``: no later than any step that starts from here on.
@@ -216,6 +240,7 @@ class Instance:
             live.tokens += taken
             if live.first is None:
                 live.first = start + price
+                self._started.append(live.number)
         self._take(self._scheduler.fold(run, taken, self._answers))
 
     def _count(self, start: int, *, steps: int, rows: int, tokens: int, sampled: int) -> None:
@@ -238,6 +263,7 @@ class Instance:
                 live.tokens += len(event.tokens)
                 if live.first is None:
                     live.first = self.now
+                    self._started.append(live.number)
                 continue
             live = self._live.pop(event.request)
             del self._answers[event.request]

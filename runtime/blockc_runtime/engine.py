@@ -364,17 +364,17 @@ def _executor(options: argparse.Namespace, plan: ExecutionPlan) -> tuple[Executo
 
     Imported only now: torch takes seconds, and `null` needs none of it.
     """
-    if options.executor == "null":
+    from blockc_runtime.capabilities import missing, refusal, spans_devices
+
+    is_null = options.executor == "null"
+    if lacking := spans_devices(plan) if is_null else missing(plan):
+        problems = Diagnostics()
+        problems.report("BC905", refusal(lacking))
+        raise DiagnosticError(problems)
+    if is_null:
         from blockc_runtime.executor.null import NullExecutor
 
         return NullExecutor(plan, step_s=options.null_step_s), lambda: None
-    from blockc_runtime.capabilities import VECTORS, missing
-
-    if lacking := missing(plan):
-        problems = Diagnostics()
-        why = " (models that read a text as a whole are compiled and verified, and not served yet)"
-        problems.report("BC905", f"this runtime lacks {', '.join(lacking)}{why if VECTORS in lacking else ''}")
-        raise DiagnosticError(problems)
     from blockc_runtime.executor.torch_ import TorchExecutor
     from blockc_runtime.native import library
     from blockc_runtime.ops import triton_
