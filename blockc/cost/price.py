@@ -36,6 +36,7 @@ class StepPricer:
     """Prices steps of one instance. Chains and segments are indices into the plan's tables."""
 
     def __init__(self, work: PlanWork, rates: DeviceRates) -> None:
+        self._work = work
         side_flops_per_s, side_bytes_per_s = rates.side_rates
         self._segments_of = tuple(chain.segments for chain in work.chains)
         self._attention = tuple(tuple(_Attention.of(item, rates) for item in chain.attention) for chain in work.chains)
@@ -53,6 +54,10 @@ class StepPricer:
         self._launches = tuple(_Launch.of(segment, rates) for segment in work.segments)
         self._step, self._row = ticks(rates.step_s), ticks(rates.row_s)
         self._kv_bytes = tuple(sum(item.token_bytes for item in chain.attention) for chain in work.chains)
+
+    def at(self, rates: DeviceRates) -> StepPricer:
+        """The same work at other rates."""
+        return StepPricer(self._work, rates)
 
     @property
     def segments(self) -> int:

@@ -31,8 +31,8 @@ class Dispatch:
         self._fleet = fleet
         self._instances = instances
         self._app_of = app_of
-        self._looks = looks
         self._router = router_of(fleet)
+        self.looks = looks and self._router is not None
         self._travelling: dict[int, tuple[int, Request, Prefix]] = {}
 
     def choose(self, number: int, request: Request, at: int) -> tuple[int, int | None]:
@@ -43,7 +43,7 @@ class Dispatch:
         for index in own:
             for started in self._instances[index].take_started():
                 self._router.started(str(started))
-        prefix = self._prefix(request.app, request.prompt, number) if self._looks else None
+        prefix = self._prefix(request.app, request.prompt, number) if self.looks else None
         choice = self._router.route(
             Ask(
                 request=request.id,
@@ -80,7 +80,7 @@ class Dispatch:
         if self._router is None:
             return
         keys: tuple[bytes, ...] = ()
-        if said and self._looks and served.refusal is None:
+        if said and self.looks and served.refusal is None:
             keys = self._keys(self._fleet.apps[app].chain, self._prefix(app, said, served.number))
         self._router.ended(str(served.number), output_tokens=served.tokens, keys=keys)
 

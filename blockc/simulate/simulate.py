@@ -176,7 +176,8 @@ class _Driver:
     def _end(self, served: Served, pending: list[tuple[int, int]]) -> None:
         number = served.number
         self.served[number] = served
-        self.dispatch.ended(served, self._prompts.said(number) if number in self._next else ())
+        said = self._prompts.said(number) if self.dispatch.looks and number in self._next else ()
+        self.dispatch.ended(served, said)
         for follower in self._next.get(number, ()):
             self.arrived[follower] = served.end + ticks(self.arrivals[follower].at_s)
             heapq.heappush(pending, (self.arrived[follower], follower))
