@@ -37,7 +37,7 @@ from blockc.simulate import (
     simulate,
     workload_of,
 )
-from blockc.simulate.baselines import BASELINES
+from blockc.simulate.baselines import baseline
 
 _MODEL = Path(__file__).parent.parent / "specs" / "models" / "llama-3-8b"
 _SPEC = """
@@ -66,7 +66,7 @@ def fleets_of(plan: ExecutionPlan) -> list[Fleet]:
     """Ours, and the baselines that arrange memory otherwise."""
     diags = Diagnostics()
     rates = rates_of(plan, diags=diags)
-    others = [BASELINES[name](plan, rates, diags=diags) for name in ("pm", "ps")]
+    others = [baseline(name, plan, rates, diags=diags) for name in ("pm", "ps")]
     diags.raise_if_errors()
     return [fleet_of(plan, rates), *(fleet for fleet in others if fleet is not None)]
 

@@ -69,9 +69,21 @@ def simulate_(
     ] = None,
     cost_scale: Annotated[float, typer.Option(min=1e-6, help="Every step takes so many times its price.")] = 1.0,
     baseline: Annotated[
-        str | None, typer.Option("--baseline", metavar="NAMES", help="Also `pm`, `ps`, `no-batching`, `no-cache`.")
+        str | None,
+        typer.Option(
+            "--baseline",
+            metavar="NAMES",
+            help="Also `pm`, `ps`, `no-sharing`, `no-batching`, `no-cache`, `blind`, `random`.",
+        ),
     ] = None,
+    equal: Annotated[
+        bool, typer.Option("--equal", help="All on every device of the cluster, with replicas by one rule for all.")
+    ] = False,
+    robust: Annotated[
+        bool, typer.Option("--robust", help="Also at 1.5 times the rates, 1.5 times the costs, and both.")
+    ] = False,
     repeat: Annotated[int, typer.Option(min=1, max=1000, help="So many seeds, and intervals of 95 %.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes, where there are several runs.")] = 1,
     fail_on: Annotated[
         str | None, typer.Option("--fail-on", metavar="expect", help="Exit code 1 if an `expect` does not hold.")
     ] = None,
@@ -86,10 +98,21 @@ def simulate_(
     from blockc.diag import Diagnostics
     from blockc.diag.json import diagnostics_document
     from blockc.plan import load_plan
-    from blockc.simulate import Targets, check_expectations, faster, fleet_of, rates_of, study, targets_of
+    from blockc.simulate import (
+        Targets,
+        check_expectations,
+        faster,
+        fleet_of,
+        rates_of,
+        robust_cases,
+        study_each,
+        targets_of,
+    )
     from blockc.simulate import first as first_seconds
+    from blockc.simulate.baselines import baseline as made
+    from blockc.simulate.equal import equal_fleets, judge_of
 
-    names = _baselines(baseline)
+    names = _baselines(baseline, equal=equal)
     if fail_on is not None:
         _check_fail_on(fail_on, spec)
     generator = _Generator(
@@ -107,8 +130,6 @@ def simulate_(
         measured = None if profile is None else read_profile(profile)
         rates = rates_of(loaded, diags=diags, cost_scale=cost_scale, profile=measured)
         diags.raise_if_errors()
-        others = [names[name](loaded, rates, diags=diags) for name in names]
-        diags.raise_if_errors()
         targets = {
             app.address: Targets(ttft_s=ttft if app.ttft_s is None else app.ttft_s, tpot_s=tpot) for app in loaded.apps
         }
@@ -119,15 +140,16 @@ def simulate_(
             drawn = faster(draw(number), speed)
             return drawn if first is None else first_seconds(drawn, first)
 
-        found = study(
-            [fleet_of(loaded, rates), *(fleet for fleet in others if fleet is not None)],
-            workload,
-            targets,
-            seed=seed,
-            repeats=repeat,
-            keeps_moments=chrome_trace is not None,
-        )
-        if chrome_trace is not None:
+        if equal:
+            fleets = equal_fleets(loaded, rates, names, workload(seed), judge_of(workload(seed), targets), diags=diags)
+        else:
+            others = [made(name, loaded, rates, diags=diags) for name in names]
+            fleets = (fleet_of(loaded, rates), *(fleet for fleet in others if fleet is not None))
+        diags.raise_if_errors()
+        ours = robust_cases(fleets[0], workload) if robust else ((fleets[0], workload),)
+        cases = (*ours, *((fleet, workload) for fleet in fleets[1:]))
+        found = study_each(cases, targets, seed=seed, repeats=repeat, keeps_moments=chrome_trace is not None, jobs=jobs)
+        if chrome_trace is not None and found[0].run is not None:
             _write_chrome_trace(found[0].run, chrome_trace, diags)
         if fail_on is not None and deployment is not None:
             check_expectations(deployment, loaded, found[0].reports, diags=diags)
@@ -153,16 +175,19 @@ class _Generator:
     skew: float
 
 
-def _baselines(given: str | None) -> dict[str, Any]:
+def _baselines(given: str | None, *, equal: bool) -> tuple[str, ...]:
     from blockc.simulate.baselines import BASELINES
+    from blockc.simulate.equal import RANDOM
 
     wanted = [name.strip() for name in given.split(",")] if given else []
-    unknown = [name for name in wanted if name not in BASELINES]
+    if RANDOM in wanted and not equal:
+        raise typer.BadParameter(f"`{RANDOM}` places replicas by chance: give --equal, too", param_hint="--baseline")
+    unknown = [name for name in wanted if name not in (*BASELINES, RANDOM)]
     if unknown:
         raise typer.BadParameter(
-            f"no baseline `{unknown[0]}`; there are {', '.join(BASELINES)}", param_hint="--baseline"
+            f"no baseline `{unknown[0]}`; there are {', '.join((*BASELINES, RANDOM))}", param_hint="--baseline"
         )
-    return {name: BASELINES[name] for name in dict.fromkeys(wanted)}
+    return tuple(dict.fromkeys(wanted))
 
 
 def _check_fail_on(fail_on: str, spec: Path | None) -> None:

@@ -36,6 +36,7 @@ class StepPricer:
     """Prices steps of one instance. Chains and segments are indices into the plan's tables."""
 
     def __init__(self, work: PlanWork, rates: DeviceRates) -> None:
+        self._work = work
         side_flops_per_s, side_bytes_per_s = rates.side_rates
         self._segments_of = tuple(chain.segments for chain in work.chains)
         self._attention = tuple(tuple(_Attention.of(item, rates) for item in chain.attention) for chain in work.chains)
@@ -52,6 +53,28 @@ class StepPricer:
         self._fills = tuple(ticks(chain.side_bytes / rates.fill_bytes_per_s) for chain in work.chains)
         self._launches = tuple(_Launch.of(segment, rates) for segment in work.segments)
         self._step, self._row = ticks(rates.step_s), ticks(rates.row_s)
+        self._kv_bytes = tuple(sum(item.token_bytes for item in chain.attention) for chain in work.chains)
+
+    def at(self, rates: DeviceRates) -> StepPricer:
+        """The same work at other rates."""
+        return StepPricer(self._work, rates)
+
+    @property
+    def segments(self) -> int:
+        """How many there are."""
+        return len(self._launches)
+
+    def segments_of(self, chain: int) -> tuple[int, ...]:
+        """Those that a chain passes, in order."""
+        return self._segments_of[chain]
+
+    def kv_bytes(self, chain: int) -> int:
+        """Of one token's keys and values."""
+        return self._kv_bytes[chain]
+
+    def side_read(self, chain: int) -> int:
+        """What reading the fine-tune of a chain adds to a step, however few rows have it."""
+        return self._sides[chain][0]
 
     def launches(self, tokens: Mapping[int, int], samples: Mapping[int, int]) -> int:
         """All launches of a step with fine-tunes, without attention and without what every step takes.

@@ -10,8 +10,9 @@ from blockc.simulate.expectations import check_expectations
 from blockc.simulate.fleet import Fleet, fleet_of, rates_of
 from blockc.simulate.generate import Load, generate, power_law, spec_loads
 from blockc.simulate.report import AppReport, Report, Targets, report, targets_of
+from blockc.simulate.robust import robust_cases
 from blockc.simulate.simulate import Run, simulate
-from blockc.simulate.study import FleetStudy, study
+from blockc.simulate.study import FleetStudy, study, study_each
 from blockc.simulate.traces import FORMATS, Trace, read_trace
 from blockc.simulate.workload import Arrival, Workload, faster, first
 
@@ -38,9 +39,11 @@ __all__ = [
     "rates_of",
     "read_trace",
     "report",
+    "robust_cases",
     "simulate",
     "spec_loads",
     "study",
+    "study_each",
     "targets_of",
     "workload_of",
 ]

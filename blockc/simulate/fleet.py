@@ -6,17 +6,19 @@ and KV groups are the plan's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
 from blockc.cost import DeviceRates, StepPricer, catalogue_rates, cell_rates, plan_work, slower
 from blockc.cost.profile import Profile
+from blockc.cost.rates import LINK_LATENCY_S
 from blockc.diag import Diagnostics
 from blockc.plan import ExecutionPlan
 from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc_runtime.limits import EngineLimits, engine_limits
+from blockc_runtime.router import Link, Network
 
 _NO_SLOTS: Final[Mapping[int, int]] = MappingProxyType({})
 
@@ -34,7 +36,7 @@ class FleetInstance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetApp:
-    """An app: its tenant, and which instances run its chain."""
+    """An app: its tenant, which instances run its chain, and the part of its requests that each is meant for."""
 
     address: str
     tenant: str
@@ -42,13 +44,15 @@ class FleetApp:
     chain: int
     isolation_group: str
     instances: tuple[int, ...]
+    shares: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
     """``label``: ``ours``, or the baseline's name. ``devices``: how many it uses. ``weights_bytes``: on all of them.
 
-    ``caches`` False: no request finds in the KV cache what another has computed.
+    ``network``: how instances hand KV to each other. ``caches`` False: no request finds in the KV cache what another
+    has computed. ``is_blind``: whoever chooses an instance knows nothing of what is in their caches.
     """
 
     label: str
@@ -56,19 +60,22 @@ class Fleet:
     instances: tuple[FleetInstance, ...]
     devices: int
     weights_bytes: int
+    network: Network
     caches: bool = True
+    is_blind: bool = False
 
 
 def fleet_of(plan: ExecutionPlan, rates: Mapping[str, DeviceRates]) -> Fleet:
     """The fleet that a plan describes. ``rates``: by kind of device, as `rates_of` finds them."""
     work = plan_work(plan)
     routes = {route.chain: tuple(sorted({path[0] for path in route.alternatives})) for route in plan.routes}
+    shares = {chain: (1.0,) * len(instances) for chain, instances in routes.items()}
     return Fleet(
         label="ours",
         apps=tuple(
             FleetApp(
                 address=app.address, tenant=app.tenant, weight=app.weight, chain=app.chain,
-                isolation_group=app.isolation_group, instances=routes[app.chain],
+                isolation_group=app.isolation_group, instances=routes[app.chain], shares=shares[app.chain],
             )
             for app in plan.apps
         ),
@@ -87,7 +94,27 @@ def fleet_of(plan: ExecutionPlan, rates: Mapping[str, DeviceRates]) -> Fleet:
         ),
         devices=len({device for instance in plan.instances for device in instance.devices}),
         weights_bytes=sum(entry.weights_bytes + entry.sides_bytes for entry in plan.memory),
+        network=network_of(plan, [instance.devices for instance in plan.instances]),
     )  # fmt: skip
+
+
+def network_of(plan: ExecutionPlan, instances: Sequence[Sequence[int]]) -> Network:
+    """How KV gets from one instance to another: by the plan's links, else within a node by what its devices have.
+
+    Of several links the slowest counts. Between nodes of which no link is known nothing travels.
+    """
+    node_of = [device.node for device in plan.devices]
+    found: dict[bool, list[Link]] = {True: [], False: []}
+    for link in plan.links:
+        found[node_of[link.source] == node_of[link.target]].append(
+            Link(bytes_per_s=link.bytes_per_s, latency_s=link.latency_s)
+        )
+    if not found[True]:
+        kinds = {plan.devices[devices[0]].kind for devices in instances}
+        rates = [DEVICE_KINDS[kind].link_bytes_per_s for kind in sorted(kinds) if kind in DEVICE_KINDS]
+        found[True] = [Link(bytes_per_s=rate, latency_s=LINK_LATENCY_S) for rate in rates if rate is not None]
+    within, between = (min(found[same], key=lambda link: link.bytes_per_s, default=None) for same in (True, False))
+    return Network(nodes=tuple(node_of[devices[0]] for devices in instances), within=within, between=between)
 
 
 def instance_limits(

@@ -14,9 +14,12 @@ from blockc.cost import TICKS_PER_S
 from blockc.simulate.counted import CountedKv
 from blockc.simulate.fleet import FleetInstance
 from blockc.simulate.folding import DecodeRun, FoldingScheduler
+from blockc.simulate.step_price import step_price
 from blockc_runtime.kv.index import KvIndex
+from blockc_runtime.kv.prefix import Prefix
 from blockc_runtime.request import EndEvent, Event, Request, TokensEvent
-from blockc_runtime.step import RowResult, Step, StepResult
+from blockc_runtime.router import PREFIX_TOKENS
+from blockc_runtime.step import RowResult, StepResult
 
 _NOTHING = RowResult(tokens=(), logprobs=())
 
@@ -88,6 +91,7 @@ class Instance:
     _live: dict[str, _Live] = field(default_factory=dict)
     _answers: dict[str, int] = field(default_factory=dict)
     _ended: list[Served] = field(default_factory=list)
+    _started: list[int] = field(default_factory=list)
     _reading: deque[tuple[int, int]] = field(default_factory=deque)  # when a chain's sides will be there
 
     def __post_init__(self) -> None:
@@ -115,6 +119,27 @@ class Instance:
     def preemptions(self) -> int:
         """Requests that had to give pages or places back."""
         return self._scheduler.gauges().preemptions
+
+    def take_started(self) -> list[int]:
+        """Numbers of the requests that have got their first token since the last call, in order."""
+        started, self._started = self._started, []
+        return started
+
+    def findable(self, chain: int, prefix: Prefix) -> int:
+        """How many tokens of a prefix are in the cache."""
+        return self._kv.findable(chain, prefix)
+
+    def adopt(self, name: str, chain: int, prefix: Prefix) -> None:
+        """KV of a prefix comes from another instance: it is found here from now on, as far as there is room for it."""
+        done = self._kv.acquire(name, chain=chain, prefix=prefix)
+        if done is None:
+            return
+        while done < len(prefix.tokens):  # bit by bit, as a prompt is computed, so that windows are passed
+            done = min(done + PREFIX_TOKENS, len(prefix.tokens))
+            if not self._kv.reserve(name, done):
+                break
+            self._kv.commit(name, done)
+        self._kv.release(name)
 
     def admit(self, request: Request, *, number: int, at: int) -> list[Served]:
         """Take a request in, which arrived at ``at``: no later than any step that starts from here on.
@@ -168,7 +193,7 @@ class Instance:
             self._reading.append((begun + self.fleet.pricer.read(chain), chain))
         if step is None:
             return False
-        price, tokens = self._price(step)
+        price, tokens = step_price(step, self.fleet.pricer, self.fleet.limits)
         self.now = start + price
         live = self._live
         results = tuple([live[row.request].token if row.samples else _NOTHING for row in step.rows])
@@ -176,20 +201,6 @@ class Instance:
         self._count(start, steps=1, rows=len(step.rows), tokens=tokens, sampled=sampled)
         self._take(scheduler.complete(step, StepResult(step=step.id, rows=results), self.now / TICKS_PER_S))
         return True
-
-    def _price(self, step: Step) -> tuple[int, int]:
-        """A step's price, and its tokens."""
-        pricer = self.fleet.pricer
-        tokens: dict[int, int] = {}
-        samples: dict[int, int] = {}
-        total = pricer.constant(len(step.rows)) + sum([pricer.fill(fill.chain) for fill in step.fills])
-        for row in step.rows:
-            count, chain = len(row.tokens), row.chain
-            tokens[chain] = tokens.get(chain, 0) + count
-            if row.samples:
-                samples[chain] = samples.get(chain, 0) + 1
-            total += pricer.attention(chain, row.start, count)
-        return total + pricer.launches(tokens, samples), sum(tokens.values())
 
     def _fold(self, run: DecodeRun, until: int | None) -> None:
         """The steps of a run that start before ``until``, each priced as it would be alone."""
@@ -216,6 +227,7 @@ class Instance:
             live.tokens += taken
             if live.first is None:
                 live.first = start + price
+                self._started.append(live.number)
         self._take(self._scheduler.fold(run, taken, self._answers))
 
     def _count(self, start: int, *, steps: int, rows: int, tokens: int, sampled: int) -> None:
@@ -238,6 +250,7 @@ class Instance:
                 live.tokens += len(event.tokens)
                 if live.first is None:
                     live.first = self.now
+                    self._started.append(live.number)
                 continue
             live = self._live.pop(event.request)
             del self._answers[event.request]

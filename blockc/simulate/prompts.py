@@ -36,15 +36,17 @@ class Prompts:
         item = self._arrivals[number]
         if not self._are_looked_at:
             return (0,) * item.prompt_tokens
-        start = () if item.after is None else self._said(item.after)
+        start = () if item.after is None else self.said(item.after)
         prompt = (start + self._new(number, item, len(start)))[: item.prompt_tokens]
+        if item.after is not None:
+            del self._kept[item.after]
         if number in self._followed:
             self._kept[number] = prompt
         return prompt
 
-    def _said(self, number: int) -> Prompt:
-        """A turn with its answer."""
-        return self._kept.pop(number) + (answer_token(number),) * self._arrivals[number].output_tokens
+    def said(self, number: int) -> Prompt:
+        """A turn with its answer, which others follow."""
+        return self._kept[number] + (answer_token(number),) * self._arrivals[number].output_tokens
 
     def _new(self, number: int, item: Arrival, start: int) -> Prompt:
         blocks: list[int] = []

@@ -92,7 +92,8 @@ class Report:
     """A whole run.
 
     ``jain``: Jain's index over tenants of the part that each had been given of what it had asked for, when the last
-    request of the trace came: 1 if all had got the same part, 1/n if one had got everything.
+    request of the trace came: 1 if all had got the same part, 1/n if one had got everything. ``routed`` and
+    ``sent_bytes``: as in `Run`.
     """
 
     label: str
@@ -106,6 +107,8 @@ class Report:
     instances: tuple[InstanceReport, ...]
     output_tokens_per_s: float
     jain: float
+    routed: tuple[tuple[str, int], ...]
+    sent_bytes: int
     left_out: tuple[tuple[str, int], ...]
 
 
@@ -165,6 +168,8 @@ def report(run: Run, targets: Mapping[str, Targets]) -> Report:
         ),
         output_tokens_per_s=_part(total.output_tokens, end_s),
         jain=_fairness(run),
+        routed=tuple(run.routed.items()),
+        sent_bytes=run.sent_bytes,
         left_out=run.workload.left_out,
     )
 

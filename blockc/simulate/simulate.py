@@ -1,14 +1,15 @@
 """A workload on a fleet: every request from its arrival to its last token.
 
 In: a fleet and a workload. Out: what became of each request, and what each instance did. Instances that serve no app
-together know nothing of each other, and run one after the other. A request goes to the instance of its app with the
-fewest requests, a turn to the instance of the turn before. Invariant: the same fleet and workload give the same run.
+together know nothing of each other, and run one after the other. Where an app has several, the runtime's own router
+chooses (`blockc_runtime.router`); KV that it has sent from one to another is found there when it has arrived, and the
+request waits for that. Invariant: the same fleet and workload give the same run.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from blockc.cost import ticks
@@ -16,6 +17,7 @@ from blockc.simulate.counted import is_countable
 from blockc.simulate.fleet import Fleet
 from blockc.simulate.instance import Instance, Moment, Served, Totals
 from blockc.simulate.prompts import Prompts
+from blockc.simulate.routing import Dispatch
 from blockc.simulate.workload import Arrival, Workload
 from blockc_runtime.request import Request, Sampling
 
@@ -40,7 +42,8 @@ class InstanceRun:
 class Run:
     """``arrived`` and ``served``: by number of the arrival. ``horizon``: when the last request of the trace arrived.
 
-    ``by_horizon``: tokens that each app had been given by then. Times in ticks.
+    ``by_horizon``: tokens that each app had been given by then. Times in ticks. ``routed``: requests by what the router
+    said of their KV, in words of its own; empty where there was nothing to choose. ``sent_bytes``: KV that travelled.
     """
 
     fleet: Fleet
@@ -51,6 +54,8 @@ class Run:
     instances: tuple[InstanceRun, ...]
     horizon: int
     by_horizon: tuple[int, ...]
+    routed: Mapping[str, int]
+    sent_bytes: int
 
 
 def simulate(
@@ -91,6 +96,8 @@ def simulate(
         ),
         horizon=driver.horizon,
         by_horizon=tuple(driver.by_horizon),
+        routed=dict(sorted(driver.dispatch.routed.items())),
+        sent_bytes=driver.dispatch.sent_bytes,
     )
 
 
@@ -106,6 +113,7 @@ class _Driver:
         self.by_horizon = [0] * len(fleet.apps)
         self._fleet = fleet
         self._instances = instances
+        self.dispatch = Dispatch(fleet, instances, [item.app for item in self.arrivals], looks=not counts)
         self._prompts = Prompts(self.arrivals, are_looked_at=not counts)
         self._next: dict[int, list[int]] = {}
         for number, item in enumerate(self.arrivals):
@@ -136,17 +144,14 @@ class _Driver:
             number = heapq.heappop(pending)[1]
             if number == _HORIZON:
                 self._count_by_horizon(apps, own)
+            elif (request := self.dispatch.delivered(number)) is not None:
+                self._admit(number, request, until, pending)
             else:
-                self._admit(number, pending)
+                self._arrive(number, pending)
 
-    def _admit(self, number: int, pending: list[tuple[int, int]]) -> None:
-        item = self.arrivals[number]
+    def _arrive(self, number: int, pending: list[tuple[int, int]]) -> None:
+        item, at = self.arrivals[number], self.arrived[number]
         app = self._fleet.apps[item.app]
-        if item.after is not None:
-            index = self.placed[item.after]
-        else:
-            index = min(app.instances, key=lambda candidate: (self._instances[candidate].live, candidate))
-        self.placed[number] = index
         request = Request(
             id=str(number),
             app=item.app,
@@ -158,12 +163,21 @@ class _Driver:
             stop_token_ids=(),
             sampling=_GREEDY,
         )
-        for served in self._instances[index].admit(request, number=number, at=self.arrived[number]):
+        self.placed[number], there = self.dispatch.choose(number, request, at)
+        if there is None:
+            self._admit(number, request, at, pending)
+        else:
+            heapq.heappush(pending, (there, number))
+
+    def _admit(self, number: int, request: Request, at: int, pending: list[tuple[int, int]]) -> None:
+        for served in self._instances[self.placed[number]].admit(request, number=number, at=at):
             self._end(served, pending)
 
     def _end(self, served: Served, pending: list[tuple[int, int]]) -> None:
         number = served.number
         self.served[number] = served
+        said = self._prompts.said(number) if self.dispatch.looks and number in self._next else ()
+        self.dispatch.ended(served, said)
         for follower in self._next.get(number, ()):
             self.arrived[follower] = served.end + ticks(self.arrivals[follower].at_s)
             heapq.heappush(pending, (self.arrived[follower], follower))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from blockc.simulate.fleet import Fleet
+from blockc.simulate.parallel import in_processes
 from blockc.simulate.report import Report, Targets, report
 from blockc.simulate.simulate import Run, simulate
 from blockc.simulate.workload import Workload
@@ -33,10 +34,10 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetStudy:
-    """One fleet: a report for each seed, in order, and its first run."""
+    """One fleet: a report for each seed, in order; its first run, if moments were to be kept."""
 
     reports: tuple[Report, ...]
-    run: Run
+    run: Run | None
 
     @property
     def figures(self) -> dict[str, Estimate]:
@@ -57,15 +58,46 @@ def study(
     seed: int,
     repeats: int,
     keeps_moments: bool = False,
+    jobs: int = 1,
 ) -> tuple[FleetStudy, ...]:
-    """Run every fleet under the loads of the seeds ``seed .. seed + repeats - 1``."""
-    loads = [workload(seed + number) for number in range(repeats)]
-    found = []
-    for fleet in fleets:
-        first = simulate(fleet, loads[0], keeps_moments=keeps_moments)
-        others = [report(simulate(fleet, load), targets) for load in loads[1:]]
-        found.append(FleetStudy(reports=(report(first, targets), *others), run=first))
-    return tuple(found)
+    """Run every fleet under the loads of the seeds ``seed .. seed + repeats - 1``, in ``jobs`` processes."""
+    return study_each(
+        [(fleet, workload) for fleet in fleets],
+        targets,
+        seed=seed,
+        repeats=repeats,
+        keeps_moments=keeps_moments,
+        jobs=jobs,
+    )
+
+
+def study_each(
+    cases: Sequence[tuple[Fleet, Callable[[int], Workload]]],
+    targets: Mapping[str, Targets],
+    *,
+    seed: int,
+    repeats: int,
+    keeps_moments: bool = False,
+    jobs: int = 1,
+) -> tuple[FleetStudy, ...]:
+    """As `study`, each fleet under a load of its own."""
+    drawn: dict[tuple[Callable[[int], Workload], int], Workload] = {}
+    for _, workload in cases:
+        for number in range(seed, seed + repeats):
+            if (workload, number) not in drawn:
+                drawn[workload, number] = workload(number)
+    runs = [(fleet, drawn[load, number], targets) for fleet, load in cases for number in range(seed, seed + repeats)]
+    kept = simulate(runs[0][0], runs[0][1], keeps_moments=True) if keeps_moments else None
+    reports = in_processes(_reported, runs, jobs=jobs)
+    return tuple(
+        FleetStudy(reports=tuple(reports[number * repeats : (number + 1) * repeats]), run=kept if number == 0 else None)
+        for number in range(len(cases))
+    )
+
+
+def _reported(item: tuple[Fleet, Workload, Mapping[str, Targets]]) -> Report:
+    fleet, load, targets = item
+    return report(simulate(fleet, load), targets)
 
 
 def estimate(values: Sequence[float]) -> Estimate:

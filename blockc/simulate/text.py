@@ -20,6 +20,7 @@ def report_document(report: Report) -> dict[str, Any]:
     """All figures, with names as in `blockc.simulate.report`."""
     document = asdict(report)
     document["left_out"] = dict(report.left_out)
+    document["routed"] = dict(report.routed)
     for entry, app in zip((document["total"], *document["apps"]), (report.total, *report.apps), strict=True):
         entry["attainment"] = app.attainment
     return document
@@ -40,6 +41,13 @@ def _head(report: Report) -> Iterator[str]:
         yield f"  {100 * total.attainment:.1f} % within their targets, {total.goodput_rps:.2f} of them a second"
     if total.cached_tokens:
         yield f"  {100 * total.cached_tokens / total.prompt_tokens:.1f} % of prompt tokens found in the cache"
+    routed = dict(report.routed)
+    if routed.keys() - {"fresh"}:
+        yield (
+            f"  {counted(routed.get('owner', 0), 'request')} went where their prompt's KV was, "
+            f"{routed.get('transfer', 0)} were sent theirs ({format_bytes(report.sent_bytes)}), "
+            f"{routed.get('recompute', 0)} computed it again"
+        )
     if total.refused:
         yield f"  {counted(total.refused, 'request')} longer than its model or the KV cache: refused"
     for reason, count in report.left_out:

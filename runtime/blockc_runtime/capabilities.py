@@ -6,6 +6,8 @@ those that this runtime, with this torch on this machine, lacks. Torch is import
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from blockc.ir.ops import OPS
 from blockc.plan import FORMAT_VERSION, ExecutionPlan
 
@@ -33,6 +35,19 @@ _SIDES = (
 def missing(plan: ExecutionPlan) -> tuple[str, ...]:
     """Return the entries of ``plan.requires`` that cannot be met, in their order."""
     return tuple(entry for entry in plan.requires if not _has(entry))
+
+
+def spans_devices(plan: ExecutionPlan) -> tuple[str, ...]:
+    """Those of `missing` that no executor can make up for: instances on several devices need a cluster."""
+    return tuple(entry for entry in plan.requires if entry.startswith("devices:") and not _has(entry))
+
+
+def refusal(lacking: Sequence[str]) -> str:
+    """What to tell of a plan that requires these."""
+    why = ""
+    if any(entry.startswith("devices:") for entry in lacking):
+        why = " (one device is served by one runtime so far; `blockc simulate` runs plans of many)"
+    return f"this runtime lacks {', '.join(lacking)}{why}"
 
 
 def _has(entry: str) -> bool:

@@ -199,7 +199,12 @@ def _executor(
     Imported only now: torch takes seconds, and `null` needs none of it.
     """
     old = None if before is None else before.executor
-    if options.executor == "null":
+    from blockc_runtime.capabilities import missing, refusal, spans_devices
+
+    is_null = options.executor == "null"
+    if lacking := spans_devices(plan) if is_null else missing(plan):
+        _refuse("BC905", refusal(lacking))
+    if is_null:
         from blockc_runtime.executor.null import NullExecutor
 
         same = old if isinstance(old, NullExecutor) else None
@@ -207,10 +212,6 @@ def _executor(
         if alone and old is not None:
             old.close()
         return made, lambda: None, 0, 0
-    from blockc_runtime.capabilities import missing
-
-    if lacking := missing(plan):
-        _refuse("BC905", f"this runtime lacks {', '.join(lacking)}")
     from blockc_runtime.executor.torch_ import TorchExecutor
     from blockc_runtime.native import library
     from blockc_runtime.ops import triton_

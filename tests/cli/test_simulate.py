@@ -183,3 +183,24 @@ def test_devices_that_nothing_is_known_of(tmp_path: Path, capsys) -> None:
     write_plan(made.model_copy(update={"devices": (device,)}), tmp_path / "plan.json")
     assert main(["simulate", str(tmp_path / "plan.json"), "--rate", "1"]) == 1
     assert "BC504" in capsys.readouterr().err
+
+
+def test_equal_devices_and_robustness_in_one_table(plan: str, capsys) -> None:
+    command = ["simulate", plan, "--rate", "30", "--duration", "1", "--prompt", "20", "--output", "9"]
+    assert main([*command, "--equal", "--baseline", "pm,random,blind", "--robust"]) == 0
+    out = capsys.readouterr().out
+    labels = ["ours", "ours, 1.5 x rates", "ours, 1.5 x costs", "ours, 1.5 x rates and 1.5 x costs", "pm", "random"]
+    assert [line.split("  1  ")[0].strip() for line in out.splitlines()[-7:]] == [*labels, "blind"]
+
+
+def test_several_processes_find_the_same(plan: str, capsys) -> None:
+    command = ["simulate", plan, "--rate", "30", "--duration", "1", "--prompt", "20", "--output", "9", "--repeat", "3"]
+    assert main([*command, "--json"]) == 0
+    once = capsys.readouterr().out
+    assert main([*command, "--json", "--jobs", "2"]) == 0
+    assert capsys.readouterr().out == once
+
+
+def test_random_placement_is_of_replicas(plan: str, capsys) -> None:
+    assert main(["simulate", plan, "--rate", "3", "--baseline", "random"]) == 64
+    assert "--equal" in capsys.readouterr().err

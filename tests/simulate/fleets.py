@@ -7,11 +7,15 @@ from dataclasses import replace
 from blockc.cost import AttentionWork, ChainWork, DeviceRates, PlanWork, SegmentWork, StepPricer
 from blockc.simulate.fleet import Fleet, FleetApp, FleetInstance
 from blockc_runtime.limits import EngineLimits
+from blockc_runtime.router import Network
 from tests.runtime.scheduler.harness import limits
 
 RATES = DeviceRates(
     flops_per_s=1e9, bytes_per_s=1e8, block_s=1e-5, row_s=1e-6, step_s=1e-4, read_bytes_per_s=1e6, fill_bytes_per_s=1e7
 )
+
+
+APPS = ((0, 0), (1, 1), (2, 2), (3, 0), (4, 1))
 
 
 def taking_turns(own: EngineLimits, slots: int) -> EngineLimits:
@@ -45,7 +49,7 @@ def work_of(own: EngineLimits) -> PlanWork:
     return PlanWork(segments=(*(segment() for _ in range(own.segment_count - 1)), head), chains=chains)
 
 
-def fleet(own: EngineLimits | None = None, *, copies: int = 1, apps=((0, 0), (1, 1), (2, 2), (3, 0), (4, 1))) -> Fleet:
+def fleet(own: EngineLimits | None = None, *, copies: int = 1, network=None, apps=APPS) -> Fleet:
     """``apps``: (chain, tenant), at most the six that the limits know. ``copies`` of one instance serve all of them."""
     own = own or limits()
     pricer = StepPricer(work_of(own), RATES)
@@ -59,6 +63,7 @@ def fleet(own: EngineLimits | None = None, *, copies: int = 1, apps=((0, 0), (1,
                 chain=chain,
                 isolation_group=f"group{tenant}",
                 instances=tuple(range(copies)),
+                shares=(1.0,) * copies,
             )
             for index, (chain, tenant) in enumerate(apps)
         ),
@@ -68,4 +73,5 @@ def fleet(own: EngineLimits | None = None, *, copies: int = 1, apps=((0, 0), (1,
         ),
         devices=copies,
         weights_bytes=0,
+        network=network or Network(nodes=("n",) * copies),
     )

@@ -8,6 +8,7 @@ from blockc.cost import plan_work
 from blockc.diag import Diagnostics
 from blockc.simulate import Fleet, Load, fleet_of, generate, rates_of, report, simulate
 from blockc.simulate.baselines import BASELINES
+from blockc.simulate.baselines import baseline as made
 from tests.plan.fleet import fleet_plan
 
 PLAN = fleet_plan(adapters=4, apps=[("acme", f"app{chain}", chain) for chain in range(6)])
@@ -19,7 +20,7 @@ LOAD = generate(
 
 
 def baseline(name: str, plan=PLAN) -> Fleet:
-    found = BASELINES[name](plan, RATES, diags=DIAGS)
+    found = made(name, plan, RATES, diags=DIAGS)
     assert found is not None
     return found
 
@@ -53,6 +54,7 @@ def test_launches_are_those_of_what_is_shared() -> None:
     sides = 4 * work.chains[2].side_bytes / rates.bytes_per_s * 1e15
     assert price["pm"] == pytest.approx(6 * one, rel=1e-6)
     assert price["no-batching"] == pytest.approx(6 * one + sides, rel=1e-6)
+    assert price["no-sharing"] == price["no-batching"]
     assert price["ps"] == pytest.approx(2 * one + sides, rel=1e-6)
     assert one + sides < price["ours"] < price["ps"]
     assert price["no-cache"] == price["ours"]
@@ -89,5 +91,5 @@ def test_a_baseline_gets_as_many_devices_as_it_needs() -> None:
 def test_what_fits_nowhere_is_said() -> None:
     small = PLAN.devices[0].model_copy(update={"memory_bytes": PLAN.memory[0].workspace_bytes + (1 << 18) + 4096})
     diags = Diagnostics()
-    assert BASELINES["pm"](PLAN.model_copy(update={"devices": (small,)}), RATES, diags=diags) is None
+    assert made("pm", PLAN.model_copy(update={"devices": (small,)}), RATES, diags=diags) is None
     assert [item.code.id for item in diags] == ["BC401"]

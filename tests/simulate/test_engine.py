@@ -12,8 +12,10 @@ from blockc.simulate.fleet import Fleet
 from blockc.simulate.instance import answer_token
 from blockc.simulate.prompts import Prompts
 from blockc.simulate.simulate import simulate
+from blockc.simulate.step_price import step_price
 from blockc.simulate.workload import Arrival, Workload
 from blockc_runtime.engine import Engine
+from blockc_runtime.epoch import Epoch
 from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.request import Request, Sampling
 from blockc_runtime.scheduler import Scheduler
@@ -82,14 +84,8 @@ class PricedExecutor:
 
     def collect(self) -> StepResult:
         step = self.queue.pop(0)
-        pricer = self.fleet.instances[0].pricer
-        tokens: dict[int, int] = {}
-        samples: dict[int, int] = {}
-        for row in step.rows:
-            tokens[row.chain] = tokens.get(row.chain, 0) + len(row.tokens)
-            samples[row.chain] = samples.get(row.chain, 0) + row.samples
-        price = pricer.constant(len(step.rows)) + pricer.launches(tokens, samples)
-        self.clock.ticks += price + sum(pricer.attention(row.chain, row.start, len(row.tokens)) for row in step.rows)
+        (own,) = self.fleet.instances
+        self.clock.ticks += step_price(step, own.pricer, own.limits)[0]
         rows = (RowResult(tokens=(answer_token(int(row.request)),) * row.samples, logprobs=()) for row in step.rows)
         return StepResult(step=step.id, rows=tuple(rows))
 
@@ -120,7 +116,8 @@ def served_by_the_engine(own: Fleet, workload: Workload) -> VirtualChannel:
     channel = VirtualChannel(clock=clock, waiting=sorted(requests, key=lambda entry: entry[0]))
     kv = KvIndex(own.instances[0].limits)
     scheduler = Scheduler(own.instances[0].limits, kv)
-    Engine(channel=channel, scheduler=scheduler, executor=PricedExecutor(own, clock), clock=clock).run()
+    first = Epoch(number=0, scheduler=scheduler, executor=PricedExecutor(own, clock))
+    Engine(channel=channel, first=first, clock=clock).run()
     assert not scheduler.has_work
     return channel
 
@@ -141,9 +138,11 @@ arrivals = st.builds(
     rows=st.sampled_from([3, 8]),
     windows=st.sampled_from([(None, None), (None, 8)]),
     targets=st.sampled_from([(), (0.02, 0.03, None, 0.01, 0.02, None)]),
+    parts=st.sampled_from([1, 1, 4]),
 )
-def test_the_engine_serves_when_the_simulator_says(items, pages, rows, windows, targets) -> None:
-    own = fleet(replace(limits(pages=pages, max_rows=rows, windows=windows), ttft_targets_s=targets))
+def test_the_engine_serves_when_the_simulator_says(items, pages, rows, windows, targets, parts) -> None:
+    plain = limits(pages=pages, max_rows=rows, windows=windows, parts=parts, max_batched_tokens=32)
+    own = fleet(replace(plain, ttft_targets_s=targets))
     workload = Workload(arrivals=tuple(items), source="drawn")
     engine = served_by_the_engine(own, workload)
     run = simulate(own, workload)

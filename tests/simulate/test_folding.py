@@ -42,6 +42,7 @@ plain_limits = st.builds(
     pages=st.sampled_from([(40, 40), (18, 20), (60, 17)]),
     max_rows=st.sampled_from([3, 8]),
     max_batched_tokens=st.sampled_from([8, 32]),
+    parts=st.sampled_from([1, 1, 4]),
     weights=st.sampled_from([(1.0, 1.0, 2.0), (1.0, 3.0, 0.7)]),
     windows=st.sampled_from([(None, None), (None, 8), (6, None)]),
 )

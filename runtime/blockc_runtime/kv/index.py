@@ -124,6 +124,10 @@ class KvIndex:
         self._holders[request] = _Holder(prefix=prefix, tables=tables, committed=reused)
         return reused
 
+    def findable(self, chain: int, prefix: Prefix) -> int:
+        """How many tokens of ``prefix`` `acquire` would find now."""
+        return self._reusable_tokens(self._chains[chain], prefix)
+
     def reserve(self, request: str, tokens: int) -> bool:
         """Make the tables cover positions ``0 .. tokens - 1``; False if pages of some group are lacking."""
         tables = self._holders[request].tables

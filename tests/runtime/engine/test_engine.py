@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import socket
@@ -16,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from blockc.diag import DiagnosticError, Diagnostics
+from blockc.plan import write_plan
 from blockc_runtime.channel import Channel, ServerGoneError
-from blockc_runtime.engine import Engine, serve
+from blockc_runtime.engine import Engine, load, serve
 from blockc_runtime.epoch import Epoch
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.request import Request, Sampling, Steering, TokensEvent
@@ -37,6 +39,7 @@ from blockc_runtime.wire import (
     Tokens,
     encode,
 )
+from tests.plan.fleet import fleet_plan
 from tests.runtime.server.standin import (
     PAGES,
     FirstComeScheduler,
@@ -346,3 +349,12 @@ def test_a_process_does_not_outlive_its_server(tmp_path: Path, step_s: str):
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+@pytest.mark.parametrize("executor", ["null", "torch"])
+def test_a_plan_over_several_devices_is_refused_in_words(executor: str, tmp_path: Path) -> None:
+    plan = fleet_plan().model_copy(update={"requires": ("devices:3", "format:1")})
+    write_plan(plan, tmp_path / "plan.json")
+    options = argparse.Namespace(plan=tmp_path / "plan.json", zoo=tmp_path, executor=executor, null_step_s=0.0, epoch=1)
+    with pytest.raises(DiagnosticError, match=r"lacks devices:3 \(one device is served by one runtime so far"):
+        load(options, channel=None)

@@ -1,0 +1,221 @@
+"""`Router`: chooses an instance for each request, and says what becomes of the KV that another one has.
+
+In: requests, and news of them. Out: choices. Each alternative is judged by when the request's last token is expected:
+prompts before it, a place, its own prompt as far as nobody has computed it, its answer. Where another instance (the
+*owner*) has more of the prompt's KV than the candidate, the candidate either computes it again or is sent it, whichever
+is sooner; then it owns it, too. So a request waits at the owner, is computed again, or is handed over, by price.
+Of equals the one goes first that has been given least for its share of the route's traffic, then the lower index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from blockc_runtime.router.load import InstanceLoad
+from blockc_runtime.router.owners import PREFIX_TOKENS, Key, Owners
+from blockc_runtime.router.prices import InstancePrices, Network
+
+# Tokens of an answer of an app that has not given any yet.
+_FIRST_GUESS: Final = 128.0
+# Answers by which an app's expected length is as good as it gets; from then on it follows.
+_REMEMBERED: Final = 64
+
+Verdict = Literal["fresh", "owner", "recompute", "transfer"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Instances that run a whole chain, with the part of its traffic that each is meant for (any scale, not all 0)."""
+
+    instances: tuple[int, ...]
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A request: who it is, its app and chain, its prompt's length and the keys of its beginnings (`prefix_keys`)."""
+
+    request: str
+    app: int
+    chain: int
+    prompt_tokens: int
+    keys: tuple[Key, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Where a request goes. ``found_tokens``: of its prompt need no computing once it is there.
+
+    ``verdict``: ``fresh``: nobody has anything of it; ``owner``: nobody has more of it than this instance;
+    ``transfer``: ``source`` sends what it has, which takes ``transfer_s`` from now on, the wait for the link included;
+    ``recompute``: somebody has more, and computing it again is sooner. ``end_s``: from now to the last token, as
+    expected.
+    """
+
+    instance: int
+    verdict: Verdict
+    found_tokens: int
+    end_s: float
+    source: int | None = None
+    transfer_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _App:
+    """Answers of one app."""
+
+    answers: int = 0
+    mean_tokens: float = _FIRST_GUESS
+
+    def learn(self, tokens: int) -> None:
+        self.answers = min(self.answers + 1, _REMEMBERED)
+        self.mean_tokens += (tokens - self.mean_tokens) / self.answers
+
+
+class Router:
+    """See the module's text. ``routes``: by chain. ``is_blind``: it knows nothing of KV, to see what that is worth."""
+
+    def __init__(
+        self,
+        prices: Sequence[InstancePrices],
+        routes: dict[int, Route],
+        network: Network,
+        *,
+        apps: int,
+        is_blind: bool = False,
+    ) -> None:
+        for chain, route in routes.items():
+            if not route.instances or len(route.shares) != len(route.instances) or not sum(route.shares) > 0:
+                raise ValueError(f"chain {chain} has no route, or no shares: {route}")
+        self._prices = tuple(prices)
+        self._routes = routes
+        self._network = network
+        self._is_blind = is_blind
+        self._load = tuple(InstanceLoad(item) for item in prices)
+        self._owners = Owners([item.cache_tokens for item in prices])
+        self._apps = [_App() for _ in range(apps)]
+        self._asks: dict[str, tuple[Ask, int]] = {}  # those under way, and where
+        self._sent: dict[tuple[int, int], int] = {}  # requests by chain and instance
+        self._link_free_s: dict[tuple[int, int], float] = {}
+        self._leaving: set[int] = set()
+
+    def route(self, ask: Ask, now_s: float) -> Choice:
+        """Choose for a new request. Raises ValueError if it is under way already."""
+        if ask.request in self._asks:
+            raise ValueError(f"request {ask.request!r} is under way already")
+        choice = self._choose(ask, now_s, ask.prompt_tokens, without=())
+        self._put(ask, choice, ask.prompt_tokens, now_s)
+        return choice
+
+    def hand_over(self, request: str, now_s: float, *, tokens: int) -> Choice | None:
+        """Move a request that is under way with ``tokens`` so far; None: there is nowhere else for it to go.
+
+        Its pages travel with it, or the other instance computes them again.
+        """
+        ask, here = self._asks[request]
+        whole = Ask(request=request, app=ask.app, chain=ask.chain, prompt_tokens=tokens, keys=ask.keys)
+        if all(item == here for item in self._routes[ask.chain].instances):
+            return None
+        self._load[here].drop(request)
+        choice = self._choose(whole, now_s, tokens, without=(here,), holder=here)
+        self._put(ask, choice, tokens, now_s)
+        return choice
+
+    def started(self, request: str) -> None:
+        """It has its first token: its prompt has been read."""
+        if (found := self._asks.get(request)) is not None:
+            self._load[found[1]].started(request)
+
+    def ended(self, request: str, *, output_tokens: int, keys: tuple[Key, ...] = ()) -> None:
+        """It has ended. ``keys``: of all its tokens, where more of its conversation may come."""
+        ask, instance = self._asks.pop(request)
+        self._load[instance].drop(request)
+        if output_tokens:
+            self._apps[ask.app].learn(output_tokens)
+        if keys and not self._is_blind:
+            self._owners.note(instance, keys)
+
+    def drain(self, instance: int) -> None:
+        """It gets no new requests where there is another for them; what it has can still be handed over."""
+        self._leaving.add(instance)
+
+    def back(self, instance: int, *, is_empty: bool) -> None:
+        """It takes requests (again). ``is_empty``: its cache was lost."""
+        self._leaving.discard(instance)
+        if is_empty:
+            self._owners.forget(instance)
+
+    @property
+    def requests(self) -> tuple[int, ...]:
+        """Requests under way, by instance."""
+        return tuple(item.requests for item in self._load)
+
+    def known_prefixes(self, instance: int) -> int:
+        """Beginnings that an instance is credited with: for the bounds on memory."""
+        return self._owners.count(instance)
+
+    def _choose(
+        self, ask: Ask, now_s: float, tokens: int, *, without: Collection[int], holder: int | None = None
+    ) -> Choice:
+        """The best alternative. ``holder``: has the KV of all ``tokens`` but the last."""
+        route = self._routes[ask.chain]
+        keys = () if self._is_blind else ask.keys
+        found = {item: self._owners.found(item, keys) * PREFIX_TOKENS for item in route.instances} if keys else {}
+        if holder is not None:
+            found[holder] = max(0, tokens - 1)
+        owner = max(found, key=lambda item: (found[item], -item), default=None)
+        open_ = [item for item in route.instances if item not in without]
+        candidates = [item for item in open_ if item not in self._leaving] or open_
+        share = dict(zip(route.instances, route.shares, strict=True))
+
+        def rank(choice: Choice) -> tuple[float, float, int]:
+            item = choice.instance
+            given = self._sent.get((ask.chain, item), 0)
+            return choice.end_s, given / share[item] if share[item] > 0 else float("inf"), item
+
+        return min((self._judge(ask, now_s, tokens, item, found, owner) for item in candidates), key=rank)
+
+    def _judge(
+        self, ask: Ask, now_s: float, tokens: int, instance: int, found: dict[int, int], owner: int | None
+    ) -> Choice:
+        """What one instance would make of a request: with what it has, or with what the owner sends."""
+        load, own = self._load[instance], self._prices[instance].chains[ask.chain]
+        output = self._apps[ask.app].mean_tokens
+        step_s = load.step_s(ask.chain)
+        wait_s = load.wait_s(step_s, output_tokens=output)
+        has = found.get(instance, 0)
+        answer_s = output * step_s
+        end_s = wait_s + (tokens - has) * own.prompt_s + answer_s
+        most = 0 if owner is None else found[owner]
+        if owner is None or most <= has:
+            return Choice(instance=instance, verdict="owner" if most else "fresh", found_tokens=has, end_s=end_s)
+        travel_s = self._travel_s(owner, instance, (most - has) * own.kv_bytes, now_s)
+        if travel_s is not None:
+            sent_s = max(wait_s, travel_s) + (tokens - most) * own.prompt_s + answer_s
+            if sent_s < end_s:
+                return Choice(
+                    instance=instance, verdict="transfer", found_tokens=most, end_s=sent_s, source=owner,
+                    transfer_s=travel_s,
+                )  # fmt: skip
+        return Choice(instance=instance, verdict="recompute", found_tokens=has, end_s=end_s)
+
+    def _travel_s(self, source: int, target: int, nbytes: int, now_s: float) -> float | None:
+        """From now until the target has them; None: there is no way."""
+        link = self._network.link(source, target)
+        if link is None:
+            return None
+        wait_s = max(0.0, self._link_free_s.get((source, target), 0.0) - now_s)
+        return wait_s + link.latency_s + nbytes / link.bytes_per_s
+
+    def _put(self, ask: Ask, choice: Choice, tokens: int, now_s: float) -> None:
+        """A request is on its way to where it was chosen to go."""
+        instance = choice.instance
+        if choice.source is not None:
+            self._link_free_s[choice.source, instance] = now_s + choice.transfer_s
+        self._asks[ask.request] = ask, instance
+        self._load[instance].take(ask.request, chain=ask.chain, unread_tokens=tokens - choice.found_tokens)
+        self._sent[ask.chain, instance] = self._sent.get((ask.chain, instance), 0) + 1
+        if ask.keys and not self._is_blind:
+            self._owners.note(instance, ask.keys)

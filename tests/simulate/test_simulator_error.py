@@ -1,0 +1,79 @@
+"""The benchmark that holds the simulator against the engine: its parts, and the whole of it at a tiny size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.fleet import Shape
+from benchmarks.simulator_error import (
+    Settings,
+    errors,
+    figures,
+    joined,
+    load_of,
+    run,
+    served,
+    simulated_figures,
+    table,
+)
+from blockc.cost import StepPricer, plan_work
+from blockc.diag import Diagnostics
+from blockc.simulate import rates_of
+from blockc_runtime.executor.null import NullExecutor
+from tests.plan.fleet import fleet_plan
+
+PLAN = fleet_plan()
+RATES = rates_of(PLAN, diags=Diagnostics())
+TINY = Shape(hidden=64, layers=2, heads=2, kv_heads=2, intermediate=128, vocab=512)
+
+
+def test_the_engine_serves_a_load_in_real_time() -> None:
+    workload = load_of(PLAN, 60.0, 0.5, seed=1)
+    channel = served(PLAN, NullExecutor(PLAN, step_s=0.001), workload)
+    assert len(channel.end_s) == len(workload.arrivals) > 10
+    assert not channel.refused
+    assert {int(name): count for name, count in channel.tokens.items()} == {
+        number: item.output_tokens for number, item in enumerate(workload.arrivals)
+    }
+    late = [channel.first_s[str(number)] - item.at_s for number, item in enumerate(workload.arrivals)]
+    assert min(late) > 0.001
+    found = figures(channel, workload)
+    assert found["ttft_p50_ms"] <= found["ttft_p95_ms"]
+    assert found["tpot_p50_ms"] >= 1.0
+    assert found["tokens_per_s"] > 0
+
+
+def test_works_side_by_side_cost_what_each_costs() -> None:
+    other = fleet_plan(adapters=3)
+    works = [plan_work(PLAN), plan_work(other)]
+    both = joined(works)
+    first = len(works[0].chains)
+    own, apart = StepPricer(both, RATES["cpu"]), StepPricer(works[1], RATES["cpu"])
+    for chain in range(len(works[1].chains)):
+        rows = {chain: 3}
+        assert own.launches({chain + first: 3}, {chain + first: 3}) == apart.launches(rows, rows)
+        assert own.attention(chain + first, 40, 2) == apart.attention(chain, 40, 2)
+
+
+def test_errors_are_of_what_was_measured() -> None:
+    workload = load_of(PLAN, 60.0, 0.5, seed=1)
+    found = simulated_figures(PLAN, RATES["cpu"], workload)
+    assert errors(found, found) == dict.fromkeys(found, 0.0)
+    assert errors({"a": 3.0}, {"a": 2.0}) == {"a": 50.0}
+    slow = simulated_figures(PLAN, replace(RATES["cpu"], step_s=1e-2), workload)
+    assert slow["tpot_p50_ms"] > found["tpot_p50_ms"]
+
+
+@pytest.mark.slow
+def test_the_whole_of_it(tmp_path: Path) -> None:
+    settings = Settings(budget_s=1.0, seconds=1.0, parts=(0.3, 0.6), repeats=1)
+    found = run(tmp_path, {"tiny": TINY}, {"other": replace(TINY, hidden=96, heads=3, kv_heads=3)}, settings)
+    assert [row["part"] for row in found["rows"]] == [0.3, 0.6]
+    for row in found["rows"]:
+        assert all(value > 0 for value in row["measured"].values())
+        assert all(value > 0 for value in row["simulated"].values())
+    assert found["fit"]["samples"] > 4
+    assert len(table(found).splitlines()) == 4
