@@ -95,13 +95,14 @@ def test_lm_eval_local_completions(served: Command, sample: Path, tmp_path: Path
 
 
 def test_guidellm(served: Command, sample: Path, tmp_path: Path):
+    report = tmp_path / "report.json"
     run(
-        served, PYTHON, "-m", "guidellm", "benchmark", "run", "--target", served.url, "--model", "berlin/chat",
-        "--processor", sample, "--data", "prompt_tokens=48,output_tokens=8", "--profile", "synchronous",
-        "--max-requests", "4", "--backend-kwargs", json.dumps({"api_key": OPERATOR}),
-        "--output-path", tmp_path / "report.json", cwd=tmp_path,
+        served, PYTHON, "-m", "guidellm", "run", "--disable-console",
+        "--backend", f"kind=openai_http,target={served.url},model=berlin/chat,api_key={OPERATOR}",
+        "--tokenizer", f"kind=huggingface_auto,model={sample}",
+        "--data", "kind=synthetic_text,prompt_tokens=48,output_tokens=8",
+        "--profile", "kind=synchronous", "--constraint", "kind=max_requests,count=4",
+        "--output", f"kind=json,path={report}", cwd=tmp_path,
     )  # fmt: skip
-    text = (tmp_path / "report.json").read_text()
-    report = json.loads(text)["benchmarks"][0]
-    totals = report["metrics"]["request_totals"]
+    totals = json.loads(report.read_text())["benchmarks"][0]["metrics"]["request_totals"]
     assert (totals["successful"], totals["errored"]) == (4, 0), totals

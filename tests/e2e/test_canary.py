@@ -81,7 +81,13 @@ def test_a_key_is_in_nothing_that_is_written_or_answered(plan: Path, tmp_path: P
         for key in ("sk-the-operator",):
             for path in ("/metrics", "/ui", "/openapi.json", "/v1/models"):
                 send("GET", path, {"Authorization": f"Bearer {key}"})
-        for content in ("{", json.dumps({TENANT: [CANARY, "x"]}), json.dumps({CANARY: 3}), json.dumps({TENANT: {CANARY: 1}}), f"[{CANARY}"):
+        for content in (
+            "{",
+            json.dumps({TENANT: [CANARY, "x"]}),
+            json.dumps({CANARY: 3}),
+            json.dumps({TENANT: {CANARY: 1}}),
+            f"[{CANARY}",
+        ):
             keys.write_text(content)  # what is wrong with it is said
             seen = command.log.count("keys stay as they were")
             assert eventually(lambda seen=seen: command.log.count("keys stay as they were") > seen, 10)

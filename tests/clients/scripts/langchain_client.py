@@ -32,8 +32,9 @@ def main() -> None:
     assert [answer.content for answer in chat.batch([QUESTION] * 3)] == [text] * 3
     shaped = ChatOpenAI(model="public/ask", max_tokens=60, max_retries=0, **ACCESS).with_structured_output(City)
     assert isinstance(shaped.invoke(QUESTION), City)
-    tooled = ChatOpenAI(model="clients/tools", max_tokens=60, max_retries=0, **ACCESS)
-    (call,) = tooled.bind_tools([weather], tool_choice="required").invoke(QUESTION).tool_calls
+    tooled = ChatOpenAI(model="clients/tools", max_tokens=200, temperature=0, max_retries=0, **ACCESS)
+    bound = tooled.bind_tools([weather], tool_choice="required", parallel_tool_calls=False, strict=True)
+    (call,) = bound.invoke(QUESTION).tool_calls
     assert call["name"] == "weather"
     assert call["args"]["city"] in ("Paris", "Rome")
     assert OpenAI(model="public/ask", temperature=0, max_tokens=8, max_retries=0, **ACCESS).invoke("The capital")

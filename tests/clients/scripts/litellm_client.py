@@ -26,8 +26,9 @@ def main() -> None:
     assert len(vectors.data) == 2
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "maxProperties": 0}}}
     called = litellm.completion(
-        model="openai/clients/tools", messages=QUESTION, tools=[tool], tool_choice="required", max_tokens=60, **ACCESS
-    )
+        model="openai/clients/tools", messages=QUESTION, tools=[tool], tool_choice="required",
+        parallel_tool_calls=False, max_tokens=200, temperature=0, **ACCESS,
+    )  # fmt: skip
     assert called.choices[0].message.tool_calls[0].function.name == "weather"
     for changes, expected in [
         ({"model": "openai/x/y"}, litellm.NotFoundError),

@@ -39,7 +39,7 @@ assert(["Paris", "Rome"].includes(JSON.parse(shaped.choices[0].message.content).
 
 const tools = [{ type: "function", function: { name: "weather", parameters: schema } }];
 const forced = await client.chat.completions.create({
-  model: "clients/tools", messages, tools, tool_choice: "required", max_tokens: 100,
+  model: "clients/tools", messages, tools, tool_choice: "required", parallel_tool_calls: false, max_tokens: 200, temperature: 0,
 });
 assert.equal(forced.choices[0].finish_reason, "tool_calls");
 assert(JSON.parse(forced.choices[0].message.tool_calls[0].function.arguments).size >= 1);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import Any, Literal
 
 import openai
 from pydantic import BaseModel
@@ -26,8 +26,8 @@ WEATHER: Any = {
 
 
 class City(BaseModel):
-    country: str
-    capital: str
+    capital: Literal["Paris", "Rome"]
+    is_large: bool
 
 
 def main() -> None:
@@ -53,13 +53,14 @@ def main() -> None:
     assert len(once.logprobs.token_logprobs) == len(once.logprobs.tokens) > 0
 
     parsed = client.chat.completions.parse(
-        model="public/ask", messages=QUESTION, response_format=City, max_tokens=200, seed=3
+        model="public/ask", messages=QUESTION, response_format=City, max_tokens=200, temperature=0
     ).choices[0]
     assert isinstance(parsed.message.parsed, City), parsed
 
     forced = client.chat.completions.create(
-        model="clients/tools", messages=QUESTION, tools=[WEATHER], tool_choice="required", max_tokens=60
-    ).choices[0]
+        model="clients/tools", messages=QUESTION, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False,
+        max_tokens=200, temperature=0,
+    ).choices[0]  # fmt: skip
     (call,) = forced.message.tool_calls
     assert (forced.finish_reason, call.function.name) == ("tool_calls", "weather")
     assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
