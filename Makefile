@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CLIENTS := .clients
+SECURITY := $(addprefix tests/runtime/server/test_,access.py routes.py keys.py quotas.py refusals.py ui.py) \
+  tests/e2e/test_canary.py
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test lint type arch golden architectures bench promises check wheel lock clean
+.PHONY: install demo test security clients lint type arch golden architectures bench promises check wheel lock clean
 
 install: $(STAMP)
 
@@ -21,9 +24,24 @@ demo: install
 	$(BIN)/blockc demo
 
 # Two test processes with one math thread each: OpenMP threads that outnumber the cores lose a factor of ten.
-test golden wheel: export OMP_NUM_THREADS ?= 1
+test security clients golden wheel: export OMP_NUM_THREADS ?= 1
 test: install
-	$(BIN)/python -m pytest -n 2 -m "not slow and not cuda and not wheel"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not cuda and not wheel and not clients"
+
+# Without `assert`: nothing that keeps tenants apart may hang on one. (pytest's own in the tests stay.)
+security: install
+	$(BIN)/python -O -m pytest -n 2 -W ignore::pytest.PytestConfigWarning $(SECURITY)
+
+# Client libraries as they are published, against the samples: an environment of their own, and npm where there is one.
+clients: install $(CLIENTS)/.installed
+	$(BIN)/python -m pytest -m clients tests/clients -rs
+
+$(CLIENTS)/.installed: tests/clients/requirements.txt tests/clients/package.json
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+	cp tests/clients/package.json $(CLIENTS)
+	! command -v npm || npm install --silent --no-audit --no-fund --prefix $(CLIENTS)
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .
@@ -51,11 +69,11 @@ promises: install
 wheel: install
 	$(BIN)/python -m pytest tests/packaging -m wheel
 
-check: lint type arch test wheel
+check: lint type arch test security wheel
 
 lock: install
 	{ head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.new
 	mv constraints.new constraints.txt
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -105,12 +105,14 @@ SERVED = {
 HEADS = {
     "a classifier (`SEQ_CLS`) on a decoder": "served at `/v1/classify`, in one batch with generation over the same "
     "layers: scores at the last token, for as many classes as the saved matrix has rows",
-    "a classifier (`SEQ_CLS`) on an encoder": "compiled and verified, on `BertModel`, on a masked-language checkpoint "
-    "or on a classifier of other classes; parts of the head that nobody saved are refused",
-    "a pooling (`modules.json`) beside an adapter of an embedding model": "compiled and verified",
+    "a classifier (`SEQ_CLS`) on an encoder": "served at `/v1/classify`, on `BertModel`, on a masked-language "
+    "checkpoint or on a classifier of other classes; parts of the head that nobody saved are refused",
+    "a pooling (`modules.json`) beside an adapter of an encoder": "served at `/v1/embeddings`: the first token, the "
+    "last one or the mean, scaled to length 1 or not",
+    "a pooling (`modules.json`) beside an adapter or a checkpoint of a decoder": "served at `/v1/embeddings`, in one "
+    "batch with generation over the same layers: that of the last token; any other is refused",
     "a whole checkpoint with a classifier": "as an adapter with one",
     "scores of each token (`TOKEN_CLS`, `QUESTION_ANS`)": "refused",
-    "embeddings of a decoder": "refused",
 }
 # Fields of a LoRA configuration that are refused with a value that switches them on.
 LORA_REFUSED = {

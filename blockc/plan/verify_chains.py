@@ -32,6 +32,8 @@ def chain_problems(plan: ExecutionPlan, structures: Mapping[str, Structure]) -> 
             yield f"chain {index} has no room for tokens after its {len(chain.virtual_tokens)} virtual ones"
         if chain.labels and len(chain.labels) != (width := _width(plan, structures, chain)):
             yield f"chain {index} names {len(chain.labels)} classes, its head yields {width}"
+        if not chain.vector_width and any(op.target == "blockc.pool" for op in _head(plan, structures, chain).ops):
+            yield f"chain {index} makes one vector of a text, and does not say of what"
         if chain.embedding is not None:
             yield from _embedding(plan, structures, index, chain, chain.embedding)
         yield from _segments_of(plan, index, chain)
@@ -54,9 +56,13 @@ def _embedding(
         yield f"chain {index} may be cut to more than its {embedding.width} values"
 
 
+def _head(plan: ExecutionPlan, structures: Mapping[str, Structure], chain: ChainEntry) -> Structure:
+    return structures[plan.blocks[plan.paths[chain.path].blocks[-1]].structure]
+
+
 def _width(plan: ExecutionPlan, structures: Mapping[str, Structure], chain: ChainEntry) -> object:
     """How many values the last block yields for a text."""
-    structure = structures[plan.blocks[plan.paths[chain.path].blocks[-1]].structure]
+    structure = _head(plan, structures, chain)
     result = value_types(structure).get(structure.returns[0])
     return None if result is None else result.shape[-1]
 

@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from blockc.architectures import ENCODERS
+from blockc.plan.verify import plan_problem
 from blockc.trace import Head, trace
 from blockc.verify.served import Question, encode
 from blockc.verify.verify import verify
@@ -133,6 +134,20 @@ def test_heads_that_are_not_understood_are_refused(architectures, modules, says,
     assert not chains
     assert [item.code.id for item in diags] == ["BC205"]
     assert says in next(iter(diags)).message
+
+
+def test_a_plan_that_does_not_fit_its_heads_is_found_out(tmp_path):
+    served = compiled(deployment(_save("bert", tmp_path / "model"), max_model_len=_ROOM), tmp_path / "zoo")
+    (chain,) = served.plan.chains
+    assert plan_problem(served.plan) is None
+    for change, says in (
+        ({"embedding": None}, "does not say"),
+        ({"embedding": chain.embedding.model_copy(update={"width": 63})}, "63"),
+        ({"embedding": chain.embedding.model_copy(update={"widths": (8, 65)})}, "may be cut"),
+        ({"labels": tuple("ab")}, "classes"),
+    ):
+        wrong = served.plan.model_copy(update={"chains": (chain.model_copy(update=change),)})
+        assert says in plan_problem(wrong), change
 
 
 @pytest.mark.parametrize("model_type", ["bert", "modernbert", "albert"])

@@ -44,7 +44,7 @@ class Grammars:
 
     def index(self, chain: int) -> bool:
         """Have a chain's vocabulary indexed; whether that is done, or cannot be, which its rows are told."""
-        return self._reader(chain).poll()
+        return not 0 <= chain < len(self._plan.chains) or self._reader(chain).poll()
 
     def allowed(self, rows: Sequence[tuple[Row, Sequence[int]]], vocab: int) -> list[Tensor | str]:
         """For each row the tokens ``[vocab]`` that may follow its outputs, or why none can.
@@ -96,8 +96,8 @@ class _Reader:
 
     @property
     def is_dead(self) -> bool:
-        """Whether it will answer nothing any more."""
-        return self.poll() and bool(self._problem)
+        """Whether it has ended. One that cannot use its tokenizer is not started again: it would say the same."""
+        return self.poll() and _DIED in self._problem
 
     def poll(self) -> bool:
         """Whether it is ready, or will never be."""

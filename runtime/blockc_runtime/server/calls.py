@@ -33,7 +33,7 @@ from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.output import Delta, Output
 from blockc_runtime.server.quotas import QuotaExceededError, Quotas, Reservation
 from blockc_runtime.server.response import CallResponse, raise_if_failed, send_json
-from blockc_runtime.server.schemas import ChatBody, CompletionBody, EmbeddingBody
+from blockc_runtime.server.schemas import ChatBody, CompletionBody, EmbeddingBody, StreamOptions
 
 
 class Format(Protocol):
@@ -86,7 +86,7 @@ class Calls:
             reservation,
             answer_format,
             stream=body.stream,
-            include_usage=body.stream_options.include_usage,
+            options=body.stream_options,
         )
 
     def classify(self, submission: Submission, caller: Caller) -> ScoresResponse:
@@ -153,12 +153,12 @@ class TextResponse(CallResponse):
         answer_format: Format,
         *,
         stream: bool,
-        include_usage: bool,
+        options: StreamOptions,
     ) -> None:
         super().__init__(client, call, generation, reservation)
         self._format = answer_format
         self._as_stream = stream
-        self._include_usage = include_usage
+        self._options = options
         self._generation = generation
         self._scored: dict[int, dict[int, TokenLogprob]] = {}  # by request and place in its prompt
         vocabulary = generation.app.text.vocabulary
@@ -174,10 +174,11 @@ class TextResponse(CallResponse):
             while arrivals:
                 data += b"".join([self._event(arrival) for arrival in arrivals])
                 if data:
-                    await send(sse.body(data, more=True))
+                    counted = self._options.continuous_usage_stats
+                    await send(sse.body(sse.with_usage(data, self._usage()) if counted else data, more=True))
                 data = b""
                 arrivals = await self._call.arrived()
-            if self._include_usage:
+            if self._options.include_usage:
                 data = self._format.usage_chunk(self._usage())
         except ApiError as error:
             data = sse.event(error.body().decode())

@@ -41,13 +41,14 @@ def load_keys(path: Path, tenants: Collection[str]) -> Keys:
     entries = _read(path, problems)
     owners: dict[bytes, tuple[str, int]] = {}
     quotas: dict[str, Quota] = {}
-    for tenant, entry in entries.items():
+    for place, (tenant, entry) in enumerate(entries.items(), 1):
         if tenant != OPERATOR and tenant not in tenants:
-            problems.report(
+            problems.report(  # by its place: where keys and tenants are the wrong way round, the name is a key
                 "BC101",
-                f"{path.name} gives keys to `{tenant[:80]}`, which the plan does not know",
-                help=f"the plan's tenants are {', '.join(sorted(tenants)[:20])}",
+                f"entry {place} of {path.name} is for none of the plan's tenants",
+                help=f"they are {', '.join(sorted(tenants)[:20])}",
             )
+            continue
         keys = entry
         if isinstance(entry, dict):
             keys = entry.get("keys")
@@ -113,11 +114,11 @@ def _add(owners: dict[bytes, tuple[str, int]], tenant: str, keys: list[str], pro
 
 
 def _quota(tenant: str, entry: Mapping[str, Any], problems: Diagnostics) -> Quota:
-    for name, value in entry.items():
+    for place, (name, value) in enumerate(entry.items(), 1):
         if name == "keys":
             continue
         if name not in _LIMITS:
-            problems.report("BC104", f"`{name[:80]}` of `{tenant[:80]}` means nothing here", help=_FORM)
+            problems.report("BC104", f"field {place} of `{tenant[:80]}` means nothing here", help=_FORM)
         elif tenant == OPERATOR:
             problems.report("BC104", "the operator has no quota", help="give the quota to a tenant")
         elif type(value) is not int or not 1 <= value <= _MOST:

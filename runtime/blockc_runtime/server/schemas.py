@@ -79,9 +79,10 @@ class _Body(BaseModel):
 
 
 class StreamOptions(_Body):
-    """``include_usage``: a last chunk with the token counts."""
+    """``include_usage``: a last chunk with the token counts; ``continuous_usage_stats``: in each chunk those so far."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
 class JsonSchemaFormat(_Body):

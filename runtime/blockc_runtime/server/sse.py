@@ -30,6 +30,11 @@ def event(data: str) -> bytes:
     return f"data: {data}\n\n".encode()
 
 
+def with_usage(events: bytes, usage: object) -> bytes:
+    """Return events with token counts in each. Only the end of one is a brace before two line ends."""
+    return events.replace(b"}\n\n", b',"usage":' + to_json(usage).encode() + b"}\n\n")
+
+
 def body(data: bytes, *, more: bool) -> Message:
     """Return the ASGI message that sends ``data``."""
     return {"type": "http.response.body", "body": data, "more_body": more}

@@ -161,6 +161,18 @@ def test_a_process_that_dies_takes_its_rows_with_it_and_is_started_again(tmp_pat
         assert allowed(grammars, grammar, [])
 
 
+def test_a_tokenizer_that_cannot_be_used_is_said_once_and_for_all(tmp_path: Path):
+    plan, zoo = world.build(tmp_path)
+    said = "from blockc_runtime.grammar_process import *; import sys; write_frame(sys.stdout.buffer, 'no tokens')"
+    with closing(Grammars(load_plan(plan), Zoo(zoo), command=(sys.executable, "-c", said))) as grammars:
+        for _ in range(2):
+            (problem,) = grammars.allowed([(row(structured.choice(["the"]), []), [])], VOCAB)
+            assert isinstance(problem, str)
+            assert "no tokens" in problem
+        assert grammars.index(0)
+        assert grammars.index(99), "whoever asks for no chain is told so elsewhere"
+
+
 def test_blanks_come_to_an_end(grammars: Grammars):
     grammar = structured.json_schema({"type": "object"})
     (blank,) = world.tokenizer().encode(" ").ids

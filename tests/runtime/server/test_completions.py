@@ -60,6 +60,17 @@ def test_the_stream_is_the_same_text(client):
     assert usage.usage.completion_tokens == 200
 
 
+def test_every_chunk_tells_what_was_used_so_far_if_asked(client):
+    stream = client.completions.create(
+        model="acme/chat", prompt=PROMPT, max_tokens=30, n=2, stream=True,
+        stream_options={"include_usage": True, "continuous_usage_stats": True},
+    )  # fmt: skip
+    counts = [chunk.usage.completion_tokens for chunk in stream]
+    assert counts == sorted(counts)
+    assert counts[-1] == counts[-2] == 60
+    assert len(counts) > 2
+
+
 def test_apps_have_their_own_chains(client):
     answer = client.completions.create(model="birch/chat", prompt=PROMPT, max_tokens=20)
     assert answer.choices[0].text == expected_text(20, chain=2)
