@@ -16,6 +16,7 @@ from blockc.cli import main
 from blockc.plan import load_plan
 from blockc.samples import root
 from tests.e2e.fleet import OPERATOR, Command, answer, chat, delta, events, serving
+from tests.support.processes import eventually, is_alive
 
 QUESTION = "What is the capital of France?"
 HEAD = """
@@ -194,3 +195,17 @@ def test_what_may_not_be_loaded(swapped: Command):
             assert plain.status_code == 415
         nobody = http.post("/v1/load_lora_adapter", json={"lora_name": "nobody/x", "lora_path": "pirate"})
         assert (nobody.status_code, nobody.json()["error"]["code"]) == (400, "BC101")
+
+
+def test_the_end_in_the_middle_of_a_load_leaves_no_compiler(folder: Path, tmp_path: Path):
+    options = ("--allow-adapters", str(folder / "adapters"), "--spec", str(folder / "first.blk"), "--executor", "null")
+    with serving(folder / "first.json", tmp_path, *options, keys=False) as command, ThreadPoolExecutor(1) as pool:
+        command.ready()
+        body = {"lora_name": "public/crew", "lora_path": "pirate"}
+        loading = pool.submit(httpx.post, f"{command.url}/v1/load_lora_adapter", json=body, timeout=60)
+        assert eventually(lambda: len(command.children()) == 2, 20)
+        children = command.children()
+        command.process.terminate()
+        assert command.wait(10) == 0
+        assert eventually(lambda: not any(map(is_alive, children)), 10)
+        assert loading.result().status_code == 503, loading.result().text + command.log

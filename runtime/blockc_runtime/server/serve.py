@@ -36,6 +36,7 @@ from blockc_runtime.server.supervisor import EngineCommand, PlanFile, Supervisor
 from blockc_runtime.server.swap import PlanInForce, Swaps
 from blockc_runtime.server.ui import SentPage
 
+_GIVE_UP_S = 0.5  # for what operators began
 _FLUSH_S = 1  # for answers that are complete, and clients that do not read them
 
 
@@ -225,6 +226,10 @@ class Server:
             self._draining.cancel()
         self.client.draining = True
         self.client.let_in()  # to be told so
+        if self.swaps is not None:
+            self.swaps.end()
+        if self._adapters is not None:
+            self._adapters.close()
         self._draining = loop.create_task(self._drain(drain_s))
 
     async def _drain(self, drain_s: float) -> None:
@@ -233,6 +238,10 @@ class Server:
             await asyncio.wait_for(self.client.idle(), drain_s)
         except TimeoutError:
             self.client.abandon_all("the server is ending")
+        for operations in (self.swaps, self._adapters):
+            if operations is not None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(operations.ended(), _GIVE_UP_S)
         self._http.should_exit = True
 
 

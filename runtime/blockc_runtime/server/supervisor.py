@@ -51,7 +51,7 @@ EngineCommand = Callable[[Path, PlanFile], Sequence[str]]
 _FAILED_STARTS = 3
 _BACKOFF_S = (0.0, 0.1, 0.5, 2.0)
 _STABLE_S = 10.0
-_END_S = 2.0
+_END_S = 1.0  # for each way to end an engine; nothing is lost with one that is killed
 _LINE_BYTES = 4096
 _HELP = {
     "BC903": "delete the file that it names and compile again: the zoo stores again what it lacks",

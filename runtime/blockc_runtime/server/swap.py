@@ -126,6 +126,17 @@ class Swaps:
         self._patience_s = patience_s
         self._epochs = client.epoch
         self._lock = asyncio.Lock()
+        self._work: asyncio.Task[SwapReport] | None = None
+
+    def end(self) -> None:
+        """The server is ending: give up what is under way."""
+        if self._work is not None:
+            self._work.cancel()
+
+    async def ended(self) -> None:
+        """Wait until nothing is under way."""
+        async with self._lock:
+            pass
 
     async def apply(self, data: bytes, *, allow: Callable[[AppChanges], None] = lambda changes: None) -> SwapReport:
         """Swap to the plan whose file holds ``data``.
@@ -137,8 +148,13 @@ class Swaps:
             raise ApiError(409, "another plan is being swapped in; try again later", code="swap_under_way")
         async with self._lock:
             began_s = time.monotonic()
+            self._work = asyncio.create_task(self._apply(data, allow))
             try:
-                report = await self._apply(data, allow)
+                report = await self._work
+            except asyncio.CancelledError:
+                if not self._client.draining:
+                    raise
+                raise unavailable("the server is ending") from None
             except Exception as error:
                 self._metrics.observe_swap(None, 0.0)
                 self._progress(f"a plan was refused: {_first(error)}")
