@@ -30,9 +30,10 @@ from blockc_runtime.server.app import create_app
 from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue, load_catalogue
 from blockc_runtime.server.engine_client import EngineClient
+from blockc_runtime.server.engine_life import PlanFile
 from blockc_runtime.server.keys_file import load_keys, watch_keys
 from blockc_runtime.server.metrics import Metrics
-from blockc_runtime.server.supervisor import EngineCommand, PlanFile, Supervisor, engine_command
+from blockc_runtime.server.supervisor import EngineCommand, Supervisor, engine_command
 from blockc_runtime.server.swap import PlanInForce, Swaps
 from blockc_runtime.server.ui import SentPage
 

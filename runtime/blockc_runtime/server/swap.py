@@ -24,9 +24,10 @@ from blockc.plan import ExecutionPlan, plan_uses, read_plan, require_weights
 from blockc.zoo import Zoo
 from blockc_runtime.server.catalogue import Catalogue, load_catalogue
 from blockc_runtime.server.engine_client import EngineClient
+from blockc_runtime.server.engine_life import EngineGoneError, PlanFile
 from blockc_runtime.server.errors import ApiError, unavailable
 from blockc_runtime.server.metrics import Metrics
-from blockc_runtime.server.supervisor import EngineGoneError, PlanFile, Supervisor
+from blockc_runtime.server.supervisor import Supervisor
 from blockc_runtime.wire import Loaded, LoadFailed
 
 _PATIENCE_S = 600.0
