@@ -26,7 +26,7 @@ cluster box { node local { device d0 : cpu { memory = 1GiB  reserve = 128MiB } }
 FIRST = """
 finetune german : sample { weights = "{root}/german" }
 finetune poet   : sample { weights = "{root}/poet" }
-tenant berlin { app chat { model = german } app reading { model = poet } }
+tenant berlin { quota { requests = 100rps } app chat { model = german } app reading { model = poet } }
 tenant public { app ask { model = sample } }
 """
 # `berlin/chat` is another model, `berlin/reading` went, `public/more` came.
@@ -80,6 +80,7 @@ class Load:
     def __init__(self, command: Command, app: str, manners: set[str], *, threads: int) -> None:
         self.wrong: list[str] = []
         self.seen: set[str] = set()
+        self.answered = 0
         self._stop = threading.Event()
         self._command, self._app, self._manners = command, app, manners
         self._pool = ThreadPoolExecutor(threads)
@@ -91,6 +92,7 @@ class Load:
                 number += 1
                 text = self._streamed(http) if number % 2 else answer(http, self._app, QUESTION)
                 self.seen.add(text)
+                self.answered += 1  # near enough: threads do not count for each other
                 if text not in self._manners:
                     self.wrong.append(text)
 
@@ -108,26 +110,37 @@ class Load:
         self._pool.shutdown()
 
 
-def test_answers_keep_their_manner_while_plans_are_swapped(swapped: Command, folder: Path):
+@pytest.mark.parametrize(
+    ("pairs", "changing_threads", "same_threads"), [(5, 4, 2), pytest.param(50, 24, 8, marks=pytest.mark.slow)]
+)
+def test_answers_keep_their_manner_while_plans_are_swapped(
+    swapped: Command, folder: Path, pairs: int, changing_threads: int, same_threads: int
+):
     with swapped.http() as http:
         german, base = answer(http, "berlin/chat", QUESTION), answer(http, "public/ask", QUESTION)
         first = apply(http, folder / "second.json")
         archivist, poet = answer(http, "berlin/chat", QUESTION), answer(http, "public/more", QUESTION)
         assert len({german, base, archivist, poet}) == 4
         assert http.post("/v1/chat/completions", json=chat("berlin/reading", QUESTION)).status_code == 404
-        shared = load_plan(folder / "first.json").memory[0].weights_bytes
+        plan = load_plan(folder / "first.json")
+        assert [entry.requests_per_minute for entry in plan.tenants] == [6000, None]
+        shared = plan.memory[0].weights_bytes
         assert first["bytes"]["kept"] >= shared * 0.9  # type: ignore[index]
         assert first["bytes"]["loaded"] < shared * 0.2  # type: ignore[index]
         # In one tenant `poet` has its lower layers' cache in common with the base: groups are cut there, and new ones.
         assert first["kv_groups"] == {"all": 2, "kept": 0}
-        changing = Load(swapped, "berlin/chat", {german, archivist}, threads=4)
-        same = Load(swapped, "public/ask", {base}, threads=2)
-        for _ in range(5):
+        changing = Load(swapped, "berlin/chat", {german, archivist}, threads=changing_threads)
+        same = Load(swapped, "public/ask", {base}, threads=same_threads)
+        pauses = []
+        for _ in range(pairs):
             back = apply(http, folder / "first.json")
             forth = apply(http, folder / "second.json")
+            pauses += [back["pause_s"], forth["pause_s"]]
         changing.stop()
         same.stop()
         assert (changing.wrong, same.wrong) == ([], [])
+        answers = changing.answered + same.answered
+        print(f"{2 * pairs} swaps, {answers} answers, longest pause {max(pauses) * 1000:.1f} ms")
         assert changing.seen == {german, archivist}
         assert back["bytes"]["kept"] >= shared * 0.9  # type: ignore[index]
         assert forth["bytes"]["loaded"] < shared * 0.2  # type: ignore[index]

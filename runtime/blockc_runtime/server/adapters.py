@@ -141,6 +141,8 @@ class Adapters:
                 *map(str, command), cwd=options.folder, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL,
                 env={**os.environ, "HF_HUB_OFFLINE": "1"}, start_new_session=True,
             )  # fmt: skip
+            if self._ending:  # since it was asked for
+                self._kill()
             try:
                 out, _ = await self._compiler.communicate()
                 code = self._compiler.returncode
