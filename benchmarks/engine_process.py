@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 
 from blockc_runtime.request import EndEvent, Request
-from blockc_runtime.server.supervisor import PlanFile, engine_command
+from blockc_runtime.server.engine_life import PlanFile
+from blockc_runtime.server.supervisor import engine_command
 from blockc_runtime.wire import (
     End,
     EngineError,

@@ -12,11 +12,9 @@ import contextlib
 import hashlib
 import signal
 import socket
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +23,7 @@ from typing import Protocol
 from blockc.diag import DiagnosticError
 from blockc_runtime.channel import Channel, ServerGoneError, end_with
 from blockc_runtime.epoch import Epoch
-from blockc_runtime.loading import CrowdedError, LoadedEpoch, Origin, PlanLostError, load_epoch, memory_lines
+from blockc_runtime.loading import CrowdedError, LoadedEpoch, Loading, Origin, PlanLostError, load_epoch, memory_lines
 from blockc_runtime.memory import before_loading, before_serving
 from blockc_runtime.request import EndEvent, Event, Request, TokensEvent
 from blockc_runtime.scheduler import Gauges
@@ -86,7 +84,7 @@ class Engine:
         self._epochs = {first.number: first}
         self._newest = first
         self._load = load
-        self._loading: _Loading | None = None
+        self._loading: Loading | None = None
         self._clock = clock
         self._epoch_of: dict[str, Epoch] = {}  # of each request that is unfinished
         self._unstarted: set[str] = set()
@@ -208,9 +206,9 @@ class Engine:
             self._channel.send(LoadFailed(epoch=message.epoch, code="BC999", message=str(problem)))
             return
         origin = Origin(number=message.epoch, path=Path(message.plan), digest=message.plan_digest)
-        self._loading = _Loading(origin, partial(self._load, origin, before=self._newest, alone=message.alone))
+        self._loading = Loading(origin, partial(self._load, origin, before=self._newest, alone=message.alone))
 
-    def _take_loaded(self, loading: _Loading) -> None:
+    def _take_loaded(self, loading: Loading) -> None:
         """Take in an epoch that is ready, or say why there is none."""
         if not loading.done:
             return
@@ -323,31 +321,6 @@ class PastCounts:
         """Keep what an epoch counted."""
         self.preemptions += gauges.preemptions
         self.side_loads += gauges.side_loads
-
-
-class _Loading:
-    """An epoch that is being made ready, in a thread of its own."""
-
-    def __init__(self, origin: Origin, load: Callable[[], LoadedEpoch]) -> None:
-        self.origin = origin
-        self.longest_turn_s = 0.0
-        self._outcome: Future[LoadedEpoch] = Future()
-        threading.Thread(target=self._run, args=(load,), name="load-plan", daemon=True).start()
-
-    def _run(self, load: Callable[[], LoadedEpoch]) -> None:
-        try:
-            self._outcome.set_result(load())
-        except BaseException as error:
-            self._outcome.set_exception(error)
-
-    @property
-    def done(self) -> bool:
-        """Whether it is ready, or will not be."""
-        return self._outcome.done()
-
-    def result(self) -> LoadedEpoch:
-        """Return it, or raise what was wrong."""
-        return self._outcome.result()
 
 
 def step_load(step: Step) -> StepLoad:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -93,6 +95,31 @@ def load_epoch(options: argparse.Namespace, origin: Origin, *, before: Epoch | N
         kv_kept=len(kept),
         load_s=time.monotonic() - began_s,
     )
+
+
+class Loading:
+    """An epoch that is being made ready, in a thread of its own."""
+
+    def __init__(self, origin: Origin, load: Callable[[], LoadedEpoch]) -> None:
+        self.origin = origin
+        self.longest_turn_s = 0.0
+        self._outcome: Future[LoadedEpoch] = Future()
+        threading.Thread(target=self._run, args=(load,), name="load-plan", daemon=True).start()
+
+    def _run(self, load: Callable[[], LoadedEpoch]) -> None:
+        try:
+            self._outcome.set_result(load())
+        except BaseException as error:
+            self._outcome.set_exception(error)
+
+    @property
+    def done(self) -> bool:
+        """Whether it is ready, or will not be."""
+        return self._outcome.done()
+
+    def result(self) -> LoadedEpoch:
+        """Return it, or raise what was wrong."""
+        return self._outcome.result()
 
 
 def _read(origin: Origin) -> ExecutionPlan:

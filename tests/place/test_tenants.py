@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockc.place.tenants import split_bytes
+from blockc.place.tenants import _a_minute, split_bytes
 from blockc.plan import TenantEntry
 
 SIZES = (1, 2, 3, 5, 7, 0, 64)
@@ -45,3 +48,9 @@ def test_alike_tenants_differ_by_odd_bytes_only(taken: dict[str, set[str]]) -> N
         for other in entries.values():
             if taken[one.tenant] == taken[other.tenant]:
                 assert abs(one.fair_bytes - other.fair_bytes) <= len(sets)
+
+
+@pytest.mark.parametrize(("a_second", "a_minute"), [("20", 1200), ("1/3", 20), ("0.999", 59), ("0.0001", 1)])
+def test_quotas_are_whole_ones_a_minute(a_second: str, a_minute: int) -> None:
+    assert _a_minute(Fraction(a_second)) == a_minute
+    assert _a_minute(None) is None

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blockc_runtime.server.errors import ApiError, echo, invalid
+from blockc_runtime.server.errors import ApiError, echo, invalid, unavailable
 from blockc_runtime.server.swap import AppChanges, Swaps
 
 _NAME = re.compile(r"(?:(?P<tenant>[\w.-]{1,64})/)?(?P<app>[\w.-]{1,64})")
@@ -53,6 +54,7 @@ class Adapters:
         self._plan: str | None = None  # the digest of the plan that has them
         self._lock = asyncio.Lock()
         self._compiler: Process | None = None
+        self._ending = False
 
     async def load(self, name: str, path: str, parent: str | None) -> dict[str, Any]:
         """Add an app. Raises `ApiError`, with the compiler's diagnostics where it refuses the fine-tune."""
@@ -81,11 +83,20 @@ class Adapters:
             del known[address]
             return await self._change(known, AppChanges(came=(), gone=(address,), changed=()))
 
+    async def ended(self) -> None:
+        """Wait until nothing is under way."""
+        async with self._lock:
+            pass
+
     def close(self) -> None:
-        """End a compiler that is running."""
-        if self._compiler is not None:
+        """The server is ending: end a compiler that is running."""
+        self._ending = True
+        self._kill()
+
+    def _kill(self) -> None:
+        if self._compiler is not None and self._compiler.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                self._compiler.kill()
+                os.killpg(self._compiler.pid, signal.SIGKILL)  # and whatever it has started
 
     @contextlib.asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -130,16 +141,18 @@ class Adapters:
                 *map(str, command), cwd=options.folder, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL,
                 env={**os.environ, "HF_HUB_OFFLINE": "1"}, start_new_session=True,
             )  # fmt: skip
+            if self._ending:  # since it was asked for
+                self._kill()
             try:
                 out, _ = await self._compiler.communicate()
                 code = self._compiler.returncode
-            except BaseException:
-                self.close()
-                raise
             finally:
+                self._kill()
                 self._compiler = None
             if code == 0:
                 return await asyncio.to_thread(output.read_bytes)
+        if self._ending:
+            raise unavailable("the server is ending")
         raise _refused(out, code)
 
     def _is_served(self, address: str) -> bool:

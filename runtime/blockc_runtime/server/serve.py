@@ -30,14 +30,16 @@ from blockc_runtime.server.app import create_app
 from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue, load_catalogue
 from blockc_runtime.server.engine_client import EngineClient
+from blockc_runtime.server.engine_life import PlanFile
 from blockc_runtime.server.json_log import JsonLog
 from blockc_runtime.server.keys_file import load_keys, watch_keys
 from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.spans import request_spans
-from blockc_runtime.server.supervisor import EngineCommand, PlanFile, Supervisor, engine_command
+from blockc_runtime.server.supervisor import EngineCommand, Supervisor, engine_command
 from blockc_runtime.server.swap import PlanInForce, Swaps
 from blockc_runtime.server.ui import SentPage
 
+_GIVE_UP_S = 0.5  # for what operators began
 _FLUSH_S = 1  # for answers that are complete, and clients that do not read them
 
 
@@ -244,6 +246,10 @@ class Server:
             self._draining.cancel()
         self.client.draining = True
         self.client.let_in()  # to be told so
+        if self.swaps is not None:
+            self.swaps.end()
+        if self._adapters is not None:
+            self._adapters.close()
         self._draining = loop.create_task(self._drain(drain_s))
 
     async def _drain(self, drain_s: float) -> None:
@@ -252,6 +258,10 @@ class Server:
             await asyncio.wait_for(self.client.idle(), drain_s)
         except TimeoutError:
             self.client.abandon_all("the server is ending")
+        for operations in (self.swaps, self._adapters):
+            if operations is not None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(operations.ended(), _GIVE_UP_S)
         self._http.should_exit = True
 
 

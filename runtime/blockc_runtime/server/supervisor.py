@@ -13,46 +13,26 @@ import os
 import shutil
 import sys
 import tempfile
-from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from blockc.diag import CODES, DiagnosticError, Diagnostics
 from blockc_runtime.server.engine_client import EngineClient
+from blockc_runtime.server.engine_life import EngineConnection, EngineGoneError, EngineLife, PlanFile
 from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.wire import (
     EngineError,
-    FrameBuffer,
-    Load,
     Loaded,
     LoadFailed,
-    Message,
-    ProtocolError,
-    Ready,
     Retire,
-    Shutdown,
-    encode,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanFile:
-    """A plan that an engine is given: a file of ours, which nobody changes, its SHA-256, and the plan's number."""
-
-    epoch: int
-    path: Path
-    digest: str
-
 
 EngineCommand = Callable[[Path, PlanFile], Sequence[str]]
 
 _FAILED_STARTS = 3
 _BACKOFF_S = (0.0, 0.1, 0.5, 2.0)
 _STABLE_S = 10.0
-_END_S = 2.0
-_LINE_BYTES = 4096
 _HELP = {
     "BC903": "delete the file that it names and compile again: the zoo stores again what it lacks",
     "BC904": "compile the spec again: the zoo stores again what it lacks",
@@ -73,10 +53,6 @@ def engine_command(zoo: Path, executor: str, *, null_step_s: float = 0.0) -> Eng
         return (sys.executable, "-P", "-m", "blockc_runtime.engine", *map(str, options))
 
     return command
-
-
-class EngineGoneError(Exception):
-    """The engine ended before it answered, or there is none."""
 
 
 class Supervisor:
@@ -105,7 +81,7 @@ class Supervisor:
         self._directory = Path(tempfile.mkdtemp(prefix="blockc-"))  # mode 0700: ours alone
         self._socket = self._directory / "engine.sock"
         self._server: asyncio.Server | None = None
-        self._life: _Life | None = None
+        self._life: EngineLife | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -161,7 +137,7 @@ class Supervisor:
             self._server.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    async def _begin(self) -> _Life:
+    async def _begin(self) -> EngineLife:
         # OpenMP threads that spin between steps take the cores from the server.
         # A short spin keeps them from sleeping between two ops of one step (65 ms against 48 ms a step).
         # glibc asks for huge pages: 26 GB/s of weights are read where small pages give 24.
@@ -179,13 +155,13 @@ class Supervisor:
             env=environment,
             start_new_session=True,  # a terminal's signals reach the server only
         )
-        self._life = _Life(process, self._client, self._plan, self._progress)
+        self._life = EngineLife(process, self._client, self._plan, self._progress)
         return self._life
 
     def _on_connection(self) -> asyncio.Protocol:
-        return _Connection(self._life)
+        return EngineConnection(self._life)
 
-    async def _keep_alive(self, life: _Life) -> None:
+    async def _keep_alive(self, life: EngineLife) -> None:
         """Restart until stopped. Starts that fail one after another end it for good."""
         loop = asyncio.get_running_loop()
         failed_starts = quick_deaths = 0
@@ -212,7 +188,7 @@ class Supervisor:
             began_s = loop.time()
             life = await self._begin()
 
-    async def _restore(self, life: _Life) -> None:
+    async def _restore(self, life: EngineLife) -> None:
         """Give an engine the plans that are in use and that it was not started with."""
         for epoch in self._client.lacking():
             self._progress(f"the engine loads the plan before, for requests that began with it ({epoch})")
@@ -234,181 +210,6 @@ class Supervisor:
             self._life.send(Retire(epoch=epoch))
         if (plan := self._plans.pop(epoch, None)) is not None and plan.path.parent == self._directory:
             plan.path.unlink(missing_ok=True)
-
-
-class _Life:
-    """One engine process, from its start to its end."""
-
-    def __init__(
-        self,
-        process: Process,
-        client: EngineClient,
-        plan: PlanFile,
-        progress: Callable[[str], None],
-    ) -> None:
-        self._process = process
-        self._client = client
-        self._plan = plan
-        self._epochs: set[int] = set()
-        self._loading: asyncio.Future[Loaded | LoadFailed] | None = None
-        self._progress = progress
-        self._transport: asyncio.Transport | None = None
-        self._ready = asyncio.Event()
-        self._gone = asyncio.Event()
-        self.error: EngineError | None = None
-        self._tasks = (
-            asyncio.create_task(self._forward_output()),
-            asyncio.create_task(self._watch_exit()),
-        )
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    async def ready(self) -> bool:
-        """Wait until it serves (True) or has ended without."""
-        waits = {asyncio.create_task(event.wait()) for event in (self._ready, self._gone)}
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        return self._ready.is_set()
-
-    async def ended(self) -> None:
-        """Wait until it serves no more."""
-        await self._gone.wait()
-
-    def has(self, epoch: int) -> bool:
-        """Whether it serves, and has this plan."""
-        return epoch in self._epochs and not self._gone.is_set()
-
-    async def load(self, plan: PlanFile, *, alone: bool) -> Loaded | LoadFailed:
-        """Have it make a plan ready. Raises `EngineGoneError` if it ends meanwhile."""
-        if not self._ready.is_set() or self._gone.is_set():
-            raise EngineGoneError
-        self._loading = asyncio.get_running_loop().create_future()
-        self.send(Load(epoch=plan.epoch, plan=str(plan.path), plan_digest=plan.digest, alone=alone))
-        gone = asyncio.create_task(self._gone.wait())
-        try:
-            waits: set[asyncio.Future[Any]] = {self._loading, gone}
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if not self._loading.done():
-                raise EngineGoneError
-            return self._loading.result()
-        finally:
-            gone.cancel()
-            self._loading = None
-
-    async def end(self) -> None:
-        """End the process: by asking, by SIGTERM, by SIGKILL."""
-        if self._transport is not None and not self._transport.is_closing():
-            self.send(Shutdown())
-        for force in (None, self._process.terminate, self._process.kill):
-            if force is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    force()
-            # One that never connected has nobody to ask it.
-            patience_s = 0.0 if force is None and self._transport is None else _END_S
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), patience_s)
-                break
-        if self._transport is not None:
-            self._transport.close()
-        for task in self._tasks:
-            task.cancel()
-
-    def exit_text(self) -> str:
-        """Say how the process ended, in a few words."""
-        code = self._process.returncode
-        if self.error is not None:
-            return f"{self.error.code}: {self.error.message}"
-        if code is None:
-            return "its connection was lost"
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-    # The connection's callbacks
-
-    def on_connected(self, transport: asyncio.Transport) -> bool:
-        """Whether this is the engine's first and only connection."""
-        if self._transport is not None:
-            return False
-        self._transport = transport
-        return True
-
-    def send(self, message: Message) -> None:
-        """Write a frame, unless the engine has just gone."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(encode(message))
-
-    def on_message(self, message: Message) -> None:
-        match message:
-            case Ready(plan_digest=digest) if digest == self._plan.digest:
-                self._ready.set()
-                self._epochs.add(self._plan.epoch)
-                self._client.attach(self.send, self._plan.epoch)
-            case Loaded() | LoadFailed():
-                if self._loading is not None and not self._loading.done():
-                    self._loading.set_result(message)
-                    if isinstance(message, Loaded):
-                        self._epochs.add(message.epoch)
-                elif isinstance(message, Loaded):  # nobody waits for it any more
-                    self.send(Retire(epoch=message.epoch))
-            case Ready():
-                self.error = EngineError(code="BC901", message="the plan file changed while the server was running")
-                self.on_lost()
-            case EngineError():
-                self.error = message
-            case _:
-                self._client.receive(message)
-
-    def on_lost(self) -> None:
-        self._gone.set()
-
-    async def _watch_exit(self) -> None:
-        await self._process.wait()
-        if self._transport is None:  # else the socket's end comes after all that was sent
-            self._gone.set()
-
-    async def _forward_output(self) -> None:
-        """Pass what the process prints on, line by line, however long or broken."""
-        assert self._process.stdout is not None
-        rest = b""
-        while data := await self._process.stdout.read(_LINE_BYTES):
-            *lines, rest = (rest + data).split(b"\n")
-            if len(rest) > _LINE_BYTES:
-                lines, rest = [*lines, rest], b""
-            for line in lines:
-                self._progress("engine: " + line.decode("utf-8", "replace"))
-
-
-class _Connection(asyncio.Protocol):
-    """Bytes of the socket to messages."""
-
-    def __init__(self, life: _Life | None) -> None:
-        self._life = life
-        self._frames = FrameBuffer()
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        if self._life is None or not self._life.on_connected(transport):
-            self._life = None
-            transport.close()
-
-    def data_received(self, data: bytes) -> None:
-        if self._life is None or self._transport is None:
-            return
-        try:
-            for message in self._frames.feed(data):
-                self._life.on_message(message)
-        except ProtocolError:
-            self._transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._life is not None:
-            self._life.on_lost()
 
 
 def _diagnostics(error: EngineError) -> Diagnostics:

@@ -24,9 +24,10 @@ from blockc.plan import ExecutionPlan, plan_uses, read_plan, require_weights
 from blockc.zoo import Zoo
 from blockc_runtime.server.catalogue import Catalogue, load_catalogue
 from blockc_runtime.server.engine_client import EngineClient
+from blockc_runtime.server.engine_life import EngineGoneError, PlanFile
 from blockc_runtime.server.errors import ApiError, unavailable
 from blockc_runtime.server.metrics import Metrics
-from blockc_runtime.server.supervisor import EngineGoneError, PlanFile, Supervisor
+from blockc_runtime.server.supervisor import Supervisor
 from blockc_runtime.wire import Loaded, LoadFailed
 
 _PATIENCE_S = 600.0
@@ -126,6 +127,17 @@ class Swaps:
         self._patience_s = patience_s
         self._epochs = client.epoch
         self._lock = asyncio.Lock()
+        self._work: asyncio.Task[SwapReport] | None = None
+
+    def end(self) -> None:
+        """The server is ending: give up what is under way."""
+        if self._work is not None:
+            self._work.cancel()
+
+    async def ended(self) -> None:
+        """Wait until nothing is under way."""
+        async with self._lock:
+            pass
 
     async def apply(self, data: bytes, *, allow: Callable[[AppChanges], None] = lambda changes: None) -> SwapReport:
         """Swap to the plan whose file holds ``data``.
@@ -137,8 +149,13 @@ class Swaps:
             raise ApiError(409, "another plan is being swapped in; try again later", code="swap_under_way")
         async with self._lock:
             began_s = time.monotonic()
+            self._work = asyncio.create_task(self._apply(data, allow))
             try:
-                report = await self._apply(data, allow)
+                report = await self._work
+            except asyncio.CancelledError:
+                if not self._client.draining:
+                    raise
+                raise unavailable("the server is ending") from None
             except Exception as error:
                 self._metrics.observe_swap(None, 0.0)
                 self._progress(f"a plan was refused: {_first(error)}")

@@ -19,9 +19,10 @@ from blockc_runtime.server.access import Watcher
 from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue
 from blockc_runtime.server.engine_client import EngineClient, QueueLimits
+from blockc_runtime.server.engine_life import PlanFile
 from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.serve import Server, listen, url_of
-from blockc_runtime.server.supervisor import PlanFile, engine_command
+from blockc_runtime.server.supervisor import engine_command
 from blockc_runtime.server.swap import PlanInForce, Swaps
 from blockc_runtime.server.ui import SentPage
 

@@ -67,6 +67,20 @@ def test_keys_rotate_while_it_serves(catalogue: Catalogue, tmp_path: Path):
     assert CANARY not in "".join(lines)
 
 
+def test_keys_of_a_tenant_that_comes_with_a_plan(catalogue: Catalogue, tmp_path: Path):
+    path = keys_file(tmp_path / "keys.json", acme=["sk-acme-first"])
+    ring, lines, tenants = KeyRing(load_keys(path, {"acme"})), [], [frozenset({"acme"})]
+    with running(catalogue, keys=ring) as server:
+        watching = watch_keys(path, ring, lambda: tenants[0], lines.append, poll_s=0.02)
+        watch = asyncio.run_coroutine_threadsafe(watching, server.loop)
+        keys_file(path, acme=["sk-acme-first"], birch=["sk-birch-only"])
+        assert eventually(lambda: any("the keys stay as they were" in line for line in lines), 5)
+        assert post(server, "sk-birch-only").status_code == 401
+        tenants[0] = TENANTS
+        assert eventually(lambda: post(server, "sk-birch-only", model="birch/chat").status_code == 200, 5)
+        watch.cancel()
+
+
 def test_every_answer_has_an_id(catalogue: Catalogue, tmp_path: Path):
     path = keys_file(tmp_path / "keys.json", acme=["sk-acme-first"])
     with running(catalogue, keys=KeyRing(load_keys(path, TENANTS))) as server:

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -159,6 +161,91 @@ def test_an_interrupt_without_time_to_drain(world_files):
             assert list(lines)[-2:-1] == ["data: [DONE]"]
         assert command.process.wait(5) == 0
         assert time.monotonic() - began_s < 4
+
+
+def streaming(url: str, count: int) -> Any:
+    body = {
+        "model": "acme/chat", "prompt": PROMPT, "max_tokens": count, "stream": True, "ignore_eos": True,
+        "return_token_ids": True,
+    }  # fmt: skip
+    return httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=30)
+
+
+def test_sigterm_finishes_what_is_in_flight_and_takes_nothing_new(world_files):
+    with serving(world_files[0], "--null-step", "0.005") as command:
+        url, children = command.url(), command.children()
+        with streaming(url, 300) as answer:
+            lines = answer.iter_lines()
+            seen = [next(lines)]
+            command.process.send_signal(signal.SIGTERM)
+            assert eventually(lambda: httpx.get(f"{url}/ready").status_code == 503)
+            for path, body in (
+                ("/v1/completions", {"model": "acme/chat", "prompt": PROMPT, "max_tokens": 1}),
+                ("/admin/plan", json.loads(world_files[0].read_bytes())),
+            ):
+                assert httpx.post(f"{url}{path}", json=body).status_code == 503
+            seen += lines
+        ids = [
+            token
+            for line in seen
+            if line.startswith("data: {")
+            for token in json.loads(line[6:])["choices"][0].get("token_ids", [])
+        ]
+        assert len(ids) == 300
+        assert command.process.wait(10) == 0
+        assert eventually(lambda: not any(is_alive(pid) for pid in children), 10)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_sigterm_without_time_ends_within_4_s(world_files, hangs):
+    """Even if the engine is stuck in a step; and no process is left."""
+    with serving(world_files[0], "--drain", "0", "--null-step", "0.005") as command:
+        url, children = command.url(), command.children()
+        with streaming(url, 2000) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            if hangs:
+                for pid in children:
+                    os.kill(pid, signal.SIGSTOP)
+            began_s = time.monotonic()
+            command.process.send_signal(signal.SIGTERM)
+            assert "the server is ending" in "".join(lines)
+        assert command.process.wait(5) == 0
+        assert time.monotonic() - began_s < 4
+        assert eventually(lambda: not any(is_alive(pid) for pid in children), 10)
+
+
+def test_sigterm_in_the_middle_of_a_swap(world_files, tmp_path: Path):
+    plan, zoo = world_files
+    other = world.build_more(tmp_path, zoo, "other.json", (("acme", "chat"),))
+    with serving(plan, "--drain", "0", "--zoo", str(zoo)) as command, ThreadPoolExecutor(1) as pool:
+        url, children = command.url(), command.children()
+        for pid in children:
+            os.kill(pid, signal.SIGSTOP)
+        headers = {"content-type": "application/json"}
+        applied = pool.submit(httpx.post, f"{url}/admin/plan", content=other.read_bytes(), headers=headers, timeout=20)
+        time.sleep(0.5)
+        began_s = time.monotonic()
+        command.process.send_signal(signal.SIGTERM)
+        assert command.process.wait(8) == 0
+        assert time.monotonic() - began_s < 4
+        assert applied.exception(10) is not None or applied.result().status_code == 503
+        assert eventually(lambda: not any(is_alive(pid) for pid in children), 10)
+
+
+def test_a_plan_that_is_compiled_anew_does_not_matter_until_it_is_applied(tmp_path: Path):
+    """The file that was named may change; an engine that starts again is given what is served."""
+    plan, zoo = world.build(tmp_path)
+    with serving(plan) as command:
+        url = command.url()
+        served = plan.read_bytes()
+        plan.write_bytes(world.build_more(tmp_path, zoo, "new.json", (("cedar", "chat"),)).read_bytes())
+        for pid in command.children():
+            os.kill(pid, signal.SIGKILL)
+        body = {"model": "acme/chat", "prompt": PROMPT, "max_tokens": 5, "ignore_eos": True, "return_token_ids": True}
+        answer = httpx.post(f"{url}/v1/completions", json={**body, "temperature": 0}, timeout=30)
+        assert answer.json()["choices"][0]["token_ids"] == null_tokens(5)
+        assert httpx.get(f"{url}/plan").content == served
 
 
 @pytest.mark.parametrize(
