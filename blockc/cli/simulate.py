@@ -226,28 +226,18 @@ def _load(
     diags: Diagnostics,
 ) -> Draw:
     """What draws the load of a seed. A trace comes before a rate, and a rate before the spec's traffic."""
-    from blockc.simulate import Spread, generate, power_law, read_trace, spec_loads, workload_of
+    from blockc.simulate import Spread, generate, power_law, read_trace, spec_draw, workload_of
 
     addresses = [app.address for app in plan.apps]
     if trace is not None:
         read = read_trace(trace, diags=diags, format_=None if format_ is None else format_.value)
         return lambda seed: workload_of(read, addresses, Spread(skew=generator.skew, seed=seed), diags=diags)
-    if generator.rate is not None:
-        loads = power_law(
-            len(addresses),
-            rate_rps=generator.rate,
-            skew=generator.skew,
-            prompt_tokens=generator.prompt,
-            output_tokens=generator.output,
-            cv=generator.cv,
-            turns=generator.turns,
-            think_s=generator.think,
-        )
-    else:
+    if generator.rate is None:
         assert deployment is not None, "without trace, rate and spec there is nothing to do"
-        loads = spec_loads(
+        return spec_draw(
             deployment,
             addresses,
+            seconds=generator.seconds,
             prompt_tokens=generator.prompt,
             output_tokens=generator.output,
             cv=generator.cv,
@@ -255,6 +245,16 @@ def _load(
             think_s=generator.think,
             diags=diags,
         )
+    loads = power_law(
+        len(addresses),
+        rate_rps=generator.rate,
+        skew=generator.skew,
+        prompt_tokens=generator.prompt,
+        output_tokens=generator.output,
+        cv=generator.cv,
+        turns=generator.turns,
+        think_s=generator.think,
+    )
     return lambda seed: generate(loads, seconds=generator.seconds, seed=seed)
 
 
