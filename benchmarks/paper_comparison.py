@@ -47,7 +47,7 @@ from blockc.simulate import (
     workload_of,
 )
 from blockc.simulate.baselines import LESS
-from blockc.simulate.equal import Demand, demand_of, equal_fleet, random_fleet
+from blockc.simulate.equal import Demand, demand_of, equal_tries, random_fleet
 from blockc.simulate.parallel import in_processes
 from blockc.simulate.stored import ways
 from blockc_runtime.router import Link
@@ -72,7 +72,7 @@ _BETWEEN = Link(bytes_per_s=100e9 / 8, latency_s=20e-6)
 _KINDS = "LULULULUFLLULULULUFL"
 _WITHIN, _TTFT_S, _TPOT_S = 0.99, 1.0, 0.1
 _HEADLINE = 0.7
-_LOADS = (0.3, 0.5, 0.7, 0.9, 1.0, 1.2)
+_LOADS = (0.5, 0.7, 0.9, 1.1)
 _LABELS = ("pm", "ps", "ours")
 
 
@@ -131,10 +131,17 @@ class Comparison:
         items = [(fleet, load, self.targets) for fleet, load in zip(fleets, loads, strict=True)]
         return in_processes(_run, items, jobs=self.jobs)
 
-    def best(self, label: str, speed: float) -> Fleet:
-        """The best of the tries of one way under a load: first who is in time, then how long answers take."""
+    def tries(self, label: str, speed: float) -> tuple[Fleet, ...]:
+        """All tries of one way for a load."""
         diags = Diagnostics()
         rates = rates_of(self.plan, diags=diags)
+        demand = demand_of(self.plan, self.at(speed))
+        found = equal_tries(self.plan, ways(self.plan)[label], rates, demand, between=_BETWEEN)
+        assert found, f"{label} fits nowhere"
+        return found
+
+    def best(self, label: str, speed: float) -> Fleet:
+        """The best of them: first who is in time, then how long answers take."""
         load = self.at(speed)
 
         def judge(fleet: Fleet) -> tuple[float, ...]:
@@ -142,24 +149,21 @@ class Comparison:
             assert total.e2e is not None
             return (-min(_WITHIN, total.attainment or 0.0), total.e2e.p95_s)
 
-        demand = demand_of(self.plan, load)
-        found = equal_fleet(self.plan, ways(self.plan)[label], rates, demand, judge, between=_BETWEEN, diags=diags)
-        diags.raise_if_errors()
-        assert found is not None
-        return found
+        return min(self.tries(label, speed), key=judge)
 
     def capacity(self, label: str) -> float:
-        """The highest speed, within 3 %, at which enough requests of a way are in time, arranged for that speed."""
+        """The highest speed, within 4 %, at which enough requests of some try of a way are in time."""
         low, high = 0.0, 2.0
         while self._holds(label, high) and high < 256:
             low, high = high, high * 2
-        while high - low > 0.03 * high:
+        while high - low > 0.04 * high:
             middle = (low + high) / 2
             low, high = (middle, high) if self._holds(label, middle) else (low, middle)
         return low
 
     def _holds(self, label: str, speed: float) -> bool:
-        return (self.run(self.best(label, speed), self.at(speed)).total.attainment or 0.0) >= _WITHIN
+        load = self.at(speed)
+        return any((self.run(fleet, load).total.attainment or 0.0) >= _WITHIN for fleet in self.tries(label, speed))
 
 
 def _run(item: tuple[Fleet, Workload, dict[str, Targets]]) -> Report:
@@ -292,7 +296,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("trace", type=Path)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--seconds", type=float, default=900.0, help="of the trace, for searches")
+    parser.add_argument("--seconds", type=float, default=600.0, help="of the trace, for searches")
     parser.add_argument("--first", type=float, help="only the first seconds of the trace, everywhere")
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()

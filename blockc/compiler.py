@@ -20,7 +20,7 @@ from blockc.lower import isolation_group, lower
 from blockc.merge import Merged, merge, merges_any
 from blockc.place import place, place_problem
 from blockc.plan import ExecutionPlan, verify_plan
-from blockc.quantize import quantize
+from blockc.quantize import Quantized, quantize
 from blockc.share import Shared, share
 from blockc.spec.deployment import Deployment
 from blockc.target import Target, check_target
@@ -47,6 +47,21 @@ class Compiled:
     stages: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What the stages before placement yield: the blocks of all models, whatever a step's limits and pages are."""
+
+    zoo: Zoo | None
+    target: Target
+    files: Mapping[str, ModelFiles]
+    parameters: Mapping[str, int]
+    chains: Mapping[str, Chain]
+    shared: Shared
+    merged: Merged
+    quantized: Quantized
+    graph: UnifiedGraph
+
+
 def compile_deployment(
     deployment: Deployment,
     *,
@@ -61,7 +76,21 @@ def compile_deployment(
 
     ``target`` None: what the devices are. ``sim`` reads configurations only and takes no ``zoo``; the others need one.
     """
-    clock = _Clock(diags, on_stage, on_result)
+    clock = Clock(diags, on_stage, on_result)
+    prepared = prepare(deployment, zoo=zoo, target=target, clock=clock, on_bytes=on_bytes)
+    return arrange(prepared, deployment, clock=clock)
+
+
+def prepare(
+    deployment: Deployment,
+    *,
+    zoo: Zoo | None,
+    target: Target | None,
+    clock: Clock,
+    on_bytes: OnModelBytes = lambda name, done, total: None,
+) -> Prepared:
+    """The stages before placement. Of the policy they see `merge` and `share` only."""
+    diags = clock.diags
     with clock.stage("read") as stage:
         target = check_target(deployment, target, diags=diags)
         stage.result = files = read_models(deployment, diags=diags, configuration_only=target == "sim")
@@ -91,20 +120,29 @@ def compile_deployment(
         if target != "sim":  # nobody knows what files that were not read have in common
             report_sharing(files, shared.chains, diags=diags)
             report_effects(files, chains, diags=diags)
+    parameters = {name: parameter_count(model) for name, model in traced.items()}
+    return Prepared(
+        zoo=zoo, target=target, files=files, parameters=parameters, chains=chains, shared=shared, merged=merged,
+        quantized=quantized, graph=graph,
+    )  # fmt: skip
+
+
+def arrange(prepared: Prepared, deployment: Deployment, *, clock: Clock) -> Compiled:
+    """Placement and what follows, of the deployment that was prepared, or one with other limits of steps and pages."""
+    diags, graph = clock.diags, prepared.graph
     with clock.stage("place") as stage:
-        problem = place_problem(deployment, graph, originals=chains)
+        problem = place_problem(deployment, graph, originals=prepared.chains)
         placement = place(problem, diags=diags)
         stage.result = (problem, placement)
     with clock.stage("lower") as stage:
         assert placement is not None, "place reports an error whenever it has no placement"
-        parameters = {name: parameter_count(model) for name, model in traced.items()}
         stage.result = plan = lower(
-            deployment, files, graph, placement,
-            target=target, parameters=parameters, zoo=zoo, merges=merged.merges, evidence=shared.evidence,
-            quantizations=quantized.quantizations,
+            deployment, prepared.files, graph, placement,
+            target=prepared.target, parameters=prepared.parameters, zoo=prepared.zoo, merges=prepared.merged.merges,
+            evidence=prepared.shared.evidence, quantizations=prepared.quantized.quantizations,
         )  # fmt: skip
         verify_plan(plan)
-    return Compiled(zoo=zoo, plan=plan, models=chains, stages=clock.seconds)
+    return Compiled(zoo=prepared.zoo, plan=plan, models=prepared.chains, stages=clock.seconds)
 
 
 def _unify(deployment: Deployment, chains: Mapping[str, Chain]) -> UnifiedGraph:
@@ -169,10 +207,15 @@ class _Stage:
     result: Any = None
 
 
-class _Clock:
+class Clock:
     """Times stages, hands on their results, and ends the compilation after one that reported errors."""
 
-    def __init__(self, diags: Diagnostics, on_stage: OnStage, on_result: OnResult) -> None:
+    def __init__(
+        self,
+        diags: Diagnostics,
+        on_stage: OnStage = lambda name, seconds: None,
+        on_result: OnResult = lambda name, result: None,
+    ) -> None:
         self.diags = diags
         self.on_stage = on_stage
         self.on_result = on_result
@@ -180,6 +223,7 @@ class _Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[_Stage]:
+        """Around a stage, which puts its result in what it is given."""
         start_s = time.perf_counter()
         stage = _Stage()
         yield stage

@@ -23,6 +23,7 @@ COMMANDS = (
     "blockc.cli.verify",
     "blockc.cli.profile",
     "blockc.cli.simulate",
+    "blockc.cli.tune",
     "blockc.cli.rule",
     "blockc.cli.viz",
     "blockc.cli.zoo",

@@ -176,6 +176,11 @@ def compile_file(
             on_result=on_result,
             on_bytes=on_bytes,
         )
+        if any(item.slo_attainment is not None for item in deployment.expect):
+            from blockc.simulate.judged import judge_expectations
+
+            judge_expectations(deployment, compiled.plan, diags=diags)
+            diags.raise_if_errors()
     except DiagnosticError as error:
         raise DiagnosticError(tidy(Diagnostics(items=[*result.diagnostics, *error.diagnostics]))) from None
     remaining = suppress(diags, result.suppressions)

@@ -5,15 +5,14 @@ In: a plan, and a trace, or rates. Out: a table on stdout, or one document; with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from blockc.cli.options import JsonOption, PlanArgument, VarOption, variables_of
+from blockc.cli.workload import Generator, TraceFormat, load_draw
 
 if TYPE_CHECKING:
     from blockc.diag import Diagnostics
@@ -23,16 +22,6 @@ if TYPE_CHECKING:
     from blockc.spec.deployment import Deployment
 
 _EXPECT = "expect"
-Draw = Callable[[int], "Workload"]
-
-
-class TraceFormat(StrEnum):
-    """Formats of traces."""
-
-    azure = "azure"
-    burstgpt = "burstgpt"
-    mooncake = "mooncake"
-    jsonl = "jsonl"
 
 
 def register(app: typer.Typer) -> None:
@@ -115,7 +104,7 @@ def simulate_(
     names = _baselines(baseline, equal=equal)
     if fail_on is not None:
         _check_fail_on(fail_on, spec)
-    generator = _Generator(
+    generator = Generator(
         rate=rate, seconds=duration, cv=cv, prompt=prompt, output=output, turns=turns, think=think, skew=skew
     )
     if trace is None and rate is None and spec is None:
@@ -126,7 +115,7 @@ def simulate_(
     with reporting("simulate", as_json=as_json):
         loaded = load_plan(plan)
         deployment = None if spec is None else _deployment(loaded, spec, variables_of(var), diags)
-        draw = _load(loaded, deployment, trace, format_, generator, diags)
+        draw = load_draw([app.address for app in loaded.apps], deployment, trace, format_, generator, diags)
         measured = None if profile is None else read_profile(profile)
         rates = rates_of(loaded, diags=diags, cost_scale=cost_scale, profile=measured)
         diags.raise_if_errors()
@@ -159,20 +148,6 @@ def simulate_(
     else:
         show(diags)
         print(_text(found), end="")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Generator:
-    """A load without a trace. ``rate`` None: the spec's."""
-
-    rate: float | None
-    seconds: float
-    cv: float
-    prompt: int
-    output: int
-    turns: float
-    think: float
-    skew: float
 
 
 def _baselines(given: str | None, *, equal: bool) -> tuple[str, ...]:
@@ -215,47 +190,6 @@ def _deployment(plan: ExecutionPlan, spec: Path, variables: dict[str, str], diag
             )
     diags.raise_if_errors()
     return deployment
-
-
-def _load(
-    plan: ExecutionPlan,
-    deployment: Deployment | None,
-    trace: Path | None,
-    format_: TraceFormat | None,
-    generator: _Generator,
-    diags: Diagnostics,
-) -> Draw:
-    """What draws the load of a seed. A trace comes before a rate, and a rate before the spec's traffic."""
-    from blockc.simulate import Spread, generate, power_law, read_trace, spec_loads, workload_of
-
-    addresses = [app.address for app in plan.apps]
-    if trace is not None:
-        read = read_trace(trace, diags=diags, format_=None if format_ is None else format_.value)
-        return lambda seed: workload_of(read, addresses, Spread(skew=generator.skew, seed=seed), diags=diags)
-    if generator.rate is not None:
-        loads = power_law(
-            len(addresses),
-            rate_rps=generator.rate,
-            skew=generator.skew,
-            prompt_tokens=generator.prompt,
-            output_tokens=generator.output,
-            cv=generator.cv,
-            turns=generator.turns,
-            think_s=generator.think,
-        )
-    else:
-        assert deployment is not None, "without trace, rate and spec there is nothing to do"
-        loads = spec_loads(
-            deployment,
-            addresses,
-            prompt_tokens=generator.prompt,
-            output_tokens=generator.output,
-            cv=generator.cv,
-            turns=generator.turns,
-            think_s=generator.think,
-            diags=diags,
-        )
-    return lambda seed: generate(loads, seconds=generator.seconds, seed=seed)
 
 
 def _write_chrome_trace(run: Run, path: Path, diags: Diagnostics) -> None:

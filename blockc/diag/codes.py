@@ -78,6 +78,7 @@ _TABLE: tuple[tuple[str, str, Severity, str], ...] = (
     ("BC504", "device-unknown", _E, "nothing is known of how fast a device is"),
     ("BC505", "profile-unusable", _E, "a profile is damaged, of another device, or could not be measured"),
     ("BC506", "profile-of-others", _W, "a profile was measured with other structures than the plan's"),
+    ("BC507", "expectation-not-judged", _W, "an `expect` could not be judged when the spec was compiled"),
     ("BC601", "isolation-violated", _E, "the plan would share what must be isolated"),
     ("BC602", "secret-in-spec", _E, "a secret stands in plain text"),
     ("BC801", "unused-declaration", _W, "something is declared and never used"),

@@ -148,8 +148,9 @@ _PAGES: dict[str, str] = {
     "BC403": "The solver stopped at its time limit with a plan that may not be the best.",
     "BC501": "A latency target lies below what one request alone takes on these devices.",
     "BC502": """
-        An `expect` block does not hold: `memory_below` for the plan, or `slo_attainment` for what `blockc simulate`
-        found.
+        An `expect` block does not hold: `memory_below` for the plan, or `slo_attainment` under load, which is
+        simulated: under the spec's own traffic when it is compiled, under any with `blockc simulate`. No plan was
+        written.
         """,
     "BC503": """
         A line of a trace is not what its format asks for, or the file has none of the known formats. docs/simulate.md
@@ -168,6 +169,11 @@ _PAGES: dict[str, str] = {
         A profile holds the rates of a device as steps of certain structures showed them. The plan has others: how
         well kernels do with their shapes was not measured. `blockc profile` of this plan, or of a small one with its
         structures, tells.
+        """,
+    "BC507": """
+        `expect { slo_attainment = ... }` is judged under the spec's own traffic when it is compiled, by the rates of
+        its devices, and the catalogue has none of this kind. The plan was written. `blockc simulate --profile FILE
+        --fail-on expect` judges it by rates that were measured.
         """,
     "BC601": """
         The plan would share what `isolation` separates. This is a bug or a plan changed by hand.

@@ -9,6 +9,7 @@ from blockc.simulate.chrome import chrome_trace
 from blockc.simulate.expectations import check_expectations
 from blockc.simulate.fleet import Fleet, fleet_of, rates_of
 from blockc.simulate.generate import Load, generate, power_law, spec_loads
+from blockc.simulate.recorded import has_load, spec_draw
 from blockc.simulate.report import AppReport, Report, Targets, report, targets_of
 from blockc.simulate.robust import robust_cases
 from blockc.simulate.simulate import Run, simulate
@@ -35,12 +36,14 @@ __all__ = [
     "first",
     "fleet_of",
     "generate",
+    "has_load",
     "power_law",
     "rates_of",
     "read_trace",
     "report",
     "robust_cases",
     "simulate",
+    "spec_draw",
     "spec_loads",
     "study",
     "study_each",

@@ -99,15 +99,7 @@ def equal_fleet(
 
     Reports what fits nowhere (BC401), and is then None.
     """
-    tries: list[Fleet] = []
-    for kv in _KV_PARTS:
-        for tau_s in _GUESSES:
-            arranged = _Arranging(plan, way, rates, demand, tau_s=tau_s, kv=kv)
-            if arranged.place():
-                arranged.improve()
-                tries.append(arranged.fleet(between))
-        if tries:
-            break
+    tries = equal_tries(plan, way, rates, demand, between=between)
     if not tries:
         diags.report(
             "BC401",
@@ -116,6 +108,27 @@ def equal_fleet(
         )
         return None
     return min(enumerate(tries), key=lambda item: (judge(item[1]), item[0]))[1]
+
+
+def equal_tries(
+    plan: ExecutionPlan,
+    way: Way,
+    rates: Mapping[str, DeviceRates],
+    demand: Sequence[Demand],
+    *,
+    between: Link | None = None,
+) -> tuple[Fleet, ...]:
+    """What the rule makes of every guess; none where not all models fit."""
+    for kv in _KV_PARTS:
+        tries: list[Fleet] = []
+        for tau_s in _GUESSES:
+            arranged = _Arranging(plan, way, rates, demand, tau_s=tau_s, kv=kv)
+            if arranged.place():
+                arranged.improve()
+                tries.append(arranged.fleet(between))
+        if tries:
+            return tuple(tries)
+    return ()
 
 
 def random_fleet(

@@ -133,7 +133,7 @@ def spec_loads(
             think_s=think_s,
         )
         for app in deployment.apps
-        if app.traffic.rate_rps is not None
+        if app.traffic.rate_rps is not None and app.traffic.arrival_trace is None
     )
     if not loads:
         diags.report(

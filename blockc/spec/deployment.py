@@ -117,12 +117,17 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """Expected load of an app. ``arrival_cv``: coefficient of variation of the gaps between requests (Poisson: 1)."""
+    """Expected load of an app.
+
+    ``arrival_cv``: coefficient of variation of the gaps between requests (Poisson: 1). ``arrival_trace``: in its place,
+    a file of requests that came once, whose rate and lengths are scaled to those given here.
+    """
 
     rate_rps: Fraction | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     arrival_cv: Fraction | None = None
+    arrival_trace: LocalSource | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

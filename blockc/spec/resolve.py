@@ -25,6 +25,7 @@ from blockc.spec.deployment import (
     FineTune,
     FineTuneKind,
     Isolation,
+    LocalSource,
     Merging,
     Policy,
     Quantize,
@@ -295,6 +296,7 @@ def _app(block: Typed, tenant: str, profiles: dict[str, Typed]) -> App:
             prompt_tokens=cast("int | None", traffic.get("prompt")),
             output_tokens=cast("int | None", traffic.get("output")),
             arrival_cv=_arrival_cv(traffic.get("arrival")),
+            arrival_trace=_arrival_trace(traffic.get("arrival")),
         ),
         slo=Slo(targets_s={name: cast("Fraction", slo[name]) for name in sorted(slo)}),
         span=block.header,
@@ -306,6 +308,10 @@ def _arrival_cv(arrival: object) -> Fraction | None:
     if arrival == "poisson":
         return Fraction(1)
     return arrival if isinstance(arrival, Fraction) else None
+
+
+def _arrival_trace(arrival: object) -> LocalSource | None:
+    return arrival if isinstance(arrival, LocalSource) else None
 
 
 def _merged(kind: str, profile: Typed | None, app: Typed) -> dict[str, object]:

@@ -18,7 +18,7 @@ from blockc.spec.deployment import LocalSource, Quantize, Sharing
 from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc.spec.forms import Either, Form, Named
 from blockc.spec.secrets import SecretName
-from blockc.spec.sources import FileOf, SourceOf
+from blockc.spec.sources import FileOf, PathOf, SourceOf
 from blockc.spec.units import (
     BANDWIDTH,
     BYTES,
@@ -274,10 +274,15 @@ TRAFFIC = Kind(
                         make=lambda given: given["cv"],
                         example="gamma(cv = 3.0)",
                     ),
-                    Form(name="trace", positional=(Text(),), example='trace("requests.csv")', in_effect=False),
+                    Form(
+                        name="trace",
+                        positional=(PathOf(),),
+                        make=lambda given: given[0],
+                        example='trace("requests.csv")',
+                    ),
                 ),
             ),
-            "how requests are spread over time, when simulated; `trace` has no effect yet",
+            "how requests are spread over time, when simulated; a trace gives lengths, too (`simulate.md`)",
         ),
     ),
 )
@@ -455,11 +460,13 @@ POLICY = Kind(
 
 EXPECT = Kind(
     name="expect",
-    doc="what must hold: of the plan when it is compiled, and of its load by `blockc simulate --fail-on expect`",
+    doc="what must hold of the plan, and of its load: judged when it is compiled, and by `blockc simulate`",
     many=True,
     attributes=(
         _attribute("memory_below", _SIZE, "memory that the plan takes"),
-        _attribute("slo_attainment", _FRACTION, "requests within the targets of their app, when simulated"),
+        _attribute(
+            "slo_attainment", _FRACTION, "requests within the targets of their app, simulated under the spec's traffic"
+        ),
     ),
 )
 

@@ -78,6 +78,17 @@ class FileOf:
         return None if arguments is None else local_source(str(arguments[0]), context.folder)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathOf:
+    """A file as a bare string. Becomes a LocalSource."""
+
+    expects: str = 'a file such as "requests.csv"'
+
+    def convert(self, value: Value, context: Context) -> LocalSource | None:
+        text = Text().convert(value, context)
+        return None if text is None else local_source(text, context.folder)
+
+
 def is_local(written: str) -> bool:
     """Return whether a source is a folder on disk rather than a repository of the hub."""
     return written in (".", "..", "~") or written.startswith(("./", "../", "/", "~/", "~"))

@@ -180,6 +180,17 @@ def test_profile_is_merged_and_the_app_wins(tmp_path: Path) -> None:
     assert app.slo.targets_s == {"ttft_p95": 1, "e2e_p95": 3}
 
 
+def test_a_trace_is_a_file_beside_the_spec(tmp_path: Path) -> None:
+    app = 'tenant me { app a { model = tiny  traffic { arrival = trace("a.csv") } } }'
+    plain = BASE + CLUSTER + app.replace('arrival = trace("a.csv")', "")
+    found = deployment_of(BASE + CLUSTER + app, tmp_path)
+    source = found.apps[0].traffic.arrival_trace
+    assert source is not None
+    assert (source.path, source.written) == (tmp_path / "a.csv", "a.csv")
+    assert found.digest != deployment_of(plain, tmp_path).digest
+    assert found.digest != deployment_of(BASE + CLUSTER + app.replace("a.csv", "b.csv"), tmp_path).digest
+
+
 @pytest.mark.parametrize(
     ("arrival", "cv"), [("poisson", Fraction(1)), ("gamma(cv = 3)", Fraction(3)), ('trace("a.csv")', None)]
 )
@@ -210,8 +221,8 @@ def test_suppressions_for_later_phases_are_handed_on(tmp_path: Path) -> None:
 
 
 def test_warnings_of_one_kind_are_grouped(tmp_path: Path) -> None:
-    apps = "\n".join(f'app a{i} {{ model = tiny traffic {{ arrival = trace("x.csv") }} }}' for i in range(9))
-    result = load_text(BASE + CLUSTER + f"tenant me {{\n{apps}\n}}", tmp_path)
+    tenants = "\n".join(f'tenant me{i} {{ keys = [secret("K")]  app a {{ model = tiny }} }}' for i in range(9))
+    result = load_text(BASE + CLUSTER + tenants, tmp_path)
     (item,) = result.diagnostics
     assert len(item.secondary) == 3
     assert item.notes == ("and in 5 more places",)

@@ -32,9 +32,11 @@ class Prefix:
     def _extend(self, chain: list[bytes], page_tokens: int, pages: int) -> None:
         if pages * page_tokens > len(self.tokens):
             raise ValueError(f"{pages} pages of {page_tokens} are not full: {len(self.tokens)} tokens")
-        pack = struct.Struct(f"<{page_tokens}q").pack  # fixed width: no two token runs share their bytes
+        first = len(chain) * page_tokens
+        # Fixed width: no two token runs share their bytes.
+        run = struct.pack(f"<{pages * page_tokens - first}q", *self.tokens[first : pages * page_tokens])
+        size = 8 * page_tokens
         digest = chain[-1] if chain else self._root
-        for start in range(len(chain) * page_tokens, pages * page_tokens, page_tokens):
-            page = pack(*self.tokens[start : start + page_tokens])
-            digest = hashlib.sha256(digest + page).digest()
+        for start in range(0, len(run), size):
+            digest = hashlib.sha256(digest + run[start : start + size]).digest()
             chain.append(digest)

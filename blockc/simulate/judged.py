@@ -1,0 +1,55 @@
+"""What a spec expects of its plan under its own traffic, judged when it is compiled.
+
+In: a deployment and its plan. Out: BC502 for each expectation that does not hold; BC507 where none can be judged,
+because nothing is known of how fast a device is. Judged are ten minutes of traffic, or 20,000 requests, whichever is
+less, by the rates of the catalogue; `blockc simulate --fail-on expect` takes any load and a profile.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from blockc.diag import Diagnostics
+from blockc.plan import ExecutionPlan
+from blockc.simulate.expectations import check_expectations
+from blockc.simulate.fleet import fleet_of, rates_of
+from blockc.simulate.recorded import has_load, spec_draw
+from blockc.simulate.report import report, targets_of
+from blockc.simulate.simulate import simulate
+from blockc.simulate.workload import first
+from blockc.spec.deployment import Deployment
+
+_SECONDS: Final = 600.0
+_REQUESTS: Final = 20_000
+# Where the spec says nothing: as `blockc simulate` has it.
+_PROMPT_TOKENS: Final = 512
+_OUTPUT_TOKENS: Final = 128
+
+
+def judge_expectations(deployment: Deployment, plan: ExecutionPlan, *, diags: Diagnostics) -> None:
+    """Nothing where the spec expects nothing of its load, or names none."""
+    expected = [item for item in deployment.expect if item.slo_attainment is not None]
+    if not expected or not has_load(deployment):
+        return
+    unknown = Diagnostics()
+    rates = rates_of(plan, diags=unknown)
+    if unknown.has_errors:
+        diags.report(
+            "BC507",
+            f"`slo_attainment` was not judged: {next(iter(unknown)).message}",
+            at=expected[0].span,
+            help="measure one: `blockc profile PLAN`, then `blockc simulate PLAN --spec SPEC --profile FILE "
+            "--fail-on expect`",
+        )
+        return
+    rate_rps = sum(float(app.traffic.rate_rps or 0) for app in deployment.apps)
+    seconds = min(_SECONDS, _REQUESTS / rate_rps) if rate_rps else _SECONDS
+    draw = spec_draw(
+        deployment, [app.address for app in plan.apps], seconds=seconds, prompt_tokens=_PROMPT_TOKENS,
+        output_tokens=_OUTPUT_TOKENS, cv=1.0, turns=1.0, think_s=10.0, diags=diags,
+    )  # fmt: skip
+    load = draw(0)
+    if len(load.arrivals) > _REQUESTS:
+        load = first(load, load.arrivals[_REQUESTS].at_s)
+    found = report(simulate(fleet_of(plan, rates), load), targets_of(deployment))
+    check_expectations(deployment, plan, (found,), diags=diags)
