@@ -4,6 +4,7 @@
 #include <immintrin.h>
 #endif
 
+#include <algorithm>
 #include <vector>
 
 #include "attention.h"
@@ -12,14 +13,13 @@ namespace {
 
 using namespace blockc;
 
-template <class T>
-void write(const T* from, int64_t token_stride, int64_t head_stride, const int64_t* slots, T* to, int64_t tokens,
+template <class T, class S>
+void write(const T* from, int64_t token_stride, int64_t head_stride, const int64_t* slots, S* to, int64_t tokens,
            int64_t heads, int64_t size) {
 #pragma omp parallel for schedule(static) if (tokens * heads * size * int64_t(sizeof(T)) > kGrain)
   for (int64_t token = 0; token < tokens; token++)
     for (int64_t head = 0; head < heads; head++)
-      std::memcpy(to + (slots[token] * heads + head) * size, from + token * token_stride + head * head_stride,
-                  size * sizeof(T));
+      keep(from + token * token_stride + head * head_stride, size, to + (slots[token] * heads + head) * size);
 }
 
 template <int N>
@@ -163,7 +163,7 @@ void soften(float* scores, int64_t count, float scale, float softcap, const floa
 // What one thread needs for the heads that it does at a time.
 template <class T>
 struct Scratch {
-  std::vector<T> rotated;
+  std::vector<T> rotated, page;
   std::vector<typename Query<T>::type> query;
   std::vector<float> scores, result;
 };
@@ -185,8 +185,20 @@ inline void fetch_rows(const T* page, int64_t stride, int64_t head, int64_t stop
   for (int64_t j = 0; j < count; j++) fetch(page + j * stride + head * size, (stop - head) * size * sizeof(T));
 }
 
-template <class T>
-void read_query(const Heads<T>& q, const New<T>& fresh, const Cache<T>& cache, int64_t token, int64_t head,
+// Rows of one head in a page, as they lie if that is as they are computed with; else side by side in `page`.
+template <class T, class S>
+inline const T* rows_of(const S* from, int64_t& stride, int64_t count, int64_t size, T* page) {
+  if constexpr (std::is_same_v<T, S>) {
+    return from;
+  } else {
+    for (int64_t j = 0; j < count; j++) widen(from + j * stride, size, page + j * size);
+    stride = size;
+    return page;
+  }
+}
+
+template <class T, class S>
+void read_query(const Heads<T>& q, const New<T>& fresh, const Cache<S>& cache, int64_t token, int64_t head,
                 int64_t heads, Scratch<T>& scratch) {
   for (int64_t h = 0; h < heads; h++) {
     const T* from = q.at(token, head + h);
@@ -201,8 +213,8 @@ void read_query(const Heads<T>& q, const New<T>& fresh, const Cache<T>& cache, i
 
 // KV heads `head .. stop` of one row. A page holds all heads of a position side by side: they are read together.
 // `row`: its token, its first page, and the first and the last position that it sees, counted from there.
-template <class T>
-void attend_heads(const Heads<T>& q, int64_t queries, const New<T>& fresh, const Cache<T>& cache, const int32_t* row,
+template <class T, class S>
+void attend_heads(const Heads<T>& q, int64_t queries, const New<T>& fresh, const Cache<S>& cache, const int32_t* row,
                   const int32_t* pages, int64_t head, int64_t stop, int64_t longest, const Form& form,
                   Scratch<T>& scratch, T* out) {
   const int64_t key_stride = cache.kv_heads * cache.key_size, value_stride = cache.kv_heads * cache.value_size;
@@ -216,9 +228,11 @@ void attend_heads(const Heads<T>& q, int64_t queries, const New<T>& fresh, const
     if (next >= 0) fetch_rows(cache.keys + next * key_stride, key_stride, head, stop, cache.key_size, cache.page_tokens);
     for (int64_t k = head; k < stop; k++) {
       const int64_t h = (k - head) * queries;
-      const T* from = cache.keys + slot * key_stride + k * cache.key_size;
+      int64_t stride = key_stride;
+      const T* from = rows_of(cache.keys + slot * key_stride + k * cache.key_size, stride, count, cache.key_size,
+                              scratch.page.data());
       auto of = cache.key_size == 64 ? scores_of<T, 64> : cache.key_size == 128 ? scores_of<T, 128> : scores_of<T, 0>;
-      of(query + h * cache.key_size, queries, from, key_stride, count, cache.key_size, scores + h * longest + done,
+      of(query + h * cache.key_size, queries, from, stride, count, cache.key_size, scores + h * longest + done,
          longest);
     }
   });
@@ -230,11 +244,13 @@ void attend_heads(const Heads<T>& q, int64_t queries, const New<T>& fresh, const
     if (next >= 0)
       fetch_rows(cache.values + next * value_stride, value_stride, head, stop, cache.value_size, cache.page_tokens);
     for (int64_t k = head; k < stop; k++) {
-      const T* from = cache.values + slot * value_stride + k * cache.value_size;
+      int64_t stride = value_stride;
+      const T* from = rows_of(cache.values + slot * value_stride + k * cache.value_size, stride, count,
+                              cache.value_size, scratch.page.data());
       for (int64_t g = 0; g < queries;) {
         const int64_t h = (k - head) * queries + g, left = queries - g;
         auto of = left >= 4 ? weighted<T, 4> : left >= 2 ? weighted<T, 2> : weighted<T, 1>;
-        of(scores + h * longest + done, longest, from, value_stride, count, cache.value_size,
+        of(scores + h * longest + done, longest, from, stride, count, cache.value_size,
            result + h * cache.value_size);
         g += left >= 4 ? 4 : left >= 2 ? 2 : 1;
       }
@@ -244,8 +260,8 @@ void attend_heads(const Heads<T>& q, int64_t queries, const New<T>& fresh, const
   for (int64_t i = 0; i < heads * cache.value_size; i++) put(to + i, result[i]);
 }
 
-template <class T>
-void attend(const Heads<T>& q, int64_t queries, const New<T>& fresh, const Cache<T>& cache, const int32_t* rows,
+template <class T, class S>
+void attend(const Heads<T>& q, int64_t queries, const New<T>& fresh, const Cache<S>& cache, const int32_t* rows,
             const int32_t* pages, int64_t count, int64_t longest, const Form& form, T* out, int threads) {
   // Few rows: threads share the heads of one.
   const int64_t wanted = count >= 2 * threads ? 1 : (2 * threads + count - 1) / count;
@@ -255,6 +271,7 @@ void attend(const Heads<T>& q, int64_t queries, const New<T>& fresh, const Cache
   {
     Scratch<T> scratch;
     scratch.rotated.resize(cache.key_size);
+    scratch.page.resize(cache.page_tokens * std::max(cache.key_size, cache.value_size));
     scratch.query.resize(most * cache.key_size);
     scratch.scores.resize(most * longest);
     scratch.result.resize(most * cache.value_size);
@@ -273,25 +290,27 @@ void attend(const Heads<T>& q, int64_t queries, const New<T>& fresh, const Cache
 extern "C" {
 
 // from [tokens, heads, size] by strides -> to [slots, heads, size].
-void blockc_write_cache(int dtype, const void* from, int64_t token_stride, int64_t head_stride, const int64_t* slots,
+void blockc_write_cache(int dtype, int kept, const void* from, int64_t token_stride, int64_t head_stride, const int64_t* slots,
                         void* to, int64_t tokens, int64_t heads, int64_t size) {
-  BLOCKC_DISPATCH(dtype, write((const T*)from, token_stride, head_stride, slots, (T*)to, tokens, heads, size));
+  BLOCKC_DISPATCH_CACHE(dtype, kept,
+                        write((const T*)from, token_stride, head_stride, slots, (S*)to, tokens, heads, size));
 }
 
 // q [tokens, heads, key_size] by strides; out [tokens, heads, value_size] contiguous, of which only `rows` are written.
-// k and v: as `New` has them.
-void blockc_attend(int dtype, const void* q, int64_t q_token, int64_t q_head, int64_t queries, const void* k,
+// k and v: as `New` has them; `kept`: what the cache is of.
+void blockc_attend(int dtype, int kept, const void* q, int64_t q_token, int64_t q_head, int64_t queries, const void* k,
                    int64_t k_token, int64_t k_head, const void* v, int64_t v_token, int64_t v_head, const void* cos,
                    const void* sin, int64_t angle_stride, const int64_t* slots, void* keys, void* values,
                    int64_t kv_heads, int64_t key_size, int64_t value_size, int64_t page_tokens, const int32_t* rows,
                    const int32_t* pages, int64_t count, int64_t longest, float scale, float softcap,
                    const float* sinks, void* out, int threads) {
-  BLOCKC_DISPATCH(
-      dtype, attend<T>({(const T*)q, q_token, q_head}, queries,
-                       {{(const T*)k, k_token, k_head}, {(const T*)v, v_token, v_head}, (const T*)cos, (const T*)sin,
-                        angle_stride, slots},
-                       {(T*)keys, (T*)values, kv_heads, key_size, value_size, page_tokens}, rows, pages, count, longest,
-                       {scale, softcap, sinks}, (T*)out, threads));
+  BLOCKC_DISPATCH_CACHE(
+      dtype, kept,
+      attend<T>({(const T*)q, q_token, q_head}, queries,
+                {{(const T*)k, k_token, k_head}, {(const T*)v, v_token, v_head}, (const T*)cos, (const T*)sin,
+                 angle_stride, slots},
+                Cache<S>{(S*)keys, (S*)values, kv_heads, key_size, value_size, page_tokens}, rows, pages, count,
+                longest, {scale, softcap, sinks}, (T*)out, threads));
 }
 
 }  // extern "C"

@@ -2,7 +2,10 @@
 
 #pragma once
 
-#include "vector.h"
+#include <type_traits>
+#include <vector>
+
+#include "narrow.h"
 
 namespace blockc {
 
@@ -15,9 +18,10 @@ struct Heads {
   const T* at(int64_t token, int64_t head) const { return from + token * token_stride + head * head_stride; }
 };
 
-template <class T>
+// In the type in which it keeps them.
+template <class S>
 struct Cache {
-  T *keys, *values;
+  S *keys, *values;
   int64_t kv_heads, key_size, value_size, page_tokens;
 };
 
@@ -36,17 +40,20 @@ struct Form {
   const float* sinks;
 };
 
-template <class T>
-inline void write_new(const New<T>& fresh, const Cache<T>& cache, int64_t token, int64_t head, int64_t stop) {
+template <class T, class S>
+inline void write_new(const New<T>& fresh, const Cache<S>& cache, int64_t token, int64_t head, int64_t stop) {
   const int64_t slot = fresh.slots[token] * cache.kv_heads;
+  static thread_local std::vector<T> turned;
+  if (fresh.cos) turned.resize(cache.key_size);
   for (int64_t k = head; k < stop; k++) {
-    T* key = cache.keys + (slot + k) * cache.key_size;
-    if (fresh.cos)
-      rotate(fresh.k.at(token, k), fresh.cos + token * fresh.angle_stride, fresh.sin + token * fresh.angle_stride,
-             cache.key_size / 2, key);
-    else
-      std::memcpy(key, fresh.k.at(token, k), cache.key_size * sizeof(T));
-    std::memcpy(cache.values + (slot + k) * cache.value_size, fresh.v.at(token, k), cache.value_size * sizeof(T));
+    const T* key = fresh.k.at(token, k);
+    if (fresh.cos) {
+      rotate(key, fresh.cos + token * fresh.angle_stride, fresh.sin + token * fresh.angle_stride, cache.key_size / 2,
+             turned.data());
+      key = turned.data();
+    }
+    keep(key, cache.key_size, cache.keys + (slot + k) * cache.key_size);
+    keep(fresh.v.at(token, k), cache.value_size, cache.values + (slot + k) * cache.value_size);
   }
 }
 

@@ -45,20 +45,22 @@ template <class T>
 struct Tile {
   using Word = typename Words<T>::type;
   static constexpr int64_t held = Words<T>::held;
+  using Value = std::conditional_t<held == 1, float, T>;  // what words are made of
 
   int64_t key_words, value_size;
   std::vector<char> memory;
   Word *lines, *query, *values, *keys, *weights;  // [kQueries][key_words], [key_words][kQueries], ...
   T* turned;
+  Value* pair;
   float *scores, *result;
   F<W> most[kVectors], total[kVectors], kept[kVectors];
   Ints position[kVectors];
 
   Tile(int64_t key_size, int64_t own_value_size) : value_size(own_value_size) {
     key_words = (key_size + held * W - 1) / (held * W) * W;
-    const int64_t sizes[] = {kQueries * key_words,          kQueries * key_words,          kKeys / held * value_size,
-                             kKeys * key_words,             kKeys / held * kQueries,       kKeys * kQueries,
-                             value_size * kQueries,         key_size};
+    const int64_t sizes[] = {kQueries * key_words, kQueries * key_words,    kKeys / held * value_size,
+                             kKeys * key_words,    kKeys / held * kQueries, kKeys * kQueries,
+                             value_size * kQueries, key_size, 2 * value_size};
     int64_t whole = 64;
     for (int64_t size : sizes) whole += (size * 4 + 63) / 64 * 64;
     memory.resize(whole);
@@ -70,27 +72,16 @@ struct Tile {
     };
     lines = (Word*)take(sizes[0]), query = (Word*)take(sizes[1]), values = (Word*)take(sizes[2]);
     keys = (Word*)take(sizes[3]), weights = (Word*)take(sizes[4]), scores = (float*)take(sizes[5]);
-    result = (float*)take(sizes[6]), turned = (T*)take(sizes[7]);
+    result = (float*)take(sizes[6]), turned = (T*)take(sizes[7]), pair = (Value*)take(sizes[8]);
   }
 };
 
-template <class T, class To>
-inline void copy(const T* from, int64_t size, To* to) {
-  if constexpr (std::is_same_v<T, To>) {
-    std::memcpy(to, from, size * sizeof(T));
-  } else if constexpr (sizeof(To) == 4 && Words<T>::held == 2) {
-    std::memcpy(to, from, size * sizeof(T));
-  } else {
-    for (int64_t i = 0; i < size; i += W) store<W>(to + i, load<W>(from + i));
-  }
-}
-
 // What a tile is about: its queries are `begin ..` of the `count` queries of a KV head, token by token.
-template <class T>
+template <class T, class S>
 struct Task {
   const Heads<T>& q;
   const New<T>& fresh;
-  const Cache<T>& cache;
+  const Cache<S>& cache;
   const Form& form;
   Chunk chunk;
   const int32_t* pages;
@@ -100,8 +91,8 @@ struct Task {
   int64_t token(int64_t lane) const { return of(lane) / queries; }
 };
 
-template <class T>
-void read_queries(const Task<T>& task, Tile<T>& tile) {
+template <class T, class S>
+void read_queries(const Task<T, S>& task, Tile<T>& tile) {
   constexpr int64_t held = Tile<T>::held;
   const int64_t size = task.cache.key_size, words = tile.key_words;
   for (int64_t lane = 0; lane < kQueries; lane++) {
@@ -112,7 +103,10 @@ void read_queries(const Task<T>& task, Tile<T>& tile) {
              size / 2, tile.turned);
       from = tile.turned;
     }
-    copy(from, size, tile.lines + lane * words);
+    if constexpr (held == 1)
+      widen(from, size, tile.lines + lane * words);
+    else
+      std::memcpy(tile.lines + lane * words, from, size * sizeof(T));
   }
   for (int64_t v = 0; v < kVectors; v++)
     for (int64_t i = 0; i * held < size; i += W) {
@@ -123,8 +117,8 @@ void read_queries(const Task<T>& task, Tile<T>& tile) {
     }
 }
 
-template <class T>
-void start(const Task<T>& task, Tile<T>& tile) {
+template <class T, class S>
+void start(const Task<T, S>& task, Tile<T>& tile) {
   alignas(64) int32_t position[kQueries];
   alignas(64) float most[kQueries], total[kQueries];
   for (int64_t lane = 0; lane < kQueries; lane++) {
@@ -188,8 +182,8 @@ inline void by_rows(int64_t count, Use use) {
 }
 
 // Scores of `count` keys from position `first` on, to weights against the largest so far: powers of two.
-template <class T>
-void soften(const Task<T>& task, int64_t first, int64_t count, bool hides, Tile<T>& tile) {
+template <class T, class S>
+void soften(const Task<T, S>& task, int64_t first, int64_t count, bool hides, Tile<T>& tile) {
   constexpr bool rough = Tile<T>::held == 2;  // weights are rounded to bfloat16
   const float scale = task.form.scale * kLog2E, cap = task.form.softcap;
   const bool plain = !hides && cap <= 0 && scale > 0;
@@ -243,33 +237,44 @@ void soften(const Task<T>& task, int64_t first, int64_t count, bool hides, Tile<
 }
 
 // Values of `count` keys side by side, as words along the keys.
-template <class T>
-void read_values(const T* const* from, int64_t count, Tile<T>& tile) {
+template <class T, class S>
+void read_values(const S* const* from, int64_t count, Tile<T>& tile) {
   const int64_t size = tile.value_size;
   if constexpr (Tile<T>::held == 1) {
-    for (int64_t j = 0; j < count; j++) copy(from[j], size, tile.values + j * size);
+    for (int64_t j = 0; j < count; j++) widen(from[j], size, tile.values + j * size);
   } else {
 #ifdef __AVX512BF16__
-    for (int64_t j = 0; j < count; j += 2)
+    auto row = [&](int64_t j) -> const T* {
+      if constexpr (std::is_same_v<S, T>) {
+        return from[j];
+      } else {
+        widen(from[j], size, tile.pair + j % 2 * size);
+        return tile.pair + j % 2 * size;
+      }
+    };
+    for (int64_t j = 0; j < count; j += 2) {
+      const bool is_last = j + 1 == count;
+      const T *one = row(j), *other = is_last ? one : row(j + 1);
       for (int64_t i = 0; i < size; i += 32) {
         const __mmask32 mask = size - i < 32 ? (1u << (size - i)) - 1 : 0xffffffff;
-        const __m512i one = _mm512_maskz_loadu_epi16(mask, from[j] + i);
-        const __m512i other = j + 1 < count ? _mm512_maskz_loadu_epi16(mask, from[j + 1] + i) : _mm512_setzero_si512();
+        const __m512i first = _mm512_maskz_loadu_epi16(mask, one + i);
+        const __m512i second = _mm512_maskz_loadu_epi16(is_last ? 0 : mask, other + i);
         uint32_t* to = tile.values + j / 2 * size + i;
         if (size - i >= 32) {
-          pair_up(one, other, to);
+          pair_up(first, second, to);
         } else {
           alignas(64) uint32_t pairs[32];
-          pair_up(one, other, pairs);
+          pair_up(first, second, pairs);
           std::memcpy(to, pairs, 4 * (size - i));
         }
       }
+    }
 #endif
   }
 }
 
-template <class T>
-void write_result(const Task<T>& task, Tile<T>& tile, T* out) {
+template <class T, class S>
+void write_result(const Task<T, S>& task, Tile<T>& tile, T* out) {
   const int64_t size = tile.value_size, heads = task.cache.kv_heads * task.queries;
   for (int v = 0; v < kVectors; v++) {
     const F<W> factor = 1.0f / tile.total[v];
@@ -287,10 +292,10 @@ void write_result(const Task<T>& task, Tile<T>& tile, T* out) {
   }
 }
 
-template <class T>
-void attend_tile(const Task<T>& task, Tile<T>& tile, T* out) {
+template <class T, class S>
+void attend_tile(const Task<T, S>& task, Tile<T>& tile, T* out) {
   using Word = typename Tile<T>::Word;
-  const Cache<T>& cache = task.cache;
+  const Cache<S>& cache = task.cache;
   const int64_t page_tokens = cache.page_tokens, words = (cache.key_size + Tile<T>::held - 1) / Tile<T>::held;
   read_queries(task, tile);
   start(task, tile);
@@ -299,16 +304,16 @@ void attend_tile(const Task<T>& task, Tile<T>& tile, T* out) {
   for (int64_t at = std::max<int64_t>(0, first - task.window + 1); at <= last;) {
     const int64_t count = std::min(kKeys, last + 1 - at);
     const Word* keys[kKeys];
-    const T* values[kKeys];
+    const S* values[kKeys];
     for (int64_t j = 0; j < count; j++) {
       const int64_t slot = table[(at + j) / page_tokens] * page_tokens + (at + j) % page_tokens;
-      const T* key = cache.keys + (slot * cache.kv_heads + task.head) * cache.key_size;
+      const S* key = cache.keys + (slot * cache.kv_heads + task.head) * cache.key_size;
       values[j] = cache.values + (slot * cache.kv_heads + task.head) * cache.value_size;
-      if constexpr (std::is_same_v<T, Word> || Tile<T>::held == 2) {
+      if constexpr (std::is_same_v<S, typename Tile<T>::Value>) {
         keys[j] = reinterpret_cast<const Word*>(key);
       } else {
         keys[j] = tile.keys + j * tile.key_words;
-        copy(key, cache.key_size, tile.keys + j * tile.key_words);
+        widen(key, cache.key_size, reinterpret_cast<typename Tile<T>::Value*>(tile.keys + j * tile.key_words));
       }
     }
     by_rows(count, [&](int64_t j, auto rows) {
@@ -326,8 +331,8 @@ void attend_tile(const Task<T>& task, Tile<T>& tile, T* out) {
   write_result(task, tile, out);
 }
 
-template <class T>
-void attend_chunks(const Heads<T>& q, int64_t queries, const New<T>& fresh, const Cache<T>& cache, const Chunk* chunks,
+template <class T, class S>
+void attend_chunks(const Heads<T>& q, int64_t queries, const New<T>& fresh, const Cache<S>& cache, const Chunk* chunks,
                    const int32_t* pages, int64_t count, int64_t window, const Form& form, T* out, int threads) {
   // Tiles of one KV head one after the other: they read the same pages.
   std::vector<int64_t> before(count + 1);
@@ -348,8 +353,9 @@ void attend_chunks(const Heads<T>& q, int64_t queries, const New<T>& fresh, cons
       if (item < before[c]) c = 0;
       while (item >= before[c + 1]) c++;
       const int64_t tiles = (before[c + 1] - before[c]) / cache.kv_heads, own = item - before[c];
-      attend_tile({q, fresh, cache, form, chunks[c], pages, queries, own / tiles, own % tiles * kQueries, window}, tile,
-                  out);
+      const Task<T, S> task = {q,     fresh,   cache,       form,                   chunks[c],
+                               pages, queries, own / tiles, own % tiles * kQueries, window};
+      attend_tile(task, tile, out);
     }
   }
 }
@@ -360,18 +366,19 @@ void attend_chunks(const Heads<T>& q, int64_t queries, const New<T>& fresh, cons
 extern "C" {
 
 // As blockc_attend; `chunks` as `Chunk` has them, `window` the most positions that a query sees.
-void blockc_attend_chunks(int dtype, const void* q, int64_t q_token, int64_t q_head, int64_t queries, const void* k,
+void blockc_attend_chunks(int dtype, int kept, const void* q, int64_t q_token, int64_t q_head, int64_t queries, const void* k,
                           int64_t k_token, int64_t k_head, const void* v, int64_t v_token, int64_t v_head,
                           const void* cos, const void* sin, int64_t angle_stride, const int64_t* slots, void* keys,
                           void* values, int64_t kv_heads, int64_t key_size, int64_t value_size, int64_t page_tokens,
                           const void* chunks, const int32_t* pages, int64_t count, int64_t window, float scale,
                           float softcap, const float* sinks, void* out, int threads) {
-  BLOCKC_DISPATCH(
-      dtype, attend_chunks<T>({(const T*)q, q_token, q_head}, queries,
-                              {{(const T*)k, k_token, k_head}, {(const T*)v, v_token, v_head}, (const T*)cos,
-                               (const T*)sin, angle_stride, slots},
-                              {(T*)keys, (T*)values, kv_heads, key_size, value_size, page_tokens},
-                              (const Chunk*)chunks, pages, count, window, {scale, softcap, sinks}, (T*)out, threads));
+  BLOCKC_DISPATCH_CACHE(
+      dtype, kept,
+      attend_chunks<T>({(const T*)q, q_token, q_head}, queries,
+                       {{(const T*)k, k_token, k_head}, {(const T*)v, v_token, v_head}, (const T*)cos, (const T*)sin,
+                        angle_stride, slots},
+                       Cache<S>{(S*)keys, (S*)values, kv_heads, key_size, value_size, page_tokens},
+                       (const Chunk*)chunks, pages, count, window, {scale, softcap, sinks}, (T*)out, threads));
 }
 
 }  // extern "C"

@@ -32,9 +32,9 @@ _SIGNATURES = {
     "gated": (_I, _P, _L, _P, _L, _P, _L, _L, _I),
     "rotary": (_I, _P, _L, _L, _P, _P, _L, _P, _L, _L, _L),
     "low_rank": (_I, _P, _L, _L, _P, _L, _L, _P, _L, _P, _L, _I),
-    "attend": (_I, *_HEADS, _L, *_HEADS, *_HEADS, *_ATTENTION),
-    "attend_chunks": (_I, *_HEADS, _L, *_HEADS, *_HEADS, *_ATTENTION),
-    "write_cache": (_I, _P, _L, _L, _P, _P, _L, _L, _L),
+    "attend": (_I, _I, *_HEADS, _L, *_HEADS, *_HEADS, *_ATTENTION),
+    "attend_chunks": (_I, _I, *_HEADS, _L, *_HEADS, *_HEADS, *_ATTENTION),
+    "write_cache": (_I, _I, _P, _L, _L, _P, _P, _L, _L, _L),
     "to_panels": (_P, _P, _L, _L, _L),
     "by_panels": (_P, _L, _P, _P, _P, _L, _L, _L, _L, _I),
 }

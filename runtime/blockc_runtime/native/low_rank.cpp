@@ -6,7 +6,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "tiles.h"
+#include "low_rank.h"
 
 namespace {
 
@@ -17,18 +17,12 @@ constexpr int kPiece = 32;         // those that share its matrices while a core
 constexpr int64_t kColumns = 2048;  // outputs that one thread does at a time: long streams of B
 constexpr int64_t kBlock = 512;     // of them that stay in the nearest cache with several tokens
 
-struct Row {
-  int32_t first, count, slot;
-};
-
-struct Output {
-  int64_t y, y_stride, b, width, rank_start;  // y and b are addresses
-};
-
-struct Piece {
-  int64_t first;
-  int32_t count, slot;
-};
+template <class T>
+void widen(const T* from, int64_t size, float* to) {
+  int64_t i = 0;
+  for (; i + W <= size; i += W) store<W>(to + i, load<W>(from + i));
+  for (; i < size; i++) to[i] = to_float(from[i]);
+}
 
 // inner[t][0 .. V * N) = sum over i of x[t][i] A[i][...]; `ranks` is the length of a row of A.
 template <class T, int N, int V, int TOKENS>
@@ -113,12 +107,12 @@ inline void add_rows(float* sums, int64_t sums_stride, const float* inner, int64
 template <class T, int TOKENS>
 void add_outer(T* y, int64_t y_stride, const float* inner, int64_t inner_stride, const T* b, int64_t stride,
                int64_t rank, int64_t width) {
-  constexpr int64_t most = TOKENS > 1 ? kBlock : kColumns;
+  constexpr int64_t most = kBlock;
   alignas(64) float sums[TOKENS * most];
   for (int64_t start = 0; start < width; start += most) {
     const int64_t size = width - start < most ? width - start : most;
     for (int t = 0; t < TOKENS; t++)
-      for (int64_t i = 0; i < size; i++) sums[t * most + i] = to_float(y[t * y_stride + start + i]);
+      widen(y + t * y_stride + start, size, sums + t * most);
     for (int64_t r = 0; r < rank; r += 8)
       add_rows<T, 8, TOKENS>(sums, most, inner + r, inner_stride, b + r * stride + start, stride, size);
     for (int t = 0; t < TOKENS; t++)
@@ -126,15 +120,51 @@ void add_outer(T* y, int64_t y_stride, const float* inner, int64_t inner_stride,
   }
 }
 
+// sums[0 .. width) += inner B for one token, R rows of B at a time.
+template <class T, int R>
+inline void add_rows_of_one(float* sums, const float* inner, const T* b, int64_t stride, int64_t width) {
+  int64_t i = 0;
+  for (; i + 2 * W <= width; i += 2 * W) {
+    F<W> low = load<W>(sums + i), high = load<W>(sums + i + W);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const T* at = b + r * stride + i;
+      fetch(at + kAhead / sizeof(T), 2 * W * sizeof(T));
+      low += load<W>(at) * inner[r];
+      high += load<W>(at + W) * inner[r];
+    }
+    store<W>(sums + i, low);
+    store<W>(sums + i + W, high);
+  }
+  for (; i < width; i++)
+    for (int r = 0; r < R; r++) sums[i] += to_float(b[r * stride + i]) * inner[r];
+}
+
+// y[0 .. width) += inner B for one token, B as it lies: two rows at a time where they are short. `next`: what is read
+// after it.
 template <class T>
-struct Call {
-  const T* x;
-  int64_t x_stride, size;
-  const T* a;
-  int64_t ranks, rank;
-  const Output* outputs;
-  int64_t output_count;
-};
+void add_outer_of_one(T* y, const float* inner, const T* b, int64_t stride, int64_t rank, int64_t width,
+                      const void* next) {
+  constexpr int64_t most = 2 * kColumns, is_short = 1024;
+  alignas(64) float sums[most];
+  for (int64_t start = 0; start < width; start += most) {
+    const int64_t size = width - start < most ? width - start : most;
+    const bool is_last = start + most >= width;
+    widen(y + start, size, sums);
+    for (int64_t r = 0; r < rank; r += 8) {
+      const T* rows = b + r * stride + start;
+      if (is_last && r + 8 >= rank && next) fetch(next, kAhead);
+      if (size > is_short)
+        add_rows_of_one<T, 8>(sums, inner + r, rows, stride, size);
+      else
+        for (int64_t k = 0; k < 8; k += 2)
+          add_rows_of_one<T, 2>(sums, inner + r + k, rows + k * stride, stride, size);
+    }
+    int64_t i = 0;
+    for (; i + W <= size; i += W) store<W>(y + start + i, load<W>(sums + i));
+    for (; i < size; i++) put(y + start + i, sums[i]);
+  }
+}
 
 // What A gives for inputs start .. stop of the tokens of a piece; `wide` is scratch for kTokens of them in float32.
 template <class T>
@@ -145,7 +175,7 @@ void inner_of_piece(const Call<T>& call, const Piece& piece, int64_t start, int6
     const int count = piece.count - done < kTokens ? piece.count - done : kTokens;
     for (int t = 0; t < count; t++) {
       const T* from = call.x + (piece.first + done + t) * call.x_stride + start;
-      for (int64_t i = 0; i < length; i++) wide[t * length + i] = to_float(from[i]);
+      widen(from, length, wide + t * length);
     }
     if (count == kTokens)
       inner_of<T, kTokens>(wide, length, own, call.ranks, length, inner, call.ranks);
@@ -155,11 +185,11 @@ void inner_of_piece(const Call<T>& call, const Piece& piece, int64_t start, int6
   }
 }
 
-// Adds to columns start .. stop of an output of a piece.
+// Adds to columns start .. stop of an output of a piece. `next`: what is read after it.
 template <class T>
 void add_to_output(const Call<T>& call, const Piece& piece, const Output& output, int64_t start, int64_t stop,
-                   const float* inner) {
-  const T* b = reinterpret_cast<const T*>(output.b) + piece.slot * call.rank * output.width + start;
+                   const float* inner, const void* next) {
+  const T* b = b_of(call, piece, output) + start;
   T* y = reinterpret_cast<T*>(output.y) + piece.first * output.y_stride + start;
   inner += output.rank_start;
   int done = 0;
@@ -167,8 +197,8 @@ void add_to_output(const Call<T>& call, const Piece& piece, const Output& output
     add_outer<T, kTokens>(y + done * output.y_stride, output.y_stride, inner + done * call.ranks, call.ranks, b,
                           output.width, call.rank, stop - start);
   for (; done < piece.count; done++)
-    add_outer<T, 1>(y + done * output.y_stride, output.y_stride, inner + done * call.ranks, call.ranks, b,
-                    output.width, call.rank, stop - start);
+    add_outer_of_one(y + done * output.y_stride, inner + done * call.ranks, b, output.width, call.rank, stop - start,
+                     next);
 }
 
 // Each thread takes whole pieces: no thread waits for another between A and B.
@@ -182,8 +212,12 @@ void many_pieces(const Call<T>& call, const std::vector<Piece>& pieces, int thre
     for (int64_t p = 0; p < count; p++) {
       const Piece& piece = pieces[p];
       inner_of_piece(call, piece, 0, call.size, wide.data(), inner.data());
-      for (int64_t o = 0; o < call.output_count; o++)
-        add_to_output(call, piece, call.outputs[o], 0, call.outputs[o].width, inner.data());
+      for (int64_t o = 0; o < call.output_count; o++) {
+        const bool is_last = o + 1 == call.output_count;
+        const T* next = is_last ? call.a + pieces[p + 1 < count ? p + 1 : p].slot * call.size * call.ranks
+                                : b_of(call, piece, call.outputs[o + 1]);
+        add_to_output(call, piece, call.outputs[o], 0, call.outputs[o].width, inner.data(), next);
+      }
     }
   }
 }
@@ -218,156 +252,21 @@ void few_pieces(const Call<T>& call, const std::vector<Piece>& pieces, int threa
         chunk -= (call.outputs[o].width + kColumns - 1) / kColumns;
       const int64_t start = chunk * kColumns, width = call.outputs[o].width;
       add_to_output(call, pieces[p], call.outputs[o], start, start + kColumns < width ? start + kColumns : width,
-                    inner.data() + p * splits * each);
+                    inner.data() + p * splits * each, nullptr);
     }
   }
 }
-
-#ifdef __AMX_BF16__
-
-constexpr int64_t kSpan = 64;  // tokens of one fine-tune that are multiplied by tiles at a time
-
-// Rows k of a matrix, 16 columns of each, as a tile: pairs of rows side by side. What is not there is zero.
-void pair_rows(const bf16* from, int64_t stride, int64_t rows, int64_t columns, bf16* tile) {
-  const __mmask16 mask = columns < kRows ? (1u << columns) - 1 : 0xffff;
-  auto row = [&](int64_t k) {
-    return k < rows ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from + k * stride)) : _mm512_setzero_si512();
-  };
-  for (int64_t k = 0; k < kInputs; k += 2)
-    _mm512_store_si512(tile + k * kRows, _mm512_or_si512(row(k), _mm512_slli_epi32(row(k + 1), 16)));
-}
-
-// out [M * 16, 16] = x A, `steps` tiles along what is summed. x has its tiles `x_step` apart from 16 rows to the next.
-template <int M, class Right>
-void product(const bf16* x, int64_t x_step, int64_t steps, Right right, float* out, int64_t out_stride) {
-  if constexpr (M > 0) _tile_zero(0);
-  if constexpr (M > 1) _tile_zero(1);
-  if constexpr (M > 2) _tile_zero(2);
-  if constexpr (M > 3) _tile_zero(3);
-  for (int64_t k = 0; k < steps; k++, x += kTile) {
-    _tile_loadd(6, right(k), 64);
-    _tile_loadd(4, x, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    if constexpr (M > 1) {
-      _tile_loadd(5, x + x_step, 64);
-      _tile_dpbf16ps(1, 5, 6);
-    }
-    if constexpr (M > 2) {
-      _tile_loadd(4, x + 2 * x_step, 64);
-      _tile_dpbf16ps(2, 4, 6);
-    }
-    if constexpr (M > 3) {
-      _tile_loadd(5, x + 3 * x_step, 64);
-      _tile_dpbf16ps(3, 5, 6);
-    }
-  }
-  const int64_t next = kRows * out_stride;
-  _tile_stored(0, out, 4 * out_stride);
-  if constexpr (M > 1) _tile_stored(1, out + next, 4 * out_stride);
-  if constexpr (M > 2) _tile_stored(2, out + 2 * next, 4 * out_stride);
-  if constexpr (M > 3) _tile_stored(3, out + 3 * next, 4 * out_stride);
-}
-
-// One thread's, for pieces of up to kSpan tokens.
-struct Workspace {
-  std::vector<bf16> x, inner, tiles;
-  std::vector<float> sums;
-};
-
-template <int M>
-void piece_by_tiles(const Call<bf16>& call, const Piece& piece, Workspace& work) {
-  const int64_t along = (call.size + kInputs - 1) / kInputs, wide = (call.ranks + kRows - 1) / kRows * kRows;
-  bf16 *x = aligned(work.x.data()), *inner = aligned(work.inner.data()), *tiles = aligned(work.tiles.data());
-  float* sums = work.sums.data();
-  for (int64_t m = 0; m < M; m++)
-    gather(call.x + piece.first * call.x_stride, call.x_stride, piece.count, m * kRows, call.size, x + m * along * kTile,
-           kTile);
-  const bf16* a = call.a + piece.slot * call.size * call.ranks;
-  for (int64_t n = 0; n < wide; n += kRows) {
-    auto right = [&](int64_t k) {
-      bf16* tile = tiles + k % 4 * kTile;
-      pair_rows(a + k * kInputs * call.ranks + n, call.ranks, call.size - k * kInputs, call.ranks - n, tile);
-      return tile;
-    };
-    product<M>(x, along * kTile, along, right, sums + n, wide);
-  }
-  const int64_t steps = (call.rank + kInputs - 1) / kInputs;
-  alignas(64) float added[M * kRows * kRows];
-  for (int64_t o = 0; o < call.output_count; o++) {
-    const Output& output = call.outputs[o];
-    for (int64_t row = 0; row < M * kRows; row++)
-      for (int64_t k = 0; k < steps * kInputs; k += kRows) {
-        const int64_t left = call.rank - k;
-        const __mmask16 mask = left >= kRows ? 0xffff : left > 0 ? (1u << left) - 1 : 0;
-        const __m512 value = _mm512_maskz_loadu_ps(mask, sums + row * wide + output.rank_start + k);
-        bf16* to = inner + ((row / kRows * steps + k / kInputs) * kRows + row % kRows) * kInputs + k % kInputs;
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(value));
-      }
-    const bf16* b = reinterpret_cast<const bf16*>(output.b) + piece.slot * call.rank * output.width;
-    bf16* y = reinterpret_cast<bf16*>(output.y) + piece.first * output.y_stride;
-    for (int64_t i = 0; i < output.width; i += kRows) {
-      const int64_t columns = output.width - i;
-      const __mmask16 mask = columns < kRows ? (1u << columns) - 1 : 0xffff;
-      auto right = [&](int64_t k) {
-        bf16* tile = tiles + (k + i / kRows) % 4 * kTile;
-        pair_rows(b + k * kInputs * output.width + i, output.width, call.rank - k * kInputs, columns, tile);
-        return tile;
-      };
-      product<M>(inner, steps * kTile, steps, right, added, kRows);
-      for (int64_t row = 0; row < piece.count; row++) {
-        bf16* at = y + row * output.y_stride + i;
-        const __m512 total = _mm512_add_ps(widened(at, mask), _mm512_load_ps(added + row * kRows));
-        _mm256_mask_storeu_epi16(at, mask, (__m256i)_mm512_cvtneps_pbh(total));
-      }
-    }
-  }
-}
-
-// Rows of many tokens; what A gives is rounded to bfloat16, as torch does.
-void spans_by_tiles(const Call<bf16>& call, const std::vector<Row>& rows, int threads) {
-  int64_t tokens = 0;
-  for (const Row& row : rows) tokens += row.count;
-  const int64_t each = ((tokens + threads - 1) / threads + kRows - 1) / kRows * kRows, most = each < kSpan ? each : kSpan;
-  std::vector<Piece> pieces;
-  for (const Row& row : rows)
-    for (int64_t done = 0; done < row.count; done += most) {
-      const int64_t left = row.count - done;
-      pieces.push_back({row.first + done, int32_t(left < most ? left : most), row.slot});
-    }
-  const int64_t along = (call.size + kInputs - 1) / kInputs, wide = (call.ranks + kRows - 1) / kRows * kRows;
-#pragma omp parallel num_threads(threads)
-  {
-    configure();
-    static thread_local Workspace work;
-    work.x.resize(kSpan / kRows * along * kTile + 64);
-    work.inner.resize((call.rank + kInputs) * kSpan + 64);
-    work.tiles.resize(4 * kTile + 64);
-    work.sums.resize(kSpan * wide);
-#pragma omp for schedule(dynamic, 1)
-    for (size_t p = 0; p < pieces.size(); p++) {
-      const int64_t sixteens = (pieces[p].count + kRows - 1) / kRows;
-      auto of = sixteens == 1   ? piece_by_tiles<1>
-                : sixteens == 2 ? piece_by_tiles<2>
-                : sixteens == 3 ? piece_by_tiles<3>
-                                : piece_by_tiles<4>;
-      of(call, pieces[p], work);
-    }
-    _tile_release();
-  }
-}
-
-#endif
 
 template <class T>
 void low_rank(const Call<T>& call, const Row* rows, int64_t row_count, int threads) {
   std::vector<Row> few(rows, rows + row_count);
-#ifdef __AMX_BF16__
+#ifdef __AVX512BF16__
   if constexpr (std::is_same_v<T, bf16>) {
     std::vector<Row> many;
-    auto is_few = [](const Row& row) { return row.count < kRows; };
+    auto is_few = [&](const Row& row) { return row.count < kSpanFrom || (kSpansAreEven && call.size % 2); };
     std::copy_if(few.begin(), few.end(), std::back_inserter(many), std::not_fn(is_few));
     few.erase(std::remove_if(few.begin(), few.end(), std::not_fn(is_few)), few.end());
-    if (!many.empty()) spans_by_tiles(call, many, threads);
+    if (!many.empty()) add_spans(call, many, threads);
   }
 #endif
   std::vector<Piece> pieces;
@@ -384,6 +283,19 @@ void low_rank(const Call<T>& call, const Row* rows, int64_t row_count, int threa
 }
 
 }  // namespace
+
+#ifdef __AVX512BF16__
+std::vector<Piece> blockc::in_pieces(const std::vector<Row>& rows, int64_t each, int64_t most, int threads) {
+  int64_t tokens = 0;
+  for (const Row& row : rows) tokens += row.count;
+  most = std::min(most, ((tokens + threads - 1) / threads + each - 1) / each * each);
+  std::vector<Piece> pieces;
+  for (const Row& row : rows)
+    for (int64_t done = 0; done < row.count; done += most)
+      pieces.push_back({row.first + done, int32_t(std::min(most, row.count - done)), row.slot});
+  return pieces;
+}
+#endif
 
 #pragma GCC visibility push(default)
 extern "C" {

@@ -262,9 +262,9 @@ def test_neighbours_are_grouped() -> None:
 @pytest.mark.parametrize("level", LEVELS)
 @settings(max_examples=40, deadline=None)
 @given(
-    counts=st.lists(st.sampled_from([1, 3, 15, 16, 17, 40, 64, 65, 150]), min_size=1, max_size=4),
+    counts=st.lists(st.sampled_from([1, 3, 6, 15, 16, 17, 40, 64, 65, 150]), min_size=1, max_size=4),
     rank=st.sampled_from([8, 16, 32, 64]),
-    size=st.sampled_from([16, 40, 64, 100]),
+    size=st.sampled_from([16, 33, 40, 64, 100]),
     outs=st.lists(st.sampled_from([8, 16, 24, 31, 64, 100]), min_size=1, max_size=3),
     seed=st.integers(0, 3),
 )

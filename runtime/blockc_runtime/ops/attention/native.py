@@ -15,6 +15,7 @@ from blockc_runtime.native.library import DTYPES, loaded
 from blockc_runtime.ops.attention import cpu
 from blockc_runtime.ops.attention.batch import KvBatch
 from blockc_runtime.ops.attention.cpu import PagedLayer, Scores
+from blockc_runtime.ops.attention.narrow import FP8
 from blockc_runtime.ops.cache.cpu import cached
 from blockc_runtime.ops.norm.native import angles_fit, rotary
 from blockc_runtime.ops.sides import SideSet
@@ -42,14 +43,14 @@ def attention(
     cpu.check_window(window, batch)
     for new, cache in ((k, layer.keys), (v, layer.values)):
         loaded().write_cache(
-            DTYPES[q.dtype],
+            DTYPES[q.dtype], _kept(layer),
             new.data_ptr(), new.stride(2), new.stride(1), batch.slots.data_ptr(), cache.data_ptr(),
             new.shape[2], new.shape[1], new.shape[3],
         )  # fmt: skip
     form = Scores(scale=scale, softcap=softcap, sinks=sinks)
     out = q.new_empty((q.shape[2], q.shape[1], v.shape[3]))
     query = (q.data_ptr(), q.stride(2), q.stride(1), q.shape[1] // k.shape[1])
-    if torch_takes_chunks(q.dtype, form, batch):
+    if torch_takes_chunks(layer, form, batch):
         _attend(query, _WRITTEN, layer, batch, form, out, chunks=False)
         cpu.add_chunks(out, q, k, v, layer, batch, form)
     else:
@@ -79,7 +80,7 @@ def heads(
     tokens, (count, kv_count) = q.shape[1], counts
     key_size, value_size = q.shape[2] // count, v.shape[2] // kv_count
     form = Scores(scale=scale, softcap=softcap, sinks=sinks)
-    alone = not torch_takes_chunks(q.dtype, form, batch) and not sides
+    alone = not torch_takes_chunks(layer, form, batch) and not sides
     if (
         not alone
         or not _fits(q, k, v, layer, key_size=key_size, value_size=value_size)
@@ -98,10 +99,15 @@ def heads(
     return out
 
 
-def torch_takes_chunks(dtype: torch.dtype, form: Scores, batch: KvBatch) -> bool:
+def torch_takes_chunks(layer: PagedLayer, form: Scores, batch: KvBatch) -> bool:
     """Whether there are rows of several tokens for which torch's fused attention is better: it multiplies by AMX."""
-    amx = loaded().level == "amx" and dtype == torch.bfloat16
+    amx = loaded().level == "amx" and layer.keys.dtype == torch.bfloat16
     return amx and form.plain and batch.singles < len(batch.rows)
+
+
+def _kept(layer: PagedLayer) -> int:
+    """What kernels know as the type of a cache: 0 that of the model."""
+    return int(layer.keys.dtype == FP8)
 
 
 def _attend(
@@ -117,7 +123,7 @@ def _attend(
     given = None if form.sinks is None else form.sinks.float().contiguous()
     _, kv_count, key_size = layer.keys.shape
     before = (
-        DTYPES[out.dtype], *query, *new, batch.slots.data_ptr(),
+        DTYPES[out.dtype], _kept(layer), *query, *new, batch.slots.data_ptr(),
         layer.keys.data_ptr(), layer.values.data_ptr(), kv_count, key_size, layer.values.shape[2], layer.page_tokens,
     )  # fmt: skip
     after = (
@@ -135,6 +141,6 @@ def _attend(
 
 def _fits(q: Tensor, k: Tensor, v: Tensor, layer: PagedLayer, *, key_size: int, value_size: int) -> bool:
     lanes = loaded().lanes
-    alike = q.dtype in DTYPES and q.dtype == layer.keys.dtype == layer.values.dtype
+    alike = q.dtype in DTYPES and layer.keys.dtype == layer.values.dtype in (q.dtype, FP8)
     inner = q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
     return alike and inner and key_size % lanes == 0 and value_size % lanes == 0
