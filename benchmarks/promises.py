@@ -135,13 +135,13 @@ def main() -> int:
         parser.error(f"no row `{unknown[0]}`; there are {', '.join(ROWS)}")
     # One thread: OpenMP's would outnumber the cores of a server and its clients.
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    began_s = time.monotonic()
+    began_s, commit = time.monotonic(), _commit()
     lines = run(
         rows, select=options.select, quick=options.quick, soak_s=options.soak_s, fleet_requests=options.fleet_requests
     )
     this = {
         "command": " ".join(["python -m benchmarks.promises", *sys.argv[1:]]),
-        "commit": _commit(),
+        "commit": commit,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
         "note": options.note,
         "seconds": round(time.monotonic() - began_s),
