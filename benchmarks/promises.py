@@ -135,13 +135,13 @@ def main() -> int:
         parser.error(f"no row `{unknown[0]}`; there are {', '.join(ROWS)}")
     # One thread: OpenMP's would outnumber the cores of a server and its clients.
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    began_s = time.monotonic()
+    began_s, commit = time.monotonic(), _commit()
     lines = run(
         rows, select=options.select, quick=options.quick, soak_s=options.soak_s, fleet_requests=options.fleet_requests
     )
     this = {
-        "command": " ".join(["python -m benchmarks.promises", *sys.argv[1:]]),
-        "commit": _commit(),
+        "command": _command(options),
+        "commit": commit,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
         "note": options.note,
         "seconds": round(time.monotonic() - began_s),
@@ -173,6 +173,14 @@ def updated(path: Path, this: Mapping[str, Any], lines: Sequence[Line]) -> dict[
         "runs": [runs[number] for number in used],
         "lines": [{**line, "run": used.index(line["run"])} for line in merged],
     }
+
+
+def _command(options: argparse.Namespace) -> str:
+    """What ran, without where its figures went."""
+    words = ["python -m benchmarks.promises", "--rows", options.rows]
+    words += ["--select", repr(options.select)] if options.select else []
+    words += ["--quick"] if options.quick else []
+    return " ".join([*words, "--soak-s", f"{options.soak_s:g}", "--fleet-requests", str(options.fleet_requests)])
 
 
 def _commit() -> str:

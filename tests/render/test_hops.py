@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from blockc.cli import main
 from blockc.cost import TICKS_PER_S, StepPricer, catalogue_rates, plan_work
 from blockc.cost.fit import Fit
-from blockc.cost.profile import Profile, profile_of
-from blockc.plan import ExecutionPlan
+from blockc.cost.profile import Profile, profile_of, write_profile
+from blockc.plan import ExecutionPlan, write_plan
 from blockc.render.hops import ways_of
 from blockc.render.page import render_page
 from blockc.spec.device_kinds import DEVICE_KINDS
@@ -90,3 +92,23 @@ def test_targets_stand_beside_times(plan: ExecutionPlan) -> None:
     assert sum(words.startswith("within the target of") for words in page.words) == 1
     keys = {a["data-key"] for _, a in page.tags if str(a.get("data-key")).startswith("h")}
     assert keys == {f"h{index}" for index in range(len(apps))}
+
+
+def test_viz_takes_a_profile(plan: ExecutionPlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_plan(plan, tmp_path / "plan.json")
+    measured = profile(plan, 4)
+    write_profile(measured, tmp_path / "profile.json")
+    write_profile(measured.model_copy(update={"device": "h100_80g"}), tmp_path / "other.json")
+    page = tmp_path / "plan.html"
+
+    def viz(name: str, form: str = "html") -> int:
+        options = ["--format", form, "--profile", str(tmp_path / name), "-o", str(page)]
+        return main(["viz", str(tmp_path / "plan.json"), *options])
+
+    assert viz("profile.json") == 0
+    assert "the profile of a cpu" in page.read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert viz("other.json") == 1
+    assert "BC505" in capsys.readouterr().err
+    assert viz("profile.json", "text") == 64
+    assert viz("missing.json") == 1
