@@ -17,7 +17,7 @@ from blockc_runtime.kv.index import KvIndex, pages_for, passed_pages
 from blockc_runtime.limits import EngineLimits
 from blockc_runtime.request import EndEvent
 from blockc_runtime.scheduler import Scheduler
-from blockc_runtime.scheduler.launches import LaunchPlan
+from blockc_runtime.scheduler.launches import LaunchPlan, Passage
 from blockc_runtime.scheduler.live_request import LiveRequest
 from blockc_runtime.step import Launch
 
@@ -31,10 +31,10 @@ class DecodeRun:
 
 
 class _NoLaunches(LaunchPlan):
-    """Rows in their order; launches of a step are priced by its rows and looked at by nobody."""
+    """Rows in their order; where rows pass all layers a step is priced by them, and nobody looks at its launches."""
 
-    def launches(self, chains: tuple[int, ...]) -> tuple[Launch, ...]:
-        del chains
+    def launches(self, rows: tuple[Passage, ...]) -> tuple[Launch, ...]:
+        del rows
         return ()
 
 
@@ -43,7 +43,8 @@ class FoldingScheduler(Scheduler):
 
     def __init__(self, limits: EngineLimits, kv: KvIndex, *, max_waiting: int = 1024) -> None:
         super().__init__(limits, kv, max_waiting=max_waiting)
-        self._launch_plan = _NoLaunches(limits)
+        if limits.prefill_parts == 1:
+            self._launch_plan = _NoLaunches(limits)
         self._is_exact = all(math.frexp(weight)[0] == 0.5 for weight in limits.weights)
         self._page_groups = tuple(
             tuple((index, limits.groups[index]) for index in chain.groups) for chain in limits.chains
