@@ -14,6 +14,7 @@ from blockc.simulate.prompts import Prompts
 from blockc.simulate.simulate import simulate
 from blockc.simulate.workload import Arrival, Workload
 from blockc_runtime.engine import Engine
+from blockc_runtime.epoch import Epoch
 from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.request import Request, Sampling
 from blockc_runtime.scheduler import Scheduler
@@ -117,7 +118,8 @@ def served_by_the_engine(own: Fleet, workload: Workload) -> VirtualChannel:
     channel = VirtualChannel(clock=clock, waiting=sorted(requests, key=lambda entry: entry[0]))
     kv = KvIndex(own.instances[0].limits)
     scheduler = Scheduler(own.instances[0].limits, kv)
-    Engine(channel=channel, scheduler=scheduler, executor=PricedExecutor(own, clock), clock=clock).run()
+    first = Epoch(number=0, scheduler=scheduler, executor=PricedExecutor(own, clock))
+    Engine(channel=channel, first=first, clock=clock).run()
     assert not scheduler.has_work
     return channel
 
