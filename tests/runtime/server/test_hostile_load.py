@@ -68,7 +68,7 @@ class Refusals:
             self.problems.append(f"{name}: status {answer.status_code}")
         if len(answer.content) > MOST_BYTES or ECHO in text:
             self.problems.append(f"{name}: {len(answer.content)} bytes")
-        if "Traceback" in text or re.search(r"\.py\b|/(home|usr|work|tmp|root)/", text):
+        if "Traceback" in text or re.search(r"\.py\b|/(home|usr|opt|tmp|root)/", text):
             self.problems.append(f"{name}: tells of the machine: {text[:200]}")
 
 
