@@ -35,7 +35,8 @@ class _Hidden:
 class StepRun:
     """A step in progress. ``run`` may be called once. ``op_by_op``: why launches were not replayed, of graphs.
 
-    ``parked``: hidden states ``[1, T, F]`` of requests whose last row stopped between two blocks.
+    ``parked``: hidden states ``[1, T, F]`` of requests whose last row stopped between two blocks; afterwards those of
+    requests that wait so for their next one.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class StepRun:
         self.model, self.step, self.device, self.masks, self.graphs = model, step, device, masks, graphs
         self.logits_tap = logits_tap
         self._parked = parked or {}
+        self.parked: dict[str, Tensor] = {}
         self.replays = 0
         self.op_by_op: list[str] = []
         self.launches = 0
@@ -82,6 +84,7 @@ class StepRun:
                     if (error := self._try(launch, [index])) is not None:
                         message = f"{type(error).__name__}: {error}"[:500]
                         self._faults[index] = Fault(scope="launch", message=message)
+        self._park()
         return tuple(self._result(index) for index in range(len(self.step.rows)))
 
     def _try(self, launch: Launch, rows: Sequence[int]) -> Exception | None:
@@ -92,17 +95,19 @@ class StepRun:
             return error
         return None
 
-    def parked(self) -> dict[str, Tensor]:
-        """Hidden states to be kept behind the step: of rows that stopped in it, and of those that had none in it."""
+    def _park(self) -> None:
+        """Keep hidden states behind the step: of rows that stopped in it, and of those that had none in it."""
         index_of = {row.request: index for index, row in enumerate(self.step.rows)}
-        kept = {}
         for name in self.step.parked:
             index = index_of.get(name)
             if index is None and name in self._parked:
-                kept[name] = self._parked[name]
+                self.parked[name] = self._parked[name]
             elif index is not None and index not in self._faults:
-                kept[name] = self._states(self._batch((index,))).clone()
-        return kept
+                try:
+                    self.parked[name] = self._states(self._batch((index,))).clone()
+                except Exception as error:
+                    message = f"{type(error).__name__}: {error}"[:500]
+                    self._faults[index] = Fault(scope="row", message=message)
 
     def _problem(self, row: Row) -> str | None:
         if not 0 <= row.chain < len(self.model.limits):

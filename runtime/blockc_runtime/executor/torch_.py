@@ -167,7 +167,7 @@ class TorchExecutor:
                     logits_tap=self.logits_tap, parked=self._parked,
                 )  # fmt: skip
                 results = run.run()
-                self._parked = run.parked()
+                self._parked = run.parked
         except Exception as error:
             # Not any row's doing: what is known of none of them can be trusted.
             fault = Fault(scope="worker", message=f"{type(error).__name__}: {error}"[:500])
