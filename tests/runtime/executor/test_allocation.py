@@ -28,12 +28,14 @@ class Failing(TorchDispatchMode):
 
     def __init__(self, *, at: int | None = None, most: int | None = None) -> None:
         super().__init__()
-        self.at, self.most, self.count = at, most, 0
+        self.at, self.most, self.count, self.widest = at, most, 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
         made = func(*args, **(kwargs or {}))
-        too_much = self.most is not None and isinstance(made, Tensor) and made.numel() > self.most
+        values = made.numel() if isinstance(made, Tensor) else 0
+        self.widest = max(self.widest, values)
+        too_much = self.most is not None and values > self.most
         if self.count == self.at or too_much:
             raise torch.OutOfMemoryError("out of memory")
         return made
@@ -92,9 +94,9 @@ def test_an_allocation_fails_at_every_op(driver: Driver, promised: Promised):
 @pytest.mark.promise("faults")
 def test_a_request_that_never_finds_memory_fails_alone(driver: Driver, promised: Promised):
     long = list(range(1, 61))
-    alone = stepped(driver, PROMPTS, Failing())
-    widest = 40 * 192  # values: forty tokens as wide as any of this model's ops make them
-    results = stepped(driver, (*PROMPTS, long), Failing(most=widest))
+    counting = Failing()
+    alone = stepped(driver, PROMPTS, counting)
+    results = stepped(driver, (*PROMPTS, long), Failing(most=counting.widest))
     assert results[-1].fault is not None
     assert results[-1].fault.scope == "launch"
     assert "out of memory" in results[-1].fault.message
