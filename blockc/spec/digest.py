@@ -18,7 +18,7 @@ from blockc.diag import Span
 from blockc.spec.deployment import Deployment, LocalSource
 
 _VERSION = "blockc-spec-1"
-_NOT_MEANING = {"digest", "spec_file"}
+_NOT_MEANING = {"digest", "spec_file", "pin_span", "apart_span", "traffic_span", "slo_span"}
 
 
 def deployment_digest(deployment: Deployment) -> Deployment:
@@ -46,6 +46,7 @@ def _canonical(value: object) -> object:
     document: dict[str, object] = {}
     for field in fields(value):
         item = getattr(value, field.name)
-        if not isinstance(item, Span | Path) and field.name not in _NOT_MEANING:
+        unsaid = "later" in field.metadata and item == field.default
+        if not isinstance(item, Span | Path) and field.name not in _NOT_MEANING and not unsaid:
             document[field.name] = _canonical(item)
     return document
