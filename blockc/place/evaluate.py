@@ -104,7 +104,7 @@ def _bytes(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
                 IN_FLIGHT_MARGIN * in_flight(load) * weight * _pages(problem, chain, group)
                 for chain in instance.chains
                 if (load := problem.chains[chain].load) is not None and group in problem.chains[chain].groups
-                for weight in (_weights(placement, chain)[number],)
+                for weight in (_weights(placement, chain).get(number, 0.0),)
             )
             if pages < longest or (
                 instance.load is not None and pages < min(0.99 * expected - 1, longest * problem.max_rows)
@@ -144,7 +144,7 @@ def _times(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
             times = chain_times(
                 problem.work.chains[chain], problem.work.segments, rates, load, step_tokens=problem.max_batched_tokens
             )
-            weight = _weights(placement, chain)[number]
+            weight = _weights(placement, chain).get(number, 0.0)
             busy += weight * float(load.rate_rps) * times.request_s(load)
             rows += weight * in_flight(load)
             own = busy_limit(times.prompt_s, load)

@@ -59,7 +59,7 @@ def fits_flat(packing: Packing) -> bool:
 
 
 class Flat:
-    """The model. ``n[g][c]``: units of group g in place c; ``x[c][a]``: item a is there; ``s[c]``: cadence and limit."""
+    """``n[g][c]``: units of group g in place c; ``x[c][a]``: item a is there; ``states[c]``: cadence and limit."""
 
     def __init__(self, packing: Packing) -> None:
         from ortools.sat.python import cp_model

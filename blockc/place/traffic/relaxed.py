@@ -15,6 +15,7 @@ from typing import Final, Literal
 from blockc.diag import Span
 from blockc.place.cells import Views
 from blockc.place.problem import PlaceDevice, PlaceProblem
+from blockc.place.traffic.flat import MOST_DEVICES
 from blockc.place.traffic.packing import PARTS, Packing
 from blockc.place.traffic.times import BUSY_LIMITS
 from blockc.place.traffic.units import packing_of
@@ -79,7 +80,8 @@ def packing_with(views: Views, kept: Iterable[Line]) -> Packing:
     )
     relaxed = replace(problem, chains=chains, rules=tuple(sorted(rules, key=lambda rule: problem.rules.index(rule))))
     if not devices:
-        relaxed = replace(relaxed, devices=more_devices(problem, len(problem.devices)))
+        count = len(problem.devices)
+        relaxed = replace(relaxed, devices=more_devices(problem, max(count, MOST_DEVICES - count)))
     packing = packing_of(views.with_problem(relaxed))
     without = [number for number in rates if number not in slos]
     return slower(packing, without, _SLOWER, problem) if without else packing
