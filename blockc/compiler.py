@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from blockc.cost.profile import Profile
 from blockc.diag import Diagnostics
 from blockc.graph import Block, Chain
 from blockc.ir import DTYPE_BYTES
@@ -53,6 +54,8 @@ def compile_deployment(
     zoo: Zoo | None,
     diags: Diagnostics,
     target: Target | None = None,
+    profile: Profile | None = None,
+    before: ExecutionPlan | None = None,
     on_stage: OnStage = lambda name, seconds: None,
     on_result: OnResult = lambda name, result: None,
     on_bytes: OnModelBytes = lambda name, done, total: None,
@@ -60,6 +63,7 @@ def compile_deployment(
     """Run all stages. Raises :class:`blockc.diag.DiagnosticError` at the end of a stage that found errors.
 
     ``target`` None: what the devices are. ``sim`` reads configurations only and takes no ``zoo``; the others need one.
+    ``profile``: measured rates that loads are placed by; ``before``: the plan that this one follows.
     """
     clock = _Clock(diags, on_stage, on_result)
     with clock.stage("read") as stage:
@@ -92,7 +96,7 @@ def compile_deployment(
             report_sharing(files, shared.chains, diags=diags)
             report_effects(files, chains, diags=diags)
     with clock.stage("place") as stage:
-        problem = place_problem(deployment, graph, originals=chains)
+        problem = place_problem(deployment, graph, originals=chains, profile=profile, before=before)
         placement = place(problem, diags=diags)
         stage.result = (problem, placement)
     with clock.stage("lower") as stage:

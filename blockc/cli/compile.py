@@ -49,6 +49,14 @@ def compile_(
     target: TargetOption = None,
     zoo: ZooOption = None,
     var: VarOption = None,
+    before: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="PLAN", help="The plan that runs now: change no more of it than is worth it."),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Place by rates that `blockc profile` measured, not by the catalogue's."),
+    ] = None,
     dump_after: DumpOption = None,
     dump_to: DumpToOption = Path("-"),
     progress: ProgressOption = ProgressMode.AUTO,
@@ -71,6 +79,8 @@ def compile_(
             zoo_of(zoo, output),
             variables_of(var),
             target=target.value if target is not None else None,
+            profile=profile,
+            before=before,
             on_stage=heard.on_stage,
             on_result=on_result,
             on_bytes=heard.on_bytes,
@@ -129,13 +139,16 @@ def compile_file(
     variables: dict[str, str],
     *,
     target: Target | None = None,
+    profile: Path | None = None,
+    before: Path | None = None,
     on_stage: Any = lambda name, seconds: None,
     on_result: Any = lambda name, result: None,
     on_bytes: Any = lambda model, done, total: None,
 ) -> tuple[Compiled, Any, Any]:
     """Load and compile; returns the result, the warnings, and the texts they point into.
 
-    ``target`` ``"sim"`` needs no weights and makes no zoo.
+    ``target`` ``"sim"`` needs no weights and makes no zoo. ``profile``, ``before``: files with measured rates, and with
+    the plan that this one is to follow.
     Raises :class:`blockc.diag.DiagnosticError` with everything that is wrong.
     """
     import os
@@ -157,12 +170,19 @@ def compile_file(
         check_weights(deployment, diags, configuration_only=target == "sim")
         diags.raise_if_errors()
         from blockc.compiler import compile_deployment
+        from blockc.cost.profile import read_profile
+        from blockc.plan import load_plan
+
+        earlier = None if before is None else load_plan(before)
+        measured = None if profile is None else read_profile(profile)
 
         zoo = None if target == "sim" else Zoo(zoo_root, create=True)
         compiled = compile_deployment(
             deployment,
             zoo=zoo,
             target=target,
+            profile=measured,
+            before=earlier,
             diags=diags,
             on_stage=on_stage,
             on_result=on_result,

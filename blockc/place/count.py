@@ -17,6 +17,7 @@ from blockc.ir import Bound, TensorRef
 from blockc.ir.banks import Signature, signature
 from blockc.ir.layout import KERNEL_BYTES, activation_bytes, block_tensors, chain_sides_bytes, kernel_count
 from blockc.ir.tensor import CACHE_DTYPE_BYTES
+from blockc.place.before import before_of
 from blockc.place.problem import (
     PlaceChain,
     PlaceDevice,
@@ -27,6 +28,7 @@ from blockc.place.problem import (
     PlaceSpeed,
 )
 from blockc.place.rules import chain_loads, place_rules
+from blockc.plan import ExecutionPlan
 from blockc.spec.deployment import Base, Deployment, FineTune
 from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc.unify import Segment, UnifiedGraph
@@ -38,11 +40,12 @@ def place_problem(
     *,
     originals: Mapping[str, Chain] | None = None,
     profile: Profile | None = None,
+    before: ExecutionPlan | None = None,
 ) -> PlaceProblem:
     """Count the bytes, and the work if anything is expected.
 
     ``originals``: models as their files are, for the baselines; None: as they are in the graph. ``profile``: measured
-    rates of one kind of device, in place of the catalogue's.
+    rates of one kind of device, in place of the catalogue's. ``before``: the plan that this one is to follow.
     """
     given = originals or {app.model: graph.chains[graph.chain_of[app.model]] for app in deployment.apps}
     models = [given[app.model] for app in deployment.apps]
@@ -51,18 +54,9 @@ def place_problem(
     chains = _chains(deployment, graph)
     activation = _activations(deployment, graph)
     kernel_bytes = _kernel_bytes(deployment, graph)
+    devices = _devices(deployment)
     return PlaceProblem(
-        devices=tuple(
-            PlaceDevice(
-                address=device.address,
-                kind=device.kind,
-                memory_bytes=device.memory_bytes,
-                reserve_bytes=device.reserve_bytes,
-                span=device.span,
-                headroom_bytes=math.ceil(policy.headroom * (device.memory_bytes - device.reserve_bytes)),
-            )
-            for device in deployment.cluster.devices
-        ),
+        devices=devices,
         segments=tuple(
             PlaceSegment(
                 tensors=frozenset(
@@ -107,6 +101,23 @@ def place_problem(
         rules=place_rules(deployment, graph),
         headroom=policy.headroom,
         gap=policy.gap,
+        before=None if before is None else before_of(before, [chain.digest for chain in graph.chains], devices),
+        move_budget_bytes=policy.move_budget_bytes,
+    )
+
+
+def _devices(deployment: Deployment) -> tuple[PlaceDevice, ...]:
+    headroom = deployment.policy.headroom
+    return tuple(
+        PlaceDevice(
+            address=device.address,
+            kind=device.kind,
+            memory_bytes=device.memory_bytes,
+            reserve_bytes=device.reserve_bytes,
+            span=device.span,
+            headroom_bytes=math.ceil(headroom * (device.memory_bytes - device.reserve_bytes)),
+        )
+        for device in deployment.cluster.devices
     )
 
 

@@ -7,7 +7,7 @@ on each. Invariant: pure and seeded, and every device's memory entry is a `Layou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blockc.diag import Diagnostics
 from blockc.ir.layout import format_bytes
@@ -23,6 +23,7 @@ from blockc.place.slots import check_slots
 from blockc.place.tables import Filled, Placement, placement_of
 from blockc.place.traffic.explain import check_targets, explain_packing
 from blockc.place.traffic.placed import placed
+from blockc.place.traffic.replan import replanned
 from blockc.place.traffic.solve import solve as solve_packing
 from blockc.place.traffic.units import packing_of
 from blockc.plan import MemoryEntry, RouteEntry, SolverEntry
@@ -53,10 +54,10 @@ def place(problem: PlaceProblem, *, diags: Diagnostics) -> Placement | None:
 
 
 def goes_by_traffic(problem: PlaceProblem) -> bool:
-    """Whether anything but bytes decides: loads whose cost is known, or rules."""
+    """Whether anything but bytes decides: loads whose cost is known, rules, or an earlier plan."""
     known = any(device.kind in problem.speeds for device in problem.devices)
     loads = any(chain.load is not None for chain in problem.chains)
-    return bool(problem.rules) or (problem.work is not None and known and loads)
+    return bool(problem.rules) or problem.before is not None or (problem.work is not None and known and loads)
 
 
 def place_traffic(views: Views, *, diags: Diagnostics) -> Placement | None:
@@ -71,7 +72,11 @@ def place_traffic(views: Views, *, diags: Diagnostics) -> Placement | None:
     if solved.cells is None:
         explain_packing(views, packing, solved, diags=diags)
         return None
-    placement = placement_of(views, *placed(views, packing, solved))
+    moved = None
+    if problem.before is not None:
+        cells, moved = replanned(views, packing, solved.cells, problem.before, budget_bytes=problem.move_budget_bytes)
+        solved = replace(solved, cells=cells)
+    placement = placement_of(views, *placed(views, packing, solved, moved_bytes=moved))
     problems = evaluate(problem, placement)
     assert not problems, problems[0]
     return placement

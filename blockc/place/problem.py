@@ -121,6 +121,24 @@ class PlaceChain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BeforeCell:
+    """A cell of an earlier plan, with its chains that are still there and the part of their requests that it had."""
+
+    devices: tuple[int, ...]
+    chains: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceBefore:
+    """What an earlier plan has where. By device: digests of tensors, chains, and how many devices its cell has."""
+
+    cells: tuple[BeforeCell, ...]
+    tensors: Mapping[int, frozenset[str]]
+    chains: Mapping[int, frozenset[int]]
+    widths: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceExpect:
     """An `expect { memory_below = ... }`: what a plan fills of every device, its reserve left out."""
 
@@ -137,7 +155,8 @@ class PlaceProblem:
     exceeds those with attention. ``cluster_span``: where the devices are declared. ``sides_limit_bytes``: what sides
     may take of a device; those that do not fit wait in the zoo. ``work`` and ``speeds`` (by kind of device) say what
     traffic takes of a device; without them placement goes by bytes. ``headroom``: part of every device's time that is
-    left free. ``gap``: from which distance to the bound on a plan is good enough.
+    left free. ``gap``: from which distance to the bound on a plan is good enough. ``before``: an earlier plan, of which
+    as much as ``move_budget_bytes`` allow may be changed for fewer devices; None: as much as that takes.
     """
 
     devices: tuple[PlaceDevice, ...]
@@ -161,3 +180,5 @@ class PlaceProblem:
     rules: tuple[PlaceRule, ...] = ()
     headroom: Fraction = Fraction(0)
     gap: Fraction = Fraction(0)
+    before: PlaceBefore | None = None
+    move_budget_bytes: int | None = None

@@ -225,6 +225,7 @@ class Policy:
     sides_limit_span: Span | None = field(default=None, compare=False)
     headroom: Fraction = field(default=Fraction(0), metadata=LATER)
     gap: Fraction = field(default=Fraction(0), metadata=LATER)
+    move_budget_bytes: int | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

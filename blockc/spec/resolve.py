@@ -325,7 +325,7 @@ def _policy(blocks: list[Typed]) -> Policy:
     default = Policy()
     share = policy.get("share")
     batching, kv, solver = policy.one("batching"), policy.one("kv"), policy.one("solver")
-    residency = policy.one("residency")
+    residency, replan = policy.one("residency"), policy.one("replan")
     return Policy(
         kv_page_tokens=cast("int", kv.get("page")) if kv else default.kv_page_tokens,
         max_batched_tokens=cast("int", batching.get("max_batched_tokens")) if batching else default.max_batched_tokens,
@@ -338,6 +338,7 @@ def _policy(blocks: list[Typed]) -> Policy:
         sides_limit_span=residency.spans.get("fine_tunes") if residency else None,
         headroom=cast("Fraction", solver.get("headroom")) if solver else default.headroom,
         gap=cast("Fraction", solver.get("gap")) if solver else default.gap,
+        move_budget_bytes=cast("int | None", replan.get("move_budget")) if replan else None,
     )
 
 

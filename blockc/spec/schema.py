@@ -427,6 +427,13 @@ SOLVER = Kind(
         _attribute("headroom", _HEADROOM, "of every device's memory and time, left free", default=_ZERO),
     ),
 )
+REPLAN = Kind(
+    name="replan",
+    doc="what `blockc compile --from PLAN` may change of the plan before",
+    attributes=(
+        _attribute("move_budget", _SIZE, "weights that may be loaded to need fewer devices; without it, all of them"),
+    ),
+)
 SPECULATION = Kind(
     name="speculation",
     doc="speculative decoding",
@@ -443,7 +450,7 @@ POLICY = Kind(
         _attribute("merge", _MERGE, "private weights for fine-tunes: `auto` where it pays and fits", default="never"),
         _attribute("share", _SHARE, "which blocks count as the same", default="exact"),
     ),
-    blocks=(BATCHING, KV, RESIDENCY, SOLVER, SPECULATION),
+    blocks=(BATCHING, KV, REPLAN, RESIDENCY, SOLVER, SPECULATION),
 )
 
 EXPECT = Kind(
