@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from blockc.cost.profile import Profile
 from blockc.diag import Diagnostics
 from blockc.graph import Block, Chain
 from blockc.ir import DTYPE_BYTES
@@ -68,6 +69,8 @@ def compile_deployment(
     zoo: Zoo | None,
     diags: Diagnostics,
     target: Target | None = None,
+    profile: Profile | None = None,
+    before: ExecutionPlan | None = None,
     on_stage: OnStage = lambda name, seconds: None,
     on_result: OnResult = lambda name, result: None,
     on_bytes: OnModelBytes = lambda name, done, total: None,
@@ -75,10 +78,11 @@ def compile_deployment(
     """Run all stages. Raises :class:`blockc.diag.DiagnosticError` at the end of a stage that found errors.
 
     ``target`` None: what the devices are. ``sim`` reads configurations only and takes no ``zoo``; the others need one.
+    ``profile``: measured rates that loads are placed by; ``before``: the plan that this one follows.
     """
     clock = Clock(diags, on_stage, on_result)
     prepared = prepare(deployment, zoo=zoo, target=target, clock=clock, on_bytes=on_bytes)
-    return arrange(prepared, deployment, clock=clock)
+    return arrange(prepared, deployment, clock=clock, profile=profile, before=before)
 
 
 def prepare(
@@ -127,11 +131,18 @@ def prepare(
     )  # fmt: skip
 
 
-def arrange(prepared: Prepared, deployment: Deployment, *, clock: Clock) -> Compiled:
+def arrange(
+    prepared: Prepared,
+    deployment: Deployment,
+    *,
+    clock: Clock,
+    profile: Profile | None = None,
+    before: ExecutionPlan | None = None,
+) -> Compiled:
     """Placement and what follows, of the deployment that was prepared, or one with other limits of steps and pages."""
     diags, graph = clock.diags, prepared.graph
     with clock.stage("place") as stage:
-        problem = place_problem(deployment, graph, originals=prepared.chains)
+        problem = place_problem(deployment, graph, originals=prepared.chains, profile=profile, before=before)
         placement = place(problem, diags=diags)
         stage.result = (problem, placement)
     with clock.stage("lower") as stage:

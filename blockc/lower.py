@@ -138,7 +138,7 @@ def kv_group_entries(deployment: Deployment, graph: UnifiedGraph) -> tuple[KvGro
 
 def isolation_group(app: App, tenant: Tenant) -> str:
     """Who may share cached state: the tenant; with strict isolation the app alone."""
-    names = [tenant.name] if tenant.isolation == "tenant" else [tenant.name, app.name]
+    names = [tenant.name, app.name] if tenant.isolation == "strict" else [tenant.name]
     return json_digest("isolation v1", names)
 
 
@@ -258,8 +258,8 @@ def _app(app: App, tenant: Tenant, graph: UnifiedGraph) -> AppEntry:
 
 def _ttft_s(app: App) -> float | None:
     """The target that most requests are to meet, if there are several."""
-    targets = [(name, target) for name, target in app.slo.targets_s.items() if name.startswith("ttft_")]
-    return float(max(targets)[1]) if targets else None
+    target = app.slo.most("ttft")
+    return None if target is None else float(target)
 
 
 def _items(deployment: Deployment) -> list[tuple[str, Base | FineTune]]:

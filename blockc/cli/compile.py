@@ -53,6 +53,14 @@ def compile_(
         list[str] | None,
         typer.Option(metavar="APP[:PARENT]=FOLDER", help="One more fine-tune, and the app that it answers."),
     ] = None,
+    before: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="PLAN", help="The plan that runs now: change no more of it than is worth it."),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Place by rates that `blockc profile` measured, not by the catalogue's."),
+    ] = None,
     dump_after: DumpOption = None,
     dump_to: DumpToOption = Path("-"),
     progress: ProgressOption = ProgressMode.AUTO,
@@ -76,6 +84,8 @@ def compile_(
             variables_of(var),
             additions=add or (),
             target=target.value if target is not None else None,
+            profile=profile,
+            before=before,
             on_stage=heard.on_stage,
             on_result=on_result,
             on_bytes=heard.on_bytes,
@@ -135,13 +145,16 @@ def compile_file(
     *,
     additions: Sequence[str] = (),
     target: Target | None = None,
+    profile: Path | None = None,
+    before: Path | None = None,
     on_stage: Any = lambda name, seconds: None,
     on_result: Any = lambda name, result: None,
     on_bytes: Any = lambda model, done, total: None,
 ) -> tuple[Compiled, Any, Any]:
     """Load and compile; returns the result, the warnings, and the texts they point into.
 
-    ``target`` ``"sim"`` needs no weights and makes no zoo. ``additions``: see `blockc.spec.additions`.
+    ``target`` ``"sim"`` needs no weights and makes no zoo. ``additions``: see `blockc.spec.additions`. ``profile``,
+    ``before``: files with measured rates, and with the plan that this one is to follow.
     Raises :class:`blockc.diag.DiagnosticError` with everything that is wrong.
     """
     import os
@@ -165,12 +178,19 @@ def compile_file(
         check_weights(deployment, diags, configuration_only=target == "sim")
         diags.raise_if_errors()
         from blockc.compiler import compile_deployment
+        from blockc.cost.profile import read_profile
+        from blockc.plan import load_plan
+
+        earlier = None if before is None else load_plan(before)
+        measured = None if profile is None else read_profile(profile)
 
         zoo = None if target == "sim" else Zoo(zoo_root, create=True)
         compiled = compile_deployment(
             deployment,
             zoo=zoo,
             target=target,
+            profile=measured,
+            before=earlier,
             diags=diags,
             on_stage=on_stage,
             on_result=on_result,

@@ -5,6 +5,7 @@ In: a plan and the kinds of its devices. Out: seconds. The roofline of each laun
 for each block, row and step. Rates come from the device catalogue, times the part of a peak that is counted on.
 """
 
+from blockc.cost.graph import graph_work
 from blockc.cost.price import TICKS_PER_S, Affine, StepPricer, ticks
 from blockc.cost.rates import DeviceRates, catalogue_rates, cell_rates, slower
 from blockc.cost.work import AttentionWork, ChainWork, PlanWork, SegmentWork, plan_work
@@ -20,6 +21,7 @@ __all__ = [
     "StepPricer",
     "catalogue_rates",
     "cell_rates",
+    "graph_work",
     "plan_work",
     "slower",
     "ticks",

@@ -8,15 +8,16 @@ those. Invariant: a tensor that a segment binds twice is read twice, and one tha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from blockc.ir import parse_structure
 from blockc.ir.infer import Types, value_types
 from blockc.ir.layout import READ_AHEAD, padded_rank
 from blockc.ir.structure import Arg, Op, Param, Structure, Value, ValueType
-from blockc.ir.tensor import DTYPE_BYTES
-from blockc.plan import BlockEntry, ChainEntry, ExecutionPlan
+from blockc.ir.tensor import CACHE_DTYPE_BYTES, DTYPE_BYTES, TensorRef
+from blockc.plan import ChainEntry, ExecutionPlan
 
 _MULTIPLY_ADD = 2
 
@@ -81,13 +82,13 @@ def plan_work(plan: ExecutionPlan) -> PlanWork:
     structures = {digest: parse_structure(text) for digest, text in plan.structures.items()}
     types = {digest: value_types(structure) for digest, structure in structures.items()}
     blocks = {
-        digest: _BlockWork.of(block, structures[block.structure], types[block.structure])
+        digest: BlockWork.of(block.tensors, structures[block.structure], types[block.structure])
         for digest, block in plan.blocks.items()
     }
     sides = side_bytes_of(plan)
     return PlanWork(
         segments=tuple(
-            _segment(
+            segment_work(
                 blocks[digest] for digest in plan.paths[entry.path].blocks[entry.first : entry.first + entry.count]
             )
             for entry in plan.segments
@@ -125,7 +126,7 @@ def side_bytes_of(plan: ExecutionPlan) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _BlockWork:
+class BlockWork:
     """As `SegmentWork`, of one block; ``pair_flops`` of each of its attentions, in order."""
 
     read_bytes: int
@@ -137,23 +138,24 @@ class _BlockWork:
     pair_flops: tuple[int, ...]
 
     @classmethod
-    def of(cls, block: BlockEntry, structure: Structure, types: Types) -> _BlockWork:
+    def of(cls, tensors: Mapping[str, TensorRef], structure: Structure, types: Types) -> BlockWork:
+        """Count the work of a structure with these tensors; ``types``: of its values."""
         read = {False: 0, True: 0}
         flops = {False: 0, True: 0}
         experts: list[ExpertWork] = []
         for op in structure.ops:
             selected = _selected(op, types)
             if op.target == "blockc.expert_linear":
-                found = _experts(op, types, block)
+                found = _experts(op, types, tensors)
                 if found is not None:
                     experts.append(found)
-                    flops[False] += _expert_flops(op, types, block)
+                    flops[False] += _expert_flops(op, types, tensors)
                 continue
             for name in _params(op.args):
-                shape = block.tensors[name].shape
+                shape = tensors[name].shape
                 if op.target == "blockc.embedding":
                     continue  # reads a row of its table for each token: nothing beside the matrices
-                read[selected] += block.tensors[name].nbytes
+                read[selected] += tensors[name].nbytes
                 if op.target == "blockc.linear" and op.args[1] == Param(name):
                     flops[selected] += _MULTIPLY_ADD * math.prod(shape)
         return cls(
@@ -167,7 +169,8 @@ class _BlockWork:
         )
 
 
-def _segment(blocks: Iterable[_BlockWork]) -> SegmentWork:
+def segment_work(blocks: Iterable[BlockWork]) -> SegmentWork:
+    """The launch of a run of blocks."""
     own = tuple(blocks)
     return SegmentWork(
         blocks=len(own),
@@ -182,23 +185,51 @@ def _segment(blocks: Iterable[_BlockWork]) -> SegmentWork:
     )
 
 
-def _chain(plan: ExecutionPlan, blocks: dict[str, _BlockWork], chain: ChainEntry, side_bytes: int) -> ChainWork:
-    path = plan.paths[chain.path]
-    pair_flops = [flops for digest in path.blocks for flops in blocks[digest].pair_flops]
+class KvLayer(Protocol):
+    """The cache of one attention, of a plan's path or a graph's."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+
+    @property
+    def head_dim(self) -> int:
+        """Values of a head."""
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that are seen; None: all."""
+
+    @property
+    def dtype(self) -> str:
+        """Of the cache, in safetensors' spelling."""
+
+
+def chain_work(
+    segments: tuple[int, ...], blocks: Iterable[BlockWork], kv_layers: Sequence[KvLayer], *, side_bytes: int, dtype: str
+) -> ChainWork:
+    """What a chain over these blocks adds to its launches."""
+    pair_flops = [flops for block in blocks for flops in block.pair_flops]
     totals: dict[int | None, tuple[int, int]] = {}
-    for layer, flops in zip(path.kv_layers, pair_flops, strict=True):
-        nbytes = 2 * layer.kv_heads * layer.head_dim * DTYPE_BYTES[layer.dtype]
+    for layer, flops in zip(kv_layers, pair_flops, strict=True):
+        nbytes = 2 * layer.kv_heads * layer.head_dim * CACHE_DTYPE_BYTES[layer.dtype]
         had_bytes, had_flops = totals.get(layer.window, (0, 0))
         totals[layer.window] = (had_bytes + nbytes, had_flops + flops)
     return ChainWork(
-        segments=chain.segments,
+        segments=segments,
         attention=tuple(
             AttentionWork(window=window, token_bytes=nbytes, pair_flops=flops)
             for window, (nbytes, flops) in sorted(totals.items(), key=lambda item: (item[0] is not None, item[0] or 0))
         ),
         side_bytes=side_bytes,
-        side_token_flops=_MULTIPLY_ADD * side_bytes // DTYPE_BYTES[path.dtype],
+        side_token_flops=_MULTIPLY_ADD * side_bytes // DTYPE_BYTES[dtype],
     )
+
+
+def _chain(plan: ExecutionPlan, blocks: dict[str, BlockWork], chain: ChainEntry, side_bytes: int) -> ChainWork:
+    path = plan.paths[chain.path]
+    passed = (blocks[digest] for digest in path.blocks)
+    return chain_work(chain.segments, passed, path.kv_layers, side_bytes=side_bytes, dtype=path.dtype)
 
 
 def _params(args: Iterable[Arg]) -> Iterator[str]:
@@ -220,20 +251,20 @@ def _selected(op: Op, types: Types) -> bool:
     return type_ is not None and "R" in type_.shape
 
 
-def _experts(op: Op, types: Types, block: BlockEntry) -> ExpertWork | None:
+def _experts(op: Op, types: Types, tensors: Mapping[str, TensorRef]) -> ExpertWork | None:
     weight, index = op.args[1], _operand(op, 3, types)
     if not isinstance(weight, Param) or index is None or not isinstance(index.shape[-1], int):
         return None
-    nbytes = sum(block.tensors[name].nbytes for name in _params(op.args))
-    return ExpertWork(nbytes=nbytes, experts=block.tensors[weight.name].shape[0], chosen=index.shape[-1])
+    nbytes = sum(tensors[name].nbytes for name in _params(op.args))
+    return ExpertWork(nbytes=nbytes, experts=tensors[weight.name].shape[0], chosen=index.shape[-1])
 
 
-def _expert_flops(op: Op, types: Types, block: BlockEntry) -> int:
-    found = _experts(op, types, block)
+def _expert_flops(op: Op, types: Types, tensors: Mapping[str, TensorRef]) -> int:
+    found = _experts(op, types, tensors)
     weight = op.args[1]
     if found is None or not isinstance(weight, Param):
         return 0
-    return _MULTIPLY_ADD * found.chosen * math.prod(block.tensors[weight.name].shape[1:])
+    return _MULTIPLY_ADD * found.chosen * math.prod(tensors[weight.name].shape[1:])
 
 
 def _pair_flops(op: Op, types: Types) -> int:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from blockc.place.count import chain_banks, place_problem
-from blockc.place.place import Placement, place
+from blockc.place.place import place
 from blockc.place.problem import (
     PlaceChain,
     PlaceDevice,
     PlaceExpect,
     PlaceGroup,
+    PlaceLoad,
     PlaceProblem,
+    PlaceRule,
     PlaceSegment,
+    PlaceSpeed,
 )
+from blockc.place.tables import Placement
 from blockc.place.tenants import tenant_entries
 
 __all__ = [
@@ -19,8 +23,11 @@ __all__ = [
     "PlaceDevice",
     "PlaceExpect",
     "PlaceGroup",
+    "PlaceLoad",
     "PlaceProblem",
+    "PlaceRule",
     "PlaceSegment",
+    "PlaceSpeed",
     "Placement",
     "chain_banks",
     "place",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from blockc.place.greedy import orders
 from blockc.place.problem import PlaceDevice, PlaceProblem
-from blockc.place.sizes import Load, Sizes, sizes_of
+from blockc.place.sizes import Load, Sizes, resized, sizes_of
 
 WIDTHS = (1, 2, 4, 8)
 
@@ -61,13 +61,12 @@ class Views:
 
     def with_devices(self, devices: tuple[PlaceDevice, ...]) -> Views:
         """The same chains on other devices."""
-        known = {
-            width: replace(sizes, problem=replace(sizes.problem, devices=devices))
-            for width, sizes in self._known.items()
-        }
-        return Views(
-            problem=replace(self.problem, devices=devices), max_model_len=self.max_model_len, _known=known
-        )  # fmt: skip
+        return self.with_problem(replace(self.problem, devices=devices))
+
+    def with_problem(self, problem: PlaceProblem) -> Views:
+        """The same models, of which something else is expected, on other devices or under other rules."""
+        known = {width: resized(sizes, problem, width) for width, sizes in self._known.items()}
+        return Views(problem=problem, max_model_len=self.max_model_len, _known=known)
 
     def blocks(self) -> tuple[Block, ...]:
         """The devices, node by node and kind by kind."""

@@ -6,15 +6,18 @@ bytes of the baselines are those of the tensors themselves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from fractions import Fraction
 from functools import cache, partial
 
+from blockc.cost import catalogue_rates, graph_work
+from blockc.cost.profile import Profile
 from blockc.graph import Block, Chain, ModelPath
 from blockc.ir import Bound, TensorRef
 from blockc.ir.banks import Signature, signature
 from blockc.ir.layout import KERNEL_BYTES, activation_bytes, block_tensors, chain_sides_bytes, kernel_count
 from blockc.ir.tensor import CACHE_DTYPE_BYTES
+from blockc.place.before import before_of
 from blockc.place.problem import (
     PlaceChain,
     PlaceDevice,
@@ -22,31 +25,38 @@ from blockc.place.problem import (
     PlaceGroup,
     PlaceProblem,
     PlaceSegment,
+    PlaceSpeed,
 )
+from blockc.place.rules import chain_loads, place_rules
+from blockc.plan import ExecutionPlan
 from blockc.spec.deployment import Base, Deployment, FineTune
+from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc.unify import Segment, UnifiedGraph
 
 
 def place_problem(
-    deployment: Deployment, graph: UnifiedGraph, *, originals: Mapping[str, Chain] | None = None
+    deployment: Deployment,
+    graph: UnifiedGraph,
+    *,
+    originals: Mapping[str, Chain] | None = None,
+    profile: Profile | None = None,
+    before: ExecutionPlan | None = None,
 ) -> PlaceProblem:
-    """Count the bytes. ``originals``: models as their files are, for the baselines; None: as they are in the graph."""
+    """Count the bytes, and the work if anything is expected.
+
+    ``originals``: models as their files are, for the baselines; None: as they are in the graph. ``profile``: measured
+    rates of one kind of device, in place of the catalogue's. ``before``: the plan that this one is to follow.
+    """
     given = originals or {app.model: graph.chains[graph.chain_of[app.model]] for app in deployment.apps}
     models = [given[app.model] for app in deployment.apps]
-    page_tokens = deployment.policy.kv_page_tokens
+    policy = deployment.policy
+    page_tokens = policy.kv_page_tokens
+    chains = _chains(deployment, graph)
     activation = _activations(deployment, graph)
     kernel_bytes = _kernel_bytes(deployment, graph)
+    devices = _devices(deployment)
     return PlaceProblem(
-        devices=tuple(
-            PlaceDevice(
-                address=device.address,
-                kind=device.kind,
-                memory_bytes=device.memory_bytes,
-                reserve_bytes=device.reserve_bytes,
-                span=device.span,
-            )
-            for device in deployment.cluster.devices
-        ),
+        devices=devices,
         segments=tuple(
             PlaceSegment(
                 tensors=frozenset(
@@ -71,7 +81,7 @@ def place_problem(
             )
             for group in graph.groups
         ),
-        chains=_chains(deployment, graph),
+        chains=chains,
         max_rows=deployment.policy.max_rows,
         pm_bytes=_pm_bytes(models),
         ps_bytes=_ps_bytes(models),
@@ -85,7 +95,42 @@ def place_problem(
         cluster_span=deployment.cluster.span,
         sides_limit_bytes=deployment.policy.sides_limit_bytes,
         sides_limit_span=deployment.policy.sides_limit_span,
+        max_batched_tokens=policy.max_batched_tokens,
+        work=graph_work(graph, side_bytes=_own_sides(graph)) if any(chain.load for chain in chains) else None,
+        speeds=_speeds(deployment, profile),
+        rules=place_rules(deployment, graph),
+        headroom=policy.headroom,
+        gap=policy.gap,
+        before=None if before is None else before_of(before, [chain.digest for chain in graph.chains], devices),
+        move_budget_bytes=policy.move_budget_bytes,
     )
+
+
+def _devices(deployment: Deployment) -> tuple[PlaceDevice, ...]:
+    headroom = deployment.policy.headroom
+    return tuple(
+        PlaceDevice(
+            address=device.address,
+            kind=device.kind,
+            memory_bytes=device.memory_bytes,
+            reserve_bytes=device.reserve_bytes,
+            span=device.span,
+            headroom_bytes=math.ceil(headroom * (device.memory_bytes - device.reserve_bytes)),
+        )
+        for device in deployment.cluster.devices
+    )
+
+
+def _speeds(deployment: Deployment, profile: Profile | None) -> dict[str, PlaceSpeed]:
+    """Of each kind of which anything is known."""
+    found = {}
+    for name in sorted({device.kind for device in deployment.cluster.devices}):
+        kind = DEVICE_KINDS[name]
+        rates = profile.device_rates if profile is not None and profile.device == name else catalogue_rates(kind)
+        link = deployment.cluster.link_bytes_per_s or kind.link_bytes_per_s
+        if rates is not None:
+            found[name] = PlaceSpeed(rates=rates, link_bytes_per_s=None if link is None else float(link))
+    return found
 
 
 def _segment_blocks(graph: UnifiedGraph, segment: Segment) -> tuple[ModelPath, list[Block]]:
@@ -146,11 +191,9 @@ def _chains(deployment: Deployment, graph: UnifiedGraph) -> tuple[PlaceChain, ..
     items: list[Base | FineTune] = [*deployment.bases.values(), *deployment.fine_tunes.values()]
     spans = {item.name: item.span for item in items}
     models: dict[int, list[str]] = {}
-    rates: dict[int, Fraction] = {}
+    loads = chain_loads(deployment, graph)
     for app in deployment.apps:
         index = graph.chain_of[app.model]
-        if app.traffic.rate_rps is not None:
-            rates[index] = rates.get(index, Fraction(0)) + app.traffic.rate_rps
         if app.model not in models.setdefault(index, []):
             models[index].append(app.model)
     banks = chain_banks(deployment, graph)
@@ -162,7 +205,7 @@ def _chains(deployment: Deployment, graph: UnifiedGraph) -> tuple[PlaceChain, ..
             groups=graph.groups_of[index],
             side_bytes=slots[index],
             max_model_len=chain.path.max_model_len,
-            rate_rps=rates.get(index),
+            load=loads.get(index),
             span=spans[models[index][0]],
             bank=banks[index],
         )
@@ -186,9 +229,13 @@ def chain_banks(deployment: Deployment, graph: UnifiedGraph) -> tuple[int | None
     )
 
 
+def _own_sides(graph: UnifiedGraph) -> list[int]:
+    return [chain_sides_bytes(chain.sides, dtype=chain.path.dtype) for chain in graph.chains]
+
+
 def _slot_bytes(graph: UnifiedGraph, banks: Sequence[int | None]) -> tuple[int, ...]:
     """Bytes of each chain's sides; in a bank those of its largest, since any may come into any slot."""
-    own = [chain_sides_bytes(chain.sides, dtype=chain.path.dtype) for chain in graph.chains]
+    own = _own_sides(graph)
     most: dict[int | None, int] = {}
     for bank, nbytes in zip(banks, own, strict=True):
         most[bank] = max(most.get(bank, 0), nbytes)

@@ -28,12 +28,21 @@ class _Relaxation:
     text: str
 
 
-def explain_infeasible(views: Views, *, diags: Diagnostics) -> None:
-    """Report BC401. Looks first for a chain that fits no device and no cell, since then nothing else matters."""
+def explain_infeasible(views: Views, *, diags: Diagnostics, chain: int | None = None) -> None:
+    """Report BC401. Looks first for a chain that fits no device and no cell, since then nothing else matters.
+
+    ``chain``: one that is known to fit nowhere with what it has in flight.
+    """
     problem, sizes = views.problem, views.at(1)
     alone = [sizes.least([chain]).used_bytes for chain in range(len(problem.chains))]
     worst = max(range(len(alone)), key=lambda chain: (alone[chain], -chain))
     blocks = views.blocks()
+    if chain is not None and any(views.least_width(chain, block) is not None for block in blocks):
+        own = problem.chains[chain]
+        needed = sizes.least([chain]).used_bytes
+        message = f"`{own.label}` needs {format_bytes(needed)} and what its load has in flight, no device has that"
+        _report(views, [chain], message, diags)
+        return
     if len(problem.devices) > 1 and all(views.least_width(worst, block) is None for block in blocks):
         widest = max(blocks, key=lambda block: (block.widths[-1] * block.offered_bytes, block.offered_bytes))
         width = widest.widths[-1]

@@ -1,25 +1,34 @@
 """How many KV pages each group gets on one device.
 
 In: the chains on a device and its memory. Out: pages per group. Invariant: never less than one sequence of full
-length of every chain, never more than ``max_rows`` of them, and with that the device's layout fits its memory.
+length of every chain and what is expected in flight beside it, never more than ``max_rows`` such sequences, and with
+that the device's layout fits its memory.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
 
 from blockc.place.sizes import Sizes
 
+_NONE: Final[Mapping[int, int]] = MappingProxyType({})
 
-def share_pages(sizes: Sizes, chains: Sequence[int], *, offered_bytes: int) -> dict[int, int]:
+
+def share_pages(
+    sizes: Sizes, chains: Sequence[int], *, offered_bytes: int, expected: Mapping[int, int] = _NONE
+) -> dict[int, int]:
     """``max_rows`` full sequences if there is room; else all groups as far on the way there as there is.
 
     Groups of one chain lack the same number of pages, so they get the same: a sequence needs pages in all of them.
-    The chains' least layout must fit.
+    ``expected``: pages by group that the load has in flight. The chains' least layout must fit, with those.
     """
-    least = sizes.least_pages(chains)
-    lacking = {group: pages * (sizes.problem.max_rows - 1) for group, pages in least.items()}
+    longest = sizes.least_pages(chains)
+    most = {group: pages * sizes.problem.max_rows for group, pages in longest.items()}
+    least = {group: min(most[group], pages + expected.get(group, 0)) for group, pages in longest.items()}
+    lacking = {group: most[group] - least[group] for group in least}
     steps = max(lacking.values(), default=0)
 
     def pages(step: int) -> dict[int, int]:

@@ -7,31 +7,26 @@ on each. Invariant: pure and seeded, and every device's memory entry is a `Layou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blockc.diag import Diagnostics
 from blockc.ir.layout import format_bytes
 from blockc.place.bound import devices_bound
 from blockc.place.cells import Cell, Views, all_fit, fill_cells
 from blockc.place.cpsat import Solution, fits_solver, solve, solver_version
+from blockc.place.evaluate import evaluate
 from blockc.place.explain import explain_infeasible
 from blockc.place.greedy import greedy
-from blockc.place.pages import share_pages
 from blockc.place.problem import PlaceProblem
 from blockc.place.sizes import Sizes
-from blockc.place.slots import check_slots, share_slots, slot_bytes
-from blockc.plan import BaselineEntry, InstanceEntry, MemoryEntry, RouteEntry, SolverEntry
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """The tables of the plan that placement decides. Instances and memory entries are in order of device."""
-
-    instances: tuple[InstanceEntry, ...]
-    routes: tuple[RouteEntry, ...]
-    memory: tuple[MemoryEntry, ...]
-    baselines: BaselineEntry
-    solver: SolverEntry
+from blockc.place.slots import check_slots
+from blockc.place.tables import Filled, Placement, placement_of
+from blockc.place.traffic.explain import check_targets, explain_packing
+from blockc.place.traffic.placed import placed
+from blockc.place.traffic.replan import replanned
+from blockc.place.traffic.solve import solve as solve_packing
+from blockc.place.traffic.units import packing_of
+from blockc.plan import MemoryEntry, RouteEntry, SolverEntry
 
 
 def place(problem: PlaceProblem, *, diags: Diagnostics) -> Placement | None:
@@ -39,6 +34,12 @@ def place(problem: PlaceProblem, *, diags: Diagnostics) -> Placement | None:
     if not check_slots(problem, diags):
         return None
     views = Views(problem=problem)
+    if goes_by_traffic(problem):
+        placement = place_traffic(views, diags=diags)
+        if placement is not None:
+            _report_gap(problem, placement.solver, diags)
+            _check_expectations(problem, placement.memory, diags)
+        return placement
     found = _assign(views)
     if found.solution.assignment is None:
         if found.solution.infeasible or devices_bound(views.at(1)) > len(problem.devices):
@@ -49,6 +50,35 @@ def place(problem: PlaceProblem, *, diags: Diagnostics) -> Placement | None:
     placement = _placement(views, found)
     _report_gap(problem, placement.solver, diags)
     _check_expectations(problem, placement.memory, diags)
+    return placement
+
+
+def goes_by_traffic(problem: PlaceProblem) -> bool:
+    """Whether anything but bytes decides: loads whose cost is known, rules, or an earlier plan."""
+    known = any(device.kind in problem.speeds for device in problem.devices)
+    loads = any(chain.load is not None for chain in problem.chains)
+    return bool(problem.rules) or problem.before is not None or (problem.work is not None and known and loads)
+
+
+def place_traffic(views: Views, *, diags: Diagnostics) -> Placement | None:
+    """By loads, targets and rules. None exactly if an error was reported (BC401, BC402, BC501)."""
+    problem = views.problem
+    packing = packing_of(views)
+    if not check_targets(views, packing, diags=diags):
+        return None
+    solved = solve_packing(
+        packing, seed=problem.seed, limit_s=float(problem.solver_time_limit_s), gap=float(problem.gap)
+    )
+    if solved.cells is None:
+        explain_packing(views, packing, solved, diags=diags)
+        return None
+    moved = None
+    if problem.before is not None:
+        cells, moved = replanned(views, packing, solved.cells, problem.before, budget_bytes=problem.move_budget_bytes)
+        solved = replace(solved, cells=cells)
+    placement = placement_of(views, *placed(views, packing, solved, moved_bytes=moved))
+    problems = evaluate(problem, placement)
+    assert not problems, problems[0]
     return placement
 
 
@@ -105,52 +135,16 @@ def _placement(views: Views, found: _Found) -> Placement:
     chains_on: list[list[int]] = [[] for _ in found.cells]
     for chain, place_ in enumerate(solution.assignment):
         chains_on[place_].append(chain)
-    instances: list[InstanceEntry] = []
-    instance_of: dict[int, int] = {}
-    memory = {device: _memory(views.at(1), device, [], {}, {}) for device in range(len(problem.devices))}
-    for index, (cell, chains) in enumerate(zip(found.cells, chains_on, strict=True)):
-        if not chains:
-            continue
-        sizes = views.at(len(cell))
-        pages = share_pages(sizes, chains, offered_bytes=problem.devices[cell[0]].offered_bytes)
-        slots = share_slots(sizes.problem, chains)
-        memory |= {device: _memory(sizes, device, chains, pages, slots) for device in cell}
-        instance_of[index] = len(instances)
-        instances.append(
-            InstanceEntry(
-                segments=tuple(sorted({segment for chain in chains for segment in problem.chains[chain].segments})),
-                devices=cell,
-                chains=tuple(chains),
-                max_rows=problem.max_rows,
-                kv_pages=pages,
-                side_slots=slots,
-            )
-        )
-    return Placement(
-        instances=tuple(instances),
-        routes=tuple(
+    used = [index for index, chains in enumerate(chains_on) if chains]
+    instance_of = {index: number for number, index in enumerate(used)}
+    return placement_of(
+        views,
+        [Filled(cell=found.cells[index], chains=tuple(chains_on[index])) for index in used],
+        tuple(
             RouteEntry(chain=chain, alternatives=((instance_of[cell],),))
             for chain, cell in enumerate(solution.assignment)
         ),
-        memory=tuple(memory[device] for device in sorted(memory)),
-        baselines=BaselineEntry(pm_bytes=problem.pm_bytes, ps_bytes=problem.ps_bytes, ours_bytes=problem.ours_bytes),
-        solver=_solver_entry(problem, found),
-    )
-
-
-def _memory(sizes: Sizes, device: int, chains: list[int], pages: dict[int, int], slots: dict[int, int]) -> MemoryEntry:
-    """One device's share of its cell."""
-    entry = sizes.problem.devices[device]
-    used = sizes.layout(chains, pages, reserve_bytes=entry.reserve_bytes)
-    assert used.used_bytes <= entry.memory_bytes, "a placement must fit the memory that it was made for"
-    return MemoryEntry(
-        device=device,
-        weights_bytes=used.weights_bytes,
-        sides_bytes=slot_bytes(sizes.problem, chains, slots),
-        kv_bytes=used.kv_bytes,
-        workspace_bytes=used.workspace_bytes,
-        reserve_bytes=used.reserve_bytes,
-        capacity_bytes=entry.memory_bytes,
+        _solver_entry(problem, found),
     )
 
 
@@ -170,7 +164,7 @@ def _solver_entry(problem: PlaceProblem, found: _Found) -> SolverEntry:
 
 
 def _report_gap(problem: PlaceProblem, solver: SolverEntry, diags: Diagnostics) -> None:
-    if solver.gap:
+    if solver.gap > problem.gap:
         diags.report(
             "BC403",
             f"the plan uses {solver.value:.0f} devices; that it needs more than {solver.bound - 1:.0f} is all that "
@@ -178,6 +172,8 @@ def _report_gap(problem: PlaceProblem, solver: SolverEntry, diags: Diagnostics) 
             at=problem.cluster_span,
             help="nothing more is tried with this many models, or where one takes several devices"
             if solver.solver.startswith("greedy")
+            else "`gap` of the policy's `solver` says from which gap on a plan is good enough"
+            if solver.history
             else "a higher `time_limit` of the policy's `solver` may find a better plan or prove this one",
         )
 

@@ -5,27 +5,39 @@ Indices count into the problem's own tuples. Bytes come from `blockc.ir.layout`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Literal
 
+from blockc.cost import DeviceRates, PlanWork
 from blockc.diag import Span
 from blockc.ir.layout import ResidentTensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceDevice:
-    """A device. Devices of equal kind, memory and reserve are interchangeable."""
+    """A device. Devices of equal kind, memory and reserve are interchangeable.
+
+    ``headroom_bytes``: what the policy leaves free beside the reserve.
+    """
 
     address: str
     kind: str
     memory_bytes: int
     reserve_bytes: int
     span: Span | None = None
+    headroom_bytes: int = 0
+
+    @property
+    def node(self) -> str:
+        """Its machine."""
+        return self.address.split("/")[0]
 
     @property
     def offered_bytes(self) -> int:
         """What a plan may use."""
-        return self.memory_bytes - self.reserve_bytes
+        return self.memory_bytes - self.reserve_bytes - self.headroom_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +59,47 @@ class PlaceGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceLoad:
+    """What the apps of a chain expect together: lengths are means, targets the tightest of any.
+
+    ``tpot_s``, ``ttft_s`` None: nobody has such a target.
+    """
+
+    rate_rps: Fraction
+    prompt_tokens: Fraction
+    output_tokens: Fraction
+    tpot_s: Fraction | None = None
+    ttft_s: Fraction | None = None
+    span: Span | None = None
+    slo_span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceSpeed:
+    """How fast devices of a kind are, one alone. ``link_bytes_per_s`` None: they cannot work together."""
+
+    rates: DeviceRates
+    link_bytes_per_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceRule:
+    """A line of the spec that says where chains may run.
+
+    ``pin``: ``chains`` run on ``devices`` and nowhere else. ``apart``: no two of them share a device. ``alone``: they
+    share devices with each other only. ``text``: what the spec says.
+    """
+
+    kind: Literal["pin", "apart", "alone"]
+    chains: tuple[int, ...]
+    devices: frozenset[int] = frozenset()
+    text: str
+    span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceChain:
-    """A model version. ``label``: how the spec calls it; ``rate_rps``: expected requests of all its apps, if known.
+    """A model version. ``label``: how the spec calls it; ``load``: what is expected of it, if that is known.
 
     ``bank``: number of the bank whose slots it shares with chains alike; ``side_bytes`` are then those of a slot. None:
     without sides, or where those of all chains stay resident.
@@ -59,9 +110,32 @@ class PlaceChain:
     groups: tuple[int, ...]
     side_bytes: int
     max_model_len: int
-    rate_rps: Fraction | None = None
+    load: PlaceLoad | None = None
     span: Span | None = None
     bank: int | None = None
+
+    @property
+    def rate_rps(self) -> Fraction | None:
+        """Expected requests of all its apps, if known."""
+        return None if self.load is None else self.load.rate_rps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeforeCell:
+    """A cell of an earlier plan, with its chains that are still there and the part of their requests that it had."""
+
+    devices: tuple[int, ...]
+    chains: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceBefore:
+    """What an earlier plan has where. By device: digests of tensors, chains, and how many devices its cell has."""
+
+    cells: tuple[BeforeCell, ...]
+    tensors: Mapping[int, frozenset[str]]
+    chains: Mapping[int, frozenset[int]]
+    widths: Mapping[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +153,10 @@ class PlaceProblem:
     ``pm_bytes``, ``ps_bytes``, ``ours_bytes``: weights with every app's model on its own, with every full model on its
     own and adapters on it, and with every tensor once. ``spare_bytes``: by how much each chain's hungriest block
     exceeds those with attention. ``cluster_span``: where the devices are declared. ``sides_limit_bytes``: what sides
-    may take of a device; those that do not fit wait in the zoo.
+    may take of a device; those that do not fit wait in the zoo. ``work`` and ``speeds`` (by kind of device) say what
+    traffic takes of a device; without them placement goes by bytes. ``headroom``: part of every device's time that is
+    left free. ``gap``: from which distance to the bound on a plan is good enough. ``before``: an earlier plan, of which
+    as much as ``move_budget_bytes`` allow may be changed for fewer devices; None: as much as that takes.
     """
 
     devices: tuple[PlaceDevice, ...]
@@ -97,3 +174,11 @@ class PlaceProblem:
     spare_bytes: int = 0
     sides_limit_bytes: int | None = None
     sides_limit_span: Span | None = None
+    max_batched_tokens: int = 2048
+    work: PlanWork | None = None
+    speeds: Mapping[str, PlaceSpeed] = field(default_factory=dict)
+    rules: tuple[PlaceRule, ...] = ()
+    headroom: Fraction = Fraction(0)
+    gap: Fraction = Fraction(0)
+    before: PlaceBefore | None = None
+    move_budget_bytes: int | None = None

@@ -164,6 +164,11 @@ def sizes_of(problem: PlaceProblem, *, width: int = 1, max_model_len: int | None
     )
 
 
+def resized(sizes: Sizes, problem: PlaceProblem, width: int) -> Sizes:
+    """The sizes for a problem with the same models, segments and groups."""
+    return replace(sizes, problem=_shared(problem, width))
+
+
 def _shared(problem: PlaceProblem, width: int) -> PlaceProblem:
     """Sides and pages as one device of a cell has them. Both matrices of a side are split, as their linear is."""
     if width == 1:

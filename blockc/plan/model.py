@@ -171,6 +171,22 @@ class LinkEntry(Entry):
     latency_s: float
 
 
+class LoadEntry(Entry):
+    """What an instance is expected to carry, by the cost model that placed it.
+
+    ``cadence_s``: each of its segments runs once in it; None: nothing is expected. ``traffic`` and ``sweeps`` are parts
+    of its time, of which it may be busy for ``limit``. ``rows``: requests at once; ``batches``: segment -> tokens of a
+    launch that decodes, a power of two.
+    """
+
+    cadence_s: float | None
+    traffic: float
+    sweeps: float
+    limit: float
+    rows: float
+    batches: dict[int, int]
+
+
 class InstanceEntry(Entry):
     """A run of segments on devices, with the pages it owns of each KV group.
 
@@ -184,6 +200,7 @@ class InstanceEntry(Entry):
     max_rows: int
     kv_pages: dict[int, int]  # KV group -> pages
     side_slots: dict[int, int] = Field(default_factory=dict)  # bank -> slots
+    load: LoadEntry | None = None  # None: placed by bytes
 
 
 class EdgeEntry(Entry):
@@ -194,10 +211,17 @@ class EdgeEntry(Entry):
 
 
 class RouteEntry(Entry):
-    """How a chain may travel: alternatives, each a sequence of instances."""
+    """How a chain may travel: alternatives, each a sequence of instances.
+
+    ``weights``: which part of its requests goes each way, adding up to 1; empty where nobody has said. ``ttft_s`` and
+    ``tpot_s``: the 95th percentiles that are expected on the slowest of them; None: nothing is expected.
+    """
 
     chain: int
     alternatives: tuple[tuple[int, ...], ...]
+    weights: tuple[float, ...] = ()
+    ttft_s: float | None = None
+    tpot_s: float | None = None
 
 
 class MemoryEntry(Entry):
@@ -344,8 +368,20 @@ class ModelEntry(Entry):
         return self.kind in ("base", FULL)
 
 
+class SearchEntry(Entry):
+    """What was known after ``units`` of the solver's deterministic time. ``value`` None: no plan yet."""
+
+    units: float
+    value: float | None
+    bound: float
+
+
 class SolverEntry(Entry):
-    """How good the placement is and how it was found."""
+    """How good the placement is and how it was found.
+
+    ``bound_kind``: what proves the bound: the sum of bytes (``bytes``), every load and sweep where it is cheapest
+    (``closed form``), counts of cells by type (``counts``), or the exact model (``flat``).
+    """
 
     objective: tuple[str, ...]
     value: float
@@ -354,6 +390,9 @@ class SolverEntry(Entry):
     status: str
     seed: int
     solver: str
+    bound_kind: Literal["bytes", "closed form", "counts", "flat"] = "bytes"
+    history: tuple[SearchEntry, ...] = ()
+    moved_bytes: int | None = None  # weights to load where the plan before had others; None: there was none
 
 
 class BatchingEntry(Entry):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 
 from blockc.ir.layout import page_share
-from blockc.plan.model import ExecutionPlan, InstanceEntry, RouteEntry
+from blockc.plan.model import ExecutionPlan, InstanceEntry, LoadEntry, RouteEntry, SolverEntry
 
 
 def placement_problems(plan: ExecutionPlan) -> Iterator[str]:
@@ -22,6 +22,7 @@ def placement_problems(plan: ExecutionPlan) -> Iterator[str]:
         yield "a part of a step cannot hold one token of each row"
     if not all(math.isfinite(number) for number in (solver.value, solver.bound, solver.gap)) or solver.gap < 0:
         yield "the solver's figures are not numbers"
+    yield from _search(solver)
     yield from _devices(plan)
     yield from _instances(plan)
     yield from _routes(plan)
@@ -29,6 +30,16 @@ def placement_problems(plan: ExecutionPlan) -> Iterator[str]:
     shares = sum(tenant.fair_bytes for tenant in plan.tenants)
     if plan.tenants and shares != plan.baselines.ours_bytes:
         yield f"the tenants' shares add up to {shares} bytes of {plan.baselines.ours_bytes}"
+
+
+def _search(solver: SolverEntry) -> Iterator[str]:
+    numbers = [n for step in solver.history for n in (step.units, step.bound, step.value) if n is not None]
+    if not all(math.isfinite(number) and number >= 0 for number in numbers):
+        yield "the solver's history has figures that are not numbers"
+    if any(after.bound < before.bound for before, after in itertools.pairwise(solver.history)):
+        yield "the solver's bound falls"
+    if solver.moved_bytes is not None and solver.moved_bytes < 0:
+        yield "less than nothing is moved"
 
 
 def _devices(plan: ExecutionPlan) -> Iterator[str]:
@@ -65,9 +76,22 @@ def _instances(plan: ExecutionPlan) -> Iterator[str]:
                 if pages * plan.kv_groups[entry.group].page_tokens < chain.max_model_len:
                     yield f"{name} has {pages} pages of KV group {entry.group}, too few for chain {number}"
         yield from _slots(plan, instance, name)
+        if instance.load is not None:
+            yield from _load(instance, instance.load, name)
     for edge in plan.edges:
         if not _all_in((edge.source, edge.target), plan.instances):
             yield "an edge joins an instance that is not there"
+
+
+def _load(instance: InstanceEntry, load: LoadEntry, name: str) -> Iterator[str]:
+    """Its figures are numbers, it is no busier than it may be, and its batches are of its own segments."""
+    numbers = (load.traffic, load.sweeps, load.limit, load.rows, load.cadence_s or 0.0)
+    if not all(math.isfinite(number) and number >= 0 for number in numbers):
+        yield f"{name} has a load that is no number"
+    elif load.limit > 1 or load.traffic + load.sweeps > load.limit * (1 + 1e-6):
+        yield f"{name} is busier than it may be"
+    if not set(load.batches) <= set(instance.segments) or min(load.batches.values(), default=1) < 1:
+        yield f"{name} has batches of segments that it does not run, or none"
 
 
 def _slots(plan: ExecutionPlan, instance: InstanceEntry, name: str) -> Iterator[str]:
@@ -89,6 +113,21 @@ def _routes(plan: ExecutionPlan) -> Iterator[str]:
             yield f"chain {route.chain} has no route"
         for alternative in route.alternatives:
             yield from _alternative(plan, route, alternative)
+        yield from _weights(route)
+
+
+def _weights(route: RouteEntry) -> Iterator[str]:
+    """One for each alternative, adding up to 1, or none."""
+    name = f"the route of chain {route.chain}"
+    if len(set(route.alternatives)) != len(route.alternatives):
+        yield f"{name} has one alternative twice"
+    if route.weights and len(route.weights) != len(route.alternatives):
+        yield f"{name} has {len(route.weights)} weights for {len(route.alternatives)} alternatives"
+    if route.weights and not (all(0 <= weight <= 1 for weight in route.weights) and abs(sum(route.weights) - 1) < 1e-6):
+        yield f"{name} has weights that do not add up to 1"
+    times = [time for time in (route.ttft_s, route.tpot_s) if time is not None]
+    if not all(math.isfinite(time) and time >= 0 for time in times):
+        yield f"{name} expects times that are not numbers"
 
 
 def _alternative(plan: ExecutionPlan, route: RouteEntry, alternative: tuple[int, ...]) -> Iterator[str]:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Final, Literal
 
 from blockc.diag import Span
 
@@ -20,7 +21,10 @@ CacheDtype = Literal["float32", "bfloat16", "float16", "float8_e4m3fn"]
 # Whether a fine-tune gets private weights in place of sides.
 Merging = Literal["never", "auto", "always"]
 FineTuneKind = str  # a word of `blockc.fine_tunes`
-Isolation = Literal["tenant", "strict"]
+Isolation = Literal["tenant", "strict", "devices"]
+
+# Of fields that came later: while they say nothing, the digest of a spec is what it was without them.
+LATER: Final[Mapping[str, Any]] = MappingProxyType({"later": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,11 +112,15 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """The devices of a deployment, in the order of the spec."""
+    """The devices of a deployment, in the order of the spec.
+
+    ``link_bytes_per_s``: what one sends to another of its node; None: as the catalogue says.
+    """
 
     name: str
     devices: tuple[Device, ...]
     span: Span
+    link_bytes_per_s: Fraction | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +135,7 @@ class Traffic:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     arrival_cv: Fraction | None = None
-    arrival_trace: LocalSource | None = None
+    arrival_trace: LocalSource | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,10 +144,18 @@ class Slo:
 
     targets_s: Mapping[str, Fraction] = field(default_factory=dict)
 
+    def most(self, metric: str) -> Fraction | None:
+        """The target of a metric that most requests are to meet: that of its highest percentile."""
+        own = [(name, target) for name, target in self.targets_s.items() if name.startswith(f"{metric}_")]
+        return max(own)[1] if own else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class App:
-    """What clients call: a request's `model` is ``tenant/app``. ``model``: a base or fine-tune."""
+    """What clients call: a request's `model` is ``tenant/app``. ``model``: a base or fine-tune.
+
+    ``pin``: the node, or node/device, that it runs on; ``apart_from``: addresses of apps that it shares no device with.
+    """
 
     tenant: str
     name: str
@@ -148,6 +164,12 @@ class App:
     slo: Slo
     span: Span
     model_span: Span
+    pin: str | None = field(default=None, metadata=LATER)
+    apart_from: tuple[str, ...] = field(default=(), metadata=LATER)
+    pin_span: Span | None = field(default=None, compare=False)
+    apart_span: Span | None = field(default=None, compare=False)
+    traffic_span: Span | None = field(default=None, compare=False)
+    slo_span: Span | None = field(default=None, compare=False)
 
     @property
     def address(self) -> str:
@@ -165,7 +187,10 @@ class Quota:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """A tenant. ``weight``: its fair share; ``isolation`` "strict": its apps are separated, too."""
+    """A tenant. ``weight``: its fair share.
+
+    ``isolation`` "strict": its apps are separated, too; "devices": nobody else's run on its devices.
+    """
 
     name: str
     weight: Fraction
@@ -197,13 +222,16 @@ class Policy:
     kv_page_tokens: int = 16
     max_batched_tokens: int = 2048
     max_rows: int = 64
-    prefill_parts: int = 1
+    prefill_parts: int = field(default=1, metadata=LATER)
     solver_time_limit_s: Fraction = Fraction(60)
     merge: Merging = "never"
     share: Sharing = Sharing()
     share_span: Span | None = field(default=None, compare=False)
     sides_limit_bytes: int | None = None
     sides_limit_span: Span | None = field(default=None, compare=False)
+    headroom: Fraction = field(default=Fraction(0), metadata=LATER)
+    gap: Fraction = field(default=Fraction(0), metadata=LATER)
+    move_budget_bytes: int | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

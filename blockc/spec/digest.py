@@ -18,9 +18,7 @@ from blockc.diag import Span
 from blockc.spec.deployment import Deployment, LocalSource
 
 _VERSION = "blockc-spec-1"
-_NOT_MEANING = {"digest", "spec_file"}
-# Fields that came later: a spec that does not use them means what it meant, and keeps its digest.
-_LATER = {"arrival_trace"}
+_NOT_MEANING = {"digest", "spec_file", "pin_span", "apart_span", "traffic_span", "slo_span"}
 
 
 def deployment_digest(deployment: Deployment) -> Deployment:
@@ -48,8 +46,7 @@ def _canonical(value: object) -> object:
     document: dict[str, object] = {}
     for field in fields(value):
         item = getattr(value, field.name)
-        if item is None and field.name in _LATER:
-            continue
-        if not isinstance(item, Span | Path) and field.name not in _NOT_MEANING:
+        unsaid = "later" in field.metadata and item == field.default
+        if not isinstance(item, Span | Path) and field.name not in _NOT_MEANING and not unsaid:
             document[field.name] = _canonical(item)
     return document

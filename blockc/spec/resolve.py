@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import cast
 
 from blockc.diag import Diagnostics, Label, Span
+from blockc.spec.addresses import check_addresses
 from blockc.spec.deployment import (
     App,
     Assumption,
@@ -53,6 +54,7 @@ def resolve(blocks: tuple[Typed, ...], *, spec_file: str, start: Span, diags: Di
     _check_weights(fine_tunes, diags)
     _check_cluster(by_kind.get("cluster", []), start, diags)
     _check_batching(by_kind.get("policy", []), diags)
+    check_addresses(by_kind.get("cluster", []), by_kind.get("tenant", []), diags)
     if diags.has_errors:
         return None
     profiles = {block.name: block for block in by_kind.get("profile", [])}
@@ -234,7 +236,13 @@ def _source_span(assume: Typed) -> Span:
 
 
 def _cluster(block: Typed) -> Cluster:
-    return Cluster(name=block.name, devices=tuple(_devices(block)), span=block.header)
+    network = block.one("network")
+    return Cluster(
+        name=block.name,
+        devices=tuple(_devices(block)),
+        span=block.header,
+        link_bytes_per_s=cast("Fraction | None", network.get("intra_node")) if network else None,
+    )
 
 
 def _devices(cluster: Typed) -> Iterator[Device]:
@@ -301,7 +309,19 @@ def _app(block: Typed, tenant: str, profiles: dict[str, Typed]) -> App:
         slo=Slo(targets_s={name: cast("Fraction", slo[name]) for name in sorted(slo)}),
         span=block.header,
         model_span=block.spans["model"],
+        pin=cast("str | None", block.get("pin")),
+        apart_from=cast("tuple[str, ...]", block.get("apart_from") or ()),
+        pin_span=block.spans.get("pin"),
+        apart_span=block.spans.get("apart_from"),
+        traffic_span=_nested_span("traffic", profile, block),
+        slo_span=_nested_span("slo", profile, block),
     )
+
+
+def _nested_span(kind: str, profile: Typed | None, app: Typed) -> Span | None:
+    """Where an app's own block stands, or its profile's."""
+    found = [nested for block in (app, profile) if block is not None and (nested := block.one(kind)) is not None]
+    return found[0].header if found else None
 
 
 def _arrival_cv(arrival: object) -> Fraction | None:
@@ -331,7 +351,7 @@ def _policy(blocks: list[Typed]) -> Policy:
     default = Policy()
     share = policy.get("share")
     batching, kv, solver = policy.one("batching"), policy.one("kv"), policy.one("solver")
-    residency = policy.one("residency")
+    residency, replan = policy.one("residency"), policy.one("replan")
     prefill = batching.get("prefill") if batching else None
     return Policy(
         kv_page_tokens=cast("int", kv.get("page")) if kv else default.kv_page_tokens,
@@ -344,6 +364,9 @@ def _policy(blocks: list[Typed]) -> Policy:
         share_span=policy.spans.get("share"),
         sides_limit_bytes=cast("int | None", residency.get("fine_tunes")) if residency else None,
         sides_limit_span=residency.spans.get("fine_tunes") if residency else None,
+        headroom=cast("Fraction", solver.get("headroom")) if solver else default.headroom,
+        gap=cast("Fraction", solver.get("gap")) if solver else default.gap,
+        move_budget_bytes=cast("int | None", replan.get("move_budget")) if replan else None,
     )
 
 

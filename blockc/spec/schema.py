@@ -95,6 +95,7 @@ _TOKEN_COUNT = Amount(dimension=TOKENS, whole=True, plain_too=True, least=_ONE)
 _COUNT = Amount(dimension=NUMBER, whole=True, least=_ONE)
 _POSITIVE = Amount(dimension=NUMBER, above=_ZERO)
 _FRACTION = Amount(dimension=NUMBER, least=_ZERO, most=_ONE)
+_HEADROOM = Amount(dimension=NUMBER, least=_ZERO, most=Fraction(9, 10))
 _TIME = Amount(dimension=DURATION, above=_ZERO)
 _BANDWIDTH = Amount(dimension=BANDWIDTH, above=_ZERO)
 
@@ -246,18 +247,17 @@ NODE = Kind(name="node", doc="a machine", named=True, many=True, blocks=(DEVICE,
 NETWORK = Kind(
     name="network",
     doc="links between devices",
-    in_effect=False,
     attributes=(
-        _attribute("intra_node", _BANDWIDTH, "between devices of a node"),
-        _attribute("inter_node", _BANDWIDTH, "between nodes"),
-        _attribute("latency", _TIME, "of one message"),
+        _attribute("intra_node", _BANDWIDTH, "from one device of a node to another; without it, as the catalogue says"),
+        _attribute("inter_node", _BANDWIDTH, "between nodes", in_effect=False),
+        _attribute("latency", _TIME, "of one message", in_effect=False),
     ),
 )
 CLUSTER = Kind(name="cluster", doc="the devices", named=True, blocks=(NETWORK, NODE))
 
 TRAFFIC = Kind(
     name="traffic",
-    doc="the load that an app expects",
+    doc="the load that an app expects: with a `rate`, what it takes of devices decides how many there are",
     attributes=(
         _attribute("rate", _RATE, "requests, on average"),
         _attribute("prompt", _TOKEN_COUNT, "tokens of a prompt, on average"),
@@ -289,7 +289,8 @@ TRAFFIC = Kind(
 SLO_PERCENTILES = ("p50", "p90", "p95", "p99")
 SLO = Kind(
     name="slo",
-    doc="latency targets: a tenant's requests go by when their first token is due, `blockc simulate` judges by all",
+    doc="latency targets: placement keeps to those of apps with a `rate`, a tenant's requests go by when their first "
+    "token is due, `blockc simulate` judges by all",
     attributes=tuple(
         _attribute(f"{metric}_{percentile}", _TIME, f"{meaning}, {percentile}")
         for metric, meaning in (
@@ -313,7 +314,11 @@ APP = Kind(
     named=True,
     many=True,
     parent=ParentSpec(type=Named(kinds=("profile",)), required=False),
-    attributes=(_attribute("model", Named(kinds=("base", "finetune")), "what answers", required=True),),
+    attributes=(
+        _attribute("model", Named(kinds=("base", "finetune")), "what answers", required=True),
+        _attribute("pin", Text(), 'where it runs: a node or a device of one, `"n0"` or `"n0/g1"`'),
+        _attribute("apart_from", Many(of=Text()), 'apps that it shares no device with: `["globex/chat"]`'),
+    ),
     blocks=(TRAFFIC, SLO),
 )
 QUOTA = Kind(
@@ -333,8 +338,8 @@ TENANT = Kind(
         _attribute("weight", _POSITIVE, "its part of what is scarce", default=_ONE),
         _attribute(
             "isolation",
-            _words("tenant", "strict", noun="isolation"),
-            "`strict` also separates its apps from each other",
+            _words("tenant", "strict", "devices", noun="isolation"),
+            "`strict` also separates its apps from each other; `devices`: its devices run nothing of others",
             default="tenant",
         ),
         _attribute("keys", Many(of=SecretName()), 'API keys: `[secret("ACME_KEY")]`', in_effect=False),
@@ -435,8 +440,15 @@ SOLVER = Kind(
             "what matters, first things first",
             in_effect=False,
         ),
-        _attribute("gap", _FRACTION, "good enough: this far from the bound", in_effect=False),
-        _attribute("headroom", _FRACTION, "of every device, left free", in_effect=False),
+        _attribute("gap", _FRACTION, "good enough: this far from the bound", default=_ZERO),
+        _attribute("headroom", _HEADROOM, "of every device's memory and time, left free", default=_ZERO),
+    ),
+)
+REPLAN = Kind(
+    name="replan",
+    doc="what `blockc compile --from PLAN` may change of the plan before",
+    attributes=(
+        _attribute("move_budget", _SIZE, "weights that may be loaded to need fewer devices; without it, all of them"),
     ),
 )
 SPECULATION = Kind(
@@ -455,7 +467,7 @@ POLICY = Kind(
         _attribute("merge", _MERGE, "private weights for fine-tunes: `auto` where it pays and fits", default="never"),
         _attribute("share", _SHARE, "which blocks count as the same", default="exact"),
     ),
-    blocks=(BATCHING, KV, RESIDENCY, SOLVER, SPECULATION),
+    blocks=(BATCHING, KV, REPLAN, RESIDENCY, SOLVER, SPECULATION),
 )
 
 EXPECT = Kind(

@@ -10,7 +10,7 @@ from fractions import Fraction
 from blockc.diag import Span
 from blockc.ir import TensorRef
 from blockc.ir.layout import ResidentTensor
-from blockc.place import PlaceChain, PlaceDevice, PlaceGroup, PlaceProblem, PlaceSegment
+from blockc.place import PlaceChain, PlaceDevice, PlaceGroup, PlaceLoad, PlaceProblem, PlaceSegment
 from blockc.place.greedy import Assignment
 from blockc.place.sizes import Sizes
 
@@ -34,6 +34,10 @@ def device(index: int, memory_bytes: int, *, reserve_bytes: int = 0, kind: str =
     )
 
 
+def load(rate: int) -> PlaceLoad:
+    return PlaceLoad(rate_rps=Fraction(rate), prompt_tokens=Fraction(512), output_tokens=Fraction(128))
+
+
 def chain(
     label: str,
     segments: tuple[int, ...],
@@ -49,7 +53,7 @@ def chain(
         groups=(0,),
         side_bytes=side_bytes,
         max_model_len=length,
-        rate_rps=None if rate is None else Fraction(rate),
+        load=None if rate is None else load(rate),
         span=span(line),
     )
 
@@ -99,7 +103,7 @@ def random_problem(seed: int, *, most_devices: int = 3, most_chains: int = 6) ->
                 groups=(base,),
                 side_bytes=512 * generator.randint(0, 8),
                 max_model_len=generator.choice([16, 64, 160]),
-                rate_rps=Fraction(generator.randint(1, 9)) if rated else None,
+                load=load(generator.randint(1, 9)) if rated else None,
                 span=span(10 + len(chains)),
             )
             chains.append(own)

@@ -1,0 +1,53 @@
+"""What an earlier plan has where, as a placement problem sees it.
+
+In: a plan and the graph and devices of a new one. Out: cells with the chains that are still there, and what lies on
+each device. Chains and tensors are known by digest and devices by address: what has another name is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from blockc.place.problem import BeforeCell, PlaceBefore, PlaceDevice
+from blockc.plan import ExecutionPlan
+
+
+def before_of(plan: ExecutionPlan, digests: Sequence[str], devices: Sequence[PlaceDevice]) -> PlaceBefore:
+    """``digests``: of the new plan's chains, by index."""
+    chain_of = {digest: index for index, digest in enumerate(digests)}
+    device_of = {device.address: index for index, device in enumerate(devices)}
+    now = {index: device_of.get(device.address) for index, device in enumerate(plan.devices)}
+    weights = [_weights(plan, chain) for chain in range(len(plan.chains))]
+    cells, tensors, widths = [], {}, {}
+    chains: dict[int, frozenset[int]] = {}
+    for number, instance in enumerate(plan.instances):
+        places = [now[device] for device in instance.devices]
+        known = tuple(sorted(place for place in places if place is not None))
+        kept = tuple(
+            (chain_of[digest], weights[chain].get(number, 0.0))
+            for chain in instance.chains
+            if (digest := plan.chains[chain].digest) in chain_of
+        )
+        for place in known:
+            tensors[place] = _tensors(plan, instance.chains)
+            chains[place] = frozenset(chain for chain, _ in kept)
+            widths[place] = len(instance.devices)
+        if len(known) == len(instance.devices):
+            cells.append(BeforeCell(devices=known, chains=kept))
+    return PlaceBefore(cells=tuple(cells), tensors=tensors, chains=chains, widths=widths)
+
+
+def _weights(plan: ExecutionPlan, chain: int) -> Mapping[int, float]:
+    route = plan.routes[chain]
+    given = route.weights or (1 / len(route.alternatives),) * len(route.alternatives)
+    return {way[0]: weight for way, weight in zip(route.alternatives, given, strict=True)}
+
+
+def _tensors(plan: ExecutionPlan, chains: Sequence[int]) -> frozenset[str]:
+    found: set[str] = set()
+    for digest in {block for chain in chains for block in plan.paths[plan.chains[chain].path].blocks}:
+        block = plan.blocks[digest]
+        found |= {tensor.digest for tensor in block.tensors.values()}
+        if block.prelude is not None:
+            found |= {tensor.digest for tensor in plan.blocks[block.prelude].tensors.values()}
+    return frozenset(found)

@@ -1,0 +1,175 @@
+"""Does a placement hold? An independent check, from the problem's own figures, that every method's result passes.
+
+In: a problem and a placement. Out: what does not hold, in words; empty if everything does. Nothing here is shared with
+the searches: sums are made afresh, in seconds and bytes, from work, rates and layouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from blockc.cost import DeviceRates, cell_rates
+from blockc.place.problem import PlaceProblem
+from blockc.place.sizes import sizes_of
+from blockc.place.tables import Placement
+from blockc.place.traffic.times import (
+    IN_FLIGHT_MARGIN,
+    busy_limit,
+    cadence_s,
+    chain_times,
+    first_token_s,
+    in_flight,
+    sides_sweep_s,
+    sweep_s,
+)
+from blockc.plan import InstanceEntry
+
+# Of what is rounded: to ten-thousandths where shares are concerned.
+_SLACK = 1e-3
+
+
+def evaluate(problem: PlaceProblem, placement: Placement) -> tuple[str, ...]:
+    """What does not hold."""
+    return (
+        *_devices(problem, placement),
+        *_routes(problem, placement),
+        *_rules(problem, placement),
+        *_bytes(problem, placement),
+        *_times(problem, placement),
+    )
+
+
+def _devices(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
+    used: set[int] = set()
+    for number, instance in enumerate(placement.instances):
+        devices = [problem.devices[index] for index in instance.devices]
+        if len({(device.node, device.kind, device.offered_bytes) for device in devices}) != 1:
+            yield f"instance {number} is on devices that differ or are of several nodes"
+        if len(devices) not in (1, 2, 4, 8):
+            yield f"instance {number} is on {len(devices)} devices"
+        if used & set(instance.devices):
+            yield f"instance {number} is on a device that another has"
+        used |= set(instance.devices)
+    if len(used) != placement.solver.value or placement.solver.bound > placement.solver.value:
+        said = placement.solver
+        yield f"{len(used)} devices are used, the solver says {said.value}, at least {said.bound}"
+
+
+def _routes(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
+    for chain, route in enumerate(placement.routes):
+        weights = _weights(placement, chain)
+        if route.chain != chain or not weights or abs(sum(weights.values()) - 1) > 1e-6:
+            yield f"chain {chain} is not served in full"
+        running = {number for number, item in enumerate(placement.instances) if chain in item.chains}
+        if running != set(weights):
+            yield f"chain {chain} is on instances that its route does not name, or the reverse"
+    if len(placement.routes) != len(problem.chains):
+        yield "not every chain has a route"
+
+
+def _weights(placement: Placement, chain: int) -> dict[int, float]:
+    route = placement.routes[chain]
+    weights = route.weights or (1 / len(route.alternatives),) * len(route.alternatives)
+    return {way[0]: weight for way, weight in zip(route.alternatives, weights, strict=True)}
+
+
+def _rules(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
+    for rule in problem.rules:
+        for instance in placement.instances:
+            named = set(rule.chains) & set(instance.chains)
+            others = set(instance.chains) - set(rule.chains)
+            broken = (
+                (rule.kind == "pin" and named and not rule.devices.issuperset(instance.devices))
+                or (rule.kind == "apart" and len(named) > 1)
+                or (rule.kind == "alone" and named and others)
+            )
+            if broken:
+                yield f"`{rule.text}` does not hold"
+
+
+def _bytes(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
+    entries = {entry.device: entry for entry in placement.memory}
+    for number, instance in enumerate(placement.instances):
+        sizes = sizes_of(problem, width=len(instance.devices))
+        for device in instance.devices:
+            own = problem.devices[device]
+            used = sizes.layout(instance.chains, instance.kv_pages, reserve_bytes=own.reserve_bytes)
+            room = used.used_bytes + own.headroom_bytes
+            if room > own.memory_bytes or entries[device].kv_bytes != used.kv_bytes:
+                yield f"instance {number} does not fit {own.address}"
+        for group in {group for chain in instance.chains for group in problem.chains[chain].groups}:
+            pages = instance.kv_pages.get(group, 0)
+            longest = max(sizes.pages[chain].get(group, 0) for chain in instance.chains)
+            expected = sum(
+                IN_FLIGHT_MARGIN * in_flight(load) * weight * _pages(problem, chain, group)
+                for chain in instance.chains
+                if (load := problem.chains[chain].load) is not None and group in problem.chains[chain].groups
+                for weight in (_weights(placement, chain).get(number, 0.0),)
+            )
+            if pages < longest or (
+                instance.load is not None and pages < min(0.99 * expected - 1, longest * problem.max_rows)
+            ):
+                needed = f"{longest} and {expected:.1f} are needed"
+                yield f"instance {number} has {pages} pages of KV group {group}, {needed}"
+
+
+def _pages(problem: PlaceProblem, chain: int, group: int) -> float:
+    own = problem.chains[chain]
+    assert own.load is not None
+    tokens = float(own.load.prompt_tokens + own.load.output_tokens / 2)
+    return min(tokens, own.max_model_len) / problem.groups[group].page_tokens
+
+
+def _times(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
+    for number, instance in enumerate(placement.instances):
+        if instance.load is None or problem.work is None:
+            continue
+        loads = {chain: load for chain in instance.chains if (load := problem.chains[chain].load) is not None}
+        if not loads:
+            continue
+        rates = _rates(problem, instance)
+        if rates is None:
+            yield f"instance {number} is on devices of which nothing is known"
+            continue
+        tau_s = min(cadence_s(load) for load in loads.values())
+        busy = rates.step_s + sum(
+            sweep_s(problem.work.segments[segment], rates)
+            for segment in instance.segments
+            if any(problem.chains[chain].load is not None for chain in _through(problem, segment))
+        )
+        busy += sum(sides_sweep_s(problem.work.chains[chain], rates) for chain in loads)
+        busy /= tau_s
+        limit, rows = 1.0, 0.0
+        for chain, load in loads.items():
+            times = chain_times(
+                problem.work.chains[chain], problem.work.segments, rates, load, step_tokens=problem.max_batched_tokens
+            )
+            weight = _weights(placement, chain).get(number, 0.0)
+            busy += weight * float(load.rate_rps) * times.request_s(load)
+            rows += weight * in_flight(load)
+            own = busy_limit(times.prompt_s, load)
+            limit = min(limit, 0.0 if own is None else own * (1 - float(problem.headroom)))
+        if busy > limit + _SLACK:
+            yield f"instance {number} is busy for {busy:.3f} of its time, it may be for {limit:.3f}"
+        if rows > problem.max_rows * (1 + _SLACK):
+            yield f"instance {number} has {rows:.1f} requests at once, a step takes {problem.max_rows}"
+        said = instance.load.traffic + instance.load.sweeps
+        if said < busy - _SLACK or (instance.load.cadence_s or 0.0) > tau_s + 1e-9:
+            yield f"instance {number} says that it is busy for {said:.3f}, and is for {busy:.3f}"
+        for chain, load in loads.items():
+            times = chain_times(
+                problem.work.chains[chain], problem.work.segments, rates, load, step_tokens=problem.max_batched_tokens
+            )
+            if load.ttft_s is not None and first_token_s(times.prompt_s, busy, tau_s) > float(load.ttft_s) + _SLACK:
+                yield f"the first tokens of chain {chain} are late on instance {number}"
+
+
+def _through(problem: PlaceProblem, segment: int) -> list[int]:
+    return [chain for chain, own in enumerate(problem.chains) if segment in own.segments]
+
+
+def _rates(problem: PlaceProblem, instance: InstanceEntry) -> DeviceRates | None:
+    speed = problem.speeds.get(problem.devices[instance.devices[0]].kind)
+    if speed is None or (len(instance.devices) > 1 and speed.link_bytes_per_s is None):
+        return None
+    return cell_rates(speed.rates, width=len(instance.devices), link_bytes_per_s=speed.link_bytes_per_s)

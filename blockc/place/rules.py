@@ -1,0 +1,104 @@
+"""What a spec expects of chains and says about where they run: loads and rules, with the lines that say so.
+
+In: a deployment and its graph. Out: a load for each chain with expected traffic, and rules. Several apps of one model
+version are one load: rates add up, lengths are means by rate, targets the tightest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from typing import Final
+
+from blockc.place.problem import PlaceLoad, PlaceRule
+from blockc.spec.deployment import App, Deployment
+from blockc.unify import UnifiedGraph
+
+# Of requests whose lengths the spec does not say; those of `blockc simulate`.
+DEFAULT_PROMPT_TOKENS: Final = 512
+DEFAULT_OUTPUT_TOKENS: Final = 128
+
+
+def chain_loads(deployment: Deployment, graph: UnifiedGraph) -> dict[int, PlaceLoad]:
+    """By chain; chains without a rate have none."""
+    apps: dict[int, list[App]] = {}
+    for app in deployment.apps:
+        if app.traffic.rate_rps is not None:
+            apps.setdefault(graph.chain_of[app.model], []).append(app)
+    return {chain: _load(own, graph.chains[chain].path.max_model_len) for chain, own in apps.items()}
+
+
+def _load(apps: list[App], max_model_len: int) -> PlaceLoad:
+    rates = [app.traffic.rate_rps or Fraction(0) for app in apps]
+    total = sum(rates, Fraction(0))
+    prompts = [_prompt(app, max_model_len) for app in apps]
+    outputs = [_output(app, max_model_len) for app in apps]
+    tpots = [(target, app) for app, output in zip(apps, outputs, strict=True) for target in _tpots(app, output)]
+    ttfts = [(target, app) for app in apps if (target := app.slo.most("ttft")) is not None]
+    tightest = min(tpots + ttfts, key=lambda item: item[0], default=None)
+    return PlaceLoad(
+        rate_rps=total,
+        prompt_tokens=sum((r * p for r, p in zip(rates, prompts, strict=True)), Fraction(0)) / total,
+        output_tokens=sum((r * o for r, o in zip(rates, outputs, strict=True)), Fraction(0)) / total,
+        tpot_s=min((target for target, _ in tpots), default=None),
+        ttft_s=min((target for target, _ in ttfts), default=None),
+        span=apps[0].traffic_span or apps[0].span,
+        slo_span=None if tightest is None else tightest[1].slo_span or tightest[1].span,
+    )
+
+
+def _prompt(app: App, max_model_len: int) -> int:
+    given = app.traffic.prompt_tokens
+    return min(DEFAULT_PROMPT_TOKENS, max(1, max_model_len // 2)) if given is None else given
+
+
+def _output(app: App, max_model_len: int) -> int:
+    given = app.traffic.output_tokens
+    return min(DEFAULT_OUTPUT_TOKENS, max(1, max_model_len // 4)) if given is None else given
+
+
+def _tpots(app: App, output: int) -> Iterator[Fraction]:
+    """What targets leave for a token: their own, and that of the whole answer divided among its tokens."""
+    token, end = app.slo.most("tpot"), app.slo.most("e2e")
+    if token is not None:
+        yield token
+    if end is not None:
+        yield end / (output + 1)
+
+
+def place_rules(deployment: Deployment, graph: UnifiedGraph) -> tuple[PlaceRule, ...]:
+    """Pins, apps that are to be apart, tenants that share their devices with nobody."""
+    chains = {app.address: graph.chain_of[app.model] for app in deployment.apps}
+    return (*_pins(deployment, chains), *_apart(deployment, chains), *_alone(deployment, chains))
+
+
+def _pins(deployment: Deployment, chains: Mapping[str, int]) -> Iterator[PlaceRule]:
+    for app in deployment.apps:
+        if app.pin is not None:
+            devices = frozenset(
+                index
+                for index, device in enumerate(deployment.cluster.devices)
+                if app.pin in (device.address, device.address.split("/")[0])
+            )
+            yield PlaceRule(
+                kind="pin", chains=(chains[app.address],), devices=devices, span=app.pin_span,
+                text=f"{app.address} on {app.pin}",
+            )  # fmt: skip
+
+
+def _apart(deployment: Deployment, chains: Mapping[str, int]) -> Iterator[PlaceRule]:
+    for app in deployment.apps:
+        for other in app.apart_from:
+            yield PlaceRule(
+                kind="apart", chains=(chains[app.address], chains[other]), span=app.apart_span,
+                text=f"{app.address} apart from {other}",
+            )  # fmt: skip
+
+
+def _alone(deployment: Deployment, chains: Mapping[str, int]) -> Iterator[PlaceRule]:
+    for tenant in deployment.tenants.values():
+        if tenant.isolation == "devices" and tenant.apps:
+            own = tuple(sorted({chains[app.address] for app in tenant.apps}))
+            yield PlaceRule(
+                kind="alone", chains=own, span=tenant.span, text=f"tenant {tenant.name} on devices of its own"
+            )

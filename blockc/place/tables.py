@@ -1,0 +1,90 @@
+"""Cells and what is on them -> the tables of the plan: instances, routes and memory.
+
+In: a problem, cells of devices with their chains. Out: entries. Invariant: every device's memory entry is a `Layout`
+that fits it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from blockc.place.cells import Cell, Views
+from blockc.place.pages import share_pages
+from blockc.place.sizes import Sizes
+from blockc.place.slots import share_slots, slot_bytes
+from blockc.plan import BaselineEntry, InstanceEntry, LoadEntry, MemoryEntry, RouteEntry, SolverEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """The tables of the plan that placement decides. Instances and memory entries are in order of device."""
+
+    instances: tuple[InstanceEntry, ...]
+    routes: tuple[RouteEntry, ...]
+    memory: tuple[MemoryEntry, ...]
+    baselines: BaselineEntry
+    solver: SolverEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filled:
+    """A cell with its chains. ``expected``: pages by KV group that their load has in flight."""
+
+    cell: Cell
+    chains: tuple[int, ...]
+    expected: Mapping[int, int] = field(default_factory=dict)
+    load: LoadEntry | None = None
+
+
+def placement_of(
+    views: Views, filled: Sequence[Filled], routes: tuple[RouteEntry, ...], solver: SolverEntry
+) -> Placement:
+    """Write the tables. Routes name instances by their place in ``filled``."""
+    problem = views.problem
+    instances: list[InstanceEntry] = []
+    memory = {device: _memory(views.at(1), device, [], {}, {}) for device in range(len(problem.devices))}
+    for item in filled:
+        sizes = views.at(len(item.cell))
+        offered_bytes = problem.devices[item.cell[0]].offered_bytes
+        pages = share_pages(sizes, item.chains, offered_bytes=offered_bytes, expected=item.expected)
+        slots = share_slots(sizes.problem, item.chains)
+        memory |= {device: _memory(sizes, device, item.chains, pages, slots) for device in item.cell}
+        instances.append(
+            InstanceEntry(
+                segments=tuple(
+                    sorted({segment for chain in item.chains for segment in problem.chains[chain].segments})
+                ),
+                devices=item.cell,
+                chains=item.chains,
+                max_rows=problem.max_rows,
+                kv_pages=pages,
+                side_slots=slots,
+                load=item.load,
+            )
+        )
+    return Placement(
+        instances=tuple(instances),
+        routes=routes,
+        memory=tuple(memory[device] for device in sorted(memory)),
+        baselines=BaselineEntry(pm_bytes=problem.pm_bytes, ps_bytes=problem.ps_bytes, ours_bytes=problem.ours_bytes),
+        solver=solver,
+    )
+
+
+def _memory(
+    sizes: Sizes, device: int, chains: Sequence[int], pages: dict[int, int], slots: dict[int, int]
+) -> MemoryEntry:
+    """One device's share of its cell."""
+    entry = sizes.problem.devices[device]
+    used = sizes.layout(chains, pages, reserve_bytes=entry.reserve_bytes)
+    assert used.used_bytes <= entry.memory_bytes, "a placement must fit the memory that it was made for"
+    return MemoryEntry(
+        device=device,
+        weights_bytes=used.weights_bytes,
+        sides_bytes=slot_bytes(sizes.problem, chains, slots),
+        kv_bytes=used.kv_bytes,
+        workspace_bytes=used.workspace_bytes,
+        reserve_bytes=used.reserve_bytes,
+        capacity_bytes=entry.memory_bytes,
+    )

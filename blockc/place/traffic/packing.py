@@ -1,0 +1,188 @@
+"""``Packing``: the problem in whole numbers, as greedy, bounds and models all see it.
+
+A *group* is a chain, in ``units`` equal parts of its load; a unit takes its whole path inside one *cell*: 1, 2, 4 or
+8 devices alike of one node that split every matrix. An *item* is all that the same groups need, wherever any of them
+is: bytes that are resident, and a sweep in each cadence. Items of which nothing is expected anywhere have no sweep. A
+cell's cadence is the fastest that any of its groups asks for. Invariant: amounts are rounded up and capacities down,
+so a packing that holds in whole numbers holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+# Of a cell's time, a second a second.
+PARTS: Final = 10**7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A chain's load. ``tau_ns``: the slowest cadence it allows; None: nothing is expected of it.
+
+    ``milli_rows``: a unit's requests at once, in thousandths. ``devices``: where it may run; None: anywhere. ``apart``:
+    groups that it shares no cell with.
+    """
+
+    units: int
+    tau_ns: int | None
+    items: tuple[int, ...]
+    milli_rows: int
+    devices: frozenset[int] | None = None
+    apart: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellKind:
+    """Cells alike. By item: bytes on each device, nanoseconds of a sweep. By group, of a unit: bytes, parts.
+
+    ``limit[g]``: parts that the cell may be busy if it has group g; 0: it cannot have it. ``activation[g]``: bytes;
+    the largest of a cell's groups counts. ``step_ns``: of every cadence.
+    """
+
+    device: str
+    width: int
+    offered_bytes: int
+    step_ns: int
+    item_bytes: tuple[int, ...]
+    item_ns: tuple[int, ...]
+    unit_bytes: tuple[int, ...]
+    unit_parts: tuple[int, ...]
+    limit: tuple[int, ...]
+    activation: tuple[int, ...]
+
+    def fixed_parts(self, sweep_ns: int, tau_ns: int | None) -> int:
+        """Parts that sweeps take at a cadence. ``sweep_ns``: of all items."""
+        return 0 if tau_ns is None else -(-(sweep_ns + self.step_ns) * PARTS // tau_ns)
+
+    def path_ns(self, group: Group) -> int:
+        """A sweep of all that a group passes."""
+        return sum(self.item_ns[item] for item in group.items)
+
+    def path_bytes(self, group: Group) -> int:
+        """Bytes of all that a group needs, without its traffic."""
+        return sum(self.item_bytes[item] for item in group.items)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Devices of a node that are alike, with the kinds of cells that they can form, narrow ones first."""
+
+    devices: tuple[int, ...]
+    kinds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """The problem. ``milli_rows``: what a cell may have at once, in thousandths of requests."""
+
+    groups: tuple[Group, ...]
+    items: int
+    kinds: tuple[CellKind, ...]
+    blocks: tuple[Block, ...]
+    milli_rows: int
+
+    @property
+    def devices(self) -> int:
+        """How many there are."""
+        return sum(len(block.devices) for block in self.blocks)
+
+    def can(self, kind: int, group: int) -> bool:
+        """Whether an empty cell of the kind takes a unit of the group."""
+        cell, own = self.kinds[kind], self.groups[group]
+        limit = cell.limit[group]
+        return (
+            limit > 0
+            and cell.fixed_parts(cell.path_ns(own), own.tau_ns) + cell.unit_parts[group] <= limit
+            and cell.path_bytes(own) + cell.unit_bytes[group] + cell.activation[group] <= cell.offered_bytes
+            and own.milli_rows <= self.milli_rows
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedCell:
+    """``units``: (group, how many), by group."""
+
+    kind: int
+    devices: tuple[int, ...]
+    units: tuple[tuple[int, int], ...]
+
+
+def devices_of(cells: Iterable[PackedCell]) -> int:
+    """How many devices the cells use."""
+    return sum(len(cell.devices) for cell in cells)
+
+
+def faster(one: int | None, other: int | None) -> int | None:
+    """The faster of two cadences, of which either may be none."""
+    return min(one, other) if one is not None and other is not None else one if other is None else other
+
+
+def cadence_of(packing: Packing, cell: PackedCell) -> int | None:
+    """The fastest cadence that any of a cell's groups asks for, in nanoseconds."""
+    taus = [tau for group, _ in cell.units if (tau := packing.groups[group].tau_ns) is not None]
+    return min(taus, default=None)
+
+
+def busy_parts(packing: Packing, cell: PackedCell) -> int:
+    """How busy a cell is, made afresh."""
+    kind = packing.kinds[cell.kind]
+    resident = {item for group, _ in cell.units for item in packing.groups[group].items}
+    fixed = kind.fixed_parts(sum(kind.item_ns[item] for item in resident), cadence_of(packing, cell))
+    return fixed + sum(kind.unit_parts[group] * count for group, count in cell.units)
+
+
+def cell_problem(packing: Packing, cell: PackedCell) -> str | None:
+    """What does not hold of a cell, in words; None if it holds. Sums are made afresh."""
+    kind = packing.kinds[cell.kind]
+    resident = {item for group, _ in cell.units for item in packing.groups[group].items}
+    if busy_parts(packing, cell) > min(kind.limit[group] for group, _ in cell.units):
+        return "is busier than it may be"
+    nbytes = sum(kind.item_bytes[item] for item in resident)
+    nbytes += sum(kind.unit_bytes[group] * count for group, count in cell.units)
+    if nbytes + max(kind.activation[group] for group, _ in cell.units) > kind.offered_bytes:
+        return "takes more memory than it has"
+    if sum(packing.groups[group].milli_rows * count for group, count in cell.units) > packing.milli_rows:
+        return "has more requests at once than a step takes"
+    return _rule_problem(packing, cell)
+
+
+def _rule_problem(packing: Packing, cell: PackedCell) -> str | None:
+    present = {group for group, _ in cell.units}
+    for group in present:
+        own = packing.groups[group]
+        if own.devices is not None and not own.devices.issuperset(cell.devices):
+            return f"has group {group}, which is pinned elsewhere"
+        if own.apart & present:
+            return f"has group {group} beside one that it is to be apart from"
+    return None
+
+
+def packing_problem(packing: Packing, cells: Iterable[PackedCell]) -> str | None:
+    """What does not hold of a packing, in words; None if it holds."""
+    given: dict[int, int] = {}
+    used: set[int] = set()
+    held = tuple(cells)
+    for number, cell in enumerate(held):
+        if len(cell.devices) != packing.kinds[cell.kind].width or used & set(cell.devices):
+            return f"cell {number} has devices that it cannot have"
+        if not any(cell.kind in block.kinds and set(cell.devices) <= set(block.devices) for block in packing.blocks):
+            return f"cell {number} is on devices of another kind or of several nodes"
+        used |= set(cell.devices)
+        problem = cell_problem(packing, cell)
+        if problem is not None:
+            return f"cell {number} {problem}"
+        for group, count in cell.units:
+            given[group] = given.get(group, 0) + count
+    if given != {group: own.units for group, own in enumerate(packing.groups)}:
+        return "some units are nowhere, or twice"
+    return None
+
+
+def counts(cells: Iterable[PackedCell]) -> Mapping[int, int]:
+    """Cells by kind."""
+    found: dict[int, int] = {}
+    for cell in cells:
+        found[cell.kind] = found.get(cell.kind, 0) + 1
+    return found

@@ -1,0 +1,131 @@
+"""A packing that was solved -> cells with loads, routes with shares, and the solver's figures, as a plan has them.
+
+In: a problem, its packing, the solution. Out: what `placement_of` writes. Figures are what the cost model expects,
+with the shares of requests that the routes have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from blockc.cost import cell_rates
+from blockc.place.cells import Views
+from blockc.place.cpsat import solver_version
+from blockc.place.problem import PlaceProblem
+from blockc.place.tables import Filled
+from blockc.place.traffic.packing import PARTS, PackedCell, Packing, cadence_of, devices_of
+from blockc.place.traffic.shares import shares_of
+from blockc.place.traffic.solve import Solved
+from blockc.place.traffic.times import chain_times, first_token_s
+from blockc.place.traffic.units import kv_demand
+from blockc.plan import LoadEntry, RouteEntry, SearchEntry, SolverEntry
+
+# More than the mean of tokens in a launch, so that a burst finds one prepared.
+_BATCH_MARGIN = 1.5
+_MOST_BATCH = 256
+_NS = 10**9
+
+
+def placed(
+    views: Views, packing: Packing, solved: Solved, *, moved_bytes: int | None = None
+) -> tuple[list[Filled], tuple[RouteEntry, ...], SolverEntry]:
+    """Cells in order of device, a route for each chain, and the solver's entry."""
+    assert solved.cells is not None
+    problem = views.problem
+    cells = sorted(solved.cells, key=lambda cell: cell.devices)
+    shares = shares_of(packing, cells)
+    filled = [_filled(problem, packing, number, cell, shares) for number, cell in enumerate(cells)]
+    routes = tuple(_route(problem, cells, filled, chain, shares[chain]) for chain in range(len(problem.chains)))
+    value = max(1, devices_of(cells))
+    bound = min(solved.bound, value)
+    entry = SolverEntry(
+        objective=("devices", "peak_load"),
+        value=float(value),
+        bound=float(bound),
+        gap=(value - bound) / value,
+        status="feasible",
+        seed=problem.seed,
+        solver=solver_version(),
+        bound_kind=solved.bound_kind,  # type: ignore[arg-type]
+        history=tuple(
+            SearchEntry(
+                units=round(step.units, 6), value=None if step.value is None else float(step.value),
+                bound=float(step.bound),
+            )
+            for step in solved.history
+        ),
+        moved_bytes=moved_bytes,
+    )  # fmt: skip
+    return filled, routes, entry
+
+
+def _filled(
+    problem: PlaceProblem, packing: Packing, number: int, cell: PackedCell, shares: Mapping[int, Mapping[int, float]]
+) -> Filled:
+    kind, tau_ns = packing.kinds[cell.kind], cadence_of(packing, cell)
+    here = {group: shares[group][number] * packing.groups[group].units for group, _ in cell.units}
+    resident = {item for group in here for item in packing.groups[group].items}
+    sweeps = kind.fixed_parts(sum(kind.item_ns[item] for item in resident), tau_ns)
+    traffic = sum(kind.unit_parts[group] * units for group, units in here.items())
+    # By the units that were counted, for which there is room; what is left over is filled with pages anyway.
+    expected: dict[int, float] = {}
+    for group, count in cell.units:
+        chain = problem.chains[group]
+        for kv in chain.groups:
+            pages = kv_demand(problem, chain, kv) * count / packing.groups[group].units
+            expected[kv] = expected.get(kv, 0.0) + pages
+    return Filled(
+        cell=cell.devices,
+        chains=tuple(group for group, _ in cell.units),
+        expected={kv: math.floor(pages) for kv, pages in expected.items()},
+        load=LoadEntry(
+            cadence_s=None if tau_ns is None else tau_ns / _NS,
+            traffic=round(traffic / PARTS, 6),
+            sweeps=round(sweeps / PARTS, 6),
+            limit=round(min(kind.limit[group] for group in here) / PARTS, 6),
+            rows=round(sum(packing.groups[g].milli_rows * units for g, units in here.items()) / 1000, 3),
+            batches={} if tau_ns is None else _batches(problem, here, packing, tau_ns / _NS),
+        ),
+    )
+
+
+def _batches(problem: PlaceProblem, units: Mapping[int, float], packing: Packing, tau_s: float) -> dict[int, int]:
+    """Tokens of each segment's launch: what arrives in a cadence, with a margin, as a power of two."""
+    tokens: dict[int, float] = {}
+    for group, count in units.items():
+        chain = problem.chains[group]
+        if chain.load is not None:
+            part = count / packing.groups[group].units
+            rate = part * float(chain.load.rate_rps * chain.load.output_tokens)
+            for segment in chain.segments:
+                tokens[segment] = tokens.get(segment, 0.0) + rate
+    return {
+        segment: min(_MOST_BATCH, 1 << (max(1, math.ceil(_BATCH_MARGIN * rate * tau_s)) - 1).bit_length())
+        for segment, rate in sorted(tokens.items())
+    }
+
+
+def _route(
+    problem: PlaceProblem, cells: list[PackedCell], filled: list[Filled], chain: int, shares: Mapping[int, float]
+) -> RouteEntry:
+    load = problem.chains[chain].load
+    ttft_s, tpot_s = 0.0, 0.0
+    for number in shares:
+        own = filled[number].load
+        if load is None or own is None or own.cadence_s is None or problem.work is None:
+            continue
+        speed = problem.speeds[problem.devices[cells[number].devices[0]].kind]
+        rates = cell_rates(speed.rates, width=len(cells[number].devices), link_bytes_per_s=speed.link_bytes_per_s)
+        work = problem.work
+        times = chain_times(work.chains[chain], work.segments, rates, load, step_tokens=problem.max_batched_tokens)
+        busy = min(0.99, own.traffic + own.sweeps)
+        ttft_s = max(ttft_s, first_token_s(times.prompt_s, busy, own.cadence_s))
+        tpot_s = max(tpot_s, own.cadence_s)
+    return RouteEntry(
+        chain=chain,
+        alternatives=tuple((number,) for number in shares),
+        weights=tuple(shares.values()) if len(shares) > 1 else (),
+        ttft_s=round(ttft_s, 6) if tpot_s else None,
+        tpot_s=round(tpot_s, 6) if tpot_s else None,
+    )

@@ -1,0 +1,101 @@
+"""Specs whose traffic decides: plans without weights, from the spec to the simulator, and plans that follow others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from blockc.cli.compile import compile_file
+from blockc.diag import DiagnosticError, Diagnostics
+from blockc.plan import ExecutionPlan, dump_plan, load_plan, write_plan
+from blockc.plan.verify import plan_problem
+from blockc.simulate import fleet_of, rates_of
+
+MODELS = Path(__file__).parents[2] / "specs" / "models"
+SPEC = """
+base b : hf("{models}/llama-3-8b") {{ dtype = bf16  max_model_len = 4096 }}
+for i in 0..3 {{ finetune "l${{i}}" : b {{ assume {{ kind = lora  rank = 16  targets = ["q_proj", "v_proj"] }} }} }}
+finetune top : b {{ assume {{ kind = full  changed_layers = 28..31 }} }}
+cluster c {{ {network}
+  for n in 0..1 {{ node "n${{n}}" {{ for g in 0..3 {{ device "g${{g}}" : h100_80g {{ reserve = 6% }} }} }} }}
+}}
+for i in 0..3 {{ tenant "t${{i}}" {{ app chat {{
+  model = "l${{i}}"  traffic {{ rate = {rate}rps  prompt = 512tok  output = 128tok }}  slo {{ tpot_p95 = 50ms }}
+}} }} }}
+tenant u {{ {isolation} app chat {{ model = top  {extra}  traffic {{ rate = 1rps }} }} }}
+policy {{ {policy} }}
+"""
+
+
+def compiled(
+    folder: Path, *, rate: float = 1, extra: str = "", isolation: str = "", policy: str = "", network: str = "",
+    before: Path | None = None,
+) -> ExecutionPlan:  # fmt: skip
+    spec = folder / "fleet.blk"
+    values = {"rate": rate, "extra": extra, "isolation": isolation, "policy": policy, "network": network}
+    spec.write_text(SPEC.format(models=MODELS, **values))
+    return compile_file(spec, folder / "zoo", {}, target="sim", before=before)[0].plan
+
+
+def devices_of(plan: ExecutionPlan) -> set[str]:
+    return {plan.devices[device].address for instance in plan.instances for device in instance.devices}
+
+
+def test_traffic_decides_how_many_devices(tmp_path: Path) -> None:
+    calm, busy = compiled(tmp_path), compiled(tmp_path, rate=6)
+    assert len(devices_of(calm)) == calm.solver.value == 1
+    assert len(devices_of(busy)) == busy.solver.value > 1
+    assert busy.solver.bound <= busy.solver.value
+    assert busy.solver.bound_kind in ("closed form", "counts", "flat")
+    assert [step.bound for step in busy.solver.history] == sorted(step.bound for step in busy.solver.history)
+    assert plan_problem(busy) is None
+    fleet = fleet_of(busy, rates_of(busy, diags=Diagnostics()))
+    assert fleet.devices == busy.solver.value
+    path = tmp_path / "plan.json"
+    write_plan(busy, path)
+    assert dump_plan(load_plan(path)) == dump_plan(busy)
+    assert dump_plan(compiled(tmp_path, rate=6)) == dump_plan(busy)
+
+
+def test_rules_of_the_spec(tmp_path: Path) -> None:
+    pinned = compiled(tmp_path, extra='pin = "n1/g2"')
+    chain = next(app.chain for app in pinned.apps if app.tenant == "u")
+    (instance,) = (item for item in pinned.instances if chain in item.chains)
+    assert [pinned.devices[device].address for device in instance.devices] == ["n1/g2"]
+    for options in ({"isolation": "isolation = devices"}, {"extra": 'apart_from = ["t0/chat"]'}):
+        plan = compiled(tmp_path, **options)
+        chain = next(app.chain for app in plan.apps if app.tenant == "u")
+        other = next(app.chain for app in plan.apps if app.tenant == "t0")
+        assert plan.solver.value == 2
+        assert not any({chain, other} <= set(item.chains) for item in plan.instances)
+
+
+def test_headroom_and_links(tmp_path: Path) -> None:
+    plan = compiled(tmp_path, policy="solver { headroom = 30% }")
+    (load,) = (instance.load for instance in plan.instances)
+    assert load is not None
+    assert load.limit == pytest.approx(0.8 * 0.7)
+    for entry in plan.memory:
+        assert entry.used_bytes - entry.reserve_bytes <= 0.7 * (entry.capacity_bytes - entry.reserve_bytes)
+    slow = compiled(tmp_path, rate=6, network="network { intra_node = 1GB/s }")
+    assert all(len(instance.devices) == 1 for instance in slow.instances)
+
+
+def test_what_the_devices_cannot_carry_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DiagnosticError) as caught:
+        compiled(tmp_path, rate=400)
+    (item,) = [item for item in caught.value.diagnostics if item.code.id == "BC402"]
+    assert item.help is not None
+    assert "every `rate`" in item.help
+
+
+def test_a_plan_that_follows_moves_no_more_than_it_may(tmp_path: Path) -> None:
+    path = tmp_path / "before.json"
+    write_plan(compiled(tmp_path, rate=6), path)
+    again = compiled(tmp_path, rate=6, before=path)
+    assert again.solver.moved_bytes == 0
+    assert devices_of(again) == devices_of(load_plan(path))
+    more = compiled(tmp_path, rate=8, before=path, policy="replan { move_budget = 1GB }")
+    assert more.solver.moved_bytes is not None
+    assert plan_problem(more) is None
