@@ -27,7 +27,7 @@ from blockc.place.traffic.times import busy_limit, first_token_s
 from blockc.place.traffic.units import packing_of
 from tests.place.loads import bins, every_packing, load, loaded, random_loaded
 
-SEEDS = range(60)
+SEEDS = range(40)
 
 
 def placed(given: PlaceProblem) -> tuple[Placement | None, Diagnostics]:
