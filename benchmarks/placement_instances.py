@@ -93,7 +93,7 @@ class Instance:
     seed: int = 5
 
 
-# Rates are such that models by themselves (`pm`) need about as many GPUs as in the design's trial: 2, 11, 69, 596.
+# Rates are such that the fleets fill about as many GPUs as their titles say.
 INSTANCES = (
     Instance("I1", "3 fine-tunes on 2 GPUs", ("7b",), 3, (2,), (0.0, 1.0, 0.0), 0.0, 5),
     Instance("I2", "20 fine-tunes of 3 bases on 12 GPUs", ("7b", "13b", "3b"), 20, (3,) * 4, (0.4, 0.4, 0.2), 0.0, 51),

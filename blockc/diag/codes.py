@@ -72,6 +72,7 @@ _TABLE: tuple[tuple[str, str, Severity, str], ...] = (
     ("BC401", "infeasible-memory", _E, "the plan needs more memory than the devices offer"),
     ("BC402", "unsat-placement", _E, "constraints cannot hold together"),
     ("BC403", "solver-gap", _W, "the solver stopped before proving the plan optimal"),
+    ("BC404", "load-not-placed", _W, "expected load decides nothing: the devices' speed is unknown"),
     ("BC501", "slo-unreachable", _E, "a latency target lies below its lower bound"),
     ("BC502", "expectation-failed", _E, "an `expect` does not hold"),
     ("BC503", "trace-malformed", _E, "a trace of requests is malformed"),

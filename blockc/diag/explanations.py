@@ -144,9 +144,20 @@ _PAGES: dict[str, str] = {
         The plan needs more memory than the devices offer after their reserve. The biggest
         contributors and the smallest relaxation are named. Exit code 3.
         """,
-    "BC402": "Some constraints cannot hold together; each is labelled. Exit code 3.",
+    "BC402": """
+        Some lines of the spec cannot hold together: rates, targets, pins and the like, the devices. Each is
+        labelled, and without any one of them the others can. Relaxations that are named were tried. Exit code 3.
+        """,
     "BC403": "The solver stopped at its time limit with a plan that may not be the best.",
-    "BC501": "A latency target lies below what one request alone takes on these devices.",
+    "BC404": """
+        Apps have a `rate`, and nothing is known of how fast the devices are: of the kind `cuda` the catalogue
+        knows no rates. Memory alone decides then. Name the device's kind, or measure rates with `blockc profile`
+        and compile with `--profile`.
+        """,
+    "BC501": """
+        A latency target lies below what one request alone takes on these devices: one prompt, or for each token one
+        sweep of the weights.
+        """,
     "BC502": """
         An `expect` block does not hold: `memory_below` for the plan, or `slo_attainment` under load, which is
         simulated: under the spec's own traffic when it is compiled, under any with `blockc simulate`. No plan was

@@ -23,11 +23,22 @@ def share_pages(
     """``max_rows`` full sequences if there is room; else all groups as far on the way there as there is.
 
     Groups of one chain lack the same number of pages, so they get the same: a sequence needs pages in all of them.
-    ``expected``: pages by group that the load has in flight. The chains' least layout must fit, with those.
+    ``expected``: pages by group that the load has in flight. The chains' least layout must fit, and with those all but
+    what was rounded.
     """
     longest = sizes.least_pages(chains)
     most = {group: pages * sizes.problem.max_rows for group, pages in longest.items()}
-    least = {group: min(most[group], pages + expected.get(group, 0)) for group, pages in longest.items()}
+
+    def beside(permille: int) -> dict[int, int]:
+        return {
+            group: min(most[group], pages + expected.get(group, 0) * permille // 1000)
+            for group, pages in longest.items()
+        }
+
+    def expected_bytes(permille: int) -> int:
+        return sizes.layout(chains, beside(permille), reserve_bytes=0).used_bytes
+
+    least = beside(bisect_right(range(1001), offered_bytes, key=expected_bytes, lo=1) - 1)
     lacking = {group: most[group] - least[group] for group in least}
     steps = max(lacking.values(), default=0)
 

@@ -33,7 +33,10 @@ def place(problem: PlaceProblem, *, diags: Diagnostics) -> Placement | None:
     """Place all chains. None exactly if an error was reported (BC401, BC402)."""
     if not check_slots(problem, diags):
         return None
+    if not _check_rules(problem, diags):
+        return None
     views = Views(problem=problem)
+    _report_unknown(problem, diags)
     if goes_by_traffic(problem):
         placement = place_traffic(views, diags=diags)
         if placement is not None:
@@ -53,15 +56,49 @@ def place(problem: PlaceProblem, *, diags: Diagnostics) -> Placement | None:
     return placement
 
 
+def _check_rules(problem: PlaceProblem, diags: Diagnostics) -> bool:
+    """Report rules that can never hold (BC402)."""
+    broken = [rule for rule in problem.rules if rule.conflict is not None]
+    for rule in broken:
+        diags.report(
+            "BC402",
+            f"`{rule.text}` cannot hold: {rule.conflict}",
+            at=rule.span,
+            help="give one of them a fine-tune of its own, or leave the rule out",
+        )
+    return not broken
+
+
+def _report_unknown(problem: PlaceProblem, diags: Diagnostics) -> None:
+    """Warn of loads that decide nothing, for want of rates (BC404)."""
+    loaded = [chain for chain in problem.chains if chain.load is not None]
+    kinds = sorted({device.kind for device in problem.devices})
+    if loaded and problem.work is not None and not _speeds_known(problem):
+        diags.report(
+            "BC404",
+            f"memory decides, not the load of {len(loaded)} models: nothing is known of how fast a `{kinds[0]}` is",
+            at=loaded[0].load.span if loaded[0].load is not None else None,
+            help="name the device's kind, or measure: `blockc profile`, then `blockc compile --profile`",
+        )
+
+
+def _speeds_known(problem: PlaceProblem) -> bool:
+    return any(device.kind in problem.speeds for device in problem.devices)
+
+
 def goes_by_traffic(problem: PlaceProblem) -> bool:
     """Whether anything but bytes decides: loads whose cost is known, rules, or an earlier plan."""
-    known = any(device.kind in problem.speeds for device in problem.devices)
+    known = _speeds_known(problem)
     loads = any(chain.load is not None for chain in problem.chains)
+    # Without known rates, rules and what was there before are kept to, and loads are left out (BC404).
     return bool(problem.rules) or problem.before is not None or (problem.work is not None and known and loads)
 
 
 def place_traffic(views: Views, *, diags: Diagnostics) -> Placement | None:
     """By loads, targets and rules. None exactly if an error was reported (BC401, BC402, BC501)."""
+    if not _speeds_known(views.problem):
+        chains = tuple(replace(chain, load=None) for chain in views.problem.chains)
+        views = views.with_problem(replace(views.problem, chains=chains))
     problem = views.problem
     packing = packing_of(views)
     if not check_targets(views, packing, diags=diags):

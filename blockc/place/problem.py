@@ -87,7 +87,7 @@ class PlaceRule:
     """A line of the spec that says where chains may run.
 
     ``pin``: ``chains`` run on ``devices`` and nowhere else. ``apart``: no two of them share a device. ``alone``: they
-    share devices with each other only. ``text``: what the spec says.
+    share devices with each other only. ``text``: what the spec says. ``conflict``: why it can never hold.
     """
 
     kind: Literal["pin", "apart", "alone"]
@@ -95,6 +95,7 @@ class PlaceRule:
     devices: frozenset[int] = frozenset()
     text: str
     span: Span | None = None
+    conflict: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

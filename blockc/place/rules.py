@@ -89,9 +89,11 @@ def _pins(deployment: Deployment, chains: Mapping[str, int]) -> Iterator[PlaceRu
 def _apart(deployment: Deployment, chains: Mapping[str, int]) -> Iterator[PlaceRule]:
     for app in deployment.apps:
         for other in app.apart_from:
+            both = chains[app.address] == chains[other]
             yield PlaceRule(
                 kind="apart", chains=(chains[app.address], chains[other]), span=app.apart_span,
                 text=f"{app.address} apart from {other}",
+                conflict="both are one model version, which has one route" if both else None,
             )  # fmt: skip
 
 
@@ -99,6 +101,10 @@ def _alone(deployment: Deployment, chains: Mapping[str, int]) -> Iterator[PlaceR
     for tenant in deployment.tenants.values():
         if tenant.isolation == "devices" and tenant.apps:
             own = tuple(sorted({chains[app.address] for app in tenant.apps}))
+            others = [
+                app.address for app in deployment.apps if app.tenant != tenant.name and chains[app.address] in own
+            ]
             yield PlaceRule(
-                kind="alone", chains=own, span=tenant.span, text=f"tenant {tenant.name} on devices of its own"
-            )
+                kind="alone", chains=own, span=tenant.span, text=f"tenant {tenant.name} on devices of its own",
+                conflict=f"{others[0]} is the same model version, which has one route" if others else None,
+            )  # fmt: skip

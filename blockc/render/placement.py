@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from blockc.plan import LoadEntry
 from blockc.render.units import counted, format_bytes, printable
 
 if TYPE_CHECKING:
     from blockc.place import Placement, PlaceProblem
+
+
+def load_text(load: LoadEntry) -> str:
+    """What an instance is expected to carry."""
+    if load.cadence_s is None:
+        return "nothing expected"
+    return (
+        f"a sweep every {1000 * load.cadence_s:g} ms: busy {load.traffic + load.sweeps:.0%} of at most "
+        f"{load.limit:.0%} "
+        f"(traffic {load.traffic:.0%}, sweeps {load.sweeps:.0%}), {load.rows:.1f} requests at once"
+    )
 
 
 def render_placement(problem: PlaceProblem, placement: Placement | None) -> str:
@@ -45,15 +57,18 @@ def _problem(problem: PlaceProblem) -> Iterator[str]:
 
 def _placement(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
     solver = placement.solver
+    proof = f" by {solver.bound_kind}" if solver.history else ""
     yield (
         f"PLACEMENT  ({solver.status}: {solver.value:.0f} of {counted(len(problem.devices), 'device')}, "
-        f"at least {solver.bound:.0f}; {solver.solver}, seed {solver.seed})"
+        f"at least {solver.bound:.0f}{proof}; {solver.solver}, seed {solver.seed})"
     )
     for index, instance in enumerate(placement.instances):
         devices = ", ".join(printable(problem.devices[device].address) for device in instance.devices)
         yield f"  instance {index} on {devices}: {counted(instance.max_rows, 'row')}"
         yield f"    segments {', '.join(map(str, instance.segments))}"
         yield f"    chains {', '.join(map(str, instance.chains))}"
+        if instance.load is not None:
+            yield f"    {load_text(instance.load)}"
         for group, pages in instance.kv_pages.items():
             yield f"    KV group {group}: {counted(pages, 'page')}"
         for bank, slots in instance.side_slots.items():
@@ -61,7 +76,8 @@ def _placement(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
             yield f"    bank {bank}: {counted(slots, 'slot')} for {counted(members, 'fine-tune')}"
     for route in placement.routes:
         ways = " or ".join(" > ".join(map(str, way)) for way in route.alternatives)
-        yield f"  chain {route.chain} runs on instance {ways}"
+        parts = f" ({', '.join(f'{weight:.0%}' for weight in route.weights)})" if route.weights else ""
+        yield f"  chain {route.chain} runs on instance {ways}{parts}"
     for memory in placement.memory:
         yield (
             f"  memory of {printable(problem.devices[memory.device].address)}: "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from blockc.cli.compile import compile_file
+from blockc.cost import plan_work
 from blockc.diag import DiagnosticError, Diagnostics
 from blockc.plan import ExecutionPlan, dump_plan, load_plan, write_plan
 from blockc.plan.verify import plan_problem
@@ -56,6 +58,24 @@ def test_traffic_decides_how_many_devices(tmp_path: Path) -> None:
     write_plan(busy, path)
     assert dump_plan(load_plan(path)) == dump_plan(busy)
     assert dump_plan(compiled(tmp_path, rate=6)) == dump_plan(busy)
+
+
+def test_a_graph_has_the_work_of_its_plan(tmp_path: Path) -> None:
+    plan = compiled(tmp_path)
+    found = {}
+    spec = tmp_path / "fleet.blk"
+    again = compile_file(
+        spec, tmp_path / "zoo", {}, target="sim", on_result=lambda name, result: found.setdefault(name, result)
+    )[0].plan
+    problem, _ = found["place"]
+    assert again == plan
+    work = plan_work(plan)
+    assert problem.work.segments == work.segments
+    assert [replace(chain, side_bytes=0, side_token_flops=0) for chain in problem.work.chains] == [
+        replace(chain, side_bytes=0, side_token_flops=0) for chain in work.chains
+    ]
+    # A plan divides the sum of sides by rank: all of these have the same.
+    assert problem.work.chains == work.chains
 
 
 def test_rules_of_the_spec(tmp_path: Path) -> None:

@@ -27,13 +27,13 @@ from blockc.place.traffic.times import busy_limit, first_token_s
 from blockc.place.traffic.units import packing_of
 from tests.place.loads import bins, every_packing, load, loaded, random_loaded
 
-SEEDS = range(60)
+SEEDS = range(40)
 
 
 def placed(given: PlaceProblem) -> tuple[Placement | None, Diagnostics]:
     diags = Diagnostics()
     placement = place(given, diags=diags)
-    errors = [item.code.id for item in diags if item.code.id != "BC403"]
+    errors = [item.code.id for item in diags if item.code.id not in ("BC403", "BC404")]
     assert (placement is None) == bool(errors)
     return placement, diags
 
@@ -188,6 +188,25 @@ def test_rules_hold_where_nothing_is_expected() -> None:
     placement, _ = placed(replace(base, rules=(rule,)))
     assert placement is not None
     assert placement.solver.value == 2
+
+
+def test_loads_on_devices_of_unknown_speed_are_named() -> None:
+    given = loaded([14.0], [(0,)], [load(22)], nodes=(4,))
+    placement, diags = placed(replace(given, speeds={}))
+    assert placement is not None
+    assert placement.solver.value == 1
+    assert [item.code.id for item in diags] == ["BC404"]
+    rule = PlaceRule(kind="pin", chains=(0,), devices=frozenset({2}), text="pin")
+    pinned, diags = placed(replace(given, speeds={}, rules=(rule,)))
+    assert pinned is not None
+    assert pinned.instances[0].devices == (2,)
+    assert [item.code.id for item in diags] == ["BC404"]
+
+
+def test_a_rule_that_can_never_hold_is_refused() -> None:
+    rule = PlaceRule(kind="apart", chains=(0, 0), text="a apart from b", conflict="both are one")
+    _, diags = placed(loaded([14.0], [(0,)], [load(1)], rules=(rule,)))
+    assert [item.code.id for item in diags] == ["BC402"]
 
 
 def test_the_checker_sees_what_is_wrong() -> None:

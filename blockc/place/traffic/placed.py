@@ -68,12 +68,11 @@ def _filled(
     resident = {item for group in here for item in packing.groups[group].items}
     sweeps = kind.fixed_parts(sum(kind.item_ns[item] for item in resident), tau_ns)
     traffic = sum(kind.unit_parts[group] * units for group, units in here.items())
-    # By the units that were counted, for which there is room; what is left over is filled with pages anyway.
     expected: dict[int, float] = {}
-    for group, count in cell.units:
+    for group, _ in cell.units:
         chain = problem.chains[group]
         for kv in chain.groups:
-            pages = kv_demand(problem, chain, kv) * count / packing.groups[group].units
+            pages = kv_demand(problem, chain, kv) * shares[group][number]
             expected[kv] = expected.get(kv, 0.0) + pages
     return Filled(
         cell=cell.devices,

@@ -1,6 +1,6 @@
 """Solver: what was minimised, how near to the bound it is, what is full, and what sharing saves.
 
-In: facts. Out: the section. A plan holds the value and the bound that the search ended with, not how it got there.
+In: facts. Out: the section. How the search got there is in plans that were placed by load.
 """
 
 from __future__ import annotations
@@ -34,18 +34,35 @@ def solver_section(facts: Facts) -> Markup:
         ("found by", solver.solver),
         ("seed", str(solver.seed)),
     ]
+    if solver.history:
+        facts_list.append(("bound proven by", solver.bound_kind))
+    if solver.moved_bytes is not None:
+        facts_list.append(("to load", format_bytes(solver.moved_bytes)))
     return section(
         "solver",
         "Solver",
         lead,
         figure(_gap(facts), "Bound and value"),
         tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts_list], class_="facts"),
+        _search(facts),
         tag("h3", "What is scarce"),
         _scarce(facts),
         tag("h3", "What sharing saves"),
         figure(_weights(facts), "Bytes of weights"),
         _tenants(facts),
     )
+
+
+def _search(facts: Facts) -> Markup | None:
+    """What was known after each step of the search."""
+    rows: list[list[Child]] = [
+        [f"{step.units:.3g}", "none" if step.value is None else _number(step.value), _number(step.bound)]
+        for step in facts.plan.solver.history
+    ]
+    if not rows:
+        return None
+    head = ["deterministic time", "devices of the plan", "at least"]
+    return table("How the search came to it", head, rows, numbers=3)
 
 
 def _gap(facts: Facts) -> Markup:
