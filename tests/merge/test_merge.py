@@ -65,7 +65,12 @@ def spec(models: Path, merge: str, *, memory_bytes: int = 2 << 30, dtype: str = 
     fine_tunes = plan.fine_tunes | {"hot": replace(plan.fine_tunes["hot"], merge=merge)}
     rate = {"acme": Fraction(20), "globex": Fraction(others)}
     tenants = {
-        name: replace(tenant, apps=tuple(replace(a, traffic=Traffic(rate_rps=rate[name])) for a in tenant.apps))
+        name: replace(
+            tenant,
+            apps=tuple(
+                replace(a, traffic=Traffic(rate_rps=rate[name], prompt_tokens=16, output_tokens=4)) for a in tenant.apps
+            ),
+        )
         for name, tenant in plan.tenants.items()
     }
     return replace(plan, fine_tunes=fine_tunes, tenants=tenants)
@@ -108,7 +113,7 @@ def test_what_does_not_fit_is_not_merged(models: Path, tmp_path: Path) -> None:
     compile_deployment(spec(models, "never"), zoo=zoo, diags=Diagnostics(), on_result=found.__setitem__)
     problem, _ = found["place"]
     least = sizes_of(problem).least(range(len(problem.chains))).used_bytes
-    tight, _, _ = compiled(spec(models, "auto", memory_bytes=least + merged.private_bytes // 4), tmp_path)
+    tight, _, _ = compiled(spec(models, "auto", memory_bytes=least + merged.private_bytes // 2), tmp_path)
     assert tight.models["hot"].merged is None
 
 
