@@ -15,7 +15,7 @@ from blockc.cost import DeviceRates, StepPricer, catalogue_rates, cell_rates, pl
 from blockc.cost.profile import Profile
 from blockc.cost.rates import LINK_LATENCY_S
 from blockc.diag import Diagnostics
-from blockc.plan import ExecutionPlan
+from blockc.plan import ExecutionPlan, RouteEntry
 from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc_runtime.limits import EngineLimits, engine_limits
 from blockc_runtime.router import Link, Network
@@ -68,14 +68,14 @@ class Fleet:
 def fleet_of(plan: ExecutionPlan, rates: Mapping[str, DeviceRates]) -> Fleet:
     """The fleet that a plan describes. ``rates``: by kind of device, as `rates_of` finds them."""
     work = plan_work(plan)
-    routes = {route.chain: tuple(sorted({path[0] for path in route.alternatives})) for route in plan.routes}
-    shares = {chain: (1.0,) * len(instances) for chain, instances in routes.items()}
+    shares = {route.chain: _shares(route) for route in plan.routes}
     return Fleet(
         label="ours",
         apps=tuple(
             FleetApp(
                 address=app.address, tenant=app.tenant, weight=app.weight, chain=app.chain,
-                isolation_group=app.isolation_group, instances=routes[app.chain], shares=shares[app.chain],
+                isolation_group=app.isolation_group, instances=tuple(shares[app.chain]),
+                shares=tuple(shares[app.chain].values()),
             )
             for app in plan.apps
         ),
@@ -96,6 +96,14 @@ def fleet_of(plan: ExecutionPlan, rates: Mapping[str, DeviceRates]) -> Fleet:
         weights_bytes=sum(entry.weights_bytes + entry.sides_bytes for entry in plan.memory),
         network=network_of(plan, [instance.devices for instance in plan.instances]),
     )  # fmt: skip
+
+
+def _shares(route: RouteEntry) -> dict[int, float]:
+    """For each instance at which a route begins the part of its requests that is meant for it; alike if none is."""
+    found: dict[int, float] = {}
+    for path, weight in zip(route.alternatives, route.weights or (1.0,) * len(route.alternatives), strict=True):
+        found[path[0]] = found.get(path[0], 0.0) + weight
+    return dict(sorted(found.items()))
 
 
 def network_of(plan: ExecutionPlan, instances: Sequence[Sequence[int]]) -> Network:

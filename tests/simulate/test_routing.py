@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blockc.plan import RouteEntry
+from blockc.simulate.fleet import _shares
 from blockc.simulate.simulate import Run, simulate
 from blockc.simulate.workload import Arrival, Workload
 from blockc_runtime.router import Link, Network
@@ -105,3 +107,10 @@ def test_folded_is_unfolded_where_kv_travels(talks, link, windows, copies) -> No
     assert (folded.routed, folded.sent_bytes) == (unfolded.routed, unfolded.sent_bytes)
     assert len(folded.served) == len(arrivals)
     assert sum(folded.routed.values()) == len(arrivals)
+
+
+def test_a_plans_weights_are_the_shares_of_its_instances() -> None:
+    """Two ways that begin at one instance count together; where nothing is said all count alike."""
+    route = RouteEntry(chain=0, alternatives=((2,), (0, 1), (0, 3)), weights=(0.5, 0.3, 0.2))
+    assert _shares(route) == {0: 0.5, 2: 0.5}
+    assert _shares(route.model_copy(update={"weights": ()})) == {0: 2.0, 2: 1.0}
