@@ -19,6 +19,7 @@ from blockc.place.traffic.times import (
     chain_times,
     first_token_s,
     in_flight,
+    least_rows,
     sides_sweep_s,
     sweep_s,
 )
@@ -146,7 +147,7 @@ def _times(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
             )
             weight = _weights(placement, chain).get(number, 0.0)
             busy += weight * float(load.rate_rps) * times.request_s(load)
-            rows += weight * in_flight(load)
+            rows += weight * least_rows(load, _fastest_sweep_s(problem, chain))
             own = busy_limit(times.prompt_s, load)
             limit = min(limit, 0.0 if own is None else own * (1 - float(problem.headroom)))
         if busy > limit + _SLACK:
@@ -166,6 +167,23 @@ def _times(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
 
 def _through(problem: PlaceProblem, segment: int) -> list[int]:
     return [chain for chain, own in enumerate(problem.chains) if segment in own.segments]
+
+
+def _fastest_sweep_s(problem: PlaceProblem, chain: int) -> float:
+    """Of a chain alone, on the fastest cell of any devices that there are."""
+    assert problem.work is not None
+    own = problem.work.chains[chain]
+    found = [
+        rates.step_s
+        + sum(sweep_s(problem.work.segments[segment], rates) for segment in own.segments)
+        + sides_sweep_s(own, rates)
+        for kind in {device.kind for device in problem.devices} & problem.speeds.keys()
+        for width in (1, 2, 4, 8)
+        for speed in (problem.speeds[kind],)
+        if width == 1 or speed.link_bytes_per_s is not None
+        for rates in (cell_rates(speed.rates, width=width, link_bytes_per_s=speed.link_bytes_per_s),)
+    ]
+    return min(found, default=0.0)
 
 
 def _rates(problem: PlaceProblem, instance: InstanceEntry) -> DeviceRates | None:

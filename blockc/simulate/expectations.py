@@ -6,6 +6,7 @@ repetitions it has to hold on average.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from blockc.diag import Diagnostics, Label
@@ -62,10 +63,10 @@ def _attainment(
     spans = {app.address: app.span for app in deployment.apps}
     diags.report(
         "BC502",
-        f"{100 * found:.1f} % of {counted(measured, 'request')} are within their targets, expected {100 * wanted:g} %",
+        f"{_percent(found)} of {counted(measured, 'request')} are within their targets, expected {100 * wanted:g} %",
         at=expect.span,
         secondary=tuple(
-            Label(span=spans[address], text=f"{100 * part:.1f} % of {count}")
+            Label(span=spans[address], text=f"{_percent(part)} of {count}")
             for address, count, part in late[:_SHOWN]
             if address in spans
         ),
@@ -88,3 +89,8 @@ def _p95(total: AppReport) -> tuple[str, ...]:
     names = (("time to first token", total.ttft), ("time per token", total.tpot), ("time to last token", total.e2e))
     parts = [f"{name} {1000 * item.p95_s:.0f} ms" for name, item in names if item is not None]
     return (f"p95 of all requests: {', '.join(parts)}",) if parts else ()
+
+
+def _percent(part: float) -> str:
+    """Rounded down: what is not all of them does not read so."""
+    return f"{math.floor(1000 * part) / 10:.1f} %"

@@ -45,7 +45,7 @@ def devices_of(plan: ExecutionPlan) -> set[str]:
 
 
 def test_traffic_decides_how_many_devices(tmp_path: Path) -> None:
-    calm, busy = compiled(tmp_path), compiled(tmp_path, rate=6)
+    calm, busy = compiled(tmp_path), compiled(tmp_path, rate=20)
     assert len(devices_of(calm)) == calm.solver.value == 1
     assert len(devices_of(busy)) == busy.solver.value > 1
     assert busy.solver.bound <= busy.solver.value
@@ -57,7 +57,7 @@ def test_traffic_decides_how_many_devices(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     write_plan(busy, path)
     assert dump_plan(load_plan(path)) == dump_plan(busy)
-    assert dump_plan(compiled(tmp_path, rate=6)) == dump_plan(busy)
+    assert dump_plan(compiled(tmp_path, rate=20)) == dump_plan(busy)
 
 
 def test_a_graph_has_the_work_of_its_plan(tmp_path: Path) -> None:
@@ -112,10 +112,10 @@ def test_what_the_devices_cannot_carry_is_refused(tmp_path: Path) -> None:
 
 def test_a_plan_that_follows_moves_no_more_than_it_may(tmp_path: Path) -> None:
     path = tmp_path / "before.json"
-    write_plan(compiled(tmp_path, rate=6), path)
-    again = compiled(tmp_path, rate=6, before=path)
+    write_plan(compiled(tmp_path, rate=20), path)
+    again = compiled(tmp_path, rate=20, before=path)
     assert again.solver.moved_bytes == 0
     assert devices_of(again) == devices_of(load_plan(path))
-    more = compiled(tmp_path, rate=8, before=path, policy="replan { move_budget = 1GB }")
+    more = compiled(tmp_path, rate=26, before=path, policy="replan { move_budget = 1GB }")
     assert more.solver.moved_bytes is not None
     assert plan_problem(more) is None

@@ -21,8 +21,8 @@ PARTS: Final = 10**7
 class Group:
     """A chain's load. ``tau_ns``: the slowest cadence it allows; None: nothing is expected of it.
 
-    ``milli_rows``: a unit's requests at once, in thousandths. ``devices``: where it may run; None: anywhere. ``apart``:
-    groups that it shares no cell with.
+    ``milli_rows``: a unit's requests at once on the fastest cell, in thousandths. ``devices``: where it may run; None:
+    anywhere. ``apart``: groups that it shares no cell with.
     """
 
     units: int

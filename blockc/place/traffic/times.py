@@ -74,13 +74,19 @@ def chain_times(
 
 
 def cadence_s(load: PlaceLoad) -> float:
-    """The slowest cadence that the chain's targets allow."""
-    return DEFAULT_TPOT_S if load.tpot_s is None else float(load.tpot_s)
+    """The slowest cadence that the chain's targets allow. A first token waits for the end of a sweep half its time."""
+    pace_s = DEFAULT_TPOT_S if load.tpot_s is None else float(load.tpot_s)
+    return pace_s if load.ttft_s is None else min(pace_s, float(load.ttft_s) / 2)
 
 
 def in_flight(load: PlaceLoad) -> float:
     """Requests at once, where each token takes a whole cadence (Little's law)."""
     return float(load.rate_rps * load.output_tokens) * cadence_s(load)
+
+
+def least_rows(load: PlaceLoad, sweep_s: float) -> float:
+    """Requests at once where no step takes longer than a sweep of the chain alone: with fewer, none keeps up."""
+    return float(load.rate_rps * load.output_tokens) * min(cadence_s(load), sweep_s)
 
 
 def first_token_s(prompt_s: float, busy: float, tau_s: float, *, cv: float = 1.0) -> float:

@@ -26,6 +26,7 @@ from blockc.place.traffic.times import (
     cadence_s,
     chain_times,
     in_flight,
+    least_rows,
     sides_sweep_s,
     sweep_s,
 )
@@ -117,7 +118,7 @@ def _groups(problem: PlaceProblem, sets: _Sets) -> list[Group]:
             units=1,
             tau_ns=None if chain.load is None else math.floor(cadence_s(chain.load) * _NS),
             items=tuple(sorted(sets.of[number])),
-            milli_rows=0 if chain.load is None else math.ceil(1000 * in_flight(chain.load)),
+            milli_rows=0,
             devices=devices.get(number),
             apart=frozenset(apart.get(number, ())),
         )
@@ -212,6 +213,10 @@ def _split(
     groups: list[Group], kinds: tuple[CellKind, ...], blocks: tuple[Block, ...], problem: PlaceProblem
 ) -> Packing:
     """Whole loads into units: as many as it takes for one to be small and to fit."""
+    groups = [
+        replace(group, milli_rows=_milli_rows(problem.chains[number], number, group, kinds))
+        for number, group in enumerate(groups)
+    ]
     whole = Packing(
         groups=tuple(groups), items=0 if not kinds else len(kinds[0].item_bytes), kinds=kinds, blocks=blocks,
         milli_rows=1000 * problem.max_rows,
@@ -232,6 +237,15 @@ def _split(
             for kind in kinds
         ),
     )
+
+
+def _milli_rows(chain: PlaceChain, number: int, group: Group, kinds: tuple[CellKind, ...]) -> int:
+    """Rounded down: it is a reason to refuse a load."""
+    if chain.load is None:
+        return 0
+    sweeps_ns = [kind.path_ns(group) + kind.step_ns for kind in kinds if kind.limit[number] > 0]
+    fastest_s = min(sweeps_ns, default=0) / _NS
+    return math.floor(1000 * least_rows(chain.load, fastest_s))
 
 
 def _unit_count(packing: Packing, number: int) -> int:

@@ -38,10 +38,14 @@ class Caller:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
-    """What a keys file says: of each key's SHA-256 the tenant with the key's number, and the tenants' quotas."""
+    """What a keys file says: of each key's SHA-256 the tenant with the key's number, and the tenants' quotas.
+
+    ``read``: what the file and the plan's tenants were when it was read; whoever watches them begins from there.
+    """
 
     owners: Mapping[bytes, tuple[str, int]]
     quotas: Mapping[str, Quota] = field(default_factory=dict)
+    read: object = None
 
 
 class KeyRing:
@@ -57,6 +61,7 @@ class KeyRing:
 
     def replace(self, keys: Keys) -> None:
         """Know these keys and quotas from here on, and no others. What is running goes on."""
+        self.read = keys.read
         self._owner_of = {self._blind(digest): owner for digest, owner in keys.owners.items()}
         self._quotas = dict(keys.quotas)
 

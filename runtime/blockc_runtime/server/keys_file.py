@@ -38,6 +38,7 @@ def load_keys(path: Path, tenants: Collection[str]) -> Keys:
     metric, no quota. Raises `DiagnosticError`.
     """
     problems = Diagnostics()
+    read = _version(path), frozenset(tenants)
     entries = _read(path, problems)
     owners: dict[bytes, tuple[str, int]] = {}
     quotas: dict[str, Quota] = {}
@@ -58,7 +59,7 @@ def load_keys(path: Path, tenants: Collection[str]) -> Keys:
             continue
         _add(owners, tenant, keys, problems)
     problems.raise_if_errors()
-    return Keys(owners=owners, quotas=quotas)
+    return Keys(owners=owners, quotas=quotas, read=read)
 
 
 async def watch_keys(
@@ -69,8 +70,11 @@ async def watch_keys(
     *,
     poll_s: float = _POLL_S,
 ) -> None:
-    """Take over what the file says, whenever it or the plan's ``tenants`` change, until cancelled."""
-    seen = _version(path), tenants()
+    """Take over what the file says, whenever it or the plan's ``tenants`` change, until cancelled.
+
+    They may have changed since the ring's keys were read.
+    """
+    seen = ring.read
     while True:
         await asyncio.sleep(poll_s)
         if (version := (_version(path), tenants())) == seen:
