@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The rows of the design's table. `plan swap` comes with the tests that are marked so.
+# The rows of the design's table.
 ROWS = (
     "load", "cancellation", "drain", "faults", "files", "plan swap", "requests", "specs", "isolation", "fairness",
     "scheduler",

@@ -28,6 +28,7 @@ from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import load_catalogue
 from blockc_runtime.server.engine_client import EngineState
 from blockc_runtime.server.keys_file import load_keys
+from tests.conftest import Promised
 from tests.runtime.server import world
 from tests.runtime.server.running import RunningServer, running
 from tests.support.processes import eventually
@@ -195,8 +196,9 @@ def killed(server: RunningServer) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.promise("plan swap")
 @pytest.mark.parametrize("swaps", [10, pytest.param(100, marks=pytest.mark.slow)])
-def test_swaps_with_32_in_flight(server: RunningServer, plans: Plans, swaps: int):
+def test_swaps_with_32_in_flight(server: RunningServer, plans: Plans, swaps: int, promised: Promised):
     wrong, reports, answered = asyncio.run(swaps_under_load(server, plans, swaps=swaps, in_flight=32, seed=swaps))
     assert wrong == []
     assert answered > 32
@@ -207,7 +209,12 @@ def test_swaps_with_32_in_flight(server: RunningServer, plans: Plans, swaps: int
     metrics = httpx.get(f"{server.url}/metrics").text
     assert f'blockc:plan_swaps_total{{outcome="swapped"}} {swaps}.0' in metrics
     assert "num_requests_running" in metrics
-    print(f"{swaps} swaps, {answered} answers, longest pause {max(r['pause_s'] for r in reports) * 1000:.2f} ms")
+    longest_ms = max(report["pause_s"] for report in reports) * 1000
+    promised(
+        "swaps with 32 in flight", "100 swaps: 0 failed requests, no answer mixes plans",
+        f"{swaps} swaps, {answered:,} answers: 0 failed, 0 of two plans; a pause of {longest_ms:.1f} ms at most",
+        kept=swaps >= 100,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", [1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 11))])
