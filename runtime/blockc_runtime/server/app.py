@@ -125,11 +125,15 @@ def create_app(
     @app.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
         fields = parse_object(await read_body(request, max_body_bytes))
-        served = _find(catalogue, request, model_name(fields), yields="embedding")
-        body = validate(EmbeddingBody, fields)
-        check_dimensions(body, served)
-        calls.check_room(served, caller_of(request.scope))
-        return calls.embed(await embedding(body, served), body, caller_of(request.scope))
+
+        async def attempt() -> Response:
+            served = _find(catalogue, request, model_name(fields), yields="embedding")
+            body = validate(EmbeddingBody, fields)
+            check_dimensions(body, served)
+            calls.check_room(served, caller_of(request.scope))
+            return calls.embed(await embedding(body, served), body, caller_of(request.scope))
+
+        return await calls.on_one_plan(attempt)
 
     @app.post("/tokenize")
     async def tokenize(request: Request) -> Response:

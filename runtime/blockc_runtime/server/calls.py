@@ -6,7 +6,8 @@ In: a `Generation` and the `Format` of its route. Out: the HTTP response (see `r
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any, Protocol
 
 from starlette.responses import Response
@@ -98,7 +99,11 @@ class Calls:
         """Submit texts for their embeddings and return the response that will answer. Raises 429 or 503."""
         first, *later = waves(submission)
         call, reservation = self._submitted(first, caller, most_tokens=submission.most_tokens)
-        return EmbeddingsResponse(self._client, call, submission, reservation, body, later, self._submit)
+        kept = ExitStack()  # from now on: the first wave may end before the answer begins
+        if later:
+            kept.enter_context(self._client.keeping(submission.app.epoch))
+        more = partial(self._submit, is_more=True)
+        return EmbeddingsResponse(self._client, call, submission, reservation, body, later, more, kept)
 
     def _submitted(
         self, submission: Submission, caller: Caller, most_tokens: int | None = None
@@ -114,12 +119,10 @@ class Calls:
                 reservation.undo()
                 raise
 
-    def _submit(self, submission: Submission) -> Call:
-        app = submission.app
+    def _submit(self, submission: Submission, *, is_more: bool = False) -> Call:
+        app, metrics = submission.app, self._metrics.app(submission.app.tenant, submission.app.app)
         with self._refusals():
-            return self._client.submit(
-                submission.requests, tenant=app.tenant, metrics=self._metrics.app(app.tenant, app.app)
-            )
+            return self._client.submit(submission.requests, tenant=app.tenant, metrics=metrics, is_more=is_more)
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:

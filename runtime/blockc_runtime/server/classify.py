@@ -17,7 +17,7 @@ from starlette.types import Send
 from blockc_runtime.request import EndEvent
 from blockc_runtime.server.engine_client import Arrival
 from blockc_runtime.server.errors import ApiError
-from blockc_runtime.server.response import CallResponse, raise_if_failed, send_json
+from blockc_runtime.server.response import CallResponse, send_json
 from blockc_runtime.server.sse import to_json
 
 
@@ -25,13 +25,7 @@ class ScoresResponse(CallResponse):
     """The response to a call for scores, given when all texts have theirs."""
 
     async def _answer(self, send: Send, arrivals: list[Arrival]) -> None:
-        ends: dict[int, EndEvent] = {}
-        while arrivals:
-            for arrival in arrivals:
-                raise_if_failed(arrival)
-                if isinstance(arrival, EndEvent):
-                    ends[self._index[arrival.request]] = arrival
-            arrivals = await self._call.arrived()
+        ends = await self._ends(arrivals)
         if len(ends) == len(self._index):  # else the client left; nobody reads an answer
             await send_json(send, to_json(self._body(ends)).encode())
 

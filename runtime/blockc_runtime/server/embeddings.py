@@ -11,10 +11,11 @@ import base64
 import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from sys import byteorder
 
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from blockc_runtime.request import EndEvent
 from blockc_runtime.server.catalogue import ServedApp
@@ -22,7 +23,7 @@ from blockc_runtime.server.engine_client import Arrival, Call, EngineClient
 from blockc_runtime.server.errors import ApiError, invalid
 from blockc_runtime.server.generation import Submission
 from blockc_runtime.server.quotas import Reservation
-from blockc_runtime.server.response import CallResponse, raise_if_failed, send_json
+from blockc_runtime.server.response import CallResponse, send_json
 from blockc_runtime.server.schemas import EmbeddingBody
 from blockc_runtime.server.sse import to_json
 
@@ -54,7 +55,10 @@ def check_dimensions(body: EmbeddingBody, app: ServedApp) -> None:
 
 
 class EmbeddingsResponse(CallResponse):
-    """The response to a call for embeddings, given when all texts have theirs. ``submit``: takes on the next wave."""
+    """The response to a call for embeddings, given when all texts have theirs.
+
+    ``submit``: takes on one of the waves to come; ``kept``: what keeps their plan until the answer has been given.
+    """
 
     def __init__(
         self,
@@ -65,25 +69,26 @@ class EmbeddingsResponse(CallResponse):
         body: EmbeddingBody,
         later: Sequence[Submission],
         submit: Callable[[Submission], Call],
+        kept: AbstractContextManager[object],
     ) -> None:
         super().__init__(client, call, submission, reservation)
         self._body = body
-        self._later = list(later)
+        self._later = later
         self._submit = submit
+        self._kept = kept
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        with self._kept:
+            await super().__call__(scope, receive, send)
 
     async def _answer(self, send: Send, arrivals: list[Arrival]) -> None:
-        ends: dict[int, EndEvent] = {}
-        while True:
-            while arrivals:
-                for arrival in arrivals:
-                    raise_if_failed(arrival)
-                    if isinstance(arrival, EndEvent):
-                        ends[self._index[arrival.request]] = arrival
-                arrivals = await self._call.arrived()
-            if not self._later or self.client_left:
+        ends = await self._ends(arrivals)
+        for wave in self._later:
+            if self.client_left:
                 break
-            self._call = self._submit(self._later.pop(0))
-            arrivals = await self._call.arrived()
+            self._call = self._submit(wave)
+            ends |= await self._ends(await self._call.arrived())
         if len(ends) == len(self._index):  # else the client left; nobody reads an answer
             await send_json(send, await self._text(ends))
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -125,7 +126,9 @@ class EngineClient:
         self.epoch = 0  # of the plan in force
         self.on_past: Callable[[int], None] = lambda epoch: None  # the last request of a plan before has ended
         self._open: set[int] = set()  # epochs that the engine has
-        self._unfinished_in: Counter[int] = Counter()
+        self._unfinished_in: Counter[int] = Counter()  # requests, and calls that keep the plan
+        self._kept: Counter[int] = Counter()  # those calls
+        self._lost: set[int] = set()  # kept plans that no engine can have again
         self._held: asyncio.Event | None = None
         self._outside = 0
         self._metrics = metrics
@@ -164,9 +167,27 @@ class EngineClient:
             finally:
                 self._outside -= 1
 
-    def submit(self, requests: Sequence[Request], *, tenant: str, metrics: AppMetrics) -> Call:
-        """Take on the requests of one call, all or none. Raises as `check_room` does, and `PlanChangedError`."""
-        if self._held is not None or any(request.epoch != self.epoch for request in requests):
+    @contextmanager
+    def keeping(self, epoch: int) -> Iterator[None]:
+        """Have a plan stay for a call that comes with more requests for it (`submit`, ``is_more``)."""
+        self._unfinished_in[epoch] += 1
+        self._kept[epoch] += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._kept[epoch] -= 1
+            self._done_in(epoch)
+
+    def submit(self, requests: Sequence[Request], *, tenant: str, metrics: AppMetrics, is_more: bool = False) -> Call:
+        """Take on the requests of one call, all or none. Raises as `check_room` does, and `PlanChangedError`.
+
+        ``is_more``: of a call whose plan is kept; it ends on that, whatever is in force.
+        """
+        if is_more:
+            if any(request.epoch in self._lost for request in requests):
+                raise EngineUnavailableError
+        elif self._held is not None or any(request.epoch != self.epoch for request in requests):
             raise PlanChangedError
         self.check_room(tenant, len(requests))
         now_s = time.monotonic()
@@ -257,6 +278,8 @@ class EngineClient:
 
     def abandon(self, epoch: int, message: str) -> None:
         """End everything unfinished of a plan with a declared error."""
+        if self._kept[epoch]:
+            self._lost.add(epoch)
         self._abandon([t for t in tuple(self._tracked.values()) if t.request.epoch == epoch], message)
 
     def detach(self) -> None:
@@ -367,19 +390,23 @@ class EngineClient:
             return None
         tracked.call.unfinished.discard(request)
         self._unfinished_of[tracked.tenant] -= 1
-        epoch = tracked.request.epoch
-        self._unfinished_in[epoch] -= 1
-        if not self._unfinished_in[epoch] and epoch != self.epoch:
-            self._pass(epoch)
-        if not self._tracked:
-            self._idle.set()
+        self._done_in(tracked.request.epoch)
         self._observe_end(tracked, reason)
         return tracked
 
+    def _done_in(self, epoch: int) -> None:
+        """One request of a plan, or a call that kept it, has ended."""
+        self._unfinished_in[epoch] -= 1
+        if not self._unfinished_in[epoch] and epoch != self.epoch:
+            self._pass(epoch)
+        if not self._tracked and not self._kept.total():
+            self._idle.set()
+
     def _pass(self, epoch: int) -> None:
         """A plan is not in force any more, and nothing of it is unfinished."""
-        del self._unfinished_in[epoch]
+        del self._unfinished_in[epoch], self._kept[epoch]
         self._open.discard(epoch)
+        self._lost.discard(epoch)
         self.on_past(epoch)
 
     def _observe_end(self, tracked: _Tracked, reason: FinishReason) -> None:

@@ -72,6 +72,17 @@ class CallResponse(Response, ABC):
                 ),
             )
 
+    async def _ends(self, arrivals: list[Arrival]) -> dict[int, EndEvent]:
+        """How each request has ended, of a call that yields no text; fewer than there are if the client left."""
+        ends: dict[int, EndEvent] = {}
+        while arrivals:
+            for arrival in arrivals:
+                raise_if_failed(arrival)
+                if isinstance(arrival, EndEvent):
+                    ends[self._index[arrival.request]] = arrival
+            arrivals = await self._call.arrived()
+        return ends
+
     async def _leave_with_client(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass

@@ -1,0 +1,107 @@
+"""Calls that go on submitting requests stay on the plan that they began with, whatever is swapped in meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
+
+import httpx
+import pytest
+
+from blockc.plan import EmbeddingEntry
+from blockc_runtime.request import EndEvent, Request, Sampling
+from blockc_runtime.server.auth import Caller
+from blockc_runtime.server.catalogue import Catalogue
+from blockc_runtime.server.engine_client import EngineClient, EngineUnavailableError, PlanChangedError
+from blockc_runtime.server.metrics import Metrics
+from blockc_runtime.wire import End, Message, Submit
+from tests.runtime.server.running import running
+
+
+class World:
+    """A client with an engine that only listens. ``past``: plans that were let go."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.client = EngineClient(self.metrics)
+        self.sent: list[Message] = []
+        self.past: list[int] = []
+        self.client.on_past = self.past.append
+        self.client.attach(self.sent.append, 0)
+
+    def submit(self, name: str, epoch: int, *, is_more: bool = False) -> None:
+        request = Request(
+            id=name, app=0, chain=0, epoch=epoch, isolation_group="g", prompt=(5,), emitted=0, max_tokens=1,
+            stop_token_ids=(), sampling=Sampling(),
+        )  # fmt: skip
+        self.client.submit([request], tenant="t", metrics=self.metrics.app("t", "a"), is_more=is_more)
+
+    def end(self, name: str) -> None:
+        self.client.receive(End(events=(EndEvent(request=name, reason="stop", message="", cached_tokens=0),)))
+
+    def submitted(self) -> Sequence[str]:
+        return [message.request.id for message in self.sent if isinstance(message, Submit)]
+
+
+def test_a_call_that_comes_with_more_ends_on_its_plan() -> None:
+    world = World()
+    world.submit("first", 0)
+    with world.client.keeping(0):
+        world.end("first")
+        world.client.move_to(1)
+        assert world.past == []
+        with pytest.raises(PlanChangedError):
+            world.submit("another call's", 0)
+        world.submit("second", 0, is_more=True)
+        world.end("second")
+        assert world.submitted() == ["first", "second"]
+        assert world.past == []
+        assert world.client.lacking() == []
+    assert world.past == [0]
+
+
+def test_a_swap_that_needs_the_room_waits_for_it() -> None:
+    async def play() -> None:
+        world = World()
+        with world.client.keeping(0):
+            world.client.hold()
+            waiting = asyncio.create_task(world.client.idle())
+            world.submit("second", 0, is_more=True)
+            world.end("second")
+            await asyncio.sleep(0)
+            assert not waiting.done()
+        await asyncio.wait_for(waiting, 1)
+
+    asyncio.run(play())
+
+
+def test_a_plan_that_no_engine_can_have_again_is_said() -> None:
+    world = World()
+    with world.client.keeping(0):
+        world.client.move_to(1)
+        world.client.detach()
+        world.client.attach(world.sent.append, 1)
+        assert world.client.lacking() == [0]
+        world.client.abandon(0, "it cannot be loaded again")
+        with pytest.raises(EngineUnavailableError):
+            world.submit("second", 0, is_more=True)
+    assert world.past == [0]
+
+
+@pytest.mark.parametrize("route", ["/v1/embeddings", "/v1/classify"])
+def test_texts_wait_while_a_swap_holds_requests_back(catalogue: Catalogue, route: str) -> None:
+    """The engine of these tests knows no vectors: what it says shows that the texts reached it."""
+    app = next(catalogue.visible(Caller(tenant=None)))
+    own = {"/v1/embeddings": {"embedding": EmbeddingEntry(width=4, is_normalized=False)}, "/v1/classify": {}}[route]
+    vectors = Catalogue((replace(app, labels=() if own else ("no", "yes"), **own),))
+    with running(vectors) as server, ThreadPoolExecutor(1) as pool:
+        client = server.server.client
+        server.loop.call_soon_threadsafe(client.hold)
+        body = {"model": app.model, "input": [[5, 6], [7]]}
+        answer = pool.submit(httpx.post, f"{server.url}{route}", json=body, timeout=20)
+        assert wait([answer], timeout=0.5).not_done
+        server.loop.call_soon_threadsafe(client.let_in)
+        assert answer.result().status_code == 500
+        assert "the engine failed: it gave no" in answer.result().json()["error"]["message"]
