@@ -7,11 +7,12 @@ nothing was changed where it is refused. Requests in flight end on the plan that
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from blockc.cli.options import JsonOption, PlanArgument
+from blockc.diag import refuse
 
 if TYPE_CHECKING:
     from blockc.cli.load.client import Target
@@ -61,7 +62,7 @@ def _plan_of(target: Target) -> ExecutionPlan:
 
     status, body = target.exchange("GET", "/plan")
     if status != 200:
-        _refuse("BC003", f"the server answered {status}: {message_of(body)}", _HELP)
+        refuse("BC003", f"the server answered {status}: {message_of(body)}", _HELP)
     return read_plan(body, "the server's plan")
 
 
@@ -80,8 +81,8 @@ def _applied(target: Target, plan: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         code, message = None, message_of(body)
     if code in CODES:
-        _refuse(code, f"the server refused the plan: {message.removeprefix(f'{code}: ')}", None)
-    return _refuse("BC003", f"the server answered {status}: {message}", _HELP if status in (401, 403) else None)
+        refuse(code, f"the server refused the plan: {message.removeprefix(f'{code}: ')}", None)
+    return refuse("BC003", f"the server answered {status}: {message}", _HELP if status in (401, 403) else None)
 
 
 def _sentence(done: dict[str, Any]) -> str:
@@ -98,11 +99,3 @@ def _sentence(done: dict[str, Any]) -> str:
         f"  new requests waited {done['pause_s'] * 1000:.1f} ms, the longest turn of the engine took "
         f"{done['longest_turn_s'] * 1000:.1f} ms"
     )
-
-
-def _refuse(code: str, message: str, help_: str | None) -> NoReturn:
-    from blockc.diag import DiagnosticError, Diagnostics
-
-    diags = Diagnostics()
-    diags.report(code, message, help=help_)
-    raise DiagnosticError(diags)

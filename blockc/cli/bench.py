@@ -8,11 +8,12 @@ environment (BLOCKC_KEY) and goes nowhere but to the server.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from blockc.cli.options import JsonOption
+from blockc.diag import refuse
 
 if TYPE_CHECKING:
     from blockc.cli.load.client import Answer
@@ -108,9 +109,9 @@ def _chosen(models: dict[str, int], apps: list[str] | None) -> dict[str, int]:
 
     for app in apps or ():
         if app not in models:
-            _refuse("BC101", f"the server has no app `{app}` for this key", did_you_mean(app, sorted(models)))
+            refuse("BC101", f"the server has no app `{app}` for this key", did_you_mean(app, sorted(models)))
     if not models:
-        _refuse("BC101", "the server has no app for this key", "BLOCKC_KEY=... names another key")
+        refuse("BC101", "the server has no app for this key", "BLOCKC_KEY=... names another key")
     return {app: models[app] for app in apps} if apps else models
 
 
@@ -159,9 +160,9 @@ def _read(path: Path) -> tuple[dict[str, Figures], dict[str, Any]]:
     try:
         return read_document(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        _refuse("BC003", f"cannot read {path}: {error.strerror}", "`--save FILE` writes one")
+        refuse("BC003", f"cannot read {path}: {error.strerror}", "`--save FILE` writes one")
     except (ValueError, RecursionError):
-        _refuse("BC003", f"{path} is no saved run", "`--save FILE` writes one")
+        refuse("BC003", f"{path} is no saved run", "`--save FILE` writes one")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
@@ -170,12 +171,4 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     try:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        _refuse("BC003", f"cannot write {path}: {error.strerror}", "name another file with --save")
-
-
-def _refuse(code: str, message: str, help_: str | None) -> NoReturn:
-    from blockc.diag import DiagnosticError, Diagnostics
-
-    diags = Diagnostics()
-    diags.report(code, message, help=help_)
-    raise DiagnosticError(diags)
+        refuse("BC003", f"cannot write {path}: {error.strerror}", "name another file with --save")

@@ -7,9 +7,11 @@ changed. Never overwrites a file.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from blockc.diag import refuse
 
 if TYPE_CHECKING:
     from blockc.spec.draft import DraftDevice
@@ -40,10 +42,10 @@ def init(
     if Path(name).name != name or not name.endswith(".blk"):
         raise typer.BadParameter("write the name of a `.blk` file, without folders", param_hint="--name")
     if not folder.is_dir():
-        _refuse("BC003", f"no folder {folder}", "name the folder that holds your models")
+        refuse("BC003", f"no folder {folder}", "name the folder that holds your models")
     found = draft(find_models(folder), _devices(use_gpus=devices == "auto"))
     if found is None:
-        _refuse(
+        refuse(
             "BC201",
             f"no model that blockc can serve is in {folder}",
             "a model is a folder with config.json and *.safetensors, an adapter one with adapter_config.json;\n"
@@ -54,9 +56,9 @@ def init(
         with path.open("x", encoding="utf-8", newline="") as file:
             file.write(found.text)
     except FileExistsError:
-        _refuse("BC003", f"{path} is there already", "name another with `--name`; nothing is overwritten")
+        refuse("BC003", f"{path} is there already", "name another with `--name`; nothing is overwritten")
     except OSError as error:
-        _refuse("BC003", f"cannot write {path}: {error.strerror}", "name a folder that can be written to")
+        refuse("BC003", f"cannot write {path}: {error.strerror}", "name a folder that can be written to")
     bases, tunes = found.bases, found.fine_tunes
     print(f"{path}: {bases} base{'s'[: bases != 1]}, {tunes} fine-tune{'s'[: tunes != 1]}")
     for written, reason in found.unused:
@@ -74,11 +76,3 @@ def _devices(*, use_gpus: bool) -> list[DraftDevice]:
     # What no model takes goes to the KV cache: half of a machine leaves room for everything else that it does.
     half = max(1, (memory_bytes() or 4 * _GIB) // 2 // _GIB)
     return [DraftDevice(kind="cpu", memory=f"{half}GiB", reserve="512MiB")]
-
-
-def _refuse(code: str, message: str, help_: str) -> NoReturn:
-    from blockc.diag import DiagnosticError, Diagnostics
-
-    diags = Diagnostics()
-    diags.report(code, message, help=help_)
-    raise DiagnosticError(diags)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from blockc.cost.fit import Fit
 from blockc.cost.rates import DeviceRates
-from blockc.diag import DiagnosticError, Diagnostics
+from blockc.diag import refuse
 from blockc.ir.canonical import canonical_json
 from blockc.ir.strict_json import StrictJsonError, parse_strict_json
 
@@ -97,7 +97,7 @@ def write_profile(profile: Profile, path: Path) -> None:
     try:
         path.write_text(canonical_json(profile.model_dump(mode="json")) + "\n", encoding="utf-8")
     except OSError as error:
-        _refuse("BC003", f"cannot write {path}: {error.strerror}", "name another file with `-o`")
+        refuse("BC003", f"cannot write {path}: {error.strerror}", "name another file with `-o`")
 
 
 def read_profile(path: Path) -> Profile:
@@ -110,7 +110,7 @@ def read_profile(path: Path) -> Profile:
         else:
             data = path.read_bytes()
     except OSError as error:
-        _refuse("BC003", f"cannot read {path}: {error.strerror}", "`blockc profile PLAN -o FILE` writes one")
+        refuse("BC003", f"cannot read {path}: {error.strerror}", "`blockc profile PLAN -o FILE` writes one")
     if problem is None:
         try:
             return Profile.model_validate(parse_strict_json(data))
@@ -119,11 +119,5 @@ def read_profile(path: Path) -> Profile:
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             problem = f"{'.'.join(str(part) for part in first['loc'])[:200]}: {first['msg']}"
-    _refuse("BC505", f"{path} is no profile: {problem}", "measure again: `blockc profile PLAN -o FILE`")
+    refuse("BC505", f"{path} is no profile: {problem}", "measure again: `blockc profile PLAN -o FILE`")
     raise AssertionError("refused above")
-
-
-def _refuse(code: str, message: str, help_: str) -> None:
-    diags = Diagnostics()
-    diags.report(code, message, help=help_)
-    raise DiagnosticError(diags)

@@ -8,7 +8,7 @@ together.
 from __future__ import annotations
 
 from blockc.diag.codes import CODES, Code, Severity
-from blockc.diag.diagnostic import Diagnostic, DiagnosticError, Diagnostics, Label
+from blockc.diag.diagnostic import Diagnostic, DiagnosticError, Diagnostics, Label, refuse
 from blockc.diag.span import Span
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "Label",
     "Severity",
     "Span",
+    "refuse",
 ]

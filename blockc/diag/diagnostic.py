@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from blockc.diag.codes import CODES, Code, Severity
 from blockc.diag.span import Span
@@ -90,3 +91,10 @@ class DiagnosticError(Exception):
     def __init__(self, diagnostics: Diagnostics) -> None:
         super().__init__("; ".join(f"{d.code}: {d.message}" for d in diagnostics))
         self.diagnostics = diagnostics
+
+
+def refuse(code: str, message: str, help: str | None = None) -> NoReturn:  # noqa: A002 - the field's established name
+    """Raise a :class:`DiagnosticError` with one problem that has no place in a spec."""
+    diags = Diagnostics()
+    diags.report(code, message, help=help)
+    raise DiagnosticError(diags)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import ValidationError
 
-from blockc.diag import DiagnosticError, Diagnostics
+from blockc.diag import refuse
 from blockc.ir.canonical import canonical_json, json_digest
 from blockc.ir.strict_json import StrictJsonError, parse_strict_json
 from blockc.plan.model import FORMAT_VERSION, ExecutionPlan
@@ -45,19 +45,19 @@ def write_plan(plan: ExecutionPlan, path: Path) -> None:
                 os.unlink(file.name)
                 raise
     except OSError as error:
-        _refuse("BC003", f"cannot write {path}: {error.strerror}", "name another file with `-o`")
+        refuse("BC003", f"cannot write {path}: {error.strerror}", "name another file with `-o`")
 
 
 def load_plan(path: Path) -> ExecutionPlan:
     """Read, check and return a plan. Raises `DiagnosticError` (BC003, BC901, BC902)."""
     try:
         if path.stat().st_size > _MAX_BYTES:
-            _refuse("BC901", f"{path} is larger than any plan", _RECOMPILE)
+            refuse("BC901", f"{path} is larger than any plan", _RECOMPILE)
         data = path.read_bytes()
     except OSError as error:
-        _refuse("BC003", f"cannot read {path}: {error.strerror}", _MAKES_ONE)
+        refuse("BC003", f"cannot read {path}: {error.strerror}", _MAKES_ONE)
     if path.suffix == ".blk":
-        _refuse("BC901", f"{path} is a spec, not a plan", f"`blockc compile {path} -o plan.json` makes one of it")
+        refuse("BC901", f"{path} is a spec, not a plan", f"`blockc compile {path} -o plan.json` makes one of it")
     return read_plan(data, str(path))
 
 
@@ -69,17 +69,17 @@ def read_plan(data: bytes, path: str) -> ExecutionPlan:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])[:200]
-        _refuse("BC901", f"{path} is not a plan: {where}: {first['msg']}", _RECOMPILE)
+        refuse("BC901", f"{path} is not a plan: {where}: {first['msg']}", _RECOMPILE)
     problem = plan_problem(plan)
     if problem is not None:
-        _refuse("BC901", f"{path} contradicts itself: {problem}", _RECOMPILE)
+        refuse("BC901", f"{path} contradicts itself: {problem}", _RECOMPILE)
     return plan
 
 
 def require_weights(plan: ExecutionPlan) -> None:
     """Refuse to run a plan whose tensors are only assumed. Raises `DiagnosticError` (BC905)."""
     if plan.target == "sim":
-        _refuse(
+        refuse(
             "BC905",
             "the plan was made with `--target sim`: no weights were read, so there is nothing to run",
             "compile the spec again without `--target sim`, once every fine-tune has its files",
@@ -96,23 +96,17 @@ def _content(path: str, data: bytes) -> dict[str, Any]:
     try:
         document = parse_strict_json(data)
     except StrictJsonError as error:
-        _refuse("BC901", f"{path} is not a plan: {error}", _RECOMPILE)
+        refuse("BC901", f"{path} is not a plan: {error}", _RECOMPILE)
     content = document.get("plan") if isinstance(document, dict) else None
     if not isinstance(document, dict) or not isinstance(content, dict):
-        _refuse("BC901", f"{path} is not a plan", _RECOMPILE)
+        refuse("BC901", f"{path} is not a plan", _RECOMPILE)
     version = content.get("format_version")
     if version != FORMAT_VERSION:
-        _refuse(
+        refuse(
             "BC902",
             f"{path} has the format version {str(version)[:20]}, this blockc reads {FORMAT_VERSION}",
             "compile the spec again with this version",
         )
     if document.get("digest") != json_digest("plan v1", content):
-        _refuse("BC901", f"{path} was changed after it was compiled", _RECOMPILE)
+        refuse("BC901", f"{path} was changed after it was compiled", _RECOMPILE)
     return content
-
-
-def _refuse(code: str, message: str, help_: str) -> NoReturn:
-    diags = Diagnostics()
-    diags.report(code, message, help=help_)
-    raise DiagnosticError(diags)

@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-from blockc.diag import DiagnosticError, Diagnostics
+from blockc.diag import refuse
 from blockc.ir import parse_structure
 from blockc.ir.layout import format_bytes, kernel_count
 from blockc.plan import ExecutionPlan, read_plan
@@ -126,9 +125,9 @@ def _read(origin: Origin) -> ExecutionPlan:
     try:
         data = origin.path.read_bytes()
     except OSError as error:
-        _refuse("BC003", f"cannot read the plan: {error.strerror}")
+        refuse("BC003", f"cannot read the plan: {error.strerror}")
     if hashlib.sha256(data).hexdigest() != origin.digest:
-        _refuse("BC901", "the plan file changed while the server was running")
+        refuse("BC901", "the plan file changed while the server was running")
     return read_plan(data, "the plan")
 
 
@@ -137,11 +136,11 @@ def _check_room(plan: ExecutionPlan, before: Epoch, carried: Mapping[int, int], 
     old = before.plan
     assert old is not None
     if plan.target != old.target:
-        _refuse("BC905", f"the plan is for {plan.target}, and this server runs on {old.target}")
+        refuse("BC905", f"the plan is for {plan.target}, and this server runs on {old.target}")
     needed_bytes = sum(entry.used_bytes for entry in plan.memory)
     there_bytes = _device_bytes(before.executor)
     if there_bytes is not None and needed_bytes > there_bytes:
-        _refuse(
+        refuse(
             "BC401",
             f"the plan counts {format_bytes(needed_bytes)} of memory, the device has {format_bytes(there_bytes)}",
         )
@@ -230,7 +229,7 @@ def _executor(
 
     is_null = options.executor == "null"
     if lacking := spans_devices(plan) if is_null else missing(plan):
-        _refuse("BC905", refusal(lacking))
+        refuse("BC905", refusal(lacking))
     if is_null:
         from blockc_runtime.executor.null import NullExecutor
 
@@ -254,13 +253,7 @@ def _executor(
     unusable = [(app.address, executor.disabled[app.chain]) for app in plan.apps if app.chain in executor.disabled]
     if unusable and old is not None:  # at a start one fine-tune that fails takes no other with it; a swap can wait
         executor.close()
-        _refuse("BC203", "; ".join(f"{app} cannot be served: {why}" for app, why in unusable[:5]))
+        refuse("BC203", "; ".join(f"{app} cannot be served: {why}" for app, why in unusable[:5]))
     for app, why in unusable:
         print(f"{app} cannot be served: {why}", flush=True)
     return executor, executor.memory, executor.kept_bytes, executor.loaded_bytes
-
-
-def _refuse(code: str, message: str) -> NoReturn:
-    problems = Diagnostics()
-    problems.report(code, message)
-    raise DiagnosticError(problems)

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
-from blockc.diag import DiagnosticError, Diagnostics
+from blockc.diag import refuse
 
 _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")  # of the Azure traces, and of others after them
 
@@ -87,6 +87,4 @@ def _rows(path: Path) -> Iterator[tuple[datetime, int, int]]:
 
 
 def _refuse(code: str, message: str) -> NoReturn:
-    diags = Diagnostics()
-    diags.report(code, message, help="a trace is a CSV file such as those of Azure's LLM inference traces")
-    raise DiagnosticError(diags)
+    refuse(code, message, "a trace is a CSV file such as those of Azure's LLM inference traces")

@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from blockc.cli.load.arrivals import Arrival
-from blockc.diag import DiagnosticError, Diagnostics
+from blockc.diag import refuse
 
 _PATIENCE_S = 600.0
 _IDS = (3, 250)  # token ids that every vocabulary has, and that none gives a meaning of its own
@@ -49,7 +49,7 @@ class Target:
     def __init__(self, url: str, key: str | None) -> None:
         parts = urlsplit(url if "//" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            _refuse("BC109", f"`{url[:200]}` is not the address of a server", "write `http://127.0.0.1:8000`")
+            refuse("BC109", f"`{url[:200]}` is not the address of a server", "write `http://127.0.0.1:8000`")
         self._parts: SplitResult = parts
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
 
@@ -64,18 +64,18 @@ class Target:
             finally:
                 connection.close()
         except (OSError, http.client.HTTPException) as error:
-            _refuse("BC003", f"cannot reach {self._parts.netloc}: {error}", "start it with `blockc serve PLAN`")
+            refuse("BC003", f"cannot reach {self._parts.netloc}: {error}", "start it with `blockc serve PLAN`")
 
     def models(self) -> dict[str, int]:
         """The models that the key may use, with their longest sequences. Raises `DiagnosticError` (BC003)."""
         status, body = self.exchange("GET", "/v1/models")
         if status != 200:
-            _refuse("BC003", f"the server answered {status}: {message_of(body)}", _KEY)
+            refuse("BC003", f"the server answered {status}: {message_of(body)}", _KEY)
         try:
             data = json.loads(body)["data"]
             return {str(entry["id"]): int(entry.get("max_model_len") or 2048) for entry in data}
         except (ValueError, KeyError, TypeError):
-            _refuse("BC003", f"{self._parts.netloc} is no server of OpenAI's form", "name another")
+            refuse("BC003", f"{self._parts.netloc} is no server of OpenAI's form", "name another")
 
     def ask(self, arrival: Arrival, began_s: float, seed: int) -> Answer:
         """One request; what goes wrong is part of the answer."""
@@ -170,9 +170,3 @@ def message_of(body: bytes) -> str:
         return str(json.loads(body)["error"]["message"])[:200]
     except (ValueError, KeyError, TypeError):
         return "no message"
-
-
-def _refuse(code: str, message: str, help_: str) -> NoReturn:
-    diags = Diagnostics()
-    diags.report(code, message, help=help_)
-    raise DiagnosticError(diags)

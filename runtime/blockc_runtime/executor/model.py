@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from blockc.diag import DiagnosticError, Diagnostics
+from blockc.diag import refuse
 from blockc.ir import (
     Bound,
     Op,
@@ -205,7 +205,7 @@ class _Loader:
         entry = self.plan.blocks.get(block)
         program = None if entry is None else self.programs.get(entry.structure)
         if program is None:
-            _fail("BC901", f"the plan names block {block} and does not hold it")
+            refuse("BC901", f"the plan names block {block} and does not hold it")
         return program
 
     def _linear_refs(self, block: BlockEntry, group: LinearGroup) -> LinearRefs:
@@ -222,13 +222,13 @@ class _Loader:
         for index in chain.segments:
             segment = self.plan.segments[index]
             if segment.first_kv_layer != layers:
-                _fail("BC905", "chains share a segment at different depths of their KV cache")
+                refuse("BC905", "chains share a segment at different depths of their KV cache")
             firsts[index] = len(blocks)
             run = self.plan.paths[segment.path].blocks[segment.first : segment.first + segment.count]
             layers += sum(self._program_of(block).structure.attention_count for block in run)
             blocks += run
         if tuple(blocks) != self.plan.paths[chain.path].blocks:
-            _fail("BC901", f"the segments of chain {chain.digest} do not make up its path")
+            refuse("BC901", f"the segments of chain {chain.digest} do not make up its path")
         return firsts
 
     def _segment(self, index: int) -> LoadedSegment:
@@ -307,7 +307,7 @@ class _Loader:
                 if group.first_layer <= layer < group.first_layer + group.layers:
                     places.add((kv.group, layer - group.first_layer))
         if len(places) != 1:
-            _fail(
+            refuse(
                 "BC905" if places else "BC901",
                 f"KV layer {layer} of segment {segment} lies in {len(places)} KV groups",
             )
@@ -319,11 +319,11 @@ class _Loader:
         try:
             binds = [block.binds[name] for name in program.structure.binds]
         except KeyError as error:
-            _fail("BC901", f"block {digest} does not bind {error}")
+            refuse("BC901", f"block {digest} does not bind {error}")
         for window, (group, _) in zip(program.windows, places, strict=True):
             bound = block.binds[window.name] if isinstance(window, Bound) else window
             if bound != self.plan.kv_groups[group].window:
-                _fail("BC901", f"block {digest} and its KV group differ in window")
+                refuse("BC901", f"block {digest} and its KV group differ in window")
         bound_args = (
             *binds,
             *(self.store.operand(_tensor(block, name)) for name in program.tensors),
@@ -331,7 +331,7 @@ class _Loader:
             *(self.pools[group].layers[layer] for group, layer in places),
         )
         if len(block.contexts) != len(program.structure.contexts):
-            _fail("BC901", f"block {digest} does not say where its context comes from")
+            refuse("BC901", f"block {digest} does not say where its context comes from")
         return Occurrence(
             program=program,
             bound=bound_args,
@@ -364,13 +364,13 @@ def _program(digest: str, text: str, ops: Any) -> Program:
     try:
         structure: Structure = parse_structure(text)
     except StructureError as error:
-        _fail("BC901", f"structure {digest}: {error}")
+        refuse("BC901", f"structure {digest}: {error}")
     if structure_digest(structure) != digest:
-        _fail("BC901", f"structure {digest} was changed")
+        refuse("BC901", f"structure {digest} was changed")
     try:
         return build_program(structure, ops)
     except AttributeError as error:
-        _fail("BC905", f"structure {digest}: {error}")
+        refuse("BC905", f"structure {digest}: {error}")
 
 
 def _order(chains: int, manifests: dict[int, ChainSides]) -> tuple[int, ...]:
@@ -401,11 +401,5 @@ def _table(op: Op, block: BlockEntry) -> tuple[str, TensorRef] | None:
 
 def _tensor(block: BlockEntry, name: str) -> TensorRef:
     if name not in block.tensors:
-        _fail("BC901", f"a block of structure {block.structure} binds no tensor to {name}")
+        refuse("BC901", f"a block of structure {block.structure} binds no tensor to {name}")
     return block.tensors[name]
-
-
-def _fail(code: str, message: str) -> NoReturn:
-    diags = Diagnostics()
-    diags.report(code, message)
-    raise DiagnosticError(diags)

@@ -15,12 +15,11 @@ import tempfile
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import uvicorn
 from fastapi import FastAPI
 
-from blockc.diag import DiagnosticError, Diagnostics
+from blockc.diag import refuse
 from blockc.plan import ExecutionPlan, load_plan, read_plan, require_weights
 from blockc.zoo import Zoo
 from blockc_runtime.server import admin
@@ -136,7 +135,8 @@ def _plan_of(path: Path) -> PlanInForce:
 def listen(host: str, port: int, *, with_keys: bool) -> socket.socket:
     """Return a bound socket. Raises `DiagnosticError` (BC109) if the address cannot be used."""
     if not with_keys and not _is_loopback(host):
-        _refuse(
+        refuse(
+            "BC109",
             f"without keys the server listens on this machine only, not on {host}",
             help="give --keys FILE, or leave out --host",
         )
@@ -148,7 +148,8 @@ def listen(host: str, port: int, *, with_keys: bool) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        _refuse(
+        refuse(
+            "BC109",
             f"cannot listen on {host}, port {port}: {error.strerror}",
             help="name another with --host and --port; `--port 0` takes any that is free",
         )
@@ -295,9 +296,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _refuse(message: str, *, help: str | None = None) -> NoReturn:  # noqa: A002 - diagnostics' term
-    problems = Diagnostics()
-    problems.report("BC109", message, help=help)
-    raise DiagnosticError(problems)

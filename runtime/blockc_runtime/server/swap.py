@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from blockc.diag import DiagnosticError, Diagnostics
+from blockc.diag import DiagnosticError, Diagnostics, refuse
 from blockc.ir.layout import format_bytes
 from blockc.plan import ExecutionPlan, plan_uses, read_plan, require_weights
 from blockc.zoo import Zoo
@@ -254,14 +254,8 @@ def _require_there(plan: ExecutionPlan, zoo: Zoo) -> None:
 
 def _require(answer: Loaded | LoadFailed) -> Loaded:
     if isinstance(answer, LoadFailed):
-        _refuse(answer.code, answer.message)
+        refuse(answer.code, answer.message)
     return answer
-
-
-def _refuse(code: str, message: str) -> NoReturn:
-    problems = Diagnostics()
-    problems.report(code, message)
-    raise DiagnosticError(problems)
 
 
 def _first(error: Exception) -> str:
