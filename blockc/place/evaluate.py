@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from blockc.cost import DeviceRates, cell_rates
+from blockc.cost import DeviceRates
 from blockc.place.problem import PlaceProblem
 from blockc.place.sizes import sizes_of
 from blockc.place.tables import Placement
@@ -177,17 +177,12 @@ def _fastest_sweep_s(problem: PlaceProblem, chain: int) -> float:
         rates.step_s
         + sum(sweep_s(problem.work.segments[segment], rates) for segment in own.segments)
         + sides_sweep_s(own, rates)
-        for kind in {device.kind for device in problem.devices} & problem.speeds.keys()
+        for kind in {device.kind for device in problem.devices}
         for width in (1, 2, 4, 8)
-        for speed in (problem.speeds[kind],)
-        if width == 1 or speed.link_bytes_per_s is not None
-        for rates in (cell_rates(speed.rates, width=width, link_bytes_per_s=speed.link_bytes_per_s),)
+        if (rates := problem.rates_of(kind, width)) is not None
     ]
     return min(found, default=0.0)
 
 
 def _rates(problem: PlaceProblem, instance: InstanceEntry) -> DeviceRates | None:
-    speed = problem.speeds.get(problem.devices[instance.devices[0]].kind)
-    if speed is None or (len(instance.devices) > 1 and speed.link_bytes_per_s is None):
-        return None
-    return cell_rates(speed.rates, width=len(instance.devices), link_bytes_per_s=speed.link_bytes_per_s)
+    return problem.rates_of(problem.devices[instance.devices[0]].kind, len(instance.devices))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
-from blockc.cost import DeviceRates, PlanWork
+from blockc.cost import DeviceRates, PlanWork, cell_rates
 from blockc.diag import Span
 from blockc.ir.layout import ResidentTensor
 
@@ -183,3 +183,10 @@ class PlaceProblem:
     gap: Fraction = Fraction(0)
     before: PlaceBefore | None = None
     move_budget_bytes: int | None = None
+
+    def rates_of(self, kind: str, width: int) -> DeviceRates | None:
+        """Rates of so many devices of a kind together; None where nothing is known, or they cannot be a cell."""
+        speed = self.speeds.get(kind)
+        if speed is None or (width > 1 and speed.link_bytes_per_s is None):
+            return None
+        return cell_rates(speed.rates, width=width, link_bytes_per_s=speed.link_bytes_per_s)

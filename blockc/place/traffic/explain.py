@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Final
 
-from blockc.cost import cell_rates
 from blockc.diag import Diagnostics, Label
 from blockc.place.bound import devices_bound
 from blockc.place.cells import Views, all_fit
@@ -103,10 +102,9 @@ def _least_times(views: Views, packing: Packing, group: int) -> tuple[float, flo
     load, work = problem.chains[group].load, problem.work
     prompts = []
     for kind in packing.kinds:
-        speed = problem.speeds.get(kind.device)
-        if speed is None or load is None or work is None or (kind.width > 1 and speed.link_bytes_per_s is None):
+        rates = problem.rates_of(kind.device, kind.width)
+        if rates is None or load is None or work is None:
             continue
-        rates = cell_rates(speed.rates, width=kind.width, link_bytes_per_s=speed.link_bytes_per_s)
         own = work.chains[group]
         prompts.append(chain_times(own, work.segments, rates, load, step_tokens=problem.max_batched_tokens).prompt_s)
     sweeps = [kind.path_ns(packing.groups[group]) + kind.step_ns for kind in packing.kinds if kind.limit[group]]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from blockc.cost import cell_rates
 from blockc.place.cells import Views
 from blockc.place.cpsat import solver_version
 from blockc.place.problem import PlaceProblem
@@ -114,8 +113,9 @@ def _route(
         own = filled[number].load
         if load is None or own is None or own.cadence_s is None or problem.work is None:
             continue
-        speed = problem.speeds[problem.devices[cells[number].devices[0]].kind]
-        rates = cell_rates(speed.rates, width=len(cells[number].devices), link_bytes_per_s=speed.link_bytes_per_s)
+        devices = cells[number].devices
+        rates = problem.rates_of(problem.devices[devices[0]].kind, len(devices))
+        assert rates is not None, "nothing is placed by load on devices of which nothing is known"
         work = problem.work
         times = chain_times(work.chains[chain], work.segments, rates, load, step_tokens=problem.max_batched_tokens)
         busy = min(0.99, own.traffic + own.sweeps)

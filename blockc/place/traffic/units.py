@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from blockc.cost import DeviceRates, cell_rates
 from blockc.ir.layout import gather_bytes
 from blockc.place.cells import Views
 from blockc.place.problem import PlaceChain, PlaceProblem
@@ -139,7 +138,7 @@ def _kind(views: Views, sets: _Sets, kind: str, offered_bytes: int, width: int) 
     limited = limit_bytes is not None and sum(chain.side_bytes for chain in sizes.problem.chains) > limit_bytes
     for chain, item in sets.own.items():
         item_bytes[item] += 0 if limited else sizes.problem.chains[chain].side_bytes
-    rates = _rates(problem, kind, width)
+    rates = problem.rates_of(kind, width)
     times: list[ChainTimes | None] = [None] * len(problem.chains)
     if rates is not None and problem.work is not None:
         work = problem.work
@@ -193,13 +192,6 @@ def _copied_bytes(sizes: Sizes) -> int:
     """Of the copy of the longest sequence's pages, of whichever group that is largest."""
     pools = [kv_pages(own, _longest(sizes, group)) for group, own in enumerate(sizes.problem.groups)]
     return gather_bytes(pools, spare_bytes=sizes.problem.spare_bytes)
-
-
-def _rates(problem: PlaceProblem, kind: str, width: int) -> DeviceRates | None:
-    speed = problem.speeds.get(kind)
-    if speed is None or (width > 1 and speed.link_bytes_per_s is None):
-        return None
-    return cell_rates(speed.rates, width=width, link_bytes_per_s=speed.link_bytes_per_s)
 
 
 def _limit(chain: PlaceChain, times: ChainTimes | None, free: float) -> int:

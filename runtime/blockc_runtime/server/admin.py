@@ -17,7 +17,7 @@ from blockc.diag import DiagnosticError
 from blockc.diag.json import diagnostics_document
 from blockc_runtime.server.access import note
 from blockc_runtime.server.adapters import Adapters
-from blockc_runtime.server.auth import caller_of
+from blockc_runtime.server.auth import require_operator
 from blockc_runtime.server.body import read_body
 from blockc_runtime.server.errors import ApiError
 from blockc_runtime.server.schemas import LoadAdapterBody, UnloadAdapterBody, parse_object, validate
@@ -33,13 +33,13 @@ def install(app: FastAPI, swaps: Swaps, adapters: Adapters | None = None) -> Non
 
     @app.get("/plan")
     async def plan(request: Request) -> Response:
-        require_operator(request)
+        require_operator(request.scope, "this concerns all tenants")
         in_force = swaps.in_force
         return Response(in_force.data, media_type="application/json", headers={"ETag": f'"{in_force.digest}"'})
 
     @app.post("/admin/plan")
     async def apply(request: Request) -> Response:
-        require_operator(request)
+        require_operator(request.scope, "this concerns all tenants")
         require_json(request)
         data = await read_body(request, MAX_PLAN_BYTES)
         try:
@@ -62,7 +62,7 @@ def install(app: FastAPI, swaps: Swaps, adapters: Adapters | None = None) -> Non
 
 
 async def _fields(request: Request) -> dict[str, Any]:
-    require_operator(request)
+    require_operator(request.scope, "this concerns all tenants")
     require_json(request)
     return parse_object(await read_body(request, _MAX_BODY_BYTES))
 
@@ -82,12 +82,6 @@ def _required(adapters: Adapters | None) -> Adapters:
             403, "this server was started without --allow-adapters: no fine-tunes are loaded", code="not_allowed"
         )
     return adapters
-
-
-def require_operator(request: Request) -> None:
-    """Raise 403 for a tenant's key."""
-    if caller_of(request.scope).tenant is not None:
-        raise ApiError(403, "this concerns all tenants: it needs the operator's key", code="operator_only")
 
 
 def require_json(request: Request) -> None:

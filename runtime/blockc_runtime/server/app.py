@@ -41,7 +41,6 @@ from blockc_runtime.server.schemas import (
 from blockc_runtime.server.tokenize import detokenized, tokenized
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
-_STATS_PATIENCE_S = 0.5
 
 
 def create_app(
@@ -177,7 +176,7 @@ def _add_state_routes(app: FastAPI, client: EngineClient, metrics: Metrics) -> N
     @app.get("/metrics")
     async def prometheus(request: Request) -> Response:
         tenant = caller_of(request.scope).tenant
-        stats = await client.stats_within(_STATS_PATIENCE_S) if tenant is None else None
+        stats = await client.stats_within() if tenant is None else None
         if stats is not None:
             metrics.observe_stats(stats)
         text = metrics.text(tenant)

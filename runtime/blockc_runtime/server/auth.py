@@ -120,3 +120,9 @@ def caller_of(scope: Scope) -> Caller:
     caller = scope[_CALLER]
     assert isinstance(caller, Caller)
     return caller
+
+
+def require_operator(scope: Scope, why: str) -> None:
+    """Raise 403 for a tenant's key, and say why."""
+    if caller_of(scope).tenant is not None:
+        raise ApiError(403, f"{why}: it needs the operator's key", code="operator_only")

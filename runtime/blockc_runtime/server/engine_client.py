@@ -28,6 +28,8 @@ from blockc_runtime.wire import (
     Tokens,
 )
 
+_STATS_PATIENCE_S = 0.5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unavailable:
@@ -224,7 +226,7 @@ class EngineClient:
         self._send(StatsQuery())
         return await waiter
 
-    async def stats_within(self, patience_s: float) -> Stats | None:
+    async def stats_within(self, patience_s: float = _STATS_PATIENCE_S) -> Stats | None:
         """Ask, but do not wait long: None if there is no engine, or it is in the middle of a long step."""
         asking = asyncio.create_task(self.stats())  # goes on by itself: answers come in the order of questions
         await asyncio.wait({asking}, timeout=patience_s)

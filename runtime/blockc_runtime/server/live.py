@@ -28,7 +28,6 @@ EVERY_S: Final = 1.0
 # A key that was taken out of the keys file opens nothing: browsers ask again after so long, and are checked again.
 LONGEST_S: Final = 600.0
 _WINDOW_S: Final = 60.0
-_STATS_PATIENCE_S: Final = 0.5
 _RETRY: Final = b"retry: 2000\n\n"
 _END: Final = b"event: end\ndata: {}\n\n"
 
@@ -98,7 +97,7 @@ class Feed:
 
     async def _tick(self) -> None:
         while True:
-            stats = await self._client.stats_within(_STATS_PATIENCE_S)
+            stats = await self._client.stats_within()
             if stats is not None:
                 self._metrics.observe_stats(stats)
             now_s = time.monotonic()

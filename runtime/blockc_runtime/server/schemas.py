@@ -310,17 +310,7 @@ class UnloadAdapterBody(_Body):
     lora_int_id: int | None = None
 
 
-_BodyT = TypeVar(
-    "_BodyT",
-    CompletionBody,
-    ChatBody,
-    ClassifyBody,
-    EmbeddingBody,
-    TokenizeBody,
-    DetokenizeBody,
-    LoadAdapterBody,
-    UnloadAdapterBody,
-)
+_BodyT = TypeVar("_BodyT", bound=_Body)
 
 
 def parse_object(data: bytes) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def _plan_of(path: Path) -> PlanInForce:
     data = path.read_bytes()
     plan = read_plan(data, str(path))
     require_weights(plan)
-    return PlanInForce(plan=plan, data=data)
+    return PlanInForce.of(plan, data)
 
 
 def listen(host: str, port: int, *, with_keys: bool) -> socket.socket:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import shutil
 import sys
@@ -90,11 +89,11 @@ class Supervisor:
         """The process in force, if there is one."""
         return None if self._life is None else self._life.pid
 
-    def keep(self, data: bytes, epoch: int) -> PlanFile:
-        """Write a plan where it stays as it is for as long as an engine may need it."""
+    def keep(self, data: bytes, digest: str, epoch: int) -> PlanFile:
+        """Write a plan where it stays as it is for as long as an engine may need it. ``digest``: its SHA-256."""
         path = self._directory / f"plan-{epoch}.json"
         path.write_bytes(data)
-        return PlanFile(epoch=epoch, path=path, digest=hashlib.sha256(data).hexdigest())
+        return PlanFile(epoch=epoch, path=path, digest=digest)
 
     async def load(self, plan: PlanFile, *, alone: bool = False) -> Loaded | LoadFailed:
         """Have the engine in force make one more plan ready. Raises `EngineGoneError` if it ends meanwhile."""

@@ -36,15 +36,16 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanInForce:
-    """``data``: its file."""
+    """``data``: its file; ``digest``: the SHA-256 of that, in hexadecimal."""
 
     plan: ExecutionPlan
     data: bytes
+    digest: str
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the file, in hexadecimal."""
-        return hashlib.sha256(self.data).hexdigest()
+    @classmethod
+    def of(cls, plan: ExecutionPlan, data: bytes) -> PlanInForce:
+        """Of a file that was read."""
+        return cls(plan=plan, data=data, digest=hashlib.sha256(data).hexdigest())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,11 +172,11 @@ class Swaps:
             raise unavailable("the server is ending" if self._client.draining else "there is no engine")
         self._epochs += 1
         plan, catalogue = await asyncio.to_thread(self._read, data, self._epochs)
-        new, changes = PlanInForce(plan=plan, data=data), app_changes(self.in_force.plan, plan)
+        new, changes = PlanInForce.of(plan, data), app_changes(self.in_force.plan, plan)
         allow(changes)
         if data == self.in_force.data:
             return SwapReport(plan=new.digest, changes=changes, loaded=None, beside=True, pause_s=0.0)
-        file = await asyncio.to_thread(supervisor.keep, data, self._epochs)
+        file = await asyncio.to_thread(supervisor.keep, data, new.digest, self._epochs)
         try:
             answer = await supervisor.load(file)
             if isinstance(answer, LoadFailed) and answer.is_crowded:

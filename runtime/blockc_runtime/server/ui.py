@@ -18,8 +18,7 @@ from typing import Final, Protocol
 from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from blockc_runtime.server.auth import caller_of
-from blockc_runtime.server.errors import ApiError
+from blockc_runtime.server import auth
 
 PATH: Final = "/ui"
 EVENTS_PATH: Final = "/ui/events"
@@ -58,9 +57,7 @@ def install(app: FastAPI, make_page: Callable[[], SentPage], version: Callable[[
 
 def require_operator(request: Request) -> None:
     """Raise 403 for a tenant's key."""
-    if caller_of(request.scope).tenant is not None:
-        message = "this page shows the apps of all tenants: it needs the operator's key"
-        raise ApiError(403, message, code="operator_only")
+    auth.require_operator(request.scope, "this page shows the apps of all tenants")
 
 
 class _Pages:

@@ -56,7 +56,7 @@ class RunningServer:
         metrics = Metrics()
         client, file, command, self.swaps = EngineClient(metrics, limits), Path("plan.json"), self._command, None
         if plan is not None and zoo is not None:
-            file, in_force = plan, PlanInForce(plan=load_plan(plan), data=plan.read_bytes())
+            file, in_force = plan, PlanInForce.of(load_plan(plan), plan.read_bytes())
             digest = in_force.digest
             self.swaps = Swaps(
                 client=client, catalogue=catalogue, metrics=metrics, zoo=zoo, in_force=in_force,
