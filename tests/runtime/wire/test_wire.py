@@ -215,7 +215,7 @@ def test_what_cannot_be_written_is_refused(monkeypatch):
                 )
             )
         )  # fmt: skip
-    monkeypatch.setattr(wire, "MAX_FRAME_BYTES", 100)
+    monkeypatch.setattr(wire.frames, "MAX_FRAME_BYTES", 100)
     with pytest.raises(wire.ProtocolError, match="exceeds 100"):
         wire.encode(wire.Cancel(request="x" * 200))
 
