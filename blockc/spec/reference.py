@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from blockc.spec.schema import ROOT, AttributeSpec, Kind, all_kinds
+from blockc.spec.kind import AttributeSpec, Kind
+from blockc.spec.schema import ROOT, all_kinds
 from blockc.spec.units import UNITS, dimension_name
 
 

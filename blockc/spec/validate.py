@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from blockc.diag import Diagnostics, Label, Span
 from blockc.spec.context import Context, Declared, report_not_in_effect
 from blockc.spec.expand import ExpandedAttribute, ExpandedBlock
-from blockc.spec.schema import ROOT, AttributeSpec, Kind, all_kinds
+from blockc.spec.kind import AttributeSpec, Kind
+from blockc.spec.schema import ROOT, all_kinds
 from blockc.spec.suggest import did_you_mean
 from blockc.spec.values import describe, shorten
 
