@@ -23,10 +23,10 @@ from blockc.diag import Diagnostics
 from blockc.plan import ExecutionPlan
 from blockc.simulate.baselines import LESS
 from blockc.simulate.cells import Cell, device_bytes, fits, least_width, page_bytes, pages_by_need
-from blockc.simulate.fleet import Fleet, FleetInstance, fleet_of, instance_limits
+from blockc.simulate.fleet import Fleet, FleetInstance, apps_of, instance_limits
 from blockc.simulate.report import Targets, report
 from blockc.simulate.simulate import simulate
-from blockc.simulate.stored import Stored, Way, ways
+from blockc.simulate.stored import Way, models_alone, ways
 from blockc.simulate.workload import Workload, first
 from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc_runtime.router import Link, Network
@@ -119,10 +119,11 @@ def equal_tries(
     between: Link | None = None,
 ) -> tuple[Fleet, ...]:
     """What the rule makes of every guess; none where not all models fit."""
+    width = _cell_width(plan)
     for kv in _KV_PARTS:
         tries: list[Fleet] = []
         for tau_s in _GUESSES:
-            arranged = _Arranging(plan, way, rates, demand, tau_s=tau_s, kv=kv)
+            arranged = _Arranging(plan, way, rates, demand, width, tau_s=tau_s, kv=kv)
             if arranged.place():
                 arranged.improve()
                 tries.append(arranged.fleet(between))
@@ -147,8 +148,9 @@ def random_fleet(
     """
     copies = {app.chain: len(app.instances) for app in like.apps}
     drawn = random.Random(seed)  # noqa: S311 - places, not secrets
+    ours, width = ways(plan)["ours"], _cell_width(plan)
     for _ in range(_DRAWS):
-        arranged = _Arranging(plan, ways(plan)["ours"], rates, demand, tau_s=_GUESSES[0], kv=0.0)
+        arranged = _Arranging(plan, ours, rates, demand, width, tau_s=_GUESSES[0], kv=0.0)
         if arranged.draw(copies, drawn):
             return replace(arranged.fleet(between), label="random")
     diags.report("BC401", f"{_DRAWS} random placements do not fit the cluster", help="leave `random` out")
@@ -190,6 +192,7 @@ class _Arranging:
         way: Way,
         rates: Mapping[str, DeviceRates],
         demand: Sequence[Demand],
+        width: int,
         *,
         tau_s: float,
         kv: float,
@@ -198,15 +201,14 @@ class _Arranging:
         self._kind = plan.devices[plan.instances[0].devices[0]].kind
         self._rates = rates
         self._chains = sorted({app.chain for app in plan.apps})
-        self.cells = list(_cells(plan, self._chains))
-        self._pricers = {
-            width: StepPricer(way.work, self._cell_rates(width)) for width in sorted({c.width for c in self.cells})
-        }
-        self._set_up_s = {
-            width: [pricer.affine(segment, samples=True).set_up_s for segment in range(pricer.segments)]
-            for width, pricer in self._pricers.items()
-        }
-        self._traffic = [self._busy(chain) for chain in range(len(plan.chains))]
+        self.cells = list(_cells(plan, width))
+        self._pricer = StepPricer(way.work, self._cell_rates(width))
+        self._set_up_s = [
+            self._pricer.affine(segment, samples=True).set_up_s for segment in range(self._pricer.segments)
+        ]
+        self._gain = self._cell_rates(width).flops_per_s / self._cell_rates(1).flops_per_s
+        alone = StepPricer(way.work, self._cell_rates(1))
+        self._traffic = [self._busy(alone, chain) for chain in range(len(plan.chains))]
         self._where: dict[int, list[int]] = {chain: [] for chain in self._chains}
 
     def place(self) -> bool:
@@ -266,7 +268,7 @@ class _Arranging:
                     instances=tuple(number[index] for index in sorted(self._where[app.chain])),
                     shares=(1.0,) * len(self._where[app.chain]),
                 )
-                for app in fleet_of(plan, self._rates).apps
+                for app in apps_of(plan)
             ),
             instances=tuple(self._instance(index) for index in used),
             devices=sum(cell.width for cell in self.cells),
@@ -291,7 +293,7 @@ class _Arranging:
                 self._plan, pages_by_need(self._plan, cell, need), max_rows=self._plan.batching.max_rows
             ),
             rates=self._cell_rates(cell.width),
-            pricer=self._pricers[cell.width],
+            pricer=self._pricer,
         )
 
     def _reliefs(self, hot: int, load: float) -> Iterator[tuple[float, int, int, bool]]:
@@ -302,8 +304,8 @@ class _Arranging:
         own = self.cells[hot]
         for chain in own.chains:
             copies = len(self._where[chain])
-            shared_here = self._load_of(own.chains, own.width, copies={chain: copies + 1})
-            moved_here = self._load_of([item for item in own.chains if item != chain], own.width)
+            shared_here = self._load_of(own.chains, copies={chain: copies + 1})
+            moved_here = self._load_of([item for item in own.chains if item != chain])
             for target in range(len(self.cells)):
                 if target in self._where[chain] or not self._fits(target, chain):
                     continue
@@ -326,21 +328,20 @@ class _Arranging:
         self._where[chain].append(index)
 
     def _load(self, index: int) -> float:
-        return self._load_of(self.cells[index].chains, self.cells[index].width)
+        return self._load_of(self.cells[index].chains)
 
     def _load_with(self, index: int, chain: int, *, copies: int) -> float:
         """With one more chain, which ``copies`` cells have then."""
-        cell = self.cells[index]
-        return self._load_of([*cell.chains, chain], cell.width, copies={chain: copies})
+        return self._load_of([*self.cells[index].chains, chain], copies={chain: copies})
 
-    def _load_of(self, chains: Sequence[int], width: int, *, copies: Mapping[int, int] = _AS_THEY_ARE) -> float:
+    def _load_of(self, chains: Sequence[int], *, copies: Mapping[int, int] = _AS_THEY_ARE) -> float:
         """The part of the time that a cell with these chains is busy: launches, each once in ``tau_s``, and tokens."""
-        pricer = self._pricers[width]
+        pricer = self._pricer
         segments = {segment for chain in chains for segment in pricer.segments_of(chain)}
-        set_up_s = sum(self._set_up_s[width][segment] for segment in sorted(segments))
+        set_up_s = sum(self._set_up_s[segment] for segment in sorted(segments))
         set_up_s += sum(pricer.side_read(chain) for chain in chains) / TICKS_PER_S
         traffic = sum(self._traffic[chain] / copies.get(chain, len(self._where[chain])) for chain in chains)
-        return set_up_s / self._tau_s + traffic / self._gain(width)
+        return set_up_s / self._tau_s + traffic / self._gain
 
     def _fits(self, index: int, chain: int, *, copies: int | None = None) -> bool:
         """With the KV cache that its part of the traffic, and that of those who are there, is expected to need."""
@@ -362,9 +363,9 @@ class _Arranging:
             for kv in self._plan.chains[chain].kv
         }
 
-    def _busy(self, chain: int) -> float:
-        """Seconds of one device a second that a chain's tokens take, launches left out."""
-        pricer, own = StepPricer(self._way.work, self._cell_rates(1)), self._demand[chain]
+    def _busy(self, pricer: StepPricer, chain: int) -> float:
+        """Seconds of one device a second that a chain's tokens take, launches left out. ``pricer``: of that device."""
+        own = self._demand[chain]
         token_s = sum(pricer.affine(segment).token_s for segment in pricer.segments_of(chain))
         context = int(own.prompt_tokens + own.output_tokens / 2)
         row_s = (pricer.constant(1) - pricer.constant(0) + pricer.attention(chain, context, 1)) / TICKS_PER_S
@@ -374,21 +375,17 @@ class _Arranging:
         link = DEVICE_KINDS[self._kind].link_bytes_per_s
         return cell_rates(self._rates[self._kind], width=width, link_bytes_per_s=link)
 
-    def _gain(self, width: int) -> float:
-        return self._cell_rates(width).flops_per_s / self._cell_rates(1).flops_per_s
+
+def _cell_width(plan: ExecutionPlan) -> int:
+    """As many devices as the largest model needs alone."""
+    sizes = models_alone(plan)
+    return max(least_width(plan, chain, sizes[chain]) or 8 for chain in {app.chain for app in plan.apps})
 
 
-def _cells(plan: ExecutionPlan, chains: Sequence[int]) -> Iterator[Cell]:
-    """Every node's devices in groups as wide as the largest model needs alone; what is left over stays idle."""
-    sizes = _whole_models(plan)
-    widths = [least_width(plan, chain, sizes[chain]) or 8 for chain in chains]
-    width = max(widths)
+def _cells(plan: ExecutionPlan, width: int) -> Iterator[Cell]:
+    """Every node's devices in groups of ``width``; what is left over stays idle."""
     offered_bytes = device_bytes(plan)
     for node in plan.nodes:
         count = sum(device.node == node for device in plan.devices)
         for _ in range(count // width):
             yield Cell(width=width, offered_bytes=offered_bytes * width, node=node)
-
-
-def _whole_models(plan: ExecutionPlan) -> tuple[Stored, ...]:
-    return ways(plan)["pm"].stored

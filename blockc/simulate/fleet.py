@@ -68,17 +68,9 @@ class Fleet:
 def fleet_of(plan: ExecutionPlan, rates: Mapping[str, DeviceRates]) -> Fleet:
     """The fleet that a plan describes. ``rates``: by kind of device, as `rates_of` finds them."""
     work = plan_work(plan)
-    shares = {route.chain: _shares(route) for route in plan.routes}
     return Fleet(
         label="ours",
-        apps=tuple(
-            FleetApp(
-                address=app.address, tenant=app.tenant, weight=app.weight, chain=app.chain,
-                isolation_group=app.isolation_group, instances=tuple(shares[app.chain]),
-                shares=tuple(shares[app.chain].values()),
-            )
-            for app in plan.apps
-        ),
+        apps=apps_of(plan),
         instances=tuple(
             FleetInstance(
                 name="+".join(plan.devices[device].address for device in instance.devices),
@@ -95,6 +87,19 @@ def fleet_of(plan: ExecutionPlan, rates: Mapping[str, DeviceRates]) -> Fleet:
         devices=len({device for instance in plan.instances for device in instance.devices}),
         weights_bytes=sum(entry.weights_bytes + entry.sides_bytes for entry in plan.memory),
         network=network_of(plan, [instance.devices for instance in plan.instances]),
+    )  # fmt: skip
+
+
+def apps_of(plan: ExecutionPlan) -> tuple[FleetApp, ...]:
+    """The apps of a plan, on its own instances."""
+    shares = {route.chain: _shares(route) for route in plan.routes}
+    return tuple(
+        FleetApp(
+            address=app.address, tenant=app.tenant, weight=app.weight, chain=app.chain,
+            isolation_group=app.isolation_group, instances=tuple(shares[app.chain]),
+            shares=tuple(shares[app.chain].values()),
+        )
+        for app in plan.apps
     )  # fmt: skip
 
 

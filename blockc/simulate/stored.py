@@ -48,7 +48,7 @@ def ways(plan: ExecutionPlan) -> dict[str, Way]:
     work, sides = plan_work(plan), side_bytes_of(plan)
     tensors = path_tensors(plan)
     paths = [chain.path for chain in plan.chains]
-    whole = [sum(tensor.nbytes for tensor in tensors[path]) for path in paths]
+    whole = _whole_bytes(plan, tensors)
     return {
         "ours": Way(label="ours", stored=_by_tensor(paths, tensors, sides), work=work),
         "ps": Way(
@@ -61,7 +61,7 @@ def ways(plan: ExecutionPlan) -> dict[str, Way]:
         ),
         "pm": Way(
             label="pm",
-            stored=tuple(Stored(units={f"chain {index}": nbytes}, own_bytes=0) for index, nbytes in enumerate(whole)),
+            stored=_alone(whole),
             work=separate(work, lambda chain: chain, merged=True),
         ),
         "no-sharing": Way(
@@ -73,6 +73,19 @@ def ways(plan: ExecutionPlan) -> dict[str, Way]:
             work=separate(work, lambda chain: chain, merged=False),
         ),
     }
+
+
+def models_alone(plan: ExecutionPlan) -> tuple[Stored, ...]:
+    """By chain, what it keeps as a model of its own, its fine-tune merged."""
+    return _alone(_whole_bytes(plan, path_tensors(plan)))
+
+
+def _whole_bytes(plan: ExecutionPlan, tensors: Mapping[str, frozenset[ResidentTensor]]) -> list[int]:
+    return [sum(tensor.nbytes for tensor in tensors[chain.path]) for chain in plan.chains]
+
+
+def _alone(whole: list[int]) -> tuple[Stored, ...]:
+    return tuple(Stored(units={f"chain {index}": nbytes}, own_bytes=0) for index, nbytes in enumerate(whole))
 
 
 def separate(work: PlanWork, owner: Callable[[int], int], *, merged: bool) -> PlanWork:

@@ -46,6 +46,7 @@ class CallResponse(Response, ABC):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, and stop everything if the client leaves."""
+        first = self._call  # others may follow it
         watch = asyncio.create_task(self._leave_with_client(receive))
         try:
             # The first arrival decides the status: an engine that fails is a 5xx, not a stream.
@@ -64,9 +65,9 @@ class CallResponse(Response, ABC):
             note_work(
                 scope,
                 Work(
-                    submitted_s=self._call.submitted_s,
-                    started_s=self._call.started_s,
-                    first_token_s=self._call.first_token_s,
+                    submitted_s=first.submitted_s,
+                    started_s=first.started_s,
+                    first_token_s=first.first_token_s,
                     ended_s=time.monotonic(),
                     segments=self._submission.app.segments,
                 ),
