@@ -104,15 +104,20 @@ def attention(
         report(f"{rows} x {tokens} after {context}, {name}", took, flops, read_bytes)
 
 
-def products(shape: Shape, dtype: torch.dtype, rows: int, seconds: float) -> None:
-    """The four products of a layer, over as many layers as no cache holds."""
+def linears_of(shape: Shape) -> list[tuple[tuple[int, ...], int]]:
+    """Outputs and inputs of a layer's linears, those that read the same together."""
     kv = shape.kv_heads * shape.hidden // shape.heads
-    sizes = [
+    return [
         ((shape.hidden, kv, kv), shape.hidden),
         ((shape.hidden,), shape.hidden),
         ((shape.intermediate, shape.intermediate), shape.hidden),
         ((shape.hidden,), shape.intermediate),
     ]
+
+
+def products(shape: Shape, dtype: torch.dtype, rows: int, seconds: float) -> None:
+    """The four products of a layer, over as many layers as no cache holds."""
+    sizes = linears_of(shape)
     values = sum(sum(outs) * size for outs, size in sizes)
     layers = max(1, _FAR_BYTES // (values * dtype.itemsize))
     forms: dict[str, object] = {}
@@ -139,13 +144,7 @@ def products(shape: Shape, dtype: torch.dtype, rows: int, seconds: float) -> Non
 
 def sides(shape: Shape, dtype: torch.dtype, rows: int, tokens: int, seconds: float, rank: int = 16) -> None:
     """The low-rank terms of all seven linears of a layer, each row with its own."""
-    kv = shape.kv_heads * shape.hidden // shape.heads
-    sizes = [
-        ((shape.hidden, kv, kv), shape.hidden),
-        ((shape.hidden,), shape.hidden),
-        ((shape.intermediate, shape.intermediate), shape.hidden),
-        ((shape.hidden,), shape.intermediate),
-    ]
+    sizes = linears_of(shape)
     values = sum(rank * (out + size) for outs, size in sizes for out in outs)
     layers = max(1, min(shape.layers, 2 * _FAR_BYTES // (rows * values * dtype.itemsize)))
     made = []

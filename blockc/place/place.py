@@ -37,22 +37,10 @@ def place(problem: PlaceProblem, *, diags: Diagnostics) -> Placement | None:
         return None
     views = Views(problem=problem)
     _report_unknown(problem, diags)
-    if goes_by_traffic(problem):
-        placement = place_traffic(views, diags=diags)
-        if placement is not None:
-            _report_gap(problem, placement.solver, diags)
-            _check_expectations(problem, placement.memory, diags)
-        return placement
-    found = _assign(views)
-    if found.solution.assignment is None:
-        if found.solution.infeasible or devices_bound(views.at(1)) > len(problem.devices):
-            explain_infeasible(views, diags=diags)
-        else:
-            _report_limit(problem, diags)
-        return None
-    placement = _placement(views, found)
-    _report_gap(problem, placement.solver, diags)
-    _check_expectations(problem, placement.memory, diags)
+    placement = (place_traffic if goes_by_traffic(problem) else place_bytes)(views, diags=diags)
+    if placement is not None:
+        _report_gap(problem, placement.solver, diags)
+        _check_expectations(problem, placement.memory, diags)
     return placement
 
 
@@ -92,6 +80,18 @@ def goes_by_traffic(problem: PlaceProblem) -> bool:
     loads = any(chain.load is not None for chain in problem.chains)
     # Without known rates, rules and what was there before are kept to, and loads are left out (BC404).
     return bool(problem.rules) or problem.before is not None or (problem.work is not None and known and loads)
+
+
+def place_bytes(views: Views, *, diags: Diagnostics) -> Placement | None:
+    """By bytes alone. None exactly if an error was reported (BC401, BC402)."""
+    found = _assign(views)
+    if found.solution.assignment is not None:
+        return _placement(views, found)
+    if found.solution.infeasible or devices_bound(views.at(1)) > len(views.problem.devices):
+        explain_infeasible(views, diags=diags)
+    else:
+        _report_limit(views.problem, diags)
+    return None
 
 
 def place_traffic(views: Views, *, diags: Diagnostics) -> Placement | None:

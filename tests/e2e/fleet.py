@@ -114,6 +114,16 @@ def serving(plan: Path, folder: Path, *options: str, keys: bool = True) -> Itera
         command.process.stdout.close()
 
 
+@contextmanager
+def client_of(plan: Path, folder: Path, *options: str) -> Iterator[httpx.Client]:
+    """A client of a server without keys, in which nothing goes wrong unseen."""
+    with serving(plan, folder, *options, keys=False) as command:
+        command.ready()
+        with command.http() as client:
+            yield client
+        assert "Traceback" not in command.log
+
+
 def chat(app: str, question: str, **fields: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": question}]
     return {"model": app, "messages": messages, "max_tokens": 96, "temperature": 0, **fields}

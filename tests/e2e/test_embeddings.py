@@ -16,7 +16,7 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from blockc.cli import main
-from tests.e2e.fleet import chat, copied, metric, serving
+from tests.e2e.fleet import chat, client_of, copied, metric, serving
 from tests.support.encoders import save_bert, save_pooling
 from tests.support.fine_tunes import save_adapter
 
@@ -63,11 +63,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def http(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with serving(folder / "plan.json", tmp_path_factory.mktemp("server"), keys=False) as command:
-        command.ready()
-        with command.http() as client:
-            yield client
-        assert "Traceback" not in command.log
+    with client_of(folder / "plan.json", tmp_path_factory.mktemp("server")) as client:
+        yield client
 
 
 def alone(folder: Path, app: str, text: str) -> torch.Tensor:

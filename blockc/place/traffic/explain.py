@@ -21,7 +21,7 @@ from blockc.place.traffic.aggregate import aggregate, closed_form
 from blockc.place.traffic.flat import Flat, fits_flat
 from blockc.place.traffic.greedy import multi_start
 from blockc.place.traffic.packing import Packing
-from blockc.place.traffic.relaxed import Line, lines_of, more_devices, packing_with, scaled
+from blockc.place.traffic.relaxed import Line, lines_of, milliseconds, more_devices, packing_with, scaled
 from blockc.place.traffic.solve import Solved
 from blockc.place.traffic.times import chain_times
 from blockc.place.traffic.units import packing_of
@@ -80,19 +80,25 @@ def _report_alone(views: Views, packing: Packing, group: int, diags: Diagnostics
     if load.ttft_s is not None and all(kind.limit[group] == 0 for kind in fast):
         diags.report(
             "BC501",
-            f"the first token of `{chain.label}` cannot come within {_ms(load.ttft_s)}",
+            f"the first token of `{chain.label}` cannot come within {milliseconds(load.ttft_s)}",
             at=load.slo_span or chain.span,
-            notes=(f"one prompt of {float(load.prompt_tokens):.0f} tokens takes {_ms(prompt_s)} at best, by itself",),
+            notes=(
+                f"one prompt of {float(load.prompt_tokens):.0f} tokens takes {milliseconds(prompt_s)} at best, "
+                "by itself",
+            ),
             help="a later target, shorter prompts, or faster devices",
         )
         return
-    wanted = "its tokens are" if load.tpot_s is None else f"a token of it is due every {_ms(load.tpot_s)}, they are"
+    wanted = (
+        "its tokens are" if load.tpot_s is None else f"a token of it is due every {milliseconds(load.tpot_s)}, they are"
+    )
     diags.report(
         "BC501",
         f"`{chain.label}` cannot keep its pace: {wanted} read from weights that take too long to pass",
         at=load.slo_span or load.span or chain.span,
-        notes=(f"one sweep of its weights takes {_ms(sweep_s)} at best, and each token needs one",),
-        help="a later `tpot` or `e2e` target, or devices with more memory bandwidth; several of a node share a sweep",
+        notes=(f"one sweep of its weights takes {milliseconds(sweep_s)} at best, and each token needs one",),
+        help="a later `ttft`, `tpot` or `e2e` target, or devices with more memory bandwidth; several of a node share a "
+        "sweep",
     )
 
 
@@ -109,10 +115,6 @@ def _least_times(views: Views, packing: Packing, group: int) -> tuple[float, flo
         prompts.append(chain_times(own, work.segments, rates, load, step_tokens=problem.max_batched_tokens).prompt_s)
     sweeps = [kind.path_ns(packing.groups[group]) + kind.step_ns for kind in packing.kinds if kind.limit[group]]
     return min(prompts, default=0.0), min(sweeps, default=0) / 1e9
-
-
-def _ms(seconds: Fraction | float) -> str:
-    return f"{1000 * float(seconds):.3g} ms"
 
 
 def explain_packing(views: Views, packing: Packing, solved: Solved, *, diags: Diagnostics) -> None:

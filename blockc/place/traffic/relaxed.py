@@ -42,8 +42,8 @@ def lines_of(problem: PlaceProblem) -> list[Line]:
             continue
         load = chain.load
         if load.tpot_s is not None or load.ttft_s is not None:
-            targets = [f"a token every {_ms(load.tpot_s)}"] if load.tpot_s is not None else []
-            targets += [f"the first within {_ms(load.ttft_s)}"] if load.ttft_s is not None else []
+            targets = [f"a token every {milliseconds(load.tpot_s)}"] if load.tpot_s is not None else []
+            targets += [f"the first within {milliseconds(load.ttft_s)}"] if load.ttft_s is not None else []
             text = f"`{chain.label}`: {', '.join(targets)}"
             found.append(Line(kind="slo", index=number, text=text, span=load.slo_span or chain.span))
     for number, rule in enumerate(problem.rules):
@@ -62,7 +62,8 @@ def lines_of(problem: PlaceProblem) -> list[Line]:
     return found
 
 
-def _ms(seconds: Fraction) -> str:
+def milliseconds(seconds: Fraction | float) -> str:
+    """As diagnostics say them."""
     return f"{1000 * float(seconds):.3g} ms"
 
 

@@ -43,7 +43,6 @@ class Solved:
     bound: int
     bound_kind: str
     infeasible: bool
-    peak_proven: bool
     history: tuple[Step, ...]
 
     @property
@@ -58,7 +57,7 @@ class Solved:
 def solve(packing: Packing, *, seed: int, limit_s: float, gap: float) -> Solved:
     """Solve. ``limit_s``: the policy's, as deterministic time; ``gap``: with which it is content."""
     if not packing.groups:
-        return Solved(cells=(), bound=0, bound_kind="closed form", infeasible=False, peak_proven=True, history=())
+        return Solved(cells=(), bound=0, bound_kind="closed form", infeasible=False, history=())
     closed = closed_form(packing)
     bound, kind = closed.devices, closed.kind
     budget, spent = limit_s * _UNITS_PER_S, 0.0
@@ -92,6 +91,4 @@ def solve(packing: Packing, *, seed: int, limit_s: float, gap: float) -> Solved:
     if cells is not None and fits_flat(packing) and len(packing.groups) > 1 and budget > spent:
         peak = lowest_peak(packing, cells, units=min(_PEAK_UNITS, budget - spent), seed=seed)
         cells = peak.cells
-    return Solved(
-        cells=cells, bound=bound, bound_kind=kind, infeasible=infeasible, peak_proven=False, history=tuple(history)
-    )
+    return Solved(cells=cells, bound=bound, bound_kind=kind, infeasible=infeasible, history=tuple(history))
