@@ -6,11 +6,13 @@ chain that has any; none for a plan that is only simulated. Invariant: the same 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
 
 from blockc import __version__
+from blockc.cost.rates import LINK_LATENCY_S
 from blockc.evaluate import Agreement, Probe
 from blockc.graph import Block, Chain, Embedding, ModelPath
 from blockc.ir import canonical_json, format_structure, json_digest
@@ -32,6 +34,7 @@ from blockc.plan import (
     ExecutionPlan,
     KvGroupEntry,
     KvLayerEntry,
+    LinkEntry,
     MergeEntry,
     ModelEntry,
     PathEntry,
@@ -44,7 +47,18 @@ from blockc.plan import (
 )
 from blockc.quantize import Quantization
 from blockc.share import Evidence, TensorEvidence
-from blockc.spec.deployment import App, Assumption, Base, Deployment, FineTune, HubSource, LocalSource, Source, Tenant
+from blockc.spec.deployment import (
+    App,
+    Assumption,
+    Base,
+    Cluster,
+    Deployment,
+    FineTune,
+    HubSource,
+    LocalSource,
+    Source,
+    Tenant,
+)
 from blockc.target import Target
 from blockc.tune import ModelFiles
 from blockc.tune.source import commit_of
@@ -93,7 +107,7 @@ def lower(
             )
             for device in deployment.cluster.devices
         ),
-        links=(),
+        links=_links(deployment.cluster),
         instances=placement.instances,
         edges=(),
         routes=placement.routes,
@@ -118,6 +132,21 @@ def lower(
             prefill_parts=deployment.policy.prefill_parts,
         ),
     )
+
+
+def _links(cluster: Cluster) -> tuple[LinkEntry, ...]:
+    """One within a node and one between nodes, where the spec says what they carry and there are such devices."""
+    nodes = [device.address.split("/")[0] for device in cluster.devices]
+    found = []
+    for rate, latency_s, within in (
+        (cluster.link_bytes_per_s, LINK_LATENCY_S, True),
+        (cluster.node_bytes_per_s, float(cluster.node_latency_s), False),
+    ):
+        pairs = ((a, b) for a, b in itertools.combinations(range(len(nodes)), 2) if (nodes[a] == nodes[b]) is within)
+        pair = next(pairs, None)
+        if rate is not None and pair is not None:
+            found.append(LinkEntry(source=pair[0], target=pair[1], bytes_per_s=max(1, int(rate)), latency_s=latency_s))
+    return tuple(found)
 
 
 def kv_group_entries(deployment: Deployment, graph: UnifiedGraph) -> tuple[KvGroupEntry, ...]:

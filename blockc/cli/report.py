@@ -82,6 +82,8 @@ def exit_code(diagnostics: Iterable[Diagnostic]) -> ExitCode:
     collected = Diagnostics(items=list(diagnostics))
     if not collected.has_errors:
         return ExitCode.FINE
+    if any(item.code.id == "BC999" for item in collected):
+        return ExitCode.INTERNAL
     infeasible = any(item.code.id in _INFEASIBLE for item in collected)
     return ExitCode.INFEASIBLE if infeasible else ExitCode.ERRORS
 

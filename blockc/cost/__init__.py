@@ -7,7 +7,7 @@ for each block, row and step. Rates come from the device catalogue, times the pa
 
 from blockc.cost.graph import graph_work
 from blockc.cost.price import TICKS_PER_S, Affine, StepPricer, ticks
-from blockc.cost.rates import DeviceRates, catalogue_rates, cell_rates, slower
+from blockc.cost.rates import DeviceRates, catalogue_rates, cell_rates, node_link, slower
 from blockc.cost.work import AttentionWork, ChainWork, PlanWork, SegmentWork, plan_work
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "catalogue_rates",
     "cell_rates",
     "graph_work",
+    "node_link",
     "plan_work",
     "slower",
     "ticks",

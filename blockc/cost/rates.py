@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from blockc.spec.device_kinds import DeviceKind
+from blockc.plan import ExecutionPlan
+from blockc.spec.device_kinds import DEVICE_KINDS, DeviceKind
 
 # Assumed until they are measured. Large products of matrices reach about half of the peak and large reads four
 # fifths (Splitwise and DistServe report figures near these for A100 and H100).
@@ -67,6 +68,14 @@ def catalogue_rates(kind: DeviceKind) -> DeviceRates | None:
     return DeviceRates(
         flops_per_s=kind.bf16_flops_per_s * COMPUTE_EFFICIENCY, bytes_per_s=kind.bytes_per_s * MEMORY_EFFICIENCY
     )
+
+
+def node_link(plan: ExecutionPlan, kind: str) -> float | None:
+    """Bytes a second from one device of a node to another: what the plan says, else the catalogue; None: unknown."""
+    node = [device.node for device in plan.devices]
+    said = [link.bytes_per_s for link in plan.links if node[link.source] == node[link.target]]
+    known = DEVICE_KINDS.get(kind)
+    return float(min(said)) if said else None if known is None else known.link_bytes_per_s
 
 
 def slower(rates: DeviceRates, factor: float) -> DeviceRates:

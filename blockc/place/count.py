@@ -100,6 +100,7 @@ def place_problem(
         speeds=_speeds(deployment, profile),
         rules=place_rules(deployment, graph),
         headroom=policy.headroom,
+        headroom_span=policy.headroom_span,
         gap=policy.gap,
         before=None if before is None else before_of(before, [chain.digest for chain in graph.chains], devices),
         move_budget_bytes=policy.move_budget_bytes,

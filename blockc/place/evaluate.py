@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from blockc.cost import DeviceRates
-from blockc.place.problem import PlaceProblem
+from blockc.place.problem import PlaceProblem, PlaceRule
 from blockc.place.sizes import sizes_of
 from blockc.place.tables import Placement
 from blockc.place.traffic.times import (
@@ -51,7 +51,7 @@ def _devices(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
         if used & set(instance.devices):
             yield f"instance {number} is on a device that another has"
         used |= set(instance.devices)
-    if len(used) != placement.solver.value or placement.solver.bound > placement.solver.value:
+    if max(1, len(used)) != placement.solver.value or placement.solver.bound > placement.solver.value:
         said = placement.solver
         yield f"{len(used)} devices are used, the solver says {said.value}, at least {said.bound}"
 
@@ -76,6 +76,9 @@ def _weights(placement: Placement, chain: int) -> dict[int, float]:
 
 def _rules(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
     for rule in problem.rules:
+        if rule.kind in ("replicas", "nodes"):
+            yield from _spread(problem, placement, rule)
+            continue
         for instance in placement.instances:
             named = set(rule.chains) & set(instance.chains)
             others = set(instance.chains) - set(rule.chains)
@@ -86,6 +89,15 @@ def _rules(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
             )
             if broken:
                 yield f"`{rule.text}` does not hold"
+
+
+def _spread(problem: PlaceProblem, placement: Placement, rule: PlaceRule) -> Iterator[str]:
+    for chain in rule.chains:
+        serving = [placement.instances[number] for number, part in _weights(placement, chain).items() if part > 0]
+        nodes = {problem.devices[device].node for instance in serving for device in instance.devices}
+        found = len(nodes) if rule.kind == "nodes" else len(serving)
+        if found < rule.count:
+            yield f"`{rule.text}` does not hold: there are {found}"
 
 
 def _bytes(problem: PlaceProblem, placement: Placement) -> Iterator[str]:

@@ -30,7 +30,7 @@ from blockc.plan import MemoryEntry, RouteEntry, SolverEntry
 
 
 def place(problem: PlaceProblem, *, diags: Diagnostics) -> Placement | None:
-    """Place all chains. None exactly if an error was reported (BC401, BC402)."""
+    """Place all chains. None exactly if an error was reported (BC401, BC402, BC501; BC999 for a defect of ours)."""
     if not check_slots(problem, diags):
         return None
     if not _check_rules(problem, diags):
@@ -86,7 +86,7 @@ def place_bytes(views: Views, *, diags: Diagnostics) -> Placement | None:
     """By bytes alone. None exactly if an error was reported (BC401, BC402)."""
     found = _assign(views)
     if found.solution.assignment is not None:
-        return _placement(views, found)
+        return _checked(views.problem, _placement(views, found), diags)
     if found.solution.infeasible or devices_bound(views.at(1)) > len(views.problem.devices):
         explain_infeasible(views, diags=diags)
     else:
@@ -113,10 +113,22 @@ def place_traffic(views: Views, *, diags: Diagnostics) -> Placement | None:
     if problem.before is not None:
         cells, moved = replanned(views, packing, solved.cells, problem.before, budget_bytes=problem.move_budget_bytes)
         solved = replace(solved, cells=cells)
-    placement = placement_of(views, *placed(views, packing, solved, moved_bytes=moved))
+    return _checked(problem, placement_of(views, *placed(views, packing, solved, moved_bytes=moved)), diags)
+
+
+def _checked(problem: PlaceProblem, placement: Placement, diags: Diagnostics) -> Placement | None:
+    """The placement if it holds; else nothing is written, and a defect is reported (BC999)."""
     problems = evaluate(problem, placement)
-    assert not problems, problems[0]
-    return placement
+    if not problems:
+        return placement
+    more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+    diags.report(
+        "BC999",
+        f"a placement was found that does not hold: {problems[0]}{more}",
+        at=problem.cluster_span,
+        help="this is a bug in blockc, not in the spec: please report it, with the spec",
+    )
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,12 +87,14 @@ class PlaceRule:
     """A line of the spec that says where chains may run.
 
     ``pin``: ``chains`` run on ``devices`` and nowhere else. ``apart``: no two of them share a device. ``alone``: they
-    share devices with each other only. ``text``: what the spec says. ``conflict``: why it can never hold.
+    share devices with each other only. ``replicas``: each of them runs in at least ``count`` instances, ``nodes``: on
+    at least ``count`` nodes. ``text``: what the spec says. ``conflict``: why it can never hold.
     """
 
-    kind: Literal["pin", "apart", "alone"]
+    kind: Literal["pin", "apart", "alone", "replicas", "nodes"]
     chains: tuple[int, ...]
     devices: frozenset[int] = frozenset()
+    count: int = 1
     text: str
     span: Span | None = None
     conflict: str | None = None
@@ -180,6 +182,7 @@ class PlaceProblem:
     speeds: Mapping[str, PlaceSpeed] = field(default_factory=dict)
     rules: tuple[PlaceRule, ...] = ()
     headroom: Fraction = Fraction(0)
+    headroom_span: Span | None = None
     gap: Fraction = Fraction(0)
     before: PlaceBefore | None = None
     move_budget_bytes: int | None = None

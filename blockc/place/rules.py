@@ -67,9 +67,14 @@ def _tpots(app: App, output: int) -> Iterator[Fraction]:
 
 
 def place_rules(deployment: Deployment, graph: UnifiedGraph) -> tuple[PlaceRule, ...]:
-    """Pins, apps that are to be apart, tenants that share their devices with nobody."""
+    """Pins, apps that are to be apart or in several places, tenants that share their devices with nobody."""
     chains = {app.address: graph.chain_of[app.model] for app in deployment.apps}
-    return (*_pins(deployment, chains), *_apart(deployment, chains), *_alone(deployment, chains))
+    return (
+        *_pins(deployment, chains),
+        *_apart(deployment, chains),
+        *_replicas(deployment, chains),
+        *_alone(deployment, chains),
+    )
 
 
 def _pins(deployment: Deployment, chains: Mapping[str, int]) -> Iterator[PlaceRule]:
@@ -94,6 +99,16 @@ def _apart(deployment: Deployment, chains: Mapping[str, int]) -> Iterator[PlaceR
                 kind="apart", chains=(chains[app.address], chains[other]), span=app.apart_span,
                 text=f"{app.address} apart from {other}",
                 conflict="both are one model version, which has one route" if both else None,
+            )  # fmt: skip
+
+
+def _replicas(deployment: Deployment, chains: Mapping[str, int]) -> Iterator[PlaceRule]:
+    for app in deployment.apps:
+        if app.replicas > 1:
+            where = "on {} nodes" if app.spread == "node" else "in {} instances"
+            yield PlaceRule(
+                kind="nodes" if app.spread == "node" else "replicas", chains=(chains[app.address],),
+                count=app.replicas, span=app.replicas_span, text=f"{app.address} {where.format(app.replicas)}",
             )  # fmt: skip
 
 

@@ -163,7 +163,11 @@ class DeviceEntry(Entry):
 
 
 class LinkEntry(Entry):
-    """A link between two devices (indices into ``devices``)."""
+    """A link between two devices (indices into ``devices``).
+
+    A cluster's links of one sort are alike: one that is named within a node stands for all nodes, one between two nodes
+    for any two. Of several the slowest counts.
+    """
 
     source: int
     target: int

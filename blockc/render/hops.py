@@ -19,6 +19,7 @@ from blockc.cost import (
     StepPricer,
     catalogue_rates,
     cell_rates,
+    node_link,
     plan_work,
 )
 from blockc.plan import ExecutionPlan
@@ -132,7 +133,7 @@ class _Pricing:
         """Whether an instance can be priced: a cell needs a link that is known, too."""
         devices = self.plan.instances[number].devices
         kind = self.plan.devices[devices[0]].kind
-        return kind in self.rates and (len(devices) == 1 or _link(kind) is not None)
+        return kind in self.rates and (len(devices) == 1 or node_link(self.plan, kind) is not None)
 
     def way(self, chain: int, instances: tuple[int, ...], prompt: int) -> Way:
         """``instances``: those that the chain travels through, in order."""
@@ -162,12 +163,8 @@ class _Pricing:
     def _pricer(self, number: int) -> StepPricer:
         devices = self.plan.instances[number].devices
         kind = self.plan.devices[devices[0]].kind
-        return StepPricer(self.work, cell_rates(self.rates[kind], width=len(devices), link_bytes_per_s=_link(kind)))
-
-
-def _link(kind: str) -> float | None:
-    known = DEVICE_KINDS.get(kind)
-    return None if known is None else known.link_bytes_per_s
+        link = node_link(self.plan, kind)
+        return StepPricer(self.work, cell_rates(self.rates[kind], width=len(devices), link_bytes_per_s=link))
 
 
 def _cost(read_bytes: int, token: int, prompt: int) -> Cost:

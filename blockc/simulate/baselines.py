@@ -21,13 +21,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from blockc.cost import DeviceRates, PlanWork, StepPricer, cell_rates, plan_work
+from blockc.cost import DeviceRates, PlanWork, StepPricer, cell_rates, node_link, plan_work
 from blockc.diag import Diagnostics
 from blockc.plan import ExecutionPlan
 from blockc.simulate.cells import Cell, device_bytes, even_pages, fits, least_width
 from blockc.simulate.fleet import Fleet, FleetInstance, fleet_of, instance_limits
 from blockc.simulate.stored import Way, separate, ways
-from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc_runtime.router import Network
 
 
@@ -139,7 +138,7 @@ def _fleet(
     instances = []
     for index in used:
         cell = cells[index]
-        own = cell_rates(rates[kind], width=cell.width, link_bytes_per_s=DEVICE_KINDS[kind].link_bytes_per_s)
+        own = cell_rates(rates[kind], width=cell.width, link_bytes_per_s=node_link(plan, kind))
         instances.append(
             FleetInstance(
                 name=f"{label}{number[index]}",

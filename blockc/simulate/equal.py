@@ -18,17 +18,16 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
-from blockc.cost import TICKS_PER_S, DeviceRates, StepPricer, cell_rates
+from blockc.cost import TICKS_PER_S, DeviceRates, StepPricer, cell_rates, node_link
 from blockc.diag import Diagnostics
 from blockc.plan import ExecutionPlan
 from blockc.simulate.baselines import LESS
 from blockc.simulate.cells import Cell, device_bytes, fits, least_width, page_bytes, pages_by_need
-from blockc.simulate.fleet import Fleet, FleetInstance, apps_of, instance_limits
+from blockc.simulate.fleet import Fleet, FleetInstance, apps_of, instance_limits, network_of
 from blockc.simulate.report import Targets, report
 from blockc.simulate.simulate import simulate
 from blockc.simulate.stored import Way, models_alone, ways
 from blockc.simulate.workload import Workload, first
-from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc_runtime.router import Link, Network
 
 # Seconds from one launch of a model to the next.
@@ -164,11 +163,10 @@ def equal_fleets(
     load: Workload,
     judge: Judge,
     *,
-    between: Link | None = None,
     diags: Diagnostics,
 ) -> tuple[Fleet, ...]:
     """Ours, and what is named: ways to serve, `baselines.LESS` of ours, ``random``. Reports BC401."""
-    demand, known = demand_of(plan, load), ways(plan)
+    demand, known, between = demand_of(plan, load), ways(plan), network_of(plan, ()).between
     ours = equal_fleet(plan, known["ours"], rates, demand, judge, between=between, diags=diags)
     if ours is None:
         return ()
@@ -256,10 +254,10 @@ class _Arranging:
 
     def fleet(self, between: Link | None) -> Fleet:
         """The cells as instances."""
-        plan, kind = self._plan, DEVICE_KINDS[self._kind]
+        plan = self._plan
         used = [index for index, cell in enumerate(self.cells) if cell.chains]
         number = {index: position for position, index in enumerate(used)}
-        link = kind.link_bytes_per_s
+        link = node_link(plan, self._kind)
         return Fleet(
             label=self._way.label,
             apps=tuple(
@@ -372,7 +370,7 @@ class _Arranging:
         return own.rate_rps * (own.prompt_tokens * token_s + own.output_tokens * (token_s + row_s))
 
     def _cell_rates(self, width: int) -> DeviceRates:
-        link = DEVICE_KINDS[self._kind].link_bytes_per_s
+        link = node_link(self._plan, self._kind)
         return cell_rates(self._rates[self._kind], width=width, link_bytes_per_s=link)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
-from blockc.cost import DeviceRates, StepPricer, catalogue_rates, cell_rates, plan_work, slower
+from blockc.cost import DeviceRates, StepPricer, catalogue_rates, cell_rates, node_link, plan_work, slower
 from blockc.cost.profile import Profile
 from blockc.cost.rates import LINK_LATENCY_S
 from blockc.diag import Diagnostics
@@ -150,7 +150,7 @@ def instance_limits(
 def instance_rates(plan: ExecutionPlan, devices: tuple[int, ...], rates: Mapping[str, DeviceRates]) -> DeviceRates:
     """Rates of a cell, by the kind of its devices and their link."""
     kind = plan.devices[devices[0]].kind
-    return cell_rates(rates[kind], width=len(devices), link_bytes_per_s=DEVICE_KINDS[kind].link_bytes_per_s)
+    return cell_rates(rates[kind], width=len(devices), link_bytes_per_s=node_link(plan, kind))
 
 
 def rates_of(

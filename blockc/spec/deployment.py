@@ -23,6 +23,8 @@ Merging = Literal["never", "auto", "always"]
 FineTuneKind = str  # a word of `blockc.fine_tunes`
 Isolation = Literal["tenant", "strict", "devices"]
 
+# One message between two nodes over Ethernet: what kernels and switches add.
+NODE_LATENCY_S: Final = Fraction(20, 10**6)
 # Of fields that came later: while they say nothing, the digest of a spec is what it was without them.
 LATER: Final[Mapping[str, Any]] = MappingProxyType({"later": True})
 
@@ -114,13 +116,16 @@ class Device:
 class Cluster:
     """The devices of a deployment, in the order of the spec.
 
-    ``link_bytes_per_s``: what one sends to another of its node; None: as the catalogue says.
+    ``link_bytes_per_s``: what one sends to another of its node; None: as the catalogue says. ``node_bytes_per_s``: what
+    one node sends to another, with ``node_latency_s`` for each message; None: nothing.
     """
 
     name: str
     devices: tuple[Device, ...]
     span: Span
     link_bytes_per_s: Fraction | None = field(default=None, metadata=LATER)
+    node_bytes_per_s: Fraction | None = field(default=None, metadata=LATER)
+    node_latency_s: Fraction = field(default=NODE_LATENCY_S, metadata=LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +160,7 @@ class App:
     """What clients call: a request's `model` is ``tenant/app``. ``model``: a base or fine-tune.
 
     ``pin``: the node, or node/device, that it runs on; ``apart_from``: addresses of apps that it shares no device with.
+    ``replicas``: instances that it runs in at least, each on another node where ``spread`` is "node".
     """
 
     tenant: str
@@ -166,7 +172,10 @@ class App:
     model_span: Span
     pin: str | None = field(default=None, metadata=LATER)
     apart_from: tuple[str, ...] = field(default=(), metadata=LATER)
+    replicas: int = field(default=1, metadata=LATER)
+    spread: Literal["device", "node"] = field(default="device", metadata=LATER)
     pin_span: Span | None = field(default=None, compare=False)
+    replicas_span: Span | None = field(default=None, compare=False)
     apart_span: Span | None = field(default=None, compare=False)
     traffic_span: Span | None = field(default=None, compare=False)
     slo_span: Span | None = field(default=None, compare=False)
@@ -230,6 +239,7 @@ class Policy:
     sides_limit_bytes: int | None = None
     sides_limit_span: Span | None = field(default=None, compare=False)
     headroom: Fraction = field(default=Fraction(0), metadata=LATER)
+    headroom_span: Span | None = field(default=None, compare=False)
     gap: Fraction = field(default=Fraction(0), metadata=LATER)
     move_budget_bytes: int | None = field(default=None, metadata=LATER)
 

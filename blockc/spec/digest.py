@@ -18,7 +18,16 @@ from blockc.diag import Span
 from blockc.spec.deployment import Deployment, LocalSource
 
 _VERSION = "blockc-spec-1"
-_NOT_MEANING = {"digest", "spec_file", "pin_span", "apart_span", "traffic_span", "slo_span"}
+_NOT_MEANING = {
+    "digest",
+    "spec_file",
+    "pin_span",
+    "apart_span",
+    "traffic_span",
+    "slo_span",
+    "headroom_span",
+    "replicas_span",
+}
 
 
 def deployment_digest(deployment: Deployment) -> Deployment:

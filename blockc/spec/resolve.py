@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import cast
+from typing import Literal, cast
 
 from blockc.diag import Diagnostics, Label, Span
 from blockc.spec.addresses import check_addresses
 from blockc.spec.deployment import (
+    NODE_LATENCY_S,
     App,
     Assumption,
     Base,
@@ -40,6 +41,7 @@ from blockc.spec.deployment import (
 from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc.spec.digest import deployment_digest
 from blockc.spec.mentions import in_dependency_order
+from blockc.spec.placing import check_placing
 from blockc.spec.validate import Typed
 from blockc.spec.valuetypes import Percentage
 
@@ -55,6 +57,7 @@ def resolve(blocks: tuple[Typed, ...], *, spec_file: str, start: Span, diags: Di
     _check_cluster(by_kind.get("cluster", []), start, diags)
     _check_batching(by_kind.get("policy", []), diags)
     check_addresses(by_kind.get("cluster", []), by_kind.get("tenant", []), diags)
+    check_placing(by_kind.get("cluster", []), by_kind.get("tenant", []), diags)
     if diags.has_errors:
         return None
     profiles = {block.name: block for block in by_kind.get("profile", [])}
@@ -242,6 +245,8 @@ def _cluster(block: Typed) -> Cluster:
         devices=tuple(_devices(block)),
         span=block.header,
         link_bytes_per_s=cast("Fraction | None", network.get("intra_node")) if network else None,
+        node_bytes_per_s=cast("Fraction | None", network.get("inter_node")) if network else None,
+        node_latency_s=cast("Fraction | None", network.get("latency") if network else None) or NODE_LATENCY_S,
     )
 
 
@@ -311,7 +316,10 @@ def _app(block: Typed, tenant: str, profiles: dict[str, Typed]) -> App:
         model_span=block.spans["model"],
         pin=cast("str | None", block.get("pin")),
         apart_from=cast("tuple[str, ...]", block.get("apart_from") or ()),
+        replicas=cast("int", block.get("replicas")),
+        spread=cast("Literal['device', 'node']", block.get("spread")),
         pin_span=block.spans.get("pin"),
+        replicas_span=block.spans.get("replicas"),
         apart_span=block.spans.get("apart_from"),
         traffic_span=_nested_span("traffic", profile, block),
         slo_span=_nested_span("slo", profile, block),
@@ -365,6 +373,7 @@ def _policy(blocks: list[Typed]) -> Policy:
         sides_limit_bytes=cast("int | None", residency.get("fine_tunes")) if residency else None,
         sides_limit_span=residency.spans.get("fine_tunes") if residency else None,
         headroom=cast("Fraction", solver.get("headroom")) if solver else default.headroom,
+        headroom_span=solver.spans.get("headroom") if solver else None,
         gap=cast("Fraction", solver.get("gap")) if solver else default.gap,
         move_budget_bytes=cast("int | None", replan.get("move_budget")) if replan else None,
     )

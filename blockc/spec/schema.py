@@ -25,6 +25,7 @@ from blockc.spec.attribute_types import (
     PREFILL,
     QUANTIZE,
     RATE,
+    REPLICAS,
     RESERVE,
     SHARE,
     SIZE,
@@ -124,8 +125,8 @@ NETWORK = Kind(
     doc="links between devices",
     attributes=(
         attribute("intra_node", LINK_RATE, "from one device of a node to another; without it, as the catalogue says"),
-        attribute("inter_node", LINK_RATE, "between nodes", in_effect=False),
-        attribute("latency", TIME, "of one message", in_effect=False),
+        attribute("inter_node", LINK_RATE, "from one node to another; without it, nothing travels between nodes"),
+        attribute("latency", TIME, "of one message between nodes; without it, 20 us"),
     ),
 )
 CLUSTER = Kind(name="cluster", doc="the devices", named=True, blocks=(NETWORK, NODE))
@@ -193,6 +194,13 @@ APP = Kind(
         attribute("model", Named(kinds=("base", "finetune")), "what answers", required=True),
         attribute("pin", Text(), 'where it runs: a node or a device of one, `"n0"` or `"n0/g1"`'),
         attribute("apart_from", Many(of=Text()), 'apps that it shares no device with: `["globex/chat"]`'),
+        attribute("replicas", REPLICAS, "instances that it runs in, at least", default=1),
+        attribute(
+            "spread",
+            words("device", "node", noun="spread"),
+            "what each of its `replicas` has of its own: devices, or a node",
+            default="device",
+        ),
     ),
     blocks=(TRAFFIC, SLO),
 )

@@ -153,7 +153,7 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["check", "x.blk"]) == 130
 
 
-@pytest.mark.parametrize(("code", "status"), [("BC101", 1), ("BC401", 3), ("BC402", 3), ("BC804", 0)])
+@pytest.mark.parametrize(("code", "status"), [("BC101", 1), ("BC401", 3), ("BC402", 3), ("BC999", 70), ("BC804", 0)])
 def test_exit_codes(code: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     diags = Diagnostics()
     diags.report(code, "x")

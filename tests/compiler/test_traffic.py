@@ -13,6 +13,7 @@ from blockc.diag import DiagnosticError, Diagnostics
 from blockc.plan import ExecutionPlan, dump_plan, load_plan, write_plan
 from blockc.plan.verify import plan_problem
 from blockc.simulate import fleet_of, rates_of
+from blockc_runtime.router import Link
 
 MODELS = Path(__file__).parents[2] / "specs" / "models"
 SPEC = """
@@ -100,6 +101,35 @@ def test_headroom_and_links(tmp_path: Path) -> None:
         assert entry.used_bytes - entry.reserve_bytes <= 0.7 * (entry.capacity_bytes - entry.reserve_bytes)
     slow = compiled(tmp_path, rate=6, network="network { intra_node = 1GB/s }")
     assert all(len(instance.devices) == 1 for instance in slow.instances)
+
+
+def test_a_clusters_links_are_the_plans_and_the_simulators(tmp_path: Path) -> None:
+    assert compiled(tmp_path).links == ()
+    said = "network { intra_node = 2GB/s  inter_node = 100Gbps  latency = 30us }"
+    plan = compiled(tmp_path, rate=20, network=said)
+    within, between = plan.links
+    assert (within.bytes_per_s, between.bytes_per_s, between.latency_s) == (2 * 10**9, 12_500_000_000, 30e-6)
+    node = [device.node for device in plan.devices]
+    assert node[within.source] == node[within.target]
+    assert node[between.source] != node[between.target]
+    assert plan_problem(plan) is None
+    network = fleet_of(plan, rates_of(plan, diags=Diagnostics())).network
+    assert network.within == Link(bytes_per_s=2e9, latency_s=within.latency_s)
+    assert network.between == Link(bytes_per_s=12.5e9, latency_s=30e-6)
+    assert compiled(tmp_path, network="network { inter_node = 1Gbps }").links[0].latency_s == 20e-6
+
+
+def test_a_model_in_several_places(tmp_path: Path) -> None:
+    plan = compiled(tmp_path, extra="replicas = 2  spread = node")
+    chain = next(app.chain for app in plan.apps if app.tenant == "u")
+    places = [plan.instances[way[0]].devices[0] for way in plan.routes[chain].alternatives]
+    assert {plan.devices[device].node for device in places} == {"n0", "n1"}
+    assert plan.solver.value == 2
+    with pytest.raises(DiagnosticError) as caught:
+        compiled(tmp_path, extra="replicas = 3  spread = node")
+    (item,) = [item for item in caught.value.diagnostics if item.code.id == "BC402"]
+    assert item.primary is not None
+    assert item.primary.text == "u/chat on 3 nodes"
 
 
 def test_what_the_devices_cannot_carry_is_refused(tmp_path: Path) -> None:

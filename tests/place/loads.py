@@ -113,9 +113,10 @@ def random_loaded(seed: int, *, most_models: int = 6, nodes: tuple[int, ...] | N
     given_nodes = nodes or generator.choice([(2,), (3,), (2, 2), (4,)])
     rules: list[PlaceRule] = []
     if len(paths) > 1 and generator.random() < 0.5:
-        kind = generator.choice(["pin", "apart", "alone"])
+        kind = generator.choice(["pin", "apart", "alone", "replicas", "nodes"])
         chains = tuple(generator.sample(range(len(paths)), 2 if kind == "apart" else 1))
-        rules.append(PlaceRule(kind=kind, chains=chains, devices=frozenset({0, 1}), text=f"rule {kind}", span=span(9)))
+        rules.append(PlaceRule(kind=kind, chains=chains, devices=frozenset({0, 1}), text=f"rule {kind}", span=span(9),
+                               count=2))  # fmt: skip
     return loaded(sizes, paths, loads, nodes=given_nodes, rules=tuple(rules), side_bytes=generator.choice([0, 10**8]))
 
 

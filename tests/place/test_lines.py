@@ -28,9 +28,11 @@ def refused(given: PlaceProblem) -> Diagnostic:
     return item
 
 
-def rule(kind: str, chains: tuple[int, ...], *, devices: Sequence[int] = (), line: int = 60) -> PlaceRule:
+def rule(
+    kind: str, chains: tuple[int, ...], *, devices: Sequence[int] = (), line: int = 60, count: int = 1
+) -> PlaceRule:
     text = f"{kind} {','.join(f'm{chain}' for chain in chains)}"
-    return PlaceRule(kind=kind, chains=chains, devices=frozenset(devices), text=text, span=span(line))  # type: ignore[arg-type]
+    return PlaceRule(kind=kind, chains=chains, devices=frozenset(devices), text=text, span=span(line), count=count)  # type: ignore[arg-type]
 
 
 def three_on(devices: int, *rules: PlaceRule, rate: float = 0.5, tpot_ms: int = 50) -> PlaceProblem:
@@ -47,6 +49,9 @@ CASES = {
     ),
     "loads": three_on(1, rate=9),
     "targets": three_on(1, rate=2.6, tpot_ms=25),
+    "replicas": three_on(2, rule("replicas", (0,), count=3)),
+    "nodes": three_on(2, rule("nodes", (0,), count=2)),
+    "headroom": replace(three_on(1, rate=3), headroom=Fraction(1, 2), headroom_span=span(80)),
     "apart": three_on(2, rule("apart", (0, 1)), rule("apart", (0, 2), line=61), rule("apart", (1, 2), line=62)),
 }
 
@@ -62,6 +67,9 @@ def kinds(core: Sequence[Line], given: PlaceProblem) -> list[str]:
         ("pinned", ["apart", "pin"]),
         ("loads", ["devices", "rate"]),
         ("targets", ["devices", "rate", "slo"]),
+        ("headroom", ["devices", "headroom", "rate"]),
+        ("replicas", ["devices", "replicas"]),
+        ("nodes", ["devices", "nodes"]),
         ("apart", ["apart", "devices"]),
     ],
 )
@@ -97,7 +105,7 @@ def test_relaxations_really_suffice(name: str) -> None:
     views = Views(problem=given)
     lines = lines_of(given)
     for line in lines:
-        if line.kind == "rule" and f"without `{line.text}`" in help_:
+        if line.kind in ("rule", "headroom") and f"without `{line.text}`" in help_:
             rest = [other for other in lines if other is not line]
             assert multi_start(packing_with(views, rest)) is not None
     if "1 more device " in help_:

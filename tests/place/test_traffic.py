@@ -222,6 +222,17 @@ def test_the_checker_sees_what_is_wrong() -> None:
     assert evaluate(given, replace(placement, instances=(few, *placement.instances[1:])))
 
 
+def test_a_placement_that_does_not_hold_is_a_defect_and_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["blockc.place.place"], "evaluate", lambda *_: ("chain 0 is nowhere", "more"))
+    quiet = loaded([14.0], [(0,)], [None])
+    for given in (loaded([14.0], [(0,)], [load(1)]), replace(quiet, work=None, speeds={})):
+        diags = Diagnostics()
+        assert place(given, diags=diags) is None
+        (item,) = diags
+        assert item.code.id == "BC999"
+        assert "chain 0 is nowhere, and 1 more" in item.message
+
+
 def _with_rate(given: PlaceProblem, rate: int) -> PlaceProblem:
     return replace(given, chains=tuple(replace(chain, load=load(rate)) for chain in given.chains))
 

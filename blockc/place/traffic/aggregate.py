@@ -9,11 +9,12 @@ all their chains pass are (nesting), and widths that nodes can hold.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from blockc.place.traffic.packing import CellKind, Packing
+from blockc.place.traffic.packing import CellKind, Packing, most_copies
 
 # Chains alike are one class of this many parts. Shares are rounded down, and the sum of rounded shares is what has to
 # be there: no packing is lost.
@@ -36,11 +37,14 @@ class Bound:
 def closed_form(packing: Packing) -> Bound:
     """Every unit and one sweep of every item, each where it takes the smallest part of a cell."""
     busy = memory = 0.0
+    least = 1
     of_item: list[list[int]] = [[] for _ in range(packing.items)]
     for number, group in enumerate(packing.groups):
         able = [kind for index, kind in enumerate(packing.kinds) if packing.can(index, number)]
-        if not able:
+        cells, nodes = most_copies(packing, number)
+        if not able or cells < group.replicas or nodes < group.nodes:
             return Bound(devices=packing.devices + 1, kind="closed form", infeasible=True)
+        least = max(least, group.copies * min(kind.width for kind in able))
         busy += group.units * min(kind.unit_parts[number] * kind.width / kind.limit[number] for kind in able)
         memory += group.units * min(kind.unit_bytes[number] * kind.width / kind.offered_bytes for kind in able)
         for item in group.items:
@@ -57,9 +61,10 @@ def closed_form(packing: Packing) -> Bound:
             for kind in packing.kinds
             if max(kind.limit[user] for user in users) > 0
         ]
-        busy += min(parts for parts, _ in found)
-        memory += min(nbytes for _, nbytes in found)
-    return Bound(devices=max(1, _ceil(max(busy, memory))), kind="closed form")
+        copies = max(packing.groups[user].copies for user in users)
+        busy += copies * min(parts for parts, _ in found)
+        memory += copies * min(nbytes for _, nbytes in found)
+    return Bound(devices=max(least, _ceil(max(busy, memory))), kind="closed form")
 
 
 def _ceil(value: float) -> int:
@@ -173,6 +178,7 @@ class Aggregate:
             shares = [share for share in self.y[number] if share is not None]
             lost = 0 if own.single else max(0, len(shares) - 1)
             self.model.add(sum(shares) >= own.shares - lost)
+        self._spread()
         self._devices()
         self.objective = sum(packing.kinds[t.kind].width * self.cells[i] for i, t in enumerate(self.types))
 
@@ -310,6 +316,17 @@ class Aggregate:
         scale = max(1, min(1000, round(100 * unit / max(finest, 1e-9))))
         terms = [int(amount * scale // unit) * var for amount, var in (*shares, *items)]
         self.model.add(sum(terms) <= -(-room[0] * scale // unit) * room[1])
+
+    def _spread(self) -> None:
+        """What is to be in several cells has as many, and each of its items is there as often."""
+        for group, own in enumerate(self.packing.groups):
+            if own.copies > 1:
+                able = [self.packing.can(t.kind, group) for t in self.types]
+                self.model.add(sum(itertools.compress(self.cells, able)) >= own.copies)
+                for item in own.items:
+                    there = [found[item] for found in self.copies if item in found]
+                    if there:
+                        self.model.add(sum(there) >= own.copies)
 
     def _devices(self) -> None:
         """As many of each kind as there are, and as many wide ones as nodes hold."""

@@ -55,7 +55,7 @@ def _able(packing: Packing, group: int) -> bool:
 def _report_alone(views: Views, packing: Packing, group: int, diags: Diagnostics) -> None:
     problem, own = views.problem, packing.groups[group]
     chain = problem.chains[group]
-    free = packing_with(views, [line for line in lines_of(problem) if line.kind in ("rate", "slo", "devices")])
+    free = packing_with(views, [line for line in lines_of(problem) if line.kind != "rule"])
     if own.devices is not None and _able(free, group):
         rules = [rule for rule in problem.rules if rule.kind == "pin" and group in rule.chains]
         diags.report(
@@ -194,7 +194,7 @@ def _relaxations(views: Views) -> list[str]:
 
     lines = lines_of(problem)
     for line in lines:
-        if line.kind == "rule":
+        if line.kind in ("rule", "headroom"):
             rest = [other for other in lines if other is not line]
             if fits(lambda rest=rest: packing_with(views, rest)):  # type: ignore[misc]
                 found.append(f"without `{line.text}`")

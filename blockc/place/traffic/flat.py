@@ -80,7 +80,8 @@ class Flat:
             self._capacity(c)
         self._exclusive()
         self._apart()
-        if all(group.devices is None for group in packing.groups):
+        self._copies()
+        if self._alike and all(group.devices is None for group in packing.groups):
             self._break_symmetry()
 
     def minimise_devices(self, *, least: int, most: int) -> None:
@@ -233,6 +234,26 @@ class Flat:
                     for c in self.on[group].keys() & self.on[other].keys():
                         self.model.add(self.on[group][c] + self.on[other][c] <= 1)
 
+    @property
+    def _alike(self) -> bool:
+        """Whether like places may change places: not if a group is to be on several nodes."""
+        return all(group.nodes == 1 for group in self.packing.groups)
+
+    def _copies(self) -> None:
+        for group, own in enumerate(self.packing.groups):
+            if own.copies == 1:
+                continue
+            on_node: dict[int, list[Any]] = {}
+            for c, on in self.on[group].items():
+                self.model.add(self.n[group][c] >= on)
+                on_node.setdefault(self.packing.blocks[self.places[c].block].node, []).append(on)
+            self.model.add(sum(self.on[group].values()) >= own.replicas)
+            reached = []
+            for node, there in sorted(on_node.items()):
+                reached.append(self.model.new_bool_var(f"at{group}_{node}"))
+                self.model.add(sum(there) >= reached[-1])
+            self.model.add(sum(reached) >= own.nodes)
+
     def _break_symmetry(self) -> None:
         """Like places of a block in order of use; like blocks in order of devices used."""
         for kind in range(len(self.packing.kinds)):
@@ -256,7 +277,7 @@ class Flat:
 
     def _aligned(self, cells: Sequence[PackedCell]) -> dict[tuple[int, ...], PackedCell]:
         """The cells by places of the model, used as its symmetry wants it; what has no place is left out."""
-        if any(group.devices is not None for group in self.packing.groups):
+        if not self._alike or any(group.devices is not None for group in self.packing.groups):
             return {cell.devices: cell for cell in cells}
         blocks = self.packing.blocks
         own = [[cell for cell in cells if cell.devices[0] in block.devices] for block in blocks]

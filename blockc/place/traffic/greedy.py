@@ -82,6 +82,8 @@ class Filler:
             return None
         if cell.rows + own.milli_rows > packing.milli_rows or group in cell.forbidden:
             return None
+        if own.copies > 1 and not self._spreads(group, cell.block, cell):
+            return None
         nbytes = cell.nbytes + kind.unit_bytes[group] + max(cell.activation, kind.activation[group])
         tau_ns, sweep_ns = cell.tau_ns, cell.sweep_ns
         if group not in cell.counts:
@@ -99,6 +101,15 @@ class Filler:
         if parts + fixed > limit:
             return None
         return _Fit(added=fixed - cell.fixed, spare=limit - parts - fixed)
+
+    def _spreads(self, group: int, block: int, cell: OpenCell | None) -> bool:
+        """Whether a unit in a cell, or in a new one of the block, leaves enough for all places of the group."""
+        own, blocks = self.packing.groups[group], self.packing.blocks
+        there = [other for other in self.cells if group in other.counts]
+        left = own.units - 1 - sum(other.counts[group] for other in there)
+        cells = len(there) + (cell is None or group not in cell.counts)
+        nodes = {blocks[other.block].node for other in there} | {blocks[block].node}
+        return cells + left >= own.replicas and len(nodes) + left >= own.nodes
 
     def add(self, cell: OpenCell, group: int) -> None:
         """Take a unit in, for which there is room."""
@@ -142,12 +153,13 @@ class Filler:
 
     def open(self, group: int) -> OpenCell | None:
         """A new cell for a group, of the best kind that there are devices for, where they are scarcest."""
-        packing, allowed = self.packing, self.packing.groups[group].devices
+        packing, own = self.packing, self.packing.groups[group]
+        allowed = own.devices
         for kind in self._best_kinds[group]:
             width = packing.kinds[kind].width
             options = []
             for number, block in enumerate(packing.blocks):
-                if kind not in block.kinds:
+                if kind not in block.kinds or (own.copies > 1 and not self._spreads(group, number, None)):
                     continue
                 free = [device for device in self.free[number] if allowed is None or device in allowed]
                 if len(free) >= width:

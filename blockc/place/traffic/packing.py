@@ -22,7 +22,8 @@ class Group:
     """A chain's load. ``tau_ns``: the slowest cadence it allows; None: nothing is expected of it.
 
     ``milli_rows``: a unit's requests at once on the fastest cell, in thousandths. ``devices``: where it may run; None:
-    anywhere. ``apart``: groups that it shares no cell with.
+    anywhere. ``apart``: groups that it shares no cell with. ``replicas``, ``nodes``: cells and nodes that it is in, at
+    least.
     """
 
     units: int
@@ -31,6 +32,13 @@ class Group:
     milli_rows: int
     devices: frozenset[int] | None = None
     apart: frozenset[int] = frozenset()
+    replicas: int = 1
+    nodes: int = 1
+
+    @property
+    def copies(self) -> int:
+        """Cells that it is in, at least."""
+        return max(self.replicas, self.nodes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +79,7 @@ class Block:
 
     devices: tuple[int, ...]
     kinds: tuple[int, ...]
+    node: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +186,30 @@ def packing_problem(packing: Packing, cells: Iterable[PackedCell]) -> str | None
             given[group] = given.get(group, 0) + count
     if given != {group: own.units for group, own in enumerate(packing.groups)}:
         return "some units are nowhere, or twice"
+    return _spread_problem(packing, held)
+
+
+def _spread_problem(packing: Packing, cells: tuple[PackedCell, ...]) -> str | None:
+    for group, own in enumerate(packing.groups):
+        if own.copies == 1:
+            continue
+        there = [cell for cell in cells if group in dict(cell.units)]
+        nodes = {block.node for block in packing.blocks for cell in there if cell.devices[0] in block.devices}
+        if len(there) < own.replicas or len(nodes) < own.nodes:
+            return f"group {group} is in {len(there)} cells of {len(nodes)} nodes, which is too few"
     return None
+
+
+def most_copies(packing: Packing, group: int) -> tuple[int, int]:
+    """In how many cells, and on how many nodes, a group can be at most."""
+    own, cells, nodes = packing.groups[group], 0, set()
+    for block in packing.blocks:
+        allowed = sum(own.devices is None or device in own.devices for device in block.devices)
+        width = min((packing.kinds[kind].width for kind in block.kinds if packing.can(kind, group)), default=None)
+        if width is not None and allowed >= width:
+            cells += allowed // width
+            nodes.add(block.node)
+    return cells, len(nodes)
 
 
 def counts(cells: Iterable[PackedCell]) -> Mapping[int, int]:

@@ -28,7 +28,7 @@ _SLOWER: Final = 20
 class Line:
     """``index``: of the chain (``rate``, ``slo``) or the rule; ``devices`` is the cluster. ``text``: in words."""
 
-    kind: Literal["rate", "slo", "rule", "devices"]
+    kind: Literal["rate", "slo", "rule", "headroom", "devices"]
     index: int
     text: str
     span: Span | None
@@ -48,6 +48,9 @@ def lines_of(problem: PlaceProblem) -> list[Line]:
             found.append(Line(kind="slo", index=number, text=text, span=load.slo_span or chain.span))
     for number, rule in enumerate(problem.rules):
         found.append(Line(kind="rule", index=number, text=rule.text, span=rule.span))
+    if problem.headroom:
+        text = f"{100 * float(problem.headroom):.3g} % of every device left free"
+        found.append(Line(kind="headroom", index=0, text=text, span=problem.headroom_span or problem.cluster_span))
     count = len(problem.devices)
     text = f"{count} device{'' if count == 1 else 's'}"
     found.append(Line(kind="devices", index=0, text=text, span=problem.cluster_span))
@@ -70,22 +73,26 @@ def milliseconds(seconds: Fraction | float) -> str:
 def packing_with(views: Views, kept: Iterable[Line]) -> Packing:
     """Only these lines hold."""
     problem = views.problem
-    rates, slos, rules, devices = set(), set(), [], False
+    rates, slos, rules, devices, headroom = set(), set(), [], False, False
     for line in kept:
         rates |= {line.index} if line.kind == "rate" else set()
         slos |= {line.index} if line.kind == "slo" else set()
         rules += [problem.rules[line.index]] if line.kind == "rule" else []
         devices |= line.kind == "devices"
+        headroom |= line.kind == "headroom"
     chains = tuple(
         chain if number in rates else replace(chain, load=None) for number, chain in enumerate(problem.chains)
     )
     relaxed = replace(problem, chains=chains, rules=tuple(sorted(rules, key=lambda rule: problem.rules.index(rule))))
+    if not headroom:
+        free = tuple(replace(device, headroom_bytes=0) for device in problem.devices)
+        relaxed = replace(relaxed, headroom=Fraction(0), devices=free)
     if not devices:
-        count = len(problem.devices)
-        relaxed = replace(relaxed, devices=more_devices(problem, max(count, MOST_DEVICES - count)))
+        count = len(problem.devices) * max((rule.count for rule in relaxed.rules), default=1)
+        relaxed = replace(relaxed, devices=more_devices(relaxed, max(count, MOST_DEVICES - count)))
     packing = packing_of(views.with_problem(relaxed))
     without = [number for number in rates if number not in slos]
-    return slower(packing, without, _SLOWER, problem) if without else packing
+    return slower(packing, without, _SLOWER, relaxed) if without else packing
 
 
 def slower(packing: Packing, chains: Iterable[int], factor: int, problem: PlaceProblem) -> Packing:

@@ -15,7 +15,7 @@ from blockc.ir.layout import tensor_share
 from blockc.place.cells import Views
 from blockc.place.problem import PlaceBefore
 from blockc.place.traffic.greedy import best_kinds, fill, orders
-from blockc.place.traffic.packing import PackedCell, Packing, devices_of
+from blockc.place.traffic.packing import PackedCell, Packing, devices_of, packing_problem
 
 _FAR: Final = 10**12
 _KIB: Final = 1 << 10
@@ -105,7 +105,9 @@ def named(views: Views, packing: Packing, cells: Sequence[PackedCell], before: P
             free = sorted(d for block in packing.blocks if kind in block.kinds for d in block.devices if d not in wide)
             places = [(device,) for device in free]
         found += _assigned(views, packing, own, places, before)
-    return tuple(sorted(found, key=lambda cell: cell.devices))
+    moved = tuple(sorted(found, key=lambda cell: cell.devices))
+    # Places are given one by one, so what is to be on several nodes may come to be on one.
+    return tuple(cells) if packing_problem(packing, moved) is not None else moved
 
 
 def _assigned(

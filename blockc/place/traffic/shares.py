@@ -20,7 +20,7 @@ def shares_of(packing: Packing, cells: Sequence[PackedCell]) -> dict[int, Mappin
     for number, cell in enumerate(cells):
         for group, count in cell.units:
             given.setdefault(group, {})[number] = count / packing.groups[group].units
-    split = [group for group, own in sorted(given.items()) if len(own) > 1]
+    split = [g for g, own in sorted(given.items()) if len(own) > 1 and packing.groups[g].tau_ns is not None]
     found = _balanced(packing, cells, given, split) if split else {}
     return {group: _rounded(found.get(group, own)) for group, own in sorted(given.items())}
 

@@ -43,6 +43,7 @@ def packing_of(views: Views) -> Packing:
     blocks = views.blocks()
     kinds: list[CellKind] = []
     number: dict[tuple[str, int, int], int] = {}
+    nodes: dict[str, int] = {}
     found: list[Block] = []
     for block in blocks:
         kind = problem.devices[block.devices[0]].kind
@@ -53,7 +54,8 @@ def packing_of(views: Views) -> Packing:
                 number[key] = len(kinds)
                 kinds.append(_kind(views, sets, kind, block.offered_bytes, width))
             own.append(number[key])
-        found.append(Block(devices=block.devices, kinds=tuple(own)))
+        node = problem.devices[block.devices[0]].node
+        found.append(Block(devices=block.devices, kinds=tuple(own), node=nodes.setdefault(node, len(nodes))))
     return _split(_groups(problem, sets), tuple(kinds), tuple(found), problem)
 
 
@@ -101,7 +103,11 @@ class _Sets:
 def _groups(problem: PlaceProblem, sets: _Sets) -> list[Group]:
     devices: dict[int, frozenset[int]] = {}
     apart: dict[int, set[int]] = {}
+    copies: dict[tuple[str, int], int] = {}
     for rule in problem.rules:
+        if rule.kind in ("replicas", "nodes"):
+            copies |= {(rule.kind, c): max(rule.count, copies.get((rule.kind, c), 1)) for c in rule.chains}
+            continue
         others = [] if rule.kind == "pin" else list(rule.chains)
         if rule.kind == "alone":
             others = [number for number in range(len(problem.chains)) if number not in rule.chains]
@@ -120,6 +126,8 @@ def _groups(problem: PlaceProblem, sets: _Sets) -> list[Group]:
             milli_rows=0,
             devices=devices.get(number),
             apart=frozenset(apart.get(number, ())),
+            replicas=copies.get(("replicas", number), 1),
+            nodes=copies.get(("nodes", number), 1),
         )
         for number, chain in enumerate(problem.chains)
     ]
@@ -243,7 +251,7 @@ def _milli_rows(chain: PlaceChain, number: int, group: Group, kinds: tuple[CellK
 def _unit_count(packing: Packing, number: int) -> int:
     group = packing.groups[number]
     if group.tau_ns is None:
-        return 1
+        return group.copies
     needed = []
     for kind in packing.kinds:
         room = kind.limit[number] - kind.fixed_parts(kind.path_ns(group), group.tau_ns)
@@ -259,4 +267,4 @@ def _unit_count(packing: Packing, number: int) -> int:
                 -(-group.milli_rows // packing.milli_rows),
             )
         )
-    return min(_MOST_UNITS, min(needed, default=1))
+    return max(group.copies, min(_MOST_UNITS, min(needed, default=1)))
