@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -213,27 +214,39 @@ def test_pages_count_once_they_are_written(tmp_path: Path) -> None:
     assert pool.resident_bytes() == pool.memory.nbytes
 
 
-@needs_packing
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or not Path("/proc/self/smaps").exists(), reason="needs glibc")
-def test_a_process_takes_what_was_predicted(tmp_path: Path) -> None:
-    zoo = Zoo(tmp_path / "zoo", create=True)
-    plan = make_plan(LARGE, zoo)
-    (tmp_path / "plan.json").write_text(plan.model_dump_json())
+def _loaded_and_served(folder: Path) -> dict[str, Any]:
+    """What a fresh process says of its memory."""
     script = Path(__file__).with_name("memory_process.py")
-    arguments = [str(tmp_path / "plan.json"), str(tmp_path / "zoo"), *map(str, (TOKENS, ROWS, CONTEXT))]
+    arguments = [str(folder / "plan.json"), str(folder / "zoo"), *map(str, (TOKENS, ROWS, CONTEXT))]
     finished = subprocess.run(
         [sys.executable, str(script), *arguments],
         capture_output=True,
         check=True,
         env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
     )
-    found = json.loads(finished.stdout)
-    expected, parts = predicted(plan, LARGE), found["parts"]
+    found: dict[str, Any] = json.loads(finished.stdout)
+    return found
+
+
+@needs_packing
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or not Path("/proc/self/smaps").exists(), reason="needs glibc")
+def test_a_process_takes_what_was_predicted(tmp_path: Path) -> None:
+    zoo = Zoo(tmp_path / "zoo", create=True)
+    plan = make_plan(LARGE, zoo)
+    (tmp_path / "plan.json").write_text(plan.model_dump_json())
+    expected = predicted(plan, LARGE)
 
     def agrees(predicted_bytes: int) -> bool:
         return abs(predicted_bytes - found["rise_bytes"]) <= WITHIN * found["rise_bytes"]
 
-    assert agrees(expected.used_bytes), (expected, found)
+    # A peak is known with the pages of libraries in it, which a busy system may take away before they are subtracted:
+    # it is then too high, never too low.
+    for _ in range(3):
+        found = _loaded_and_served(tmp_path)
+        if agrees(expected.used_bytes) or found["rise_bytes"] < expected.used_bytes:
+            break
+    parts = found["parts"]
+    assert agrees(expected.used_bytes), (expected.used_bytes, found["rise_bytes"], parts)
     table_bytes = LARGE.vocab * LARGE.hidden * 4
     assert not agrees(expected.used_bytes - expected.sides_bytes), "forgets the fine-tunes"
     assert not agrees(expected.used_bytes - table_bytes), "counts a tied table once"
