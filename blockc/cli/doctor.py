@@ -1,7 +1,7 @@
 """``blockc doctor``: whether this machine and this installation are fit, and what to do where they are not.
 
-In: the machine. Out: a line for each thing that was looked at, or one document; exit code 1 if something does not work.
-Says that a token is there, never what it is; asks no network.
+In: the machine, and a plan that is to be served on it. Out: a line for each thing that was looked at, or one document;
+exit code 1 if something does not work. Says that a token or secret is there, never what it is; asks no network.
 """
 
 from __future__ import annotations
@@ -43,12 +43,21 @@ def doctor(
     folder: Annotated[
         Path, typer.Option("--zoo", metavar="DIR", help="Where the zoo is to be; this folder, if not given.")
     ] = Path(),
+    plan: Annotated[
+        Path | None, typer.Option("--plan", metavar="PLAN", help="Look for the secrets that this plan names, too.")
+    ] = None,
+    secrets: Annotated[
+        Path | None,
+        typer.Option("--secrets", metavar="DIR", help="Where they are, as `blockc serve --secrets` has it."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say whether this machine is fit to compile and serve, and what to do where it is not."""
     from blockc.cli.report import ExitCode, print_document
 
     findings = list(examine(folder))
+    if plan is not None:
+        findings += _secrets(plan, secrets)
     bad = [finding for finding in findings if finding.state == "fail"]
     if as_json:
         content = [{"what": f.what, "state": f.state, "found": f.found, "help": f.help_ or None} for f in findings]
@@ -229,6 +238,35 @@ def _hub() -> Iterator[Finding]:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         words += "; offline: only what is in its cache"
     yield Finding(what="hub", state="ok", found=words)
+
+
+def _secrets(path: Path, folder: Path | None) -> Iterator[Finding]:
+    """Those that are keys of a plan's tenants, each by itself, then all together. Raises `DiagnosticError`."""
+    from blockc.diag import DiagnosticError
+    from blockc.plan import load_plan
+    from blockc_runtime.server.auth import Keys
+    from blockc_runtime.server.key_sources import KeySources
+    from blockc_runtime.server.secret_places import SecretPlaces
+
+    sources = KeySources(places=SecretPlaces(folder=folder, environment=os.environ))
+    named = {entry.tenant: entry.key_secrets for entry in load_plan(path).tenants}
+    usable: dict[str, tuple[str, ...]] = {}
+    for tenant, name in ((tenant, name) for tenant, names in named.items() for name in names):
+        try:
+            sources.beside(Keys(), {tenant: (name,)})
+        except DiagnosticError as error:
+            item = next(iter(error.diagnostics))
+            yield Finding(what=f"secret {name}", state="fail", found=item.message, help_=item.help or "")
+        else:
+            usable[tenant] = (*usable.get(tenant, ()), name)
+            yield Finding(what=f"secret {name}", state="ok", found=f"is there, a key of the tenant `{tenant}`")
+    try:
+        sources.beside(Keys(), usable)
+    except DiagnosticError as error:
+        for item in error.diagnostics:
+            yield Finding(what="secrets", state="fail", found=item.message, help_=item.help or "")
+    if not any(named.values()):
+        yield Finding(what="secrets", state="ok", found="the plan names none")
 
 
 def _loopback() -> Iterator[Finding]:

@@ -45,6 +45,12 @@ def serve(
             help='Keys by tenant: {"tenant": ["sk-...", "sha256:<hex>"]} as JSON, or TOML; read again when it changes.',
         ),
     ] = None,
+    secrets: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help='Files called by the names of the `secret("NAME")`s that the plan has as keys.'
+        ),
+    ] = None,
     audit: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append a line of JSON for each request; no prompts, no keys.")
     ] = None,
@@ -98,6 +104,7 @@ def serve(
             host=host,
             port=port,
             keys=keys,
+            secrets=secrets,
             audit=audit,
             executor=executor,
             null_step_s=null_step,

@@ -82,6 +82,7 @@ _TABLE: tuple[tuple[str, str, Severity, str], ...] = (
     ("BC507", "expectation-not-judged", _W, "an `expect` could not be judged when the spec was compiled"),
     ("BC601", "isolation-violated", _E, "the plan would share what must be isolated"),
     ("BC602", "secret-in-spec", _E, "a secret stands in plain text"),
+    ("BC603", "secret-missing", _E, "a secret that a plan names is not there, or is no key"),
     ("BC801", "unused-declaration", _W, "something is declared and never used"),
     ("BC803", "unused-suppression", _W, "a suppression suppresses nothing"),
     ("BC804", "not-in-effect", _W, "this is accepted and nothing acts on it yet"),

@@ -194,6 +194,12 @@ _PAGES: dict[str, str] = {
         and stored: write `secret("NAME")`, which the runtime looks up and no plan contains.
         Consider the secret leaked.
         """,
+    "BC603": """
+        A plan names secrets that are its tenants' keys, and `blockc serve` looks their values up when it starts and
+        before it swaps to the plan: in the folder of `--secrets`, in the file that the variable `NAME_FILE` names, or
+        in the variable `NAME`. One of them is in none of these, empty, too short for a key, or in two at once.
+        Nothing was loaded. `blockc doctor --plan PLAN` looks at all of them.
+        """,
     "BC801": """
         Something is declared and nothing uses it: often a misspelling elsewhere. A `let` or `var`
         whose name starts with `_` is left alone.

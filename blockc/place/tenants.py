@@ -1,4 +1,4 @@
-"""What the plan says of tenants: how many bytes of weights each costs (to itself, shared, fair share), and its quota.
+"""What the plan says of tenants: the bytes of weights that each costs, its quota, and its keys' names.
 
 In: which tensors each tenant's models take. Out: bytes per tenant. Invariant: fair shares add up to the bytes of all
 distinct tensors, whole bytes included; private bytes are those that would go if the tenant did.
@@ -33,15 +33,16 @@ def tenant_entries(deployment: Deployment, graph: UnifiedGraph) -> tuple[TenantE
             sizes[index] = paths[chain.path.digest] | _side_sizes(chain)
         taken.setdefault(app.tenant, {}).update(sizes[index])
         pm_bytes[app.tenant] = pm_bytes.get(app.tenant, 0) + sum(sizes[index].values())
-    return tuple(_with_quota(entry, deployment) for entry in split_bytes(taken, pm_bytes))
+    return tuple(_as_declared(entry, deployment) for entry in split_bytes(taken, pm_bytes))
 
 
-def _with_quota(entry: TenantEntry, deployment: Deployment) -> TenantEntry:
-    quota = deployment.tenants[entry.tenant].quota
+def _as_declared(entry: TenantEntry, deployment: Deployment) -> TenantEntry:
+    tenant = deployment.tenants[entry.tenant]
     return entry.model_copy(
         update={
-            "requests_per_minute": _a_minute(quota.requests_per_s),
-            "tokens_per_minute": _a_minute(quota.tokens_per_s),
+            "requests_per_minute": _a_minute(tenant.quota.requests_per_s),
+            "tokens_per_minute": _a_minute(tenant.quota.tokens_per_s),
+            "key_secrets": tenant.key_secrets,
         }
     )
 

@@ -254,11 +254,12 @@ class BaselineEntry(Entry):
 
 
 class TenantEntry(Entry):
-    """Weight bytes of one tenant, and its quota.
+    """Weight bytes of one tenant, its quota, and its keys.
 
     ``pm_bytes``: its apps' models, each by itself. ``private_bytes``: tensors that no other tenant takes;
     ``shared_bytes``: those that others take too, in full; ``fair_bytes``: every tensor divided among its takers, so
     that all tenants' together are the plan's ``ours_bytes``. What it may use in a minute; None: as much as it likes.
+    ``key_secrets``: names of secrets whose values are its keys. A plan holds no value of any.
     """
 
     tenant: str
@@ -268,6 +269,7 @@ class TenantEntry(Entry):
     fair_bytes: int
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    key_secrets: tuple[str, ...] = ()
 
 
 class AppEntry(Entry):

@@ -42,6 +42,7 @@ def chain_problems(plan: ExecutionPlan, structures: Mapping[str, Structure]) -> 
         yield from _cut(plan, index, segment)
     yield from _crossing(plan)
     yield from _apps(plan)
+    yield from _tenants(plan)
     yield from _models(plan)
 
 
@@ -194,6 +195,16 @@ def _apps(plan: ExecutionPlan) -> Iterator[str]:
             yield f"apps of tenant {app.tenant} differ in weight"
     if len({app.address for app in plan.apps}) != len(plan.apps):
         yield "two apps have one address"
+
+
+def _tenants(plan: ExecutionPlan) -> Iterator[str]:
+    owners: dict[str, str] = {}
+    for entry in plan.tenants:
+        for name in entry.key_secrets:
+            if not (name.isascii() and name.isidentifier()):
+                yield f"a key of tenant {entry.tenant} has no name of a secret"
+            if owners.setdefault(name, entry.tenant) != entry.tenant:
+                yield f"tenants {owners[name]} and {entry.tenant} have one secret"
 
 
 def _models(plan: ExecutionPlan) -> Iterator[str]:

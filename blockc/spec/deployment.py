@@ -198,7 +198,8 @@ class Quota:
 class Tenant:
     """A tenant. ``weight``: its fair share.
 
-    ``isolation`` "strict": its apps are separated, too; "devices": nobody else's run on its devices.
+    ``isolation`` "strict": its apps are separated, too; "devices": nobody else's run on its devices. ``key_secrets``:
+    names of the secrets that are its keys, sorted.
     """
 
     name: str
@@ -207,6 +208,7 @@ class Tenant:
     quota: Quota
     apps: tuple[App, ...]
     span: Span
+    key_secrets: tuple[str, ...] = field(default=(), metadata=LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,6 +58,7 @@ def resolve(blocks: tuple[Typed, ...], *, spec_file: str, start: Span, diags: Di
     _check_batching(by_kind.get("policy", []), diags)
     check_addresses(by_kind.get("cluster", []), by_kind.get("tenant", []), diags)
     check_placing(by_kind.get("cluster", []), by_kind.get("tenant", []), diags)
+    _check_keys(by_kind.get("tenant", []), diags)
     if diags.has_errors:
         return None
     profiles = {block.name: block for block in by_kind.get("profile", [])}
@@ -191,6 +192,22 @@ def _check_batching(policies: list[Typed], diags: Diagnostics) -> None:
     )
 
 
+def _check_keys(tenants: list[Typed], diags: Diagnostics) -> None:
+    """A key is one tenant's."""
+    owners: dict[str, Typed] = {}
+    for tenant in tenants:
+        for name in cast("tuple[str, ...]", tenant.get("keys") or ()):
+            owner = owners.setdefault(name, tenant)
+            if owner is not tenant:
+                diags.report(
+                    "BC106",
+                    f"the secret `{name}` is a key of `{owner.name}` and of `{tenant.name}`",
+                    at=tenant.spans["keys"],
+                    secondary=(Label(span=owner.spans["keys"], text="named here first"),),
+                    help="give each tenant a secret of its own",
+                )
+
+
 # ----------------------------------------------------------------------- builders
 
 
@@ -293,6 +310,7 @@ def _tenant(block: Typed, profiles: dict[str, Typed]) -> Tenant:
         ),
         apps=tuple(_app(app, block.name, profiles) for app in block.all("app")),
         span=block.header,
+        key_secrets=tuple(sorted(set(cast("tuple[str, ...]", block.get("keys") or ())))),
     )
 
 

@@ -225,7 +225,7 @@ TENANT = Kind(
             "`strict` also separates its apps from each other; `devices`: its devices run nothing of others",
             default="tenant",
         ),
-        attribute("keys", Many(of=SecretName()), 'API keys: `[secret("ACME_KEY")]`', in_effect=False),
+        attribute("keys", Many(of=SecretName()), "its API keys: names of secrets, which `blockc serve` looks up"),
     ),
     blocks=(QUOTA, APP),
 )

@@ -1,6 +1,7 @@
 """Secrets: named in a spec, looked up by the runtime, never written out.
 
-In: a value. Out: the name of a secret. Invariant: no message repeats what looks like one.
+In: a value. Out: the name of a secret, which is one that an environment variable can have. Invariant: no message
+repeats what looks like a secret.
 """
 
 # ruff: noqa: D102 - `expects` and `convert` are documented once, in ValueType
@@ -39,9 +40,19 @@ class SecretName:
 
     def convert(self, value: Value, context: Context) -> str | None:
         if isinstance(value.data, Secret):
-            return value.data.name
+            return self._named(value.data.name, value, context)
         if isinstance(value.data, str):
             report_secret(value, context)
             return None
         context.wrong_type(self.expects, value)
+        return None
+
+    def _named(self, name: str, value: Value, context: Context) -> str | None:
+        if looks_secret(name):
+            report_secret(value, context)
+        elif not (name.isascii() and name.isidentifier()):
+            message = "the name of a secret has letters, digits and `_`, as one of an environment variable"
+            context.out_of_range(message, value, help_=f"write {self.expects}")
+        else:
+            return name
         return None

@@ -13,6 +13,8 @@ import pytest
 from blockc.cli import machine, main
 from blockc.cli.doctor import examine
 from blockc.cli.machine import Gpu
+from blockc.plan import write_plan
+from tests.runtime.server import world
 
 
 def test_this_machine(tmp_path: Path, capsys) -> None:
@@ -84,3 +86,22 @@ def test_what_a_shell_gets(words: str, wanted: set[str]) -> None:
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
     assert set(done.stdout.split()) == wanted
     assert "Traceback" not in done.stderr
+
+
+def test_secrets_of_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    names = {"acme": ("ACME_KEY", "GONE_KEY"), "birch": ("BIRCH_KEY",)}
+    plan = world.plan({}, quotas={tenant: {"key_secrets": own} for tenant, own in names.items()})
+    write_plan(plan, tmp_path / "plan.json")
+    monkeypatch.setenv("ACME_KEY", "sk-canary-secret")
+    (tmp_path / "BIRCH_KEY").write_text("sk-canary-secret\n")
+    command = ["doctor", "--zoo", str(tmp_path), "--plan", str(tmp_path / "plan.json"), "--secrets", str(tmp_path)]
+    assert main([*command, "--json"]) == 1
+    out = capsys.readouterr().out
+    assert "canary" not in out
+    found = [(item["what"], item["state"]) for item in json.loads(out)["findings"] if "secret" in item["what"]]
+    assert found == [
+        ("secret ACME_KEY", "ok"), ("secret GONE_KEY", "fail"), ("secret BIRCH_KEY", "ok"), ("secrets", "fail"),
+    ]  # fmt: skip
+    (tmp_path / "BIRCH_KEY").write_text("sk-of-birch-alone")
+    monkeypatch.setenv("GONE_KEY", "sk-of-acme-again")
+    assert main(command) == 0

@@ -61,8 +61,8 @@ def resources() -> Iterator[dict[str, Any]]:
             yield from yaml.safe_load_all(path.read_text(encoding="utf-8"))
 
 
-def resource(kind: str) -> dict[str, Any]:
-    (found,) = [item for item in resources() if item["kind"] == kind]
+def resource(kind: str, name: str | None = None) -> dict[str, Any]:
+    (found,) = [item for item in resources() if item["kind"] == kind and name in (None, item["metadata"]["name"])]
     return found
 
 
@@ -218,7 +218,10 @@ def test_what_is_named_is_there() -> None:
     assert str(options["plan"].parent) in mounts
     assert "/tmp" in mounts, "the socket of the engine"
     assert volumes["zoo"]["persistentVolumeClaim"]["claimName"] == resource("PersistentVolumeClaim")["metadata"]["name"]
-    secret = resource("Secret")
+    assert str(options["secrets"]) in mounts
+    folder = volumes["tenant-keys"]["secret"]["secretName"]
+    assert resource("Secret", folder), "a folder of files: rotated without a start"
+    secret = resource("Secret", "blockc-keys")
     assert volumes["keys"]["secret"]["secretName"] == secret["metadata"]["name"]
     credentials = resource("PodMonitor")["spec"]["podMetricsEndpoints"][0]["authorization"]["credentials"]
     assert credentials["name"] == secret["metadata"]["name"]
@@ -230,7 +233,7 @@ def test_what_is_named_is_there() -> None:
 
 def test_the_keys_open_nothing_and_are_understood(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
-    path.write_text(resource("Secret")["stringData"]["keys.json"])
+    path.write_text(resource("Secret", "blockc-keys")["stringData"]["keys.json"])
     assert list(load_keys(path, frozenset()).owners) == [bytes(32)]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from blockc.plan import load_plan, write_plan
 from blockc_runtime.server.openapi import document
 from tests.e2e.fleet import KEYS, chat, serving
 from tests.support.processes import eventually
@@ -18,6 +19,15 @@ from tests.support.processes import eventually
 CANARY = "sk-canary-4c1f9ab27d"
 TENANT = "harbour"
 MODELS = ("harbour/crew", "library/desk", "nobody/nothing", CANARY)
+SECRET = "HARBOUR_KEY"
+WRONG = [
+    *(
+        ("keys.json", content)
+        for content in ("{", json.dumps({TENANT: [CANARY, "x"]}), json.dumps({CANARY: 3}),
+                        json.dumps({TENANT: {CANARY: 1}}), f"[{CANARY}")
+    ),
+    *((SECRET, content) for content in (f"{CANARY} x", f"{CANARY}\nsk-the-operator", f"sha256:{CANARY}")),
+]  # fmt: skip
 BODIES: list[dict[str, Any]] = [
     {"prompt": "Hello", "max_tokens": 4},
     {"messages": chat("", "Hello")["messages"], "max_tokens": 4, "stream": True},
@@ -44,14 +54,28 @@ def forms(key: str) -> list[bytes]:
     ]
 
 
-def test_a_key_is_in_nothing_that_is_written_or_answered(plan: Path, tmp_path: Path):
+def with_secret(plan: Path, path: Path) -> Path:
+    """The same plan, in which the tenant's key is a secret."""
+    old = load_plan(plan)
+    tenants = [
+        entry.model_copy(update={"key_secrets": (SECRET,)}) if entry.tenant == TENANT else entry
+        for entry in old.tenants
+    ]
+    write_plan(old.model_copy(update={"tenants": tuple(tenants)}), path)
+    return path
+
+
+def test_a_key_is_in_nothing_that_is_written_or_answered(plan: Path, tmp_path: Path, tmp_path_factory):
+    """In the keys file and in a secret that the plan names: both are of the same tenant, which may be."""
     audit = tmp_path / "audit.jsonl"
-    keys = tmp_path / "keys.json"
-    keys.write_text(json.dumps({**KEYS, TENANT: [CANARY], "berlin": ["sha256:" + "0" * 64]}))
+    keys, secret = tmp_path / "keys.json", tmp_path_factory.mktemp("secrets") / SECRET
+    right_keys = json.dumps({**KEYS, TENANT: [CANARY], "berlin": ["sha256:" + "0" * 64]})
+    keys.write_text(right_keys)
+    secret.write_text(f"{CANARY}\n")
+    options = ["--audit", str(audit), "--keys", str(keys), "--secrets", str(secret.parent), "--executor", "null"]
+    keyed = with_secret(plan, tmp_path / "keyed.json")
     answers: list[tuple[str, bytes]] = []
-    with serving(
-        plan, tmp_path, "--audit", str(audit), "--keys", str(keys), "--executor", "null", keys=False
-    ) as command:
+    with serving(keyed, tmp_path, *options, "--zoo", str(plan.parent / "zoo"), keys=False) as command:
         command.ready()
 
         def send(method: str, path: str, headers: dict[str, str], **more: Any) -> None:
@@ -81,15 +105,10 @@ def test_a_key_is_in_nothing_that_is_written_or_answered(plan: Path, tmp_path: P
         for key in ("sk-the-operator",):
             for path in ("/metrics", "/ui", "/openapi.json", "/v1/models"):
                 send("GET", path, {"Authorization": f"Bearer {key}"})
-        for content in (
-            "{",
-            json.dumps({TENANT: [CANARY, "x"]}),
-            json.dumps({CANARY: 3}),
-            json.dumps({TENANT: {CANARY: 1}}),
-            f"[{CANARY}",
-        ):
-            keys.write_text(content)  # what is wrong with it is said
+        for path, content in WRONG:
             seen = command.log.count("keys stay as they were")
+            keys.write_text(right_keys)
+            (keys if path == "keys.json" else secret).write_text(content)  # what is wrong with it is said
             assert eventually(lambda seen=seen: command.log.count("keys stay as they were") > seen, 10)
             time.sleep(0.01)  # another time of change
         command.kill_engine()

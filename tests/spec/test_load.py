@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from blockc.diag import DiagnosticError
+from blockc.diag import DiagnosticError, Diagnostics, Span
 from blockc.spec import HubSource, LocalSource, Policy, Source, load
+from blockc.spec.context import report_not_in_effect
+from blockc.spec.lint import tidy
 from tests.spec.texts import (
     APP,
     BASE,
@@ -220,12 +222,21 @@ def test_suppressions_for_later_phases_are_handed_on(tmp_path: Path) -> None:
     assert [suppression.code for suppression in result.suppressions] == ["BC301", "BC804"]
 
 
-def test_warnings_of_one_kind_are_grouped(tmp_path: Path) -> None:
-    tenants = "\n".join(f'tenant me{i} {{ keys = [secret("K")]  app a {{ model = tiny }} }}' for i in range(9))
-    result = load_text(BASE + CLUSTER + tenants, tmp_path)
-    (item,) = result.diagnostics
+def test_warnings_of_one_kind_are_grouped() -> None:
+    found = Diagnostics()
+    for line in range(1, 10):
+        at = Span(file="x.blk", start_line=line, start_column=1, end_line=line, end_column=5)
+        report_not_in_effect(found, "`latency` of `network`", at)
+    (item,) = tidy(found)
     assert len(item.secondary) == 3
     assert item.notes == ("and in 5 more places",)
+
+
+def test_keys_are_names_of_secrets(tmp_path: Path) -> None:
+    text = MINIMAL.replace("tenant me {", 'tenant me { keys = [secret("B"), secret("A"), secret("B")]')
+    assert deployment_of(text, tmp_path).tenants["me"].key_secrets == ("A", "B")
+    assert deployment_of(MINIMAL, tmp_path).tenants["me"].key_secrets == ()
+    assert deployment_of(text, tmp_path).digest != deployment_of(MINIMAL, tmp_path).digest
 
 
 # ------------------------------------------------------------------------- digest

@@ -1,6 +1,6 @@
 """Keys: who calls, and what they may use.
 
-In: a keys file and the ``Authorization`` header. Out: a `Caller` in the request's scope, or 401.
+In: keys (`key_sources`) and the ``Authorization`` header. Out: a `Caller` in the request's scope, or 401.
 Invariant: with keys, every route that is not listed as open needs one, whether it exists or not;
 the time of a check does not depend on how much of a key was right.
 """
@@ -26,10 +26,13 @@ _NO_QUOTA = Quota()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Whose key it was, and the how-manieth of its tenant. ``tenant`` None: the operator, or a server without keys."""
+    """Whose key it was, and which. ``tenant`` None: the operator, or a server without keys.
+
+    ``key``: the how-manieth of its tenant in the keys file, or the name of the secret that it came from.
+    """
 
     tenant: str | None
-    key: int | None = None
+    key: int | str | None = None
 
     def may_use(self, tenant: str) -> bool:
         """Whether the apps of ``tenant`` exist for this caller."""
@@ -40,12 +43,19 @@ class Caller:
 class Keys:
     """What a keys file says: of each key's SHA-256 the tenant with the key's number, and the tenants' quotas.
 
-    ``read``: what the file and the plan's tenants were when it was read; whoever watches them begins from there.
+    ``secrets``: the same of keys that are secrets of the plan, with the secret's name. ``read``: what the files and the
+    plan's tenants were when they were read; whoever watches them begins from there.
     """
 
-    owners: Mapping[bytes, tuple[str, int]]
+    owners: Mapping[bytes, tuple[str, int]] = field(default_factory=dict)
     quotas: Mapping[str, Quota] = field(default_factory=dict)
+    secrets: Mapping[bytes, tuple[str, str]] = field(default_factory=dict)
     read: object = None
+
+    def owner(self, digest: bytes) -> str | None:
+        """Whose key has this SHA-256."""
+        found = self.owners.get(digest) or self.secrets.get(digest)
+        return None if found is None else found[0]
 
 
 class KeyRing:
@@ -61,9 +71,9 @@ class KeyRing:
 
     def replace(self, keys: Keys) -> None:
         """Know these keys and quotas from here on, and no others. What is running goes on."""
-        self.read = keys.read
-        self._owner_of = {self._blind(digest): owner for digest, owner in keys.owners.items()}
-        self._quotas = dict(keys.quotas)
+        self.keys = keys
+        owners: dict[bytes, tuple[str, int | str]] = {**keys.secrets, **keys.owners}
+        self._owner_of = {self._blind(digest): owner for digest, owner in owners.items()}
 
     def caller(self, authorization: bytes | None) -> Caller | None:
         """Return who sent this header; None if nobody known."""
@@ -77,7 +87,7 @@ class KeyRing:
 
     def quota(self, tenant: str) -> Quota:
         """Return the limits of a tenant."""
-        return self._quotas.get(tenant, _NO_QUOTA)
+        return self.keys.quotas.get(tenant, _NO_QUOTA)
 
     def _blind(self, digest: bytes) -> bytes:
         return hashlib.blake2b(digest, key=self._secret, digest_size=32).digest()

@@ -28,6 +28,7 @@ _NOT_APPLIED: dict[str, tuple[object, ...]] = {
 
 
 _NO_QUOTAS: Mapping[str, Quota] = {}
+_NO_SECRETS: Mapping[str, tuple[str, ...]] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,18 +79,25 @@ class ServedApp:
 
 
 class Catalogue:
-    """The apps by name, as far as a caller may know of them, and quotas that the plan gives to tenants."""
+    """The apps by name, as far as a caller may know of them; of tenants their quotas, and keys' names, in the plan."""
 
     def __init__(
-        self, apps: tuple[ServedApp, ...], *, epoch: int = 0, quotas: Mapping[str, Quota] = _NO_QUOTAS
+        self,
+        apps: tuple[ServedApp, ...],
+        *,
+        epoch: int = 0,
+        quotas: Mapping[str, Quota] = _NO_QUOTAS,
+        key_secrets: Mapping[str, tuple[str, ...]] = _NO_SECRETS,
     ) -> None:
         self.epoch = epoch
         self._apps = {app.model: app for app in apps}
         self._quotas = dict(quotas)
+        self._key_secrets = dict(key_secrets)
 
     def replace(self, other: Catalogue) -> None:
         """Be what ``other`` is, from here on. An app that somebody has found already stays as it was for them."""
-        self.epoch, self._apps, self._quotas = other.epoch, other._apps, other._quotas
+        self.epoch, self._apps = other.epoch, other._apps
+        self._quotas, self._key_secrets = other._quotas, other._key_secrets
 
     def quota(self, tenant: str) -> Quota:
         """Return the limits that the plan gives to a tenant."""
@@ -99,6 +107,11 @@ class Catalogue:
     def tenants(self) -> frozenset[str]:
         """All tenants of the plan."""
         return frozenset(app.tenant for app in self._apps.values())
+
+    @property
+    def key_secrets(self) -> dict[str, tuple[str, ...]]:
+        """All tenants of the plan, with the names of the secrets that are their keys."""
+        return {tenant: self._key_secrets.get(tenant, ()) for tenant in sorted(self.tenants)}
 
     def find(self, model: str, caller: Caller) -> ServedApp | None:
         """Return the app; None if there is none or it is none of the caller's business."""
@@ -124,7 +137,8 @@ def load_catalogue(plan: ExecutionPlan, zoo: Zoo, progress: Callable[[str], None
         if reads_whole_texts(plan, entry.chain):
             most_tokens = min(most_tokens, plan.batching.max_batched_tokens)
         apps.append(_served_app(epoch, index, entry, zoo, texts[assets], most_tokens, progress, chain=chain))
-    return Catalogue(tuple(apps), epoch=epoch, quotas=_quotas(plan))
+    secrets = {entry.tenant: entry.key_secrets for entry in plan.tenants}
+    return Catalogue(tuple(apps), epoch=epoch, quotas=_quotas(plan), key_secrets=secrets)
 
 
 def _quotas(plan: ExecutionPlan) -> dict[str, Quota]:

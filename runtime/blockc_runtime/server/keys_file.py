@@ -1,34 +1,31 @@
 """The keys file: tenants' keys and quotas.
 
-In: a file, and the tenants of the plan. Out: `Keys`, again whenever the file changes. Invariant: a file that is wrong
-changes nothing, and what is said of it shows no key.
+In: a file, and the tenants of the plan. Out: `Keys`. Invariant: what is said of a file that is wrong shows no key.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
-import os
 import re
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from blockc.diag import DiagnosticError, Diagnostics
-from blockc_runtime.server.auth import OPERATOR, KeyRing, Keys
+from blockc.diag import Diagnostics
+from blockc_runtime.server.auth import OPERATOR, Keys
 from blockc_runtime.server.quotas import Quota
 
 _HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _KEY_CHARS = 8
+KEY_FORM = f"`sha256:` with 64 hexadecimal digits nor a text of {_KEY_CHARS} ASCII characters and more without blanks"
 _FORM = (
     'write {"tenant": ["sk-...", "sha256:<hex>"]}, or {"tenant": {"keys": [...], "requests_per_minute": 60, '
     '"tokens_per_minute": 100000}}; the tenant "*" is the operator'
 )
 _LIMITS = ("requests_per_minute", "tokens_per_minute")
 _MOST = 10**12
-_POLL_S = 1.0
 
 
 def load_keys(path: Path, tenants: Collection[str]) -> Keys:
@@ -38,7 +35,6 @@ def load_keys(path: Path, tenants: Collection[str]) -> Keys:
     metric, no quota. Raises `DiagnosticError`.
     """
     problems = Diagnostics()
-    read = _version(path), frozenset(tenants)
     entries = _read(path, problems)
     owners: dict[bytes, tuple[str, int]] = {}
     quotas: dict[str, Quota] = {}
@@ -59,54 +55,16 @@ def load_keys(path: Path, tenants: Collection[str]) -> Keys:
             continue
         _add(owners, tenant, keys, problems)
     problems.raise_if_errors()
-    return Keys(owners=owners, quotas=quotas, read=read)
-
-
-async def watch_keys(
-    path: Path,
-    ring: KeyRing,
-    tenants: Callable[[], frozenset[str]],
-    progress: Callable[[str], None],
-    *,
-    poll_s: float = _POLL_S,
-) -> None:
-    """Take over what the file says, whenever it or the plan's ``tenants`` change, until cancelled.
-
-    They may have changed since the ring's keys were read.
-    """
-    seen = ring.read
-    while True:
-        await asyncio.sleep(poll_s)
-        if (version := (_version(path), tenants())) == seen:
-            continue
-        seen = version
-        try:
-            keys = await asyncio.to_thread(load_keys, path, version[1])
-        except DiagnosticError as error:
-            for item in error.diagnostics:
-                progress(f"error[{item.code.id}]: {item.message}; the keys stay as they were")
-        else:
-            ring.replace(keys)
-            progress(f"keys read again: {len(keys.owners)} of {len({tenant for tenant, _ in keys.owners.values()})}")
-
-
-def _version(path: Path) -> tuple[int, ...] | None:
-    """Return what changes with the file; None while it is not there. Mounted secrets change by their link."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    return Keys(owners=owners, quotas=quotas)
 
 
 def _add(owners: dict[bytes, tuple[str, int]], tenant: str, keys: list[str], problems: Diagnostics) -> None:
     for number, key in enumerate(keys, 1):
-        digest = _digest(key)
+        digest = key_digest(key)
         if digest is None:
             problems.report(
                 "BC109",
-                f"key {number} of `{tenant[:80]}` is neither `sha256:` with 64 hexadecimal "
-                f"digits nor a text of {_KEY_CHARS} characters and more without blanks",
+                f"key {number} of `{tenant[:80]}` is neither {KEY_FORM}",
                 help=_FORM,
             )
         elif owners.setdefault(digest, (tenant, number))[0] != tenant:
@@ -148,7 +106,8 @@ def _read(path: Path, problems: Diagnostics) -> Mapping[str, Any]:
     return {}
 
 
-def _digest(key: str) -> bytes | None:
+def key_digest(key: str) -> bytes | None:
+    """The SHA-256 of a key that is written plainly or as that; None for what is neither."""
     if hashed := _HASHED.fullmatch(key):
         return bytes.fromhex(hashed[1])
     if key.startswith("sha256:") or len(key) < _KEY_CHARS or not key.isascii() or " " in key:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import os
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +32,9 @@ from blockc_runtime.server.catalogue import Catalogue, load_catalogue
 from blockc_runtime.server.engine_client import EngineClient
 from blockc_runtime.server.engine_life import PlanFile
 from blockc_runtime.server.json_log import JsonLog
-from blockc_runtime.server.keys_file import load_keys, watch_keys
+from blockc_runtime.server.key_sources import KeySources, watch_keys
 from blockc_runtime.server.metrics import Metrics
+from blockc_runtime.server.secret_places import SecretPlaces
 from blockc_runtime.server.spans import request_spans
 from blockc_runtime.server.supervisor import EngineCommand, Supervisor, engine_command
 from blockc_runtime.server.swap import PlanInForce, Swaps
@@ -46,6 +48,7 @@ _FLUSH_S = 1  # for answers that are complete, and clients that do not read them
 class ServeOptions:
     """``drain_s``: how long requests may go on after SIGTERM. ``port`` 0: any free one.
 
+    ``keys``: the keys file; ``secrets``: a folder with secrets that the plan names.
     ``audit``: the file that gets a line for each request. ``json_log``: progress comes as one JSON object a line, with
     one for each request. ``spans``: requests are told to OpenTelemetry.
     ``executor`` ``null`` computes nothing, and takes ``null_step_s`` for every step of it. ``make_page`` makes of a
@@ -57,6 +60,7 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     keys: Path | None = None
+    secrets: Path | None = None
     audit: Path | None = None
     executor: str = "torch"
     null_step_s: float = 0.0
@@ -84,15 +88,22 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Call
     in_force = _plan_of(options.plan)
     plan = in_force.plan
     catalogue = load_catalogue(plan, Zoo(options.zoo), progress)
-    keys = None if options.keys is None else KeyRing(load_keys(options.keys, catalogue.tenants))
+    sources = _sources(options)
+    keys = None
+    if options.keys is not None or any(catalogue.key_secrets.values()):
+        keys = KeyRing(sources.load(catalogue.key_secrets))
+        _keep_to_ourselves(name for names in catalogue.key_secrets.values() for name in names)
     audit = None if options.audit is None else audit_file(options.audit)
     listener = listen(options.host, options.port, with_keys=keys is not None)
     if keys is None:
         progress("no --keys: every app is open to everybody on this machine")
+    elif options.keys is None:
+        progress("no --keys: nobody is the operator, who swaps plans and sees all of /metrics and /ui")
     client = EngineClient(metrics := Metrics())
     swaps = Swaps(
-        client=client, catalogue=catalogue, metrics=metrics, zoo=options.zoo, in_force=in_force, progress=progress
-    )
+        client=client, catalogue=catalogue, metrics=metrics, zoo=options.zoo, in_force=in_force, progress=progress,
+        keys=keys, sources=sources,
+    )  # fmt: skip
     make = options.make_page
     adapters = None if options.adapters is None else Adapters(options.adapters, swaps, options.zoo, progress)
     with contextlib.ExitStack() as stack:
@@ -118,9 +129,22 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Call
         metrics.predict_memory(plan.memory)
         metrics.show_plan(in_force.digest)
         watching = None
-        if options.keys is not None and keys is not None:
-            watching = watch_keys(options.keys, keys, lambda: catalogue.tenants, progress)
+        if keys is not None:
+            watching = watch_keys(sources, keys, lambda: catalogue.key_secrets, progress)
         asyncio.run(server.run(listener, ready=ready, drain_s=options.drain_s, beside=watching))
+
+
+def _sources(options: ServeOptions) -> KeySources:
+    if options.secrets is not None and not options.secrets.is_dir():
+        refuse("BC003", f"there is no folder {options.secrets}", "name the one that secrets are mounted in")
+    places = SecretPlaces(folder=options.secrets, environment=dict(os.environ))
+    return KeySources(file=options.keys, places=places)
+
+
+def _keep_to_ourselves(secrets: Iterable[str]) -> None:
+    """No process that we start needs to know them."""
+    for name in secrets:
+        os.environ.pop(name, None)
 
 
 def _plan_of(path: Path) -> PlanInForce:

@@ -1,8 +1,8 @@
 """Another plan while serving.
 
-In: a plan's file. Out: what changed, or a refusal after which everything is as it was. Invariant: apps, tokenizers, the
-plan, its page and what engines start with change in one step of the event loop, once the engine has the new plan beside
-the old one. What was submitted before ends on the plan it began with.
+In: a plan's file. Out: what changed, or a refusal after which everything is as it was. Invariant: apps, tokenizers,
+keys that the plan names, the plan, its page and what engines start with change in one step of the event loop, once the
+engine has the new plan beside the old one. What was submitted before ends on the plan it began with.
 
 Where the device cannot hold both plans, new requests are held back until those in flight have ended, then the engine
 loads the new plan in the old one's place; nobody is refused for that.
@@ -14,7 +14,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from blockc.diag import DiagnosticError, Diagnostics, refuse
 from blockc.ir.layout import format_bytes
 from blockc.plan import ExecutionPlan, plan_uses, read_plan, require_weights
 from blockc.zoo import Zoo
+from blockc_runtime.server.auth import KeyRing, Keys
 from blockc_runtime.server.catalogue import Catalogue, load_catalogue
 from blockc_runtime.server.engine_client import EngineClient
 from blockc_runtime.server.engine_life import EngineGoneError, PlanFile
 from blockc_runtime.server.errors import ApiError, unavailable
+from blockc_runtime.server.key_sources import KeySources
 from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.supervisor import Supervisor
 from blockc_runtime.wire import Loaded, LoadFailed
@@ -46,6 +48,15 @@ class PlanInForce:
     def of(cls, plan: ExecutionPlan, data: bytes) -> PlanInForce:
         """Of a file that was read."""
         return cls(plan=plan, data=data, digest=hashlib.sha256(data).hexdigest())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Served:
+    """What is in force with a plan. ``keys`` None: nobody is asked for one."""
+
+    new: PlanInForce
+    catalogue: Catalogue
+    keys: Keys | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +116,7 @@ class SwapReport:
 
 
 class Swaps:
-    """One swap at a time. ``supervisor`` is set once there is one."""
+    """One swap at a time. ``supervisor`` is set once there is one. ``keys`` None: nobody is asked for one."""
 
     def __init__(
         self,
@@ -117,6 +128,8 @@ class Swaps:
         in_force: PlanInForce,
         progress: Callable[[str], None],
         patience_s: float = _PATIENCE_S,
+        keys: KeyRing | None = None,
+        sources: KeySources | None = None,
     ) -> None:
         self.in_force = in_force
         self.supervisor: Supervisor | None = None
@@ -126,6 +139,8 @@ class Swaps:
         self._zoo = zoo
         self._progress = progress
         self._patience_s = patience_s
+        self._keys = keys
+        self._sources = KeySources() if sources is None else sources
         self._epochs = client.epoch
         self._lock = asyncio.Lock()
         self._work: asyncio.Task[SwapReport] | None = None
@@ -171,8 +186,8 @@ class Swaps:
         if supervisor is None or not self._client.serving:
             raise unavailable("the server is ending" if self._client.draining else "there is no engine")
         self._epochs += 1
-        plan, catalogue = await asyncio.to_thread(self._read, data, self._epochs)
-        new, changes = PlanInForce.of(plan, data), app_changes(self.in_force.plan, plan)
+        served = await asyncio.to_thread(self._read, data, self._epochs)
+        new, changes = served.new, app_changes(self.in_force.plan, served.new.plan)
         allow(changes)
         if data == self.in_force.data:
             return SwapReport(plan=new.digest, changes=changes, loaded=None, beside=True, pause_s=0.0)
@@ -181,10 +196,10 @@ class Swaps:
             answer = await supervisor.load(file)
             if isinstance(answer, LoadFailed) and answer.is_crowded:
                 self._progress(f"both plans do not fit ({answer.message}): new requests wait until those in flight end")
-                return await self._in_its_place(supervisor, file, new, changes, catalogue)
+                return await self._in_its_place(supervisor, file, served, changes)
             loaded = _require(answer)
             began_s = time.monotonic()
-            self._flip(supervisor, file, new, catalogue)
+            self._flip(supervisor, file, served)
         except EngineGoneError:
             file.path.unlink(missing_ok=True)
             raise unavailable("the engine ended while it loaded the plan; the one before is served") from None
@@ -195,7 +210,7 @@ class Swaps:
         return SwapReport(plan=new.digest, changes=changes, loaded=loaded, beside=True, pause_s=pause_s)
 
     async def _in_its_place(
-        self, supervisor: Supervisor, file: PlanFile, new: PlanInForce, changes: AppChanges, catalogue: Catalogue
+        self, supervisor: Supervisor, file: PlanFile, served: _Served, changes: AppChanges
     ) -> SwapReport:
         """Hold new requests back, wait for those in flight, swap, let them in."""
         began_s = time.monotonic()
@@ -211,28 +226,44 @@ class Swaps:
                     code="requests_in_flight",
                 ) from None
             loaded = _require(await supervisor.load(file, alone=True))
-            self._flip(supervisor, file, new, catalogue)
+            self._flip(supervisor, file, served)
         finally:
             self._client.let_in()
         pause_s = time.monotonic() - began_s
-        return SwapReport(plan=new.digest, changes=changes, loaded=loaded, beside=False, pause_s=pause_s)
+        return SwapReport(plan=served.new.digest, changes=changes, loaded=loaded, beside=False, pause_s=pause_s)
 
-    def _flip(self, supervisor: Supervisor, file: PlanFile, new: PlanInForce, catalogue: Catalogue) -> None:
+    def _flip(self, supervisor: Supervisor, file: PlanFile, served: _Served) -> None:
         """All at once: nothing here waits."""
         supervisor.put_in_force(file)
-        self.in_force = new
-        self._catalogue.replace(catalogue)
+        self.in_force = served.new
+        self._catalogue.replace(served.catalogue)
+        if self._keys is not None and served.keys is not None:
+            self._keys.replace(replace(self._keys.keys, secrets=served.keys.secrets))
         self._client.move_to(file.epoch)
-        self._metrics.predict_memory(new.plan.memory)
-        self._metrics.show_plan(new.digest)
+        self._metrics.predict_memory(served.new.plan.memory)
+        self._metrics.show_plan(served.new.digest)
 
-    def _read(self, data: bytes, epoch: int) -> tuple[ExecutionPlan, Catalogue]:
+    def _read(self, data: bytes, epoch: int) -> _Served:
         """Whatever can be wrong with a plan, before an engine is told of it."""
         plan = read_plan(data, "the plan")
         require_weights(plan)
         zoo = Zoo(self._zoo)
         _require_there(plan, zoo)
-        return plan, load_catalogue(plan, zoo, self._progress, epoch=epoch)
+        catalogue = load_catalogue(plan, zoo, self._progress, epoch=epoch)
+        return _Served(new=PlanInForce.of(plan, data), catalogue=catalogue, keys=self._keys_with(catalogue))
+
+    def _keys_with(self, catalogue: Catalogue) -> Keys | None:
+        """Those of the file as they are, and the secrets that a plan names."""
+        named = catalogue.key_secrets
+        if self._keys is not None:
+            return self._sources.beside(self._keys.keys, named)
+        if any(named.values()):
+            refuse(
+                "BC905",
+                "the plan gives keys to its tenants, and this server asks nobody for one",
+                "start `blockc serve` with this plan",
+            )
+        return None
 
 
 def _require_there(plan: ExecutionPlan, zoo: Zoo) -> None:

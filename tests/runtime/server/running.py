@@ -20,6 +20,7 @@ from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue
 from blockc_runtime.server.engine_client import EngineClient, QueueLimits
 from blockc_runtime.server.engine_life import PlanFile
+from blockc_runtime.server.key_sources import KeySources
 from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.serve import Server, listen, url_of
 from blockc_runtime.server.supervisor import engine_command
@@ -47,6 +48,7 @@ class RunningServer:
         plan: Path | None = None,
         zoo: Path | None = None,
         patience_s: float = 20.0,
+        sources: KeySources | None = None,
     ) -> None:
         """With ``plan`` and ``zoo``: the engine proper on the null executor, and plans that can be swapped."""
         self.progress: list[str] = []
@@ -60,7 +62,7 @@ class RunningServer:
             digest = in_force.digest
             self.swaps = Swaps(
                 client=client, catalogue=catalogue, metrics=metrics, zoo=zoo, in_force=in_force,
-                progress=self.progress.append, patience_s=patience_s,
+                progress=self.progress.append, patience_s=patience_s, keys=keys, sources=sources,
             )  # fmt: skip
             real = engine_command(zoo, "null")
             command = lambda socket, of: (*real(socket, of), *self.engine_options)  # noqa: E731

@@ -16,7 +16,8 @@ import pytest
 from blockc_runtime.server.access import AccessMiddleware, audit_file
 from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue
-from blockc_runtime.server.keys_file import load_keys, watch_keys
+from blockc_runtime.server.key_sources import KeySources, watch_keys
+from blockc_runtime.server.keys_file import load_keys
 from tests.runtime.server.running import RunningServer, running
 from tests.support.processes import eventually
 
@@ -47,7 +48,8 @@ def test_keys_rotate_while_it_serves(catalogue: Catalogue, tmp_path: Path):
     lines: list[str] = []
     with running(catalogue, keys=ring) as server:
         watch = asyncio.run_coroutine_threadsafe(
-            watch_keys(path, ring, lambda: frozenset(TENANTS), lines.append, poll_s=0.02), server.loop
+            watch_keys(KeySources(file=path), ring, lambda: dict.fromkeys(TENANTS, ()), lines.append, poll_s=0.02),
+            server.loop,
         )
         assert post(server, "sk-acme-first").status_code == 200
         keys_file(path, acme=["sk-acme-first", "sk-acme-second"])  # both for a while
@@ -69,14 +71,15 @@ def test_keys_rotate_while_it_serves(catalogue: Catalogue, tmp_path: Path):
 
 def test_keys_of_a_tenant_that_comes_with_a_plan(catalogue: Catalogue, tmp_path: Path):
     path = keys_file(tmp_path / "keys.json", acme=["sk-acme-first"])
-    ring, lines, tenants = KeyRing(load_keys(path, {"acme"})), [], [frozenset({"acme"})]
+    sources = KeySources(file=path)
+    ring, lines, tenants = KeyRing(sources.load({"acme": ()})), [], [{"acme": ()}]
     with running(catalogue, keys=ring) as server:
-        watching = watch_keys(path, ring, lambda: tenants[0], lines.append, poll_s=0.02)
+        watching = watch_keys(sources, ring, lambda: tenants[0], lines.append, poll_s=0.02)
         watch = asyncio.run_coroutine_threadsafe(watching, server.loop)
         keys_file(path, acme=["sk-acme-first"], birch=["sk-birch-only"])
         assert eventually(lambda: any("the keys stay as they were" in line for line in lines), 5)
         assert post(server, "sk-birch-only").status_code == 401
-        tenants[0] = TENANTS
+        tenants[0] = {"acme": (), "birch": ()}
         assert eventually(lambda: post(server, "sk-birch-only", model="birch/chat").status_code == 200, 5)
         watch.cancel()
 

@@ -146,7 +146,7 @@ def plan(
     *,
     pages: int = KV_PAGES,
     memory_bytes: int = 1 << 30,
-    quotas: Mapping[str, Mapping[str, int]] | None = None,
+    quotas: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> ExecutionPlan:
     """One chain an app, all with the same assets. An app's model is its place: what it says follows from that."""
     parsed = parse_structure(STRUCTURE)
