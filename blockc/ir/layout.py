@@ -84,11 +84,13 @@ class Layout:
     kv_bytes: int
     workspace_bytes: int
     reserve_bytes: int
+    blocks_bytes: int = 0  # of blocks that are not always there, at most
 
     @property
     def used_bytes(self) -> int:
         """All parts together, the reserve included."""
-        return self.weights_bytes + self.sides_bytes + self.kv_bytes + self.workspace_bytes + self.reserve_bytes
+        held = self.weights_bytes + self.blocks_bytes + self.sides_bytes
+        return held + self.kv_bytes + self.workspace_bytes + self.reserve_bytes
 
 
 def layout(
@@ -243,6 +245,12 @@ def kernel_count(structures: Iterable[Structure]) -> int:
             if weights:
                 shapes.add((weights[0].dtype, sum(int(w.shape[0]) for w in weights), weights[0].shape[1:]))
     return KERNELS_PER_SHAPE * len(shapes)
+
+
+def linear_groups(structure: Structure) -> list[list[str]]:
+    """The parameters of matrices that are joined, for they multiply one value."""
+    groups = ([op.args[1] for op in ops if _is_linear(op)] for ops in _launches(structure))
+    return [[arg.name for arg in group if isinstance(arg, Param)] for group in groups if group]
 
 
 def _launches(structure: Structure) -> list[list[Op]]:

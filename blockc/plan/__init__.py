@@ -34,7 +34,9 @@ from blockc.plan.model import (
     SharingEntry,
     SolverEntry,
     TenantEntry,
+    TurnEntry,
 )
+from blockc.plan.turns import segment_blocks, turning_tensors
 from blockc.plan.uses import Use, chains_through, plan_uses, read_manifest, reads_whole_texts
 
 __all__ = [
@@ -72,6 +74,7 @@ __all__ = [
     "TenantEntry",
     "TensorEvidenceEntry",
     "TermEntry",
+    "TurnEntry",
     "Use",
     "chains_through",
     "dump_plan",
@@ -81,6 +84,8 @@ __all__ = [
     "read_plan",
     "reads_whole_texts",
     "require_weights",
+    "segment_blocks",
+    "turning_tensors",
     "verify_plan",
     "write_plan",
 ]

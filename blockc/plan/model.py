@@ -191,11 +191,26 @@ class LoadEntry(Entry):
     batches: dict[int, int]
 
 
+class TurnEntry(Entry):
+    """A segment whose own weights are read when a request wants them, and go when others' are wanted more.
+
+    Its own are the tensors that no other segment binds (`blockc.ir.turns`): ``nbytes`` of them on each device.
+    ``kept``: where they are meanwhile, in the zoo or, once they have been read, in the host's memory. ``uses_rps``:
+    requests a second that are expected to want them; 0: nobody has said.
+    """
+
+    segment: int
+    nbytes: int
+    kept: Literal["zoo", "host"]
+    uses_rps: float = 0.0
+
+
 class InstanceEntry(Entry):
     """A run of segments on devices, with the pages it owns of each KV group.
 
     ``side_slots``: so many fine-tunes of a bank have their sides in memory at once; a bank that is not named has a slot
-    for each of its own.
+    for each of its own. ``turns``: segments whose weights are in memory by turns, at once no more than ``room_bytes``
+    of them on each device; those of all others always are.
     """
 
     segments: tuple[int, ...]
@@ -204,6 +219,8 @@ class InstanceEntry(Entry):
     max_rows: int
     kv_pages: dict[int, int]  # KV group -> pages
     side_slots: dict[int, int] = Field(default_factory=dict)  # bank -> slots
+    turns: tuple[TurnEntry, ...] = ()
+    room_bytes: int = 0
     load: LoadEntry | None = None  # None: placed by bytes
 
 
@@ -229,7 +246,10 @@ class RouteEntry(Entry):
 
 
 class MemoryEntry(Entry):
-    """Bytes on one device, by the same `Layout` that the runtime allocates by."""
+    """Bytes on one device, by the same `Layout` that the runtime allocates by.
+
+    ``blocks_bytes``: the room of segments that take turns, and what reading one of them takes beside it.
+    """
 
     device: int
     weights_bytes: int
@@ -238,11 +258,13 @@ class MemoryEntry(Entry):
     workspace_bytes: int
     reserve_bytes: int
     capacity_bytes: int
+    blocks_bytes: int = 0
 
     @property
     def used_bytes(self) -> int:
         """All parts together, the reserve included."""
-        return self.weights_bytes + self.sides_bytes + self.kv_bytes + self.workspace_bytes + self.reserve_bytes
+        held = self.weights_bytes + self.blocks_bytes + self.sides_bytes
+        return held + self.kv_bytes + self.workspace_bytes + self.reserve_bytes
 
 
 class BaselineEntry(Entry):

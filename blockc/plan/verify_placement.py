@@ -76,6 +76,7 @@ def _instances(plan: ExecutionPlan) -> Iterator[str]:
                 if pages * plan.kv_groups[entry.group].page_tokens < chain.max_model_len:
                     yield f"{name} has {pages} pages of KV group {entry.group}, too few for chain {number}"
         yield from _slots(plan, instance, name)
+        yield from _turns(plan, instance, name)
         if instance.load is not None:
             yield from _load(instance, instance.load, name)
     for edge in plan.edges:
@@ -102,6 +103,21 @@ def _slots(plan: ExecutionPlan, instance: InstanceEntry, name: str) -> Iterator[
             yield f"{name} has slots of bank {bank}, which none of its chains uses"
         if slots < 1:
             yield f"{name} has no slots of bank {bank}"
+
+
+def _turns(plan: ExecutionPlan, instance: InstanceEntry, name: str) -> Iterator[str]:
+    """Segments that take turns are its own, and those of any one chain are there at once."""
+    sizes = {turn.segment: turn.nbytes for turn in instance.turns}
+    if len(sizes) != len(instance.turns) or not sizes.keys() <= set(instance.segments):
+        yield f"{name} has segments that take turns twice, or does not run them"
+    if not all(turn.nbytes >= 0 and math.isfinite(turn.uses_rps) and turn.uses_rps >= 0 for turn in instance.turns):
+        yield f"{name} has segments that take turns with sizes or uses that are no numbers"
+    if instance.room_bytes < 0 or (instance.room_bytes and not sizes):
+        yield f"{name} has room for segments that take turns, and none of them"
+    for number in instance.chains:
+        wanted = sum(sizes.get(segment, 0) for segment in plan.chains[number].segments)
+        if wanted > instance.room_bytes:
+            yield f"{name} has no room for the segments of chain {number} that take turns"
 
 
 def _routes(plan: ExecutionPlan) -> Iterator[str]:
@@ -160,7 +176,9 @@ def _memory(plan: ExecutionPlan) -> Iterator[str]:
         device = plan.devices[entry.device]
         if (entry.capacity_bytes, entry.reserve_bytes) != (device.memory_bytes, device.reserve_bytes):
             yield f"device {device.address} and its memory entry differ"
-        parts = (entry.weights_bytes, entry.sides_bytes, entry.kv_bytes, entry.workspace_bytes)
+        parts = (
+            entry.weights_bytes, entry.blocks_bytes, entry.sides_bytes, entry.kv_bytes, entry.workspace_bytes,
+        )  # fmt: skip
         if min(parts) < 0 or entry.used_bytes > entry.capacity_bytes:
             yield f"device {device.address} is filled beyond its memory"
         own = [instance for instance in plan.instances if entry.device in instance.devices]
@@ -170,6 +188,8 @@ def _memory(plan: ExecutionPlan) -> Iterator[str]:
             for index, pages in instance.kv_pages.items()
             for group in (plan.kv_groups[index],)
         )
+        if (room_bytes := sum(instance.room_bytes for instance in own)) > entry.blocks_bytes:
+            yield f"device {device.address} counts {entry.blocks_bytes} bytes of room, its instances have {room_bytes}"
         if kv_bytes != entry.kv_bytes:
             yield f"device {device.address} counts {entry.kv_bytes} KV bytes, its instances have {kv_bytes}"
 

@@ -136,9 +136,16 @@ class Engine:
         def on_problem(chain: int, problem: str) -> None:
             print(f"{epoch.name(chain)} cannot be served: {problem}", flush=True)
 
+        def on_segment_problem(segment: int, problem: str) -> None:
+            for chain in epoch.chains_through(segment):
+                on_problem(chain, problem)
+
         for request, came_s in epoch.gate.opened():
             self._end(epoch.scheduler.admit(request, came_s))
-        ends, step = next_step(epoch.scheduler, epoch.executor, self._clock(), on_problem=on_problem)
+        ends, step = next_step(
+            epoch.scheduler, epoch.executor, self._clock(), on_problem=on_problem,
+            on_segment_problem=on_segment_problem,
+        )  # fmt: skip
         self._end(ends)
         if step is not None:
             epoch.executor.submit(step)
@@ -305,6 +312,9 @@ class Engine:
             steps=self._steps,
             preemptions=self._past.preemptions + sum(gauges.preemptions for gauges in every),
             side_loads=self._past.side_loads + sum(gauges.side_loads for gauges in every),
+            block_loads=self._past.block_loads + sum(gauges.block_loads for gauges in every),
+            block_evictions=self._past.block_evictions + sum(gauges.block_evictions for gauges in every),
+            residency_wait_s=self._past.residency_wait_s + sum(gauges.residency_wait_s for gauges in every),
             pages=self._newest.scheduler.gauges().pages,
             memory=self._newest.memory(),
         )
@@ -316,11 +326,17 @@ class PastCounts:
 
     preemptions: int = 0
     side_loads: int = 0
+    block_loads: int = 0
+    block_evictions: int = 0
+    residency_wait_s: float = 0.0
 
     def add(self, gauges: Gauges) -> None:
         """Keep what an epoch counted."""
         self.preemptions += gauges.preemptions
         self.side_loads += gauges.side_loads
+        self.block_loads += gauges.block_loads
+        self.block_evictions += gauges.block_evictions
+        self.residency_wait_s += gauges.residency_wait_s
 
 
 def step_load(step: Step) -> StepLoad:

@@ -72,6 +72,10 @@ class Epoch:
     def __post_init__(self) -> None:
         self.gate = GrammarGate(self.executor.index)
 
+    def chains_through(self, segment: int) -> Sequence[int]:
+        """Chains that pass a segment, as far as a plan says."""
+        return () if self.plan is None else self.plan.segments[segment].chains
+
     def is_blocked(self, step: Step | None) -> bool:
         """Whether it has work and could not make a step of it, for lack of pages that another plan's requests hold."""
         return step is None and len(self.unfinished) > len(self.gate) and not self.scheduler.is_reading

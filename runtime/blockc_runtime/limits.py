@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from blockc.plan import ExecutionPlan, reads_whole_texts
+from blockc.plan import ExecutionPlan, InstanceEntry, reads_whole_texts
 from blockc_runtime.kv.carry import group_pages
 
 
@@ -16,6 +16,18 @@ class GroupLimits:
     pages: int
     page_tokens: int
     window: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnLimits:
+    """A segment whose weights are in memory by turns: their bytes, and how often they are expected to be wanted.
+
+    ``from_host``: they are in the host's memory meanwhile, and not in the zoo.
+    """
+
+    nbytes: int
+    uses_rps: float = 0.0
+    from_host: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +55,8 @@ class ChainLimits:
 class EngineLimits:
     """Everything the scheduler decides by.
 
-    ``prefill_parts``: in up to so many steps a chunk of a prompt goes through the layers.
+    ``prefill_parts``: in up to so many steps a chunk of a prompt goes through the layers. ``turns``: segments whose
+    weights are in memory by turns, at once no more than ``room_bytes`` of them.
     """
 
     groups: tuple[GroupLimits, ...]
@@ -56,6 +69,8 @@ class EngineLimits:
     ttft_targets_s: tuple[float | None, ...] = ()  # for each app of the plan; empty: nobody has one
     bank_slots: Mapping[int, int] = field(default_factory=dict)  # of the banks that chains name
     prefill_parts: int = 1
+    turns: Mapping[int, TurnLimits] = field(default_factory=dict)
+    room_bytes: int = 0
 
     @property
     def step_work(self) -> int:
@@ -98,4 +113,14 @@ def engine_limits(plan: ExecutionPlan) -> EngineLimits:
         ttft_targets_s=tuple(app.ttft_s for app in plan.apps),
         bank_slots=slots,
         prefill_parts=plan.batching.prefill_parts,
+        turns={number: turn for instance in plan.instances for number, turn in turn_limits(instance).items()},
+        room_bytes=sum(instance.room_bytes for instance in plan.instances),
     )
+
+
+def turn_limits(instance: InstanceEntry) -> dict[int, TurnLimits]:
+    """Those of one instance."""
+    return {
+        turn.segment: TurnLimits(nbytes=turn.nbytes, uses_rps=turn.uses_rps, from_host=turn.kept == "host")
+        for turn in instance.turns
+    }

@@ -20,7 +20,7 @@ from pathlib import Path
 from blockc.diag import refuse
 from blockc.ir import parse_structure
 from blockc.ir.layout import format_bytes, kernel_count
-from blockc.plan import ExecutionPlan, read_plan
+from blockc.plan import ExecutionPlan, read_plan, turning_tensors
 from blockc.zoo import Zoo
 from blockc_runtime.epoch import Epoch
 from blockc_runtime.kv.carry import carried_groups
@@ -157,7 +157,14 @@ def beside_bytes(old: ExecutionPlan, plan: ExecutionPlan, carried: Mapping[int, 
     """What two plans take at once. Steps are taken one at a time, so that they have one workspace."""
 
     def tensors(of: ExecutionPlan) -> dict[str, int]:
-        return {ref.digest: ref.nbytes for block in of.blocks.values() for ref in block.tensors.values()}
+        """Those that are always there."""
+        turning = frozenset().union(*turning_tensors(of).values())
+        return {
+            ref.digest: ref.nbytes
+            for block in of.blocks.values()
+            for ref in block.tensors.values()
+            if ref.digest not in turning
+        }
 
     there, own = tensors(old), tensors(plan)
     new, every = sum(size for digest, size in own.items() if digest not in there), sum(own.values())
@@ -169,6 +176,7 @@ def beside_bytes(old: ExecutionPlan, plan: ExecutionPlan, carried: Mapping[int, 
     return (
         sum(entry.used_bytes for entry in old.memory)
         + (weights_bytes * new // every if every else 0)
+        + sum(entry.blocks_bytes for entry in plan.memory)
         + (sum(entry.sides_bytes for entry in plan.memory) if adds_sides else 0)
         + sum(count * plan.kv_groups[group].page_bytes for group, count in pages.items() if group not in carried)
         + max(0, workspaces[1] - workspaces[0])
@@ -209,6 +217,8 @@ def memory_lines(plan: ExecutionPlan, use: MemoryUse | None) -> Iterator[str]:
     yield f"weights and fine-tunes take {taken} (planned {format_bytes(loaded)}, at most {most} while loading)"
     later = format_bytes(entry.kv_bytes + entry.workspace_bytes)
     yield f"KV cache and steps will take up to {later} more"
+    if entry.blocks_bytes:
+        yield f"blocks that take turns will take up to {format_bytes(entry.blocks_bytes)} more"
     if use.runtime_bytes:
         needed = format_bytes(use.runtime_bytes)
         short = use.runtime_bytes > entry.reserve_bytes

@@ -34,8 +34,9 @@ class MemoryUse:
     """Bytes that an engine holds, part by part as a plan's memory entry has them.
 
     ``runtime_bytes``: interpreter, libraries and plan, before anything of the plan was loaded. ``weights_bytes`` and
-    ``sides_bytes``: of their tensors; ``kv_bytes``: of the pages that were ever written; ``workspace_bytes``: the most
-    that a step so far took beside them. ``loading_peak_bytes``: the most that all took together while they were loaded.
+    ``sides_bytes``: of their tensors; ``blocks_bytes``: of weights that are there by turns, now; ``kv_bytes``: of the
+    pages that were ever written; ``workspace_bytes``: the most that a step so far took beside them.
+    ``loading_peak_bytes``: the most that all took together while they were loaded.
     """
 
     runtime_bytes: int
@@ -44,11 +45,12 @@ class MemoryUse:
     kv_bytes: int
     workspace_bytes: int
     loading_peak_bytes: int
+    blocks_bytes: int = 0
 
     @property
     def loaded_bytes(self) -> int:
         """All parts that the plan predicts."""
-        return self.weights_bytes + self.sides_bytes + self.kv_bytes + self.workspace_bytes
+        return self.weights_bytes + self.blocks_bytes + self.sides_bytes + self.kv_bytes + self.workspace_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,6 +70,14 @@ class SlotFill:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentTurn:
+    """The weights of ``segment`` are to be read. Those of ``out``, which nothing uses any more, go before that."""
+
+    segment: int
+    out: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One round of work. ``epoch`` numbers the plan in force; ``fills`` come before all launches.
 
@@ -126,6 +134,12 @@ class Executor(Protocol):
 
     def prefetched(self) -> Sequence[tuple[int, str | None]]:
         """Chains that have been read since the last call, with the problem of those that cannot be."""
+
+    def bring(self, turn: SegmentTurn) -> None:
+        """Let weights go, and begin to read those of a segment; returns at once."""
+
+    def brought(self) -> Sequence[tuple[int, str | None]]:
+        """Segments whose weights are there since the last call, with the problem of those that cannot be read."""
 
     def index(self, chain: int) -> bool:
         """Have a chain's vocabulary indexed for grammars; returns at once, with whether that is done (or cannot be)."""

@@ -1,6 +1,6 @@
-"""What comes next: the scheduler's step, with the reading of fine-tunes' sides kept going beside it.
+"""What comes next: the scheduler's step, with the reading of fine-tunes kept going beside it.
 
-Whoever drives a scheduler and an executor calls this in each turn, so that a plan whose fine-tunes take turns in slots
+Whoever drives a scheduler and an executor calls this in each turn, so that a plan whose fine-tunes take turns in memory
 needs nothing of them.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from blockc_runtime.request import Event
-from blockc_runtime.step import Executor, Step
+from blockc_runtime.step import Executor, SegmentTurn, Step
 
 
 class ReadingScheduler(Protocol):
@@ -19,11 +19,17 @@ class ReadingScheduler(Protocol):
     def arrived(self, chain: int, problem: str | None) -> Sequence[Event]:
         """The sides of a chain have been read, or cannot be."""
 
+    def brought(self, segment: int, problem: str | None) -> Sequence[Event]:
+        """The weights of a segment have been read, or cannot be."""
+
     def schedule(self, now_s: float) -> Step | None:
         """Choose the rows of the next step; None if nothing can run."""
 
     def take_wanted(self) -> Sequence[int]:
         """Chains whose sides should be read."""
+
+    def take_turns(self) -> Sequence[SegmentTurn]:
+        """Segments whose weights should be read, and those that go for them."""
 
 
 def next_step(
@@ -32,6 +38,7 @@ def next_step(
     now_s: float,
     *,
     on_problem: Callable[[int, str], None] = lambda chain, problem: None,
+    on_segment_problem: Callable[[int, str], None] = lambda segment, problem: None,
 ) -> tuple[list[Event], Step | None]:
     """Tell the scheduler what has been read, ask for a step, and have read what it wants.
 
@@ -43,7 +50,13 @@ def next_step(
         if problem is not None:
             on_problem(chain, problem)
         events += scheduler.arrived(chain, problem)
+    for segment, problem in executor.brought():
+        if problem is not None:
+            on_segment_problem(segment, problem)
+        events += scheduler.brought(segment, problem)
     step = scheduler.schedule(now_s)
+    for turn in scheduler.take_turns():
+        executor.bring(turn)
     for chain in scheduler.take_wanted():
         executor.prefetch(chain)
     return events, step

@@ -19,7 +19,7 @@ from blockc_runtime.epoch import Epoch
 from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.request import Request, Sampling
 from blockc_runtime.scheduler import Scheduler
-from blockc_runtime.step import RowResult, Step, StepResult
+from blockc_runtime.step import RowResult, SegmentTurn, Step, StepResult
 from blockc_runtime.wire import Drain, End, Message, Submit, Tokens
 from tests.runtime.scheduler.harness import limits
 from tests.simulate.fleets import fleet
@@ -77,6 +77,12 @@ class PricedExecutor:
         return True
 
     def prefetched(self) -> tuple[()]:
+        return ()
+
+    def bring(self, turn: SegmentTurn) -> None:
+        raise AssertionError("everything is there")
+
+    def brought(self) -> tuple[()]:
         return ()
 
     def submit(self, step: Step) -> None:

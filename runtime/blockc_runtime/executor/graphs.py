@@ -17,9 +17,9 @@ from torch import Tensor
 
 from blockc_runtime.executor.batch import TokenBatch
 from blockc_runtime.executor.buckets import DecodeLayout, DecodeRow, GroupForm, bucket_of
-from blockc_runtime.executor.model import LoadedModel, LoadedSegment
+from blockc_runtime.executor.model import LoadedModel
 from blockc_runtime.executor.program import LogitRows
-from blockc_runtime.executor.segment import PassInputs, reads_states, run_blocks
+from blockc_runtime.executor.segment import LoadedSegment, PassInputs, reads_states, run_blocks
 from blockc_runtime.executor.sides import Bank
 from blockc_runtime.kv.pool import KvPool
 from blockc_runtime.ops import triton_
@@ -108,7 +108,7 @@ class SegmentGraphs:
         )
         self._banks = tuple(tuple(bank for bank in own.banks if _is_tabled(bank, own)) for own in model.segments)
         self._others = tuple(tuple(bank for bank in own.banks if not _is_tabled(bank, own)) for own in model.segments)
-        self._refused = {n: why for n, own in enumerate(model.segments) if (why := _refusal(own, model)) is not None}
+        self._refused = {n: why for n, own in enumerate(model.segments) if (why := _refusal(n, own, model)) is not None}
         size = self._layout(bucket_of(self._most_rows)).size
         self._numbers = torch.zeros(size, dtype=torch.int64, device=device)
         self._staged = torch.zeros(size, dtype=torch.int64, pin_memory=device.type == "cuda")
@@ -262,8 +262,10 @@ def _use(banks: Sequence[Bank], chain: int) -> tuple[int, int] | None:
     return next(((number, bank.slots[chain]) for number, bank in enumerate(banks) if chain in bank.slots), None)
 
 
-def _refusal(segment: LoadedSegment, model: LoadedModel) -> str | None:
+def _refusal(number: int, segment: LoadedSegment, model: LoadedModel) -> str | None:
     """Why a segment is never recorded, or None."""
+    if number in model.turning:
+        return "its weights are in memory by turns, and not always in one place"
     for occurrence in segment.occurrences:
         for op in occurrence.program.structure.ops:
             if op.target in _HOST_OPS:

@@ -116,6 +116,8 @@ class StepRun:
             return f"its fine-tune could not be loaded: {self.model.disabled[row.chain]}"
         if self.model.residence.is_missing(row.chain):
             return "its fine-tune is in no slot"
+        if self.model.turning.is_missing(row.chain):
+            return "its blocks are not in memory"
         if row.blocks is not None and row.blocks[0] > 0:
             states = self._parked.get(row.request)
             if states is None or states.shape[1] != len(row.tokens):

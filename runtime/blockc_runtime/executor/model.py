@@ -7,6 +7,7 @@ In: a plan and a zoo. Out: :class:`LoadedModel`. Invariant: every problem of the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,12 +26,13 @@ from blockc.ir import (
     structure_digest,
 )
 from blockc.ir.banks import signature
-from blockc.plan import BlockEntry, ChainEntry, ExecutionPlan
+from blockc.plan import BlockEntry, ChainEntry, ExecutionPlan, segment_blocks, turning_tensors
 from blockc.zoo import Zoo
 from blockc_runtime.executor.batch import RowLimits
 from blockc_runtime.executor.manifests import read_manifests
-from blockc_runtime.executor.program import LinearGroup, Program, SiteGroup, build_program
+from blockc_runtime.executor.program import LinearGroup, Program, build_program
 from blockc_runtime.executor.residence import LimitedBank, ReadSides, Residence
+from blockc_runtime.executor.segment import LoadedSegment, Occurrence
 from blockc_runtime.executor.sides import (
     Bank,
     ChainSides,
@@ -43,6 +45,7 @@ from blockc_runtime.executor.sides import (
 from blockc_runtime.executor.slabs import Slabs
 from blockc_runtime.executor.slots import with_slots
 from blockc_runtime.executor.stacks import check_apart
+from blockc_runtime.executor.turning import Turning, TurningBlocks
 from blockc_runtime.executor.weights import LinearRefs, WeightStore
 from blockc_runtime.kv.pool import KvPool, kv_pools
 from blockc_runtime.ops.dtypes import torch_dtype
@@ -50,41 +53,15 @@ from blockc_runtime.ops.table import op_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Occurrence:
-    """One pass through a block: what its program is called with, beside the launch's own arguments."""
-
-    program: Program
-    bound: tuple[Any, ...]
-    prelude: str | None
-    contexts: tuple[int, ...]
-    kv_groups: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedSegment:
-    """A segment ready to launch. ``base_reads``: multiplications by base weights that one pass of each block makes."""
-
-    occurrences: tuple[Occurrence, ...]
-    banks: tuple[Bank, ...]
-    dtype: torch.dtype
-    yields_logits: bool
-    base_reads: tuple[int, ...]
-
-    @property
-    def groups(self) -> tuple[tuple[LinearGroup | SiteGroup, ...], ...]:
-        """What a fine-tune may act at in each occurrence."""
-        return tuple(occurrence.program.groups for occurrence in self.occurrences)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
     """Everything a step needs. ``order[chain]``: where rows of a chain stand; ``disabled``: chain -> why.
 
     ``vectors``: chains that yield scores of classes, or an embedding. ``residence``: of those whose sides take turns in
-    slots. ``store``: of its weights. ``kept_bytes``: of weights and sides those that another plan's model had made.
+    slots; ``turning``: the segments whose weights are there by turns. ``store``: of all other weights. ``kept_bytes``:
+    of weights and sides those that another plan's model had made. ``reader``: the thread that reads what takes turns.
     """
 
-    segments: tuple[LoadedSegment, ...]
+    segments: Sequence[LoadedSegment]
     preludes: dict[str, Occurrence]
     pools: tuple[KvPool, ...]
     windows: tuple[int | None, ...]
@@ -93,20 +70,26 @@ class LoadedModel:
     group_place: tuple[dict[int, int], ...]
     disabled: dict[int, str]
     residence: Residence
+    turning: TurningBlocks
     vectors: frozenset[int]
     store: WeightStore
+    reader: ThreadPoolExecutor
     sides_bytes: int
     kept_bytes: int
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of the weights that were made."""
+        """Bytes of the weights that are always there."""
         return self.store.nbytes
 
     @property
     def mapped_bytes(self) -> int:
-        """Those of them that are the zoo's own files."""
-        return self.store.mapped_bytes
+        """Bytes of all weights that are the zoo's own files."""
+        return self.store.mapped_bytes + self.turning.mapped_bytes
+
+    def close(self) -> None:
+        """Read nothing more."""
+        self.reader.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,21 +152,26 @@ class _Loader:
         counts = {bank: count for instance in plan.instances for bank, count in instance.side_slots.items()}
         self.limited = {bank: LimitedBank(number=bank, count=count) for bank, count in sorted(counts.items())}
         self.bank_of = {i: chain.bank for i, chain in enumerate(plan.chains) if chain.bank in self.limited}
+        self.turns = {turn.segment: turn for instance in plan.instances for turn in instance.turns}
+        self.turning: dict[int, Turning] = {}
+        self.own = turning_tensors(plan)
         self.sites: dict[int, SegmentSites] = {}
         self.firsts = [self._first_occurrences(chain) for chain in plan.chains]
 
     def load(self) -> LoadedModel:
         plan = self.plan
         preludes = {
-            block.prelude: self._occurrence(block.prelude, ())
+            block.prelude: self._occurrence(block.prelude, (), self.store)
             for block in plan.blocks.values()
             if block.prelude is not None
         }
         self.manifests, disabled = read_manifests(
             plan, self.store, limited=self.bank_of.keys(), structure_of=lambda block: self._program_of(block).structure
         )
-        segments = tuple(self._segment(index) for index in range(len(plan.segments)))
+        segments = [self._segment(index) for index in range(len(plan.segments))]
         self.store.settle()
+        # One, with one math thread: it must not take the cores from the step that runs meanwhile.
+        reader = ThreadPoolExecutor(1, "read", initializer=torch.set_num_threads, initargs=(1,))
         banks = [bank for segment in segments for bank in segment.banks]
         return LoadedModel(
             segments=segments,
@@ -194,9 +182,18 @@ class _Loader:
             order=_order(len(plan.chains), self.manifests),
             group_place=tuple({kv.group: place for place, kv in enumerate(chain.kv)} for chain in plan.chains),
             disabled=disabled,
-            residence=Residence(self.limited, self.bank_of, read=self._read_sides, device=self.device),
+            residence=Residence(self.limited, self.bank_of, read=self._read_sides, device=self.device, reader=reader),
+            turning=TurningBlocks(
+                self.turning,
+                [chain.segments for chain in plan.chains],
+                segments,
+                store=self.store,
+                fill=self._fill,
+                reader=reader,
+            ),
             vectors=frozenset(index for index, chain in enumerate(plan.chains) if chain.vector_width),
             store=self.store,
+            reader=reader,
             sides_bytes=sum(bank.nbytes for bank in banks),
             kept_bytes=self.store.kept_bytes + sum(bank.nbytes for bank in banks if bank.content in self.kept_banks),
         )
@@ -232,33 +229,59 @@ class _Loader:
         return firsts
 
     def _segment(self, index: int) -> LoadedSegment:
-        entry = self.plan.segments[index]
-        path = self.plan.paths[entry.path]
-        layer = entry.first_kv_layer
-        occurrences = []
-        for block in path.blocks[entry.first : entry.first + entry.count]:
-            count = self._program_of(block).structure.attention_count
-            places = tuple(self._kv_place(index, layer + i) for i in range(count))
-            occurrences.append(self._occurrence(block, places))
-            layer += count
-        blocks = tuple(self.plan.blocks[block] for block in path.blocks[entry.first : entry.first + entry.count])
+        """With its weights, or without them where they take turns."""
+        digests = segment_blocks(self.plan, index)
+        programs = [self._program_of(digest) for digest in digests]
         sites = SegmentSites(
-            digests=tuple(path.blocks[entry.first : entry.first + entry.count]),
-            groups=tuple(occurrence.program.groups for occurrence in occurrences),
-            blocks=blocks,
-            dtype=torch_dtype(path.dtype),
+            digests=digests,
+            groups=tuple(program.groups for program in programs),
+            blocks=tuple(self.plan.blocks[digest] for digest in digests),
+            dtype=torch_dtype(self.plan.paths[self.plan.segments[index].path].dtype),
         )
         self.sites[index] = sites
-        return LoadedSegment(
-            occurrences=tuple(occurrences),
+        empty = LoadedSegment(
+            occurrences=self._occurrences(index, None),
             banks=self._banks(index, sites),
             dtype=sites.dtype,
-            yields_logits=occurrences[-1].program.yields_rows,
+            yields_logits=programs[-1].yields_rows,
+            base_reads=(0,) * len(digests),
+        )
+        if index not in self.turns:
+            return self._filled(index, empty, self.store)
+        own = self.own[index]
+        for program, block in zip(programs, sites.blocks, strict=True):
+            for name in program.tensors:
+                if (ref := _tensor(block, name)).digest not in own:
+                    self.store.operand(ref)
+            for group in program.linears:
+                self.store.linears_without(self._linear_refs(block, group), own)
+        self.turning[index] = Turning(empty=empty, from_host=self.turns[index].kept == "host")
+        return empty
+
+    def _fill(self, segment: int, store: WeightStore) -> LoadedSegment:
+        return self._filled(segment, self.turning[segment].empty, store)
+
+    def _filled(self, index: int, empty: LoadedSegment, store: WeightStore) -> LoadedSegment:
+        occurrences = self._occurrences(index, store)
+        return replace(
+            empty,
+            occurrences=occurrences,
             base_reads=tuple(
-                sum(self.store.linears(self._linear_refs(block, group)).reads for group in occurrence.program.linears)
-                for block, occurrence in zip(blocks, occurrences, strict=True)
+                sum(store.linears(self._linear_refs(block, group)).reads for group in occurrence.program.linears)
+                for block, occurrence in zip(self.sites[index].blocks, occurrences, strict=True)
             ),
         )
+
+    def _occurrences(self, segment: int, store: WeightStore | None) -> tuple[Occurrence, ...]:
+        """Of a segment's blocks. ``store`` None: without anything that they are called with."""
+        layer = self.plan.segments[segment].first_kv_layer
+        occurrences = []
+        for block in segment_blocks(self.plan, segment):
+            count = self._program_of(block).structure.attention_count
+            places = tuple(self._kv_place(segment, layer + i) for i in range(count))
+            occurrences.append(self._occurrence(block, places, store))
+            layer += count
+        return tuple(occurrences)
 
     def _banks(self, segment: int, sites: SegmentSites) -> tuple[Bank, ...]:
         """Of chains that have a slot each, and then one for each limited bank."""
@@ -313,7 +336,7 @@ class _Loader:
             )
         return places.pop()
 
-    def _occurrence(self, digest: str, places: Sequence[tuple[int, int]]) -> Occurrence:
+    def _occurrence(self, digest: str, places: Sequence[tuple[int, int]], store: WeightStore | None) -> Occurrence:
         program = self._program_of(digest)
         block = self.plan.blocks[digest]
         try:
@@ -325,10 +348,14 @@ class _Loader:
             if bound != self.plan.kv_groups[group].window:
                 refuse("BC901", f"block {digest} and its KV group differ in window")
         bound_args = (
-            *binds,
-            *(self.store.operand(_tensor(block, name)) for name in program.tensors),
-            *(self.store.linears(self._linear_refs(block, group)) for group in program.linears),
-            *(self.pools[group].layers[layer] for group, layer in places),
+            ()
+            if store is None
+            else (
+                *binds,
+                *(store.operand(_tensor(block, name)) for name in program.tensors),
+                *(store.linears(self._linear_refs(block, group)) for group in program.linears),
+                *(self.pools[group].layers[layer] for group, layer in places),
+            )
         )
         if len(block.contexts) != len(program.structure.contexts):
             refuse("BC901", f"block {digest} does not say where its context comes from")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from blockc.plan import ExecutionPlan
 from blockc_runtime.request import TokenLogprob
-from blockc_runtime.step import Fault, Row, RowResult, Step, StepResult
+from blockc_runtime.step import Fault, Row, RowResult, SegmentTurn, Step, StepResult
 
 _TOKEN_BYTES = 8
 _HASH_BYTES = 4
@@ -72,6 +72,11 @@ class NullExecutor:
         self._bank_of = [chain.bank if chain.bank in limited else None for chain in plan.chains]
         self._slots: dict[tuple[int | None, int], int] = {}  # (bank, slot) -> chain
         self._prefetched: list[tuple[int, str | None]] = []
+        self._room_bytes = sum(instance.room_bytes for instance in plan.instances)
+        self._turn_bytes = {turn.segment: turn.nbytes for instance in plan.instances for turn in instance.turns}
+        self._segments_of = [self._turn_bytes.keys() & set(chain.segments) for chain in plan.chains]
+        self._here: set[int] = set()  # of the segments that take turns
+        self._brought: list[tuple[int, str | None]] = []
         self._parked: dict[str, Row] = {}
         self._queue: deque[Step] = deque()
         self._step_s = step_s
@@ -84,6 +89,19 @@ class NullExecutor:
     def prefetched(self) -> list[tuple[int, str | None]]:
         """What was asked for since the last call."""
         found, self._prefetched = self._prefetched, []
+        return found
+
+    def bring(self, turn: SegmentTurn) -> None:
+        """Nothing is read, and there must be room for it."""
+        self._here.difference_update(turn.out)
+        self._here.add(turn.segment)
+        held_bytes = sum(self._turn_bytes[segment] for segment in self._here)
+        assert held_bytes <= self._room_bytes, "segments that take turns have more than their room"
+        self._brought.append((turn.segment, None))
+
+    def brought(self) -> list[tuple[int, str | None]]:
+        """What was asked for since the last call."""
+        found, self._brought = self._brought, []
         return found
 
     def index(self, chain: int) -> bool:
@@ -112,6 +130,8 @@ class NullExecutor:
         self._parked.clear()
         self._slots.clear()
         self._prefetched.clear()
+        self._here.clear()
+        self._brought.clear()
         for memory in self._memory:
             memory.users -= 1
             if memory.users < 1:
@@ -122,6 +142,8 @@ class NullExecutor:
             seen = set()
             if self._bank_of[row.chain] is not None and row.chain not in self._slots.values():
                 raise _MisreadError("its fine-tune is in no slot")
+            if not self._here >= self._segments_of[row.chain]:
+                raise _MisreadError("its blocks are not in memory")
             if row.blocks is not None and row.blocks[0] > 0:
                 self._check_parked(row)
             for (memory, domain), table in zip(self._kv[row.chain], row.pages, strict=True):

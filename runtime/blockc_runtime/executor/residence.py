@@ -37,7 +37,7 @@ class LimitedBank:
 
 
 class Residence:
-    """``bank_of``: chains of limited banks; ``read``: reads the sides of one, on whatever thread calls it."""
+    """``bank_of``: chains of limited banks; ``read``: reads the sides of one, on the ``reader``'s thread, or here."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class Residence:
         *,
         read: Callable[[int], ReadSides],
         device: torch.device,
+        reader: ThreadPoolExecutor,
     ) -> None:
         self._banks = banks
         self._bank_of = bank_of
@@ -54,8 +55,7 @@ class Residence:
         self._ahead: OrderedDict[int, ReadSides] = OrderedDict()
         self._lock = Lock()  # of what is ahead
         self._news: deque[tuple[int, str | None]] = deque()
-        # One, with one math thread: it must not take the cores from the step that runs meanwhile.
-        self._reader = ThreadPoolExecutor(1, "read-sides", initializer=torch.set_num_threads, initargs=(1,))
+        self._reader = reader
 
     def is_missing(self, chain: int) -> bool:
         """Whether a chain would have to be in a slot and is in none."""
@@ -82,10 +82,6 @@ class Residence:
             for place, one in stacks.items():
                 fill(bank.banks[segment].weights[place], entry.slot, one)
         bank.slots[entry.chain] = entry.slot
-
-    def close(self) -> None:
-        """Read nothing more."""
-        self._reader.shutdown(wait=True, cancel_futures=True)
 
     def _drain(self) -> Iterator[tuple[int, str | None]]:
         while self._news:

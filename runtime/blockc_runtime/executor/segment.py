@@ -1,4 +1,4 @@
-"""One pass through a segment, or a part of it: its blocks in order, each called with what it reads.
+"""A segment ready to run, and a pass through it or a part of it: its blocks in order, each called with what it reads.
 
 In: tokens and positions, the hidden state before, sides and KV batches. Out: the hidden state after, or logits.
 Invariant: it neither knows nor cares whether what it is given will be filled in anew and run again.
@@ -10,10 +10,38 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from blockc_runtime.executor.model import LoadedSegment, Occurrence
-from blockc_runtime.executor.program import LogitRows
+from blockc_runtime.executor.program import LinearGroup, LogitRows, Program, SiteGroup
+from blockc_runtime.executor.sides import Bank
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occurrence:
+    """One pass through a block: what its program is called with, beside the launch's own arguments."""
+
+    program: Program
+    bound: tuple[Any, ...]
+    prelude: str | None
+    contexts: tuple[int, ...]
+    kv_groups: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedSegment:
+    """A segment ready to launch. ``base_reads``: multiplications by base weights that one pass of each block makes."""
+
+    occurrences: tuple[Occurrence, ...]
+    banks: tuple[Bank, ...]
+    dtype: torch.dtype
+    yields_logits: bool
+    base_reads: tuple[int, ...]
+
+    @property
+    def groups(self) -> tuple[tuple[LinearGroup | SiteGroup, ...], ...]:
+        """What a fine-tune may act at in each occurrence."""
+        return tuple(occurrence.program.groups for occurrence in self.occurrences)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

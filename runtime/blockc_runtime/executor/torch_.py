@@ -20,7 +20,7 @@ from blockc_runtime.executor.graphs import Recorder, SegmentGraphs, recorder_for
 from blockc_runtime.executor.launch import StepRun
 from blockc_runtime.executor.model import LoadedModel, kept_of, load_model
 from blockc_runtime.memory import MemoryUse, Resident, machine_bytes, resident
-from blockc_runtime.step import Fault, RowResult, Step, StepResult
+from blockc_runtime.step import Fault, RowResult, SegmentTurn, Step, StepResult
 
 # Called with a row's index in its step and its logits, float32 ``[samples, vocab]``.
 LogitsTap = Callable[[int, Tensor], None]
@@ -128,9 +128,10 @@ class TorchExecutor:
             # Libraries are mapped files as the zoo's packs are, and grow while more of them is used.
             runtime_bytes=before.own_bytes + max(0, now.file_bytes - model.mapped_bytes),
             weights_bytes=model.weights_bytes,
+            blocks_bytes=model.turning.nbytes,
             sides_bytes=model.sides_bytes,
             kv_bytes=kv_bytes,
-            workspace_bytes=most_bytes(now) - model.weights_bytes - model.sides_bytes - kv_bytes,
+            workspace_bytes=most_bytes(now) - model.weights_bytes - model.turning.nbytes - model.sides_bytes - kv_bytes,
             loading_peak_bytes=most_bytes(after),
         )
 
@@ -142,6 +143,15 @@ class TorchExecutor:
     def prefetched(self) -> list[tuple[int, str | None]]:
         """Chains that have been read since the last call, with the problem of those that cannot be."""
         return [] if self._model is None else self._model.residence.prefetched()
+
+    def bring(self, turn: SegmentTurn) -> None:
+        """Let weights go, and begin to read those of a segment."""
+        if self._model is not None:
+            self._model.turning.bring(turn)
+
+    def brought(self) -> list[tuple[int, str | None]]:
+        """Segments whose weights are there since the last call, with the problem of those that cannot be read."""
+        return [] if self._model is None else self._model.turning.brought()
 
     def index(self, chain: int) -> bool:
         """Have a chain's vocabulary indexed for grammars; whether that is done."""
@@ -182,7 +192,7 @@ class TorchExecutor:
     def close(self) -> None:
         """Free weights and pages. Idempotent."""
         if self._model is not None:
-            self._model.residence.close()
+            self._model.close()
         self._grammars.close()
         self._model = self._graphs = None
         self._parked.clear()

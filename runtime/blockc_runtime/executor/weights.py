@@ -58,6 +58,8 @@ class WeightStore:
         self._tensors: dict[str, Tensor] = {}
         self._linears: dict[tuple[str | None, ...], LinearWeights] = {}
         self._kept = kept
+        self._beside: WeightStore | None = None
+        self._read_from: Callable[[TensorRef], Tensor] | None = None
         self.kept_bytes = 0  # of all that is kept those that were there already
         users: defaultdict[str, set[tuple[str | None, ...]]] = defaultdict(set)
         for refs in linears:
@@ -66,8 +68,26 @@ class WeightStore:
         # Joining copies: a matrix in two different groups would then exist twice.
         self._shared = {digest for digest, keys in users.items() if len(keys) > 1}
 
+    def beside(self, read: Callable[[TensorRef], Tensor] | None = None) -> WeightStore:
+        """A store of what this one lacks, which may be filled while this one is used, but not made larger, and dropped.
+
+        ``read``: where from, if not from the zoo.
+        """
+        made = WeightStore(self.zoo, device=self.device)
+        made._beside, made._shared, made._read_from = self, self._shared, read
+        return made
+
+    def drop(self) -> None:
+        """Keep nothing any longer. On CPU mapped files leave the memory, too."""
+        for digest in self._tensors:
+            self.zoo.release(digest)
+        self._tensors.clear()
+        self._linears.clear()
+
     def tensor(self, ref: TensorRef) -> Tensor:
         """The tensor itself, kept as long as the store."""
+        if self._beside is not None and ref.digest in self._beside._tensors:
+            return self._beside._tensors[ref.digest]
         if ref.digest not in self._tensors:
             there = None if self._kept is None else self._kept._tensors.get(ref.digest)
             self.kept_bytes += 0 if there is None else there.nbytes
@@ -76,6 +96,10 @@ class WeightStore:
 
     def read(self, ref: TensorRef) -> Tensor:
         """The tensor itself, not kept. Read-only on CPU, where it is the zoo's file."""
+        return self.read_host(ref).to(self.device) if self._read_from is None else self._read_from(ref)
+
+    def read_host(self, ref: TensorRef) -> Tensor:
+        """The tensor in the host's memory: read-only, for it is the zoo's file."""
         stored = self.zoo.tensor(ref.digest)
         if (stored.dtype, stored.shape) != (ref.dtype, ref.shape):
             diags = Diagnostics()
@@ -87,11 +111,10 @@ class WeightStore:
             raise DiagnosticError(diags)
         dtype = torch_dtype(ref.dtype)
         if not len(stored.data):
-            return torch.zeros(ref.shape, dtype=dtype, device=self.device)
+            return torch.zeros(ref.shape, dtype=dtype)
         with warnings.catch_warnings():  # that the buffer is read-only; nothing writes to weights
             warnings.simplefilter("ignore", UserWarning)
-            tensor = torch.frombuffer(stored.data, dtype=dtype).view(ref.shape)
-        return tensor.to(self.device)
+            return torch.frombuffer(stored.data, dtype=dtype).view(ref.shape)
 
     def release(self, ref: TensorRef) -> None:
         """Say that what was :meth:`read` is not needed any more: on CPU it was the zoo's file, mapped into memory."""
@@ -113,11 +136,19 @@ class WeightStore:
     def linears(self, refs: LinearRefs) -> LinearWeights:
         """Linears that read one value."""
         key = _key(refs)
+        if self._beside is not None and key in self._beside._linears:
+            return self._beside._linears[key]
         if key not in self._linears:
             there = self._there(key, refs)
             self.kept_bytes += 0 if there is None else there.nbytes
             self._linears[key] = self._make(refs) if there is None else there
         return self._linears[key]
+
+    def linears_without(self, refs: LinearRefs, own: Collection[str]) -> None:
+        """Keep of these linears what is made of none of the tensors ``own``."""
+        for part in [(pair,) for pair in refs] if self._is_split(refs) else [refs]:
+            if not any(weight.digest in own for weight, _ in part):
+                self.linears(part)
 
     def keep_only(self, digests: Collection[str]) -> None:
         """Let everything go that is not made of these tensors alone."""

@@ -44,6 +44,7 @@ class StepDraft:
         running: list[LiveRequest],
         max_running: int,
         preempt: Callable[[LiveRequest], None],
+        now_s: float,
     ) -> None:
         self.picks: list[tuple[LiveRequest, int]] = []
         self._limits = limits
@@ -53,6 +54,7 @@ class StepDraft:
         self._running = running
         self._max_running = max_running
         self._preempt = preempt
+        self._now_s = now_s
         self._texts: list[LiveRequest] = []  # those among the picks that went first
         self._tokens_left = limits.max_batched_tokens
         self._rows_left = limits.max_rows
@@ -204,6 +206,7 @@ class StepDraft:
         chain = item.request.chain
         if (lacking := self._residents.lacking(chain)) is not None:
             blocked.add(lacking)
+            item.lacked_s = self._now_s if item.lacked_s is None else item.lacked_s
             return None
         # A page of growth for each neighbour: without, what is let in is soon thrown out again for one of them.
         groups = set(self._groups(item))

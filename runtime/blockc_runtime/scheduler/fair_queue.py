@@ -17,6 +17,7 @@ served yet, and have them wait for the whole of it.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from blockc_runtime.limits import EngineLimits
@@ -46,6 +47,7 @@ class FairQueue:
         self._lane_of = chain_needs(limits)
         self._lanes: dict[int, dict[tuple[Need, ...], _Lane]] = {}  # of tenants with something waiting
         self._waiting = [0] * len(limits.weights)
+        self.waiting_of: Counter[int] = Counter()  # requests that wait, by chain
         self._last_served: int | None = None
 
     def __len__(self) -> int:
@@ -76,6 +78,7 @@ class FairQueue:
         lanes = self._lanes.setdefault(item.tenant, {})
         heapq.heappush(lanes.setdefault(self._lane_of[item.request.chain], []), (item.order, item))
         self._waiting[item.tenant] += 1
+        self.waiting_of[item.request.chain] += 1
 
     def leave(self, item: LiveRequest) -> None:
         """A request waits no longer: it runs, or has ended (its state says so already)."""
@@ -85,6 +88,7 @@ class FairQueue:
             if not lanes[needs]:
                 del lanes[needs]
         self._waiting[item.tenant] -= 1
+        self.waiting_of[item.request.chain] -= 1
         if self._waiting[item.tenant] == 0:
             del self._lanes[item.tenant]
             self._last_served = item.tenant

@@ -43,6 +43,7 @@ class LiveRequest:
     step: int | None = None  # the step in flight that has a row of it
     chunk: Chunk | None = None  # on its way through the layers, part by part
     losses: int = 0  # workers lost under it
+    lacked_s: float | None = None  # when it could have started, but for sides or blocks that were not in memory
     pauses: bool = False  # it ended well, and its session's pages are to be kept
 
     @property

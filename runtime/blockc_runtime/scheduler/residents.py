@@ -1,8 +1,9 @@
-"""Which fine-tunes have their sides in memory, where a bank has fewer slots than fine-tunes.
+"""Which fine-tunes are in memory: their sides, where a bank has fewer slots than fine-tunes, and blocks of their own.
 
 In: chains that are wanted, held and let go, and news of what has been read. Out: what to read next, and which slot a
-fine-tune is put in. Invariant: a slot is given away only while no running request uses what is in it; the one whose
-last request ended first goes first (slots of a bank cost the same to fill, so the least recently used is the cheapest).
+fine-tune's sides are put in. Blocks have a room (`room.py`) and no slots. Invariant: a slot is given away only while no
+running request uses what is in it; the one whose last request ended first goes first (slots of a bank cost the same to
+fill, so the least recently used is the cheapest).
 
 Nobody overtakes who is next in turn and waits for a slot: the bank's running requests end, so there will be one. What
 is only being read does not hold up others.
@@ -15,24 +16,30 @@ from collections.abc import Sequence
 
 from blockc.ir.layout import READ_AHEAD
 from blockc_runtime.limits import EngineLimits
+from blockc_runtime.scheduler.room import Room
 from blockc_runtime.step import SlotFill
 
-# What a request may have to wait for: a KV group by its index, a slot of a bank, or the sides of a chain.
+# What a request may have to wait for: a KV group by its index, a slot of a bank, or sides and blocks of a chain.
 Need = int | tuple[str, int]
 
 
 def chain_needs(limits: EngineLimits) -> tuple[tuple[Need, ...], ...]:
     """For each chain what its requests may have to wait for."""
     return tuple(
-        chain.groups if chain.bank is None else (*chain.groups, ("bank", chain.bank), ("chain", index))
+        (
+            *chain.groups,
+            *(() if chain.bank is None else (("bank", chain.bank),)),
+            *(() if chain.bank is None and limits.turns.keys().isdisjoint(chain.segments) else (("chain", index),)),
+        )
         for index, chain in enumerate(limits.chains)
     )
 
 
 class Residents:
-    """Slots of the limited banks. Chains of other banks are always there."""
+    """Slots of the limited banks. Chains of other banks are always there. ``room``: of the blocks that take turns."""
 
     def __init__(self, limits: EngineLimits) -> None:
+        self.room = Room(limits)
         self._bank_of = tuple(chain.bank for chain in limits.chains)
         self._bank_slots = dict(limits.bank_slots)
         self._holders: Counter[int] = Counter()  # running requests by chain
@@ -42,6 +49,7 @@ class Residents:
 
     def forget(self) -> None:
         """The worker was lost: nothing is in memory, whoever runs."""
+        self.room.forget()
         self._slot_of: dict[int, int] = {}
         self._free = {bank: list(range(slots - 1, -1, -1)) for bank, slots in self._bank_slots.items()}
         # Least recently used first.
@@ -54,14 +62,16 @@ class Residents:
     @property
     def is_reading(self) -> bool:
         """Whether anything is being read."""
-        return bool(self._reading)
+        return bool(self._reading) or self.room.is_reading
 
     def problem(self, chain: int) -> str | None:
-        """What to tell its requests, if its sides cannot be read."""
-        return self._problems.get(chain)
+        """What to tell its requests, if it cannot be read."""
+        return self._problems.get(chain) or self.room.problem(chain)
 
     def lacking(self, chain: int) -> Need | None:
-        """What a request of ``chain`` would have to wait for; asks for its sides to be read. None: it may start."""
+        """What a request of ``chain`` would have to wait for; asks for what it lacks to be read. None: it may start."""
+        if not self.room.is_there(chain):
+            return "chain", chain
         bank = self._bank_of[chain]
         if bank is None or chain in self._slot_of:
             return None
@@ -76,6 +86,7 @@ class Residents:
 
     def hold(self, chain: int) -> None:
         """A request of ``chain``, which lacks nothing, runs from now on."""
+        self.room.hold(chain)
         bank = self._bank_of[chain]
         if bank is None:
             return
@@ -89,6 +100,7 @@ class Residents:
 
     def release(self, chain: int) -> None:
         """A request of ``chain`` does not run any more."""
+        self.room.release(chain)
         bank = self._bank_of[chain]
         if bank is None:
             return

@@ -21,7 +21,7 @@ from blockc_runtime.scheduler.launches import LaunchPlan
 from blockc_runtime.scheduler.live_request import LiveRequest
 from blockc_runtime.scheduler.residents import Residents
 from blockc_runtime.scheduler.sessions import Sessions
-from blockc_runtime.step import Fault, Row, RowResult, Step, StepResult
+from blockc_runtime.step import Fault, Row, RowResult, SegmentTurn, Step, StepResult
 
 # For apps without a target.
 _LENIENT_TTFT_S = 10.0
@@ -29,9 +29,11 @@ _LENIENT_TTFT_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauges:
-    """State for metrics. ``steps``, ``preemptions`` and ``side_loads`` only grow; ``pages`` by KV group.
+    """State for metrics. All but ``running``, ``waiting`` and ``pages`` (by KV group) only grow.
 
-    ``preemptions``: requests that had to give their place or pages back; ``side_loads``: fine-tunes put in a slot.
+    ``preemptions``: requests that had to give their place or pages back; ``side_loads``: fine-tunes put in a slot;
+    ``block_loads`` and ``block_evictions``: segments whose weights came and went; ``residency_wait_s``: seconds that
+    requests, each for itself, waited for either.
     """
 
     running: int
@@ -41,6 +43,9 @@ class Gauges:
     preemptions: int
     side_loads: int
     pages: tuple[PageUsage, ...]
+    block_loads: int = 0
+    block_evictions: int = 0
+    residency_wait_s: float = 0.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,6 +94,7 @@ class Scheduler:
         self._arrivals = 0
         self._steps = 0
         self._preemptions = 0
+        self._residency_wait_s = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -107,7 +113,7 @@ class Scheduler:
 
     @property
     def is_reading(self) -> bool:
-        """Whether sides that requests wait for are being read."""
+        """Whether anything that requests wait for is being read."""
         return self._residents.is_reading
 
     @property
@@ -125,6 +131,9 @@ class Scheduler:
             preemptions=self._preemptions,
             side_loads=self._residents.loads,
             pages=self._kv.usage(),
+            block_loads=self._residents.room.loads,
+            block_evictions=self._residents.room.evictions,
+            residency_wait_s=self._residency_wait_s,
         )
 
     def admit(self, request: Request, now_s: float = 0.0) -> tuple[Event, ...]:
@@ -156,11 +165,13 @@ class Scheduler:
 
     def schedule(self, now_s: float) -> Step | None:
         """Choose the rows of the next step among requests that no step in flight has; None if nothing can run."""
+        self._now_s = max(self._now_s, now_s)
         self._sessions.expire(now_s)
+        self._residents.room.begin(self._queue.waiting_of)
         running = sorted(self._running.values(), key=self._queue.turn)
         draft = StepDraft(
             limits=self._limits, kv=self._kv, queue=self._queue, residents=self._residents, running=running,
-            max_running=self._max_running, preempt=self._preempt,
+            max_running=self._max_running, preempt=self._preempt, now_s=now_s,
         )  # fmt: skip
         draft.make_places(start=self._start)
         if self._all_decoded:
@@ -219,11 +230,22 @@ class Scheduler:
     def arrived(self, chain: int, problem: str | None = None) -> tuple[Event, ...]:
         """The sides of a chain have been read; with a problem, its requests end."""
         self._residents.arrived(chain, problem)
-        message = self._residents.problem(chain)
-        if message is None:
-            return ()
-        waiting = [item for item in self._live.values() if item.request.chain == chain and item.state == "waiting"]
-        return tuple(self._finish(item, "error", message) for item in waiting)
+        return () if problem is None else self._end_unreadable()
+
+    def take_turns(self) -> Sequence[SegmentTurn]:
+        """Segments whose weights the executor should begin to read, and those that it should let go for them."""
+        return self._residents.room.take_wanted()
+
+    def brought(self, segment: int, problem: str | None = None) -> tuple[Event, ...]:
+        """The weights of a segment have been read; with a problem, the requests of all its chains end."""
+        self._residents.room.arrived(segment, problem)
+        return () if problem is None else self._end_unreadable()
+
+    def _end_unreadable(self) -> tuple[Event, ...]:
+        """End those that wait for what cannot be read."""
+        waiting = [item for item in self._live.values() if item.state == "waiting"]
+        told = [(item, self._residents.problem(item.request.chain)) for item in waiting]
+        return tuple(self._finish(item, "error", message) for item, message in told if message is not None)
 
     def _problem(self, request: Request) -> str | None:
         """Say why a request cannot be taken, in words that tell nothing of other tenants."""
@@ -268,6 +290,9 @@ class Scheduler:
         """A waiting request runs from here on, from its first token without KV."""
         item.state = "running"
         item.computed = reused
+        if item.lacked_s is not None:
+            self._residency_wait_s += self._now_s - item.lacked_s
+            item.lacked_s = None
         self._running[item.id] = item
         self._queue.leave(item)
         self._sessions.resume(item.request)

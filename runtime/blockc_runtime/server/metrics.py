@@ -21,7 +21,7 @@ from blockc_runtime.wire import Loaded, Stats, StepLoad
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _LABELS = ("tenant", "app")
-_MEMORY_PARTS: Final = ("runtime", "weights", "sides", "kv", "workspace")
+_MEMORY_PARTS: Final = ("runtime", "weights", "blocks", "sides", "kv", "workspace")
 _TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)
 _E2E_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -75,9 +75,9 @@ class Growing:
 
     def __init__(self, counter: Counter) -> None:
         self._counter = counter
-        self._seen: dict[tuple[str, ...], int] = {}
+        self._seen: dict[tuple[str, ...], float] = {}
 
-    def observe(self, count: int, *labels: str) -> None:
+    def observe(self, count: float, *labels: str) -> None:
         """Add what came since the last time."""
         seen = self._seen.get(labels, 0)
         child = self._counter.labels(*labels) if labels else self._counter
@@ -123,6 +123,19 @@ class Metrics:
         self._side_loads = Growing(
             Counter("blockc:side_loads", "Fine-tunes whose sides were put in a slot", registry=self._registry)
         )
+        self._block_loads = Growing(
+            Counter("blockc:block_loads", "Segments whose weights were read", registry=self._registry)
+        )
+        self._block_evictions = Growing(
+            Counter("blockc:block_evictions", "Segments whose weights were let go", registry=self._registry)
+        )
+        self._residency_wait_s = Growing(
+            Counter(
+                "blockc:residency_wait_seconds",
+                "What requests waited, each for itself, for fine-tunes that were not in memory",
+                registry=self._registry,
+            )
+        )
         self._predicted = self._memory_gauge("memory_predicted_bytes", "What the plan says; of runtime: the reserve")
         self._measured = self._memory_gauge("memory_measured_bytes", "What the engine holds; of workspace: the most")
         self._swaps = Counter("blockc:plan_swaps", "Plans that were swapped in", ("outcome",), registry=self._registry)
@@ -166,6 +179,7 @@ class Metrics:
         """Take in how an engine is."""
         self.observe_pages(stats.pages)
         self.observe_counts(preemptions=stats.preemptions, side_loads=stats.side_loads)
+        self.observe_turns(loads=stats.block_loads, evictions=stats.block_evictions, wait_s=stats.residency_wait_s)
         self.observe_memory(stats.memory)
 
     def observe_pages(self, groups: Sequence[PageUsage]) -> None:
@@ -181,6 +195,12 @@ class Metrics:
         """Take in how many there were since the engine began."""
         self._preemptions.observe(preemptions)
         self._side_loads.observe(side_loads)
+
+    def observe_turns(self, *, loads: int, evictions: int, wait_s: float) -> None:
+        """Take in what came and went since the engine began, and how long requests waited for that."""
+        self._block_loads.observe(loads)
+        self._block_evictions.observe(evictions)
+        self._residency_wait_s.observe(wait_s)
 
     def predict_memory(self, entries: Sequence[MemoryEntry]) -> None:
         """Take in what a plan says of its devices; the interpreter and its libraries live in their reserve."""

@@ -37,7 +37,7 @@ from blockc_runtime.wire.messages import (
     Tokens,
 )  # fmt: skip
 
-WIRE_VERSION = 6
+WIRE_VERSION = 7
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 _HEADER = struct.Struct(">I")
@@ -110,6 +110,7 @@ _MEMORY = record(
     kv_bytes=_INT,
     workspace_bytes=_INT,
     loading_peak_bytes=_INT,
+    blocks_bytes=_INT,
 )
 _STEP_LOAD = record(StepLoad, rows=_INT, tokens=_INT, launches=_INT, chains=_INT)
 
@@ -185,6 +186,9 @@ _MESSAGES: dict[str, tuple[type, Codec[Any]]] = {
             preemptions=_INT,
             side_loads=_INT,
             pages=many(_PAGES),
+            block_loads=_INT,
+            block_evictions=_INT,
+            residency_wait_s=_FLOAT,
             memory=optional(_MEMORY),
         ),
     ),

@@ -135,8 +135,9 @@ class End:
 class Stats:
     """The engine's state between two steps.
 
-    ``pages`` by KV group. ``preemptions`` and ``side_loads``: so many ever. ``memory`` is None where the executor or
-    the system does not say.
+    ``pages`` by KV group. ``preemptions``, ``side_loads``, ``block_loads`` and ``block_evictions``: so many ever;
+    ``residency_wait_s``: what requests ever waited for the last three (see `scheduler.Gauges`). ``memory`` is None
+    where the executor or the system does not say.
     """
 
     unfinished: int
@@ -144,6 +145,9 @@ class Stats:
     preemptions: int
     side_loads: int
     pages: tuple[PageUsage, ...]
+    block_loads: int = 0
+    block_evictions: int = 0
+    residency_wait_s: float = 0.0
     memory: MemoryUse | None = None
 
 

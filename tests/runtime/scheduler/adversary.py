@@ -11,14 +11,29 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from dataclasses import replace
 from itertools import groupby
 
+from blockc_runtime.limits import EngineLimits, TurnLimits
 from blockc_runtime.request import Sampling
 from blockc_runtime.step import Fault, Row, RowResult, Step, StepResult
 
 from .harness import BLOCKS, PAGE, VIRTUAL, Run, alone, limits, request
 
 INJECTED = "injected"
+
+
+def taking_turns(seed: int, own: EngineLimits) -> EngineLimits:
+    """For two seeds of three: some segments take turns, in a room that the largest chain fills or nearly so."""
+    rng = random.Random(seed)
+    if not seed % 3:
+        return own
+    turns = {
+        segment: TurnLimits(nbytes=rng.randint(1, 40), uses_rps=rng.random())
+        for segment in rng.sample(range(len(BLOCKS)), rng.randint(1, len(BLOCKS)))
+    }
+    largest = max(sum(turns[s].nbytes for s in chain.segments if s in turns) for chain in own.chains)
+    return replace(own, turns=turns, room_bytes=largest + rng.choice([0, 0, 10]))
 
 
 class Adversary:
@@ -31,13 +46,16 @@ class Adversary:
         max_rows = rng.choice([1, 3, 8])
         parts = rng.choice([1, 1, 2, 4])
         self.run = Run(
-            limits(
-                pages=rng.choice([(16, 16), (17, 40), (40, 17), (60, 60), (40, 5), (20, 8)]),
-                max_rows=max_rows,
-                max_batched_tokens=rng.choice([1, 3, 16, 64] if parts == 1 else [parts * max_rows, 64]),
-                parts=parts,
-                windows=rng.choice([(None, None), (6, None), (9, 13), (None, 2), (None, 9)]),
-                weights=rng.choice([(1.0,), (1.0, 1.0, 2.0), (0.5, 3.0)]),
+            taking_turns(
+                seed,
+                limits(
+                    pages=rng.choice([(16, 16), (17, 40), (40, 17), (60, 60), (40, 5), (20, 8)]),
+                    max_rows=max_rows,
+                    max_batched_tokens=rng.choice([1, 3, 16, 64] if parts == 1 else [parts * max_rows, 64]),
+                    parts=parts,
+                    windows=rng.choice([(None, None), (6, None), (9, 13), (None, 2), (None, 9)]),
+                    weights=rng.choice([(1.0,), (1.0, 1.0, 2.0), (0.5, 3.0)]),
+                ),
             ),
             {"max_running": max_rows * self.depth, "worker_tries": rng.choice([1, 3, 100])},
         )
@@ -50,6 +68,8 @@ class Adversary:
         self.requests = self._requests()
         self.by_id = {own.id: own for own in self.requests}
         self.started: set[str] = set()
+        self.reads = random.Random(seed)
+        self.turns = 0  # segments that were read
         self.parted = 0  # rows that passed a part of the layers
         self.admitted: list[str] = []
 
@@ -98,9 +118,17 @@ class Adversary:
     def _tick(self) -> None:
         self.run.now_s += self.rng.random()
         while len(self.in_flight) < self.depth:
+            self._read()
             step = self.run.scheduler.schedule(self.run.now_s)
+            for turn in self.run.scheduler.take_turns():
+                used = {row.chain for each in self.in_flight for row in each.rows}
+                passed = {segment for chain in used for segment in self.run.own.chains[chain].segments}
+                assert passed.isdisjoint(turn.out), "a step in flight uses what goes"
+                self.turns += 1
+                self.run.executor.bring(turn)
             if step is None:
-                assert self.in_flight or not self.run.scheduler.has_work, "requests are left, and nothing runs"
+                idle = self.in_flight or not self.run.scheduler.has_work or self.run.scheduler.is_reading
+                assert idle, "requests are left, and nothing runs"
                 break
             self._look_at(step)
             self.run.executor.submit(step)
@@ -110,6 +138,13 @@ class Adversary:
         if self.in_flight and self.rng.random() < 0.8:  # else it is late
             self._come_back()
         self.run.kv.check_integrity()
+
+    def _read(self) -> None:
+        """Weights that were asked for are there, or some of them later."""
+        if not self.run.own.turns or (self.is_hostile and self.reads.random() < 0.3):
+            return
+        for segment, problem in self.run.executor.brought():
+            self.run.take(self.run.scheduler.brought(segment, problem))
 
     def _come_back(self) -> None:
         step = self.in_flight.popleft()
@@ -226,6 +261,7 @@ class Adversary:
         for older in self.admitted[: self.admitted.index(own.id)]:
             other = self.by_id[older]
             is_peer = tenants[other.app] == tenants[own.app] and chains[other.chain].groups == chains[own.chain].groups
+            is_peer = is_peer and self.run.own.turns.keys().isdisjoint(chains[other.chain].segments)
             assert not is_peer or older in self.started or older in self.run.ends, "a request was overtaken"
 
     def _written(self, row: Row):

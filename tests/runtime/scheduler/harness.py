@@ -65,6 +65,7 @@ def null_plan(own: EngineLimits):
                 vocab_size=VOCAB,
                 vector_width=0 if chain.draws else 3,
                 bank=chain.bank,
+                segments=chain.segments,
                 kv=[
                     SimpleNamespace(group=group, domain=domain)
                     for group, domain in zip(chain.groups, chain.domains, strict=True)
@@ -73,7 +74,13 @@ def null_plan(own: EngineLimits):
             for chain in own.chains
         ],
         kv_groups=own.groups,
-        instances=[SimpleNamespace(side_slots=own.bank_slots)],
+        instances=[
+            SimpleNamespace(
+                side_slots=own.bank_slots,
+                room_bytes=own.room_bytes,
+                turns=[SimpleNamespace(segment=segment, nbytes=turn.nbytes) for segment, turn in own.turns.items()],
+            )
+        ],
     )
 
 

@@ -19,7 +19,7 @@ from blockc_runtime.epoch import Epoch
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.request import EndEvent, Event, Request, TokenLogprob, TokensEvent
 from blockc_runtime.scheduler import Gauges
-from blockc_runtime.step import Launch, Row, RowResult, Step, StepResult
+from blockc_runtime.step import Launch, Row, RowResult, SegmentTurn, Step, StepResult
 from blockc_runtime.wire import (
     Ready,
     decode_step,
@@ -49,6 +49,12 @@ class FormulaExecutor:
         raise AssertionError("nothing is limited here")
 
     def prefetched(self) -> Sequence[tuple[int, str | None]]:
+        return ()
+
+    def bring(self, turn: SegmentTurn) -> None:
+        raise AssertionError("nothing is limited here")
+
+    def brought(self) -> Sequence[tuple[int, str | None]]:
         return ()
 
     def index(self, chain: int) -> bool:
@@ -100,6 +106,12 @@ class FirstComeScheduler:
 
     def end_pauses(self) -> None:
         raise AssertionError("there is one plan")
+
+    def take_turns(self) -> Sequence[SegmentTurn]:
+        return ()
+
+    def brought(self, segment: int, problem: str | None) -> Sequence[Event]:
+        raise AssertionError("nothing is limited here")
 
     def arrived(self, chain: int, problem: str | None) -> Sequence[Event]:
         raise AssertionError("nothing is limited here")

@@ -16,7 +16,10 @@ def test_counters_of_an_engine_never_fall():
     for preemptions, evicted in ((3, 5), (4, 5), (1, 2)):  # the last are those of a new engine
         metrics.observe_counts(preemptions=preemptions, side_loads=2 * preemptions)
         metrics.observe_pages([PageUsage(total=9, free=2, idle=3, held=4, saved=1, evicted=evicted)])
+        metrics.observe_turns(loads=evicted, evictions=preemptions, wait_s=preemptions / 2)
     found = series(metrics)
+    assert (found["block_loads_total"], found["block_evictions_total"]) == (5 + 2, 4 + 1)
+    assert found["residency_wait_seconds_total"] == (4 + 1) / 2
     assert found["num_preemptions_total"] == 4 + 1
     assert found["side_loads_total"] == 2 * (4 + 1)
     assert found['kv_page_evictions_total{group="0"}'] == 5 + 2

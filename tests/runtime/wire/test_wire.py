@@ -25,7 +25,7 @@ token_tuples = st.lists(ids, max_size=8).map(tuple)
 
 memories = st.builds(
     MemoryUse, runtime_bytes=ids, weights_bytes=ids, sides_bytes=ids, kv_bytes=ids, workspace_bytes=ints,
-    loading_peak_bytes=ids,
+    loading_peak_bytes=ids, blocks_bytes=ids,
 )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ messages = st.one_of(
     st.builds(
         wire.Stats, unfinished=ids, steps=ids, preemptions=ids, side_loads=ids,
         pages=many(st.builds(PageUsage, total=ids, free=ids, idle=ids, held=ids, saved=ids, evicted=ids)),
-        memory=st.none() | memories,
+        block_loads=ids, block_evictions=ids, residency_wait_s=floats, memory=st.none() | memories,
     ),
     st.builds(wire.EngineError, code=texts, message=texts),
 )  # fmt: skip
@@ -187,8 +187,8 @@ def test_malformed_frames_are_refused(frame):
 
 
 def test_version_mismatch_says_both_versions():
-    with pytest.raises(wire.ProtocolError, match=f"version 7 of the wire, this is version {wire.WIRE_VERSION}"):
-        wire.decode(msgpack.packb([7, "drain"]))
+    with pytest.raises(wire.ProtocolError, match=f"version 99 of the wire, this is version {wire.WIRE_VERSION}"):
+        wire.decode(msgpack.packb([99, "drain"]))
 
 
 def test_deep_nesting_is_refused():
