@@ -28,7 +28,6 @@ from blockc_runtime.native import library
 from blockc_runtime.ops.attention import cpu, native
 from blockc_runtime.ops.attention.batch import kv_batch
 from blockc_runtime.ops.attention.cpu import PagedLayer
-from blockc_runtime.ops.attention.narrow import narrowed
 from blockc_runtime.ops.attention.rows import KvRow
 from blockc_runtime.ops.linear import by_kernel
 from blockc_runtime.ops.linear import cpu as linear_cpu
@@ -49,7 +48,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="mid")
     parser.add_argument("--level", choices=library.usable_levels(), help="by default the best")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
-    parser.add_argument("--cache", choices=["same", "fp8"], default="same", help="the dtype of keys and values")
+    parser.add_argument("--cache", choices=["same", "fp8", "int8"], default="same", help="the dtype of keys and values")
     parser.add_argument("--rows", type=int, nargs="+", default=[16], help="of a step; products: one figure each")
     parser.add_argument("--tokens", type=int, nargs="+", default=[128, 512, 2048], help="of a row; 1: decode")
     parser.add_argument("--context", type=int, default=0, help="attention: positions before them")
@@ -66,7 +65,7 @@ def main() -> None:
                 continue
             for tokens in options.tokens:
                 if options.what == "attention":
-                    cache = torch.float8_e4m3fn if options.cache == "fp8" else dtype
+                    cache = {"same": dtype, "fp8": torch.float8_e4m3fn, "int8": torch.int8}[options.cache]
                     attention(shape, dtype, cache, rows, tokens, options.context, options.seconds)
                 else:
                     sides(shape, dtype, rows, tokens, options.seconds)
@@ -84,24 +83,28 @@ def attention(
     batch = kv_batch(own, page_tokens=_PAGE_TOKENS, window=None, dtype=dtype, device=CPU)
     slots = rows * each * _PAGE_TOKENS
     layers = max(1, min(shape.layers, _FAR_BYTES // (2 * slots * shape.kv_heads * size * dtype.itemsize)))
-    pools = [
-        PagedLayer(
-            keys=narrowed(torch.randn(slots, shape.kv_heads, size), cache),
-            values=narrowed(torch.randn(slots, shape.kv_heads, size), cache),
-            page_tokens=_PAGE_TOKENS,
-        )
-        for _ in range(layers)
-    ]
+    pools = [_filled(slots, shape.kv_heads, size, cache) for _ in range(layers)]
     q, k, v = (
         torch.randn(1, rows * tokens, count, size, dtype=dtype).transpose(1, 2)
         for count in (shape.heads, shape.kv_heads, shape.kv_heads)
     )
     seen = rows * tokens * (context + (tokens + 1) / 2)
     flops = 4 * shape.heads * size * seen
-    read_bytes = 2 * rows * (context + tokens) * shape.kv_heads * size * cache.itemsize
+    read_bytes = 2 * rows * (context + tokens) * shape.kv_heads * (size * cache.itemsize + 4 * (cache == torch.int8))
     for name, call in (("blockc", native.attention), ("torch", cpu.attention)):
         took = least([partial(call, q, k, v, pool, batch, size**-0.5, None, None) for pool in pools], seconds)
         report(f"{rows} x {tokens} after {context}, {name}", took, flops, read_bytes)
+
+
+def _filled(slots: int, kv_heads: int, size: int, cache: torch.dtype) -> PagedLayer:
+    held = [torch.zeros(slots, kv_heads, size, dtype=cache) for _ in range(2)]
+    scales = [torch.zeros(slots, kv_heads) for _ in range(2)]
+    layer = PagedLayer(
+        keys=held[0], values=held[1], page_tokens=_PAGE_TOKENS,
+        scales=(scales[0], scales[1]) if cache == torch.int8 else None,
+    )  # fmt: skip
+    layer.write(torch.arange(slots), *(torch.randn(slots, kv_heads, size) for _ in range(2)))
+    return layer
 
 
 def linears_of(shape: Shape) -> list[tuple[tuple[int, ...], int]]:

@@ -16,7 +16,7 @@ from blockc.ir import parse_structure
 from blockc.ir.infer import Types, value_types
 from blockc.ir.layout import READ_AHEAD, padded_rank
 from blockc.ir.structure import Arg, Op, Param, Structure, Value, ValueType
-from blockc.ir.tensor import CACHE_DTYPE_BYTES, DTYPE_BYTES, TensorRef
+from blockc.ir.tensor import DTYPE_BYTES, TensorRef, cached_bytes
 from blockc.plan import ChainEntry, ExecutionPlan
 
 _MULTIPLY_ADD = 2
@@ -212,7 +212,7 @@ def chain_work(
     pair_flops = [flops for block in blocks for flops in block.pair_flops]
     totals: dict[int | None, tuple[int, int]] = {}
     for layer, flops in zip(kv_layers, pair_flops, strict=True):
-        nbytes = 2 * layer.kv_heads * layer.head_dim * CACHE_DTYPE_BYTES[layer.dtype]
+        nbytes = 2 * layer.kv_heads * cached_bytes(layer.dtype, layer.head_dim)
         had_bytes, had_flops = totals.get(layer.window, (0, 0))
         totals[layer.window] = (had_bytes + nbytes, had_flops + flops)
     return ChainWork(

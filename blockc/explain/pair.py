@@ -16,7 +16,7 @@ from blockc.explain.difference import apart_because
 from blockc.explain.names import structure_of
 from blockc.ir import Param, Structure
 from blockc.ir.infer import value_types
-from blockc.ir.tensor import DTYPE_BYTES, TensorRef
+from blockc.ir.tensor import DTYPE_BYTES, TensorRef, cached_bytes
 from blockc.plan import AppEntry, ChainEntry, ExecutionPlan, PathEntry
 
 
@@ -120,7 +120,7 @@ def _kv(plan: ExecutionPlan, apps: tuple[AppEntry, AppEntry]) -> PairKv:
     layers, depth = equal_layers(plan, one, other), len(path.kv_layers)
     allowed = apps[0].isolation_group == apps[1].isolation_group
     whole = 0 < layers == depth
-    saved = sum(2 * layer.kv_heads * layer.head_dim * DTYPE_BYTES[layer.dtype] for layer in path.kv_layers[:layers])
+    saved = sum(2 * layer.kv_heads * cached_bytes(layer.dtype, layer.head_dim) for layer in path.kv_layers[:layers])
     return PairKv(
         layers=layers,
         of=depth,

@@ -14,7 +14,7 @@ from blockc.explain.difference import Difference, apart_because, block_differenc
 from blockc.explain.evidence import Integers, Kept, Merged, integers_of, kept_of, merged_of
 from blockc.explain.names import occurrence_names, parameter_names, structure_of
 from blockc.explain.pair import equal_layers
-from blockc.ir.tensor import CACHE_DTYPE_BYTES
+from blockc.ir.tensor import cached_bytes
 from blockc.plan import (
     AppEntry,
     ChainEntry,
@@ -306,7 +306,7 @@ def _kv_layer(plan: ExecutionPlan, app: AppEntry, layer: int) -> KvFacts:
         group_layers=(plan.kv_groups[entry.group].first_layer, _end(plan, entry.group) - 1),
         window=shape.window,
         dtype=shape.dtype,
-        bytes_per_token=2 * shape.kv_heads * shape.head_dim * CACHE_DTYPE_BYTES[shape.dtype],
+        bytes_per_token=2 * shape.kv_heads * cached_bytes(shape.dtype, shape.head_dim),
         domain=entry.domain,
         shared_with=tuple(other.address for other in equal if other.isolation_group == app.isolation_group),
         isolated=tuple(other.address for other in equal if other.isolation_group != app.isolation_group),

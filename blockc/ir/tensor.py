@@ -14,9 +14,16 @@ DTYPE_CODE: dict[str, str] = {
     "bfloat16": "BF16", "float16": "F16", "float32": "F32", "int64": "I64", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
 DTYPE_NAME: dict[str, str] = {code: name for name, code in DTYPE_CODE.items()}
-# Those of keys and values that are cached: of no weights is a value one byte with an exponent.
-CACHE_DTYPE_BYTES: dict[str, int] = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1}
-CACHE_DTYPE_CODE: dict[str, str] = {**DTYPE_CODE, "float8_e4m3fn": "F8_E4M3"}
+# Those of keys and values that are cached: of no weights is a value one byte with an exponent, or a whole number.
+CACHE_DTYPE_BYTES: dict[str, int] = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "I8": 1}
+CACHE_DTYPE_CODE: dict[str, str] = {**DTYPE_CODE, "float8_e4m3fn": "F8_E4M3", "int8": "I8"}
+# What stands beside each key and each value: a float32 by which whole numbers are multiplied.
+_CACHE_SCALE_BYTES: dict[str, int] = {"I8": 4}
+
+
+def cached_bytes(dtype: str, size: int) -> int:
+    """Bytes of one key, or one value, of ``size`` numbers in a cache: of one token and one head."""
+    return size * CACHE_DTYPE_BYTES[dtype] + _CACHE_SCALE_BYTES.get(dtype, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

@@ -16,7 +16,7 @@ from blockc.graph import Block, Chain, ModelPath
 from blockc.ir import Bound, TensorRef
 from blockc.ir.banks import Signature, signature
 from blockc.ir.layout import KERNEL_BYTES, activation_bytes, block_tensors, chain_sides_bytes, kernel_count
-from blockc.ir.tensor import CACHE_DTYPE_BYTES
+from blockc.ir.tensor import cached_bytes
 from blockc.place.before import before_of
 from blockc.place.problem import (
     PlaceChain,
@@ -72,9 +72,8 @@ def place_problem(
                 page_bytes=2
                 * group.count
                 * group.shape.kv_heads
-                * group.shape.head_dim
                 * page_tokens
-                * CACHE_DTYPE_BYTES[group.shape.dtype],
+                * cached_bytes(group.shape.dtype, group.shape.head_dim),
                 kv_heads=group.shape.kv_heads,
                 page_tokens=page_tokens,
                 layers=group.count,

@@ -147,9 +147,9 @@ class KvGroupEntry(Entry):
     @property
     def page_bytes(self) -> int:
         """Bytes of one page: keys and values of ``page_tokens`` tokens in all layers of the group."""
-        from blockc.ir.tensor import CACHE_DTYPE_BYTES
+        from blockc.ir.tensor import cached_bytes
 
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.page_tokens * CACHE_DTYPE_BYTES[self.dtype]
+        return 2 * self.layers * self.kv_heads * self.page_tokens * cached_bytes(self.dtype, self.head_dim)
 
 
 class DeviceEntry(Entry):

@@ -55,6 +55,7 @@ KV_DTYPE = OneOf(
         Choice(word="auto", meaning="auto"),
         *_DTYPES,
         Choice(word="fp8", meaning="float8_e4m3fn"),
+        Choice(word="int8", meaning="int8"),
     ),
 )
 FINE_TUNE_KIND = OneOf(

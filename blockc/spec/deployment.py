@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 from blockc.diag import Span
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-CacheDtype = Literal["float32", "bfloat16", "float16", "float8_e4m3fn"]
+CacheDtype = Literal["float32", "bfloat16", "float16", "float8_e4m3fn", "int8"]
 # Whether a fine-tune gets private weights in place of sides.
 Merging = Literal["never", "auto", "always"]
 FineTuneKind = str  # a word of `blockc.fine_tunes`

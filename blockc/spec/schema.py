@@ -71,7 +71,8 @@ BASE = Kind(
         attribute(
             "kv_cache_dtype",
             KV_DTYPE,
-            "`auto` is the dtype; `fp8` halves what bf16 takes, and rounds keys and values to e4m3",
+            "`auto` is the dtype; `fp8` (e4m3) and `int8` (with a scale of 4 bytes for each head of each token) take"
+            " half of bf16; `int8` loses less",
             default="auto",
         ),
         attribute("max_model_len", TOKEN_COUNT, "longest sequence; without it, the model's own"),

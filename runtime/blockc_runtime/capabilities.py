@@ -12,7 +12,7 @@ from blockc.ir.ops import OPS
 from blockc.plan import FORMAT_VERSION, ExecutionPlan
 
 _DTYPES = ("BF16", "F32")
-_CACHES = (*_DTYPES, "F8_E4M3")
+_CACHES = (*_DTYPES, "F8_E4M3", "I8")
 _SIDES = (
     "bottleneck@residual",
     "cached@cache",

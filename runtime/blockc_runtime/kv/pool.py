@@ -17,7 +17,7 @@ import torch
 from blockc.plan import ExecutionPlan, KvGroupEntry
 from blockc_runtime.kv.carry import group_pages
 from blockc_runtime.ops.attention.cpu import PagedLayer
-from blockc_runtime.ops.attention.narrow import as_bytes
+from blockc_runtime.ops.attention.narrow import INT8
 from blockc_runtime.ops.dtypes import torch_dtype
 
 
@@ -25,24 +25,29 @@ from blockc_runtime.ops.dtypes import torch_dtype
 class KvPool:
     """The pages of one KV group. ``layers[i]`` is the cache of the group's i-th layer.
 
-    ``scratch``: the page behind the last, which no request is given: rows that only fill up a bucket write there.
+    ``memory``: of all its layers. ``scratch``: the page behind the last, which no request is given: rows that only fill
+    up a bucket write there.
     """
 
     pages: int
     page_tokens: int
     layers: tuple[PagedLayer, ...]
-    memory: torch.Tensor
+    memory: tuple[torch.Tensor, ...]
     scratch: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of it."""
+        return sum(own.nbytes for own in self.memory)
 
     def resident_bytes(self) -> int:
         """Bytes of it in memory: on CPU those of the pages that were ever written."""
-        return _resident_bytes(self.memory)
+        return sum(_resident_bytes(own) for own in self.memory)
 
     def erase(self, slots: torch.Tensor) -> None:
         """Zero these slots in all layers: a NaN left in a page would reach whoever gets it next."""
         for layer in self.layers:
-            as_bytes(layer.keys).index_fill_(0, slots, 0)
-            as_bytes(layer.values).index_fill_(0, slots, 0)
+            layer.erase(slots)
 
 
 def kv_pools(
@@ -66,14 +71,22 @@ def kv_pools(
 
 def _pool(group: KvGroupEntry, pages: int, device: torch.device, extra: int) -> KvPool:
     slots = (pages + extra) * group.page_tokens
-    memory = _zeros((group.layers, 2, slots, group.kv_heads, group.head_dim), group.dtype, device)
+    heads = group.layers, 2, slots, group.kv_heads
+    codes = _zeros((*heads, group.head_dim), group.dtype, device)
+    scales = _zeros(heads, "F32", device) if codes.dtype == INT8 else None
     return KvPool(
         pages=pages,
         page_tokens=group.page_tokens,
         layers=tuple(
-            PagedLayer(keys=keys, values=values, page_tokens=group.page_tokens) for keys, values in memory.unbind()
+            PagedLayer(
+                keys=keys,
+                values=values,
+                page_tokens=group.page_tokens,
+                scales=None if scales is None else (scales[layer, 0], scales[layer, 1]),
+            )
+            for layer, (keys, values) in enumerate(codes.unbind())
         ),
-        memory=memory,
+        memory=(codes,) if scales is None else (codes, scales),
         scratch=pages if extra else None,
     )
 

@@ -14,12 +14,13 @@ namespace {
 using namespace blockc;
 
 template <class T, class S>
-void write(const T* from, int64_t token_stride, int64_t head_stride, const int64_t* slots, S* to, int64_t tokens,
-           int64_t heads, int64_t size) {
+void write(const T* from, int64_t token_stride, int64_t head_stride, const int64_t* slots, S* to, float* scales,
+           int64_t tokens, int64_t heads, int64_t size) {
 #pragma omp parallel for schedule(static) if (tokens * heads * size * int64_t(sizeof(T)) > kGrain)
   for (int64_t token = 0; token < tokens; token++)
     for (int64_t head = 0; head < heads; head++)
-      keep(from + token * token_stride + head * head_stride, size, to + (slots[token] * heads + head) * size);
+      put_kept(from + token * token_stride + head * head_stride, size, to + (slots[token] * heads + head) * size,
+               scales + slots[token] * heads + head);
 }
 
 template <int N>
@@ -163,8 +164,8 @@ void soften(float* scores, int64_t count, float scale, float softcap, const floa
 // What one thread needs for the heads that it does at a time.
 template <class T>
 struct Scratch {
-  std::vector<T> rotated, page;
-  std::vector<typename Query<T>::type> query;
+  std::vector<T> rotated;
+  std::vector<typename Query<T>::type> query, page;
   std::vector<float> scores, result;
 };
 
@@ -185,9 +186,14 @@ inline void fetch_rows(const T* page, int64_t stride, int64_t head, int64_t stop
   for (int64_t j = 0; j < count; j++) fetch(page + j * stride + head * size, (stop - head) * size * sizeof(T));
 }
 
+// What keys and values of S are computed with beside queries of T: as they lie, or as what a query is kept as.
+template <class T, class S>
+using Held = std::conditional_t<std::is_same_v<T, S>, T, typename Query<T>::type>;
+
 // Rows of one head in a page, as they lie if that is as they are computed with; else side by side in `page`.
 template <class T, class S>
-inline const T* rows_of(const S* from, int64_t& stride, int64_t count, int64_t size, T* page) {
+inline const Held<T, S>* rows_of(const S* from, int64_t& stride, int64_t count, int64_t size,
+                                 typename Query<T>::type* page) {
   if constexpr (std::is_same_v<T, S>) {
     return from;
   } else {
@@ -195,6 +201,11 @@ inline const T* rows_of(const S* from, int64_t& stride, int64_t count, int64_t s
     stride = size;
     return page;
   }
+}
+
+// Scores, or weights, of `count` keys of a KV head, by their scales, which lie `stride` apart.
+inline void scale_by(float* scores, const float* scales, int64_t stride, int64_t count) {
+  for (int64_t j = 0; j < count; j++) scores[j] *= scales[j * stride];
 }
 
 template <class T, class S>
@@ -217,6 +228,7 @@ template <class T, class S>
 void attend_heads(const Heads<T>& q, int64_t queries, const New<T>& fresh, const Cache<S>& cache, const int32_t* row,
                   const int32_t* pages, int64_t head, int64_t stop, int64_t longest, const Form& form,
                   Scratch<T>& scratch, T* out) {
+  using H = Held<T, S>;
   const int64_t key_stride = cache.kv_heads * cache.key_size, value_stride = cache.kv_heads * cache.value_size;
   const int64_t heads = (stop - head) * queries, token = row[0], first = row[2], last = row[3];
   const int32_t* table = pages + row[1];
@@ -229,11 +241,14 @@ void attend_heads(const Heads<T>& q, int64_t queries, const New<T>& fresh, const
     for (int64_t k = head; k < stop; k++) {
       const int64_t h = (k - head) * queries;
       int64_t stride = key_stride;
-      const T* from = rows_of(cache.keys + slot * key_stride + k * cache.key_size, stride, count, cache.key_size,
-                              scratch.page.data());
-      auto of = cache.key_size == 64 ? scores_of<T, 64> : cache.key_size == 128 ? scores_of<T, 128> : scores_of<T, 0>;
+      const H* from = rows_of<T>(cache.keys + slot * key_stride + k * cache.key_size, stride, count, cache.key_size,
+                                 scratch.page.data());
+      auto of = cache.key_size == 64 ? scores_of<H, 64> : cache.key_size == 128 ? scores_of<H, 128> : scores_of<H, 0>;
       of(query + h * cache.key_size, queries, from, stride, count, cache.key_size, scores + h * longest + done,
          longest);
+      if constexpr (kScaled<S>)
+        for (int64_t g = h; g < h + queries; g++)
+          scale_by(scores + g * longest + done, cache.key_scales + slot * cache.kv_heads + k, cache.kv_heads, count);
     }
   });
   for (int64_t h = 0; h < heads; h++)
@@ -245,11 +260,14 @@ void attend_heads(const Heads<T>& q, int64_t queries, const New<T>& fresh, const
       fetch_rows(cache.values + next * value_stride, value_stride, head, stop, cache.value_size, cache.page_tokens);
     for (int64_t k = head; k < stop; k++) {
       int64_t stride = value_stride;
-      const T* from = rows_of(cache.values + slot * value_stride + k * cache.value_size, stride, count,
-                              cache.value_size, scratch.page.data());
+      const H* from = rows_of<T>(cache.values + slot * value_stride + k * cache.value_size, stride, count,
+                                 cache.value_size, scratch.page.data());
+      if constexpr (kScaled<S>)
+        for (int64_t h = (k - head) * queries; h < (k - head + 1) * queries; h++)
+          scale_by(scores + h * longest + done, cache.value_scales + slot * cache.kv_heads + k, cache.kv_heads, count);
       for (int64_t g = 0; g < queries;) {
         const int64_t h = (k - head) * queries + g, left = queries - g;
-        auto of = left >= 4 ? weighted<T, 4> : left >= 2 ? weighted<T, 2> : weighted<T, 1>;
+        auto of = left >= 4 ? weighted<H, 4> : left >= 2 ? weighted<H, 2> : weighted<H, 1>;
         of(scores + h * longest + done, longest, from, stride, count, cache.value_size,
            result + h * cache.value_size);
         g += left >= 4 ? 4 : left >= 2 ? 2 : 1;
@@ -289,11 +307,11 @@ void attend(const Heads<T>& q, int64_t queries, const New<T>& fresh, const Cache
 #pragma GCC visibility push(default)
 extern "C" {
 
-// from [tokens, heads, size] by strides -> to [slots, heads, size].
-void blockc_write_cache(int dtype, int kept, const void* from, int64_t token_stride, int64_t head_stride, const int64_t* slots,
-                        void* to, int64_t tokens, int64_t heads, int64_t size) {
+// from [tokens, heads, size] by strides -> to [slots, heads, size], and scales [slots, heads] if it is of whole numbers.
+void blockc_write_cache(int dtype, int kept, const void* from, int64_t token_stride, int64_t head_stride,
+                        const int64_t* slots, void* to, float* scales, int64_t tokens, int64_t heads, int64_t size) {
   BLOCKC_DISPATCH_CACHE(dtype, kept,
-                        write((const T*)from, token_stride, head_stride, slots, (S*)to, tokens, heads, size));
+                        write((const T*)from, token_stride, head_stride, slots, (S*)to, scales, tokens, heads, size));
 }
 
 // q [tokens, heads, key_size] by strides; out [tokens, heads, value_size] contiguous, of which only `rows` are written.
@@ -301,16 +319,16 @@ void blockc_write_cache(int dtype, int kept, const void* from, int64_t token_str
 void blockc_attend(int dtype, int kept, const void* q, int64_t q_token, int64_t q_head, int64_t queries, const void* k,
                    int64_t k_token, int64_t k_head, const void* v, int64_t v_token, int64_t v_head, const void* cos,
                    const void* sin, int64_t angle_stride, const int64_t* slots, void* keys, void* values,
-                   int64_t kv_heads, int64_t key_size, int64_t value_size, int64_t page_tokens, const int32_t* rows,
-                   const int32_t* pages, int64_t count, int64_t longest, float scale, float softcap,
-                   const float* sinks, void* out, int threads) {
+                   float* key_scales, float* value_scales, int64_t kv_heads, int64_t key_size, int64_t value_size,
+                   int64_t page_tokens, const int32_t* rows, const int32_t* pages, int64_t count, int64_t longest,
+                   float scale, float softcap, const float* sinks, void* out, int threads) {
   BLOCKC_DISPATCH_CACHE(
       dtype, kept,
       attend<T>({(const T*)q, q_token, q_head}, queries,
                 {{(const T*)k, k_token, k_head}, {(const T*)v, v_token, v_head}, (const T*)cos, (const T*)sin,
                  angle_stride, slots},
-                Cache<S>{(S*)keys, (S*)values, kv_heads, key_size, value_size, page_tokens}, rows, pages, count,
-                longest, {scale, softcap, sinks}, (T*)out, threads));
+                Cache<S>{(S*)keys, (S*)values, key_scales, value_scales, kv_heads, key_size, value_size, page_tokens},
+                rows, pages, count, longest, {scale, softcap, sinks}, (T*)out, threads));
 }
 
 }  // extern "C"

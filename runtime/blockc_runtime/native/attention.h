@@ -18,12 +18,25 @@ struct Heads {
   const T* at(int64_t token, int64_t head) const { return from + token * token_stride + head * head_stride; }
 };
 
-// In the type in which it keeps them.
+// In the type in which it keeps them. Scales [slots, kv_heads], of whole numbers alone.
 template <class S>
 struct Cache {
   S *keys, *values;
+  float *key_scales, *value_scales;
   int64_t kv_heads, key_size, value_size, page_tokens;
 };
+
+template <class S>
+constexpr bool kScaled = std::is_same_v<S, int8>;
+
+// One key or value to its place, `scale` that of its scale.
+template <class T, class S>
+inline void put_kept(const T* from, int64_t size, S* to, float* scale) {
+  if constexpr (kScaled<S>)
+    *scale = keep(from, size, to);
+  else
+    keep(from, size, to);
+}
 
 // New keys and values, which are written before anything is read; `k.from` null: they have been. With `cos`, queries
 // and keys are rotated first.
@@ -52,8 +65,9 @@ inline void write_new(const New<T>& fresh, const Cache<S>& cache, int64_t token,
              turned.data());
       key = turned.data();
     }
-    keep(key, cache.key_size, cache.keys + (slot + k) * cache.key_size);
-    keep(fresh.v.at(token, k), cache.value_size, cache.values + (slot + k) * cache.value_size);
+    put_kept(key, cache.key_size, cache.keys + (slot + k) * cache.key_size, cache.key_scales + slot + k);
+    put_kept(fresh.v.at(token, k), cache.value_size, cache.values + (slot + k) * cache.value_size,
+             cache.value_scales + slot + k);
   }
 }
 

@@ -54,6 +54,7 @@ struct Tile {
   Value* pair;
   float *scores, *result;
   F<W> most[kVectors], total[kVectors], kept[kVectors];
+  float key_scale[kKeys], value_scale[kKeys];
   Ints position[kVectors];
 
   Tile(int64_t key_size, int64_t own_value_size) : value_size(own_value_size) {
@@ -184,9 +185,11 @@ inline void by_rows(int64_t count, Use use) {
 // Scores of `count` keys from position `first` on, to weights against the largest so far: powers of two.
 template <class T, class S>
 void soften(const Task<T, S>& task, int64_t first, int64_t count, bool hides, Tile<T>& tile) {
+  auto key_scale = [&](int64_t j) { return kScaled<S> ? tile.key_scale[j] : 1.0f; };
+  auto value_scale = [&](int64_t j) { return kScaled<S> ? tile.value_scale[j] : 1.0f; };
   constexpr bool rough = Tile<T>::held == 2;  // weights are rounded to bfloat16
   const float scale = task.form.scale * kLog2E, cap = task.form.softcap;
-  const bool plain = !hides && cap <= 0 && scale > 0;
+  const bool plain = !kScaled<S> && !hides && cap <= 0 && scale > 0;
   const float left = plain ? scale : 1.0f;  // what is still to be done where weights are made
   for (int v = 0; v < kVectors; v++) {
     float* scores = tile.scores + v * W;
@@ -197,7 +200,7 @@ void soften(const Task<T, S>& task, int64_t first, int64_t count, bool hides, Ti
       most *= scale;
     } else {
       for (int64_t j = 0; j < count; j++) {
-        F<W> score = load<W>(scores + j * kQueries) * scale;
+        F<W> score = load<W>(scores + j * kQueries) * (scale * key_scale(j));
         if (cap > 0) score = tanh<W>(score * (1.0f / kLog2E / cap)) * (cap * kLog2E);
         if (hides) {
           const Ints position = Ints{} + int32_t(first + j);
@@ -220,14 +223,15 @@ void soften(const Task<T, S>& task, int64_t first, int64_t count, bool hides, Ti
       for (int64_t j = 0; j < count; j++) {
         const F<W> own = weight(j);
         total += own;
-        store<W>(to + j * kQueries, own);
+        store<W>(to + j * kQueries, own * value_scale(j));
       }
     } else {
 #ifdef __AVX512BF16__
       for (int64_t j = 0; j < count; j += 2) {
         const F<W> one = weight(j), other = j + 1 < count ? weight(j + 1) : F<W>{};
         total += one + other;
-        _mm512_storeu_si512(to + j / 2 * kQueries, paired(one, other));
+        const int64_t after = j + 1 < count ? j + 1 : j;
+        _mm512_storeu_si512(to + j / 2 * kQueries, paired(one * value_scale(j), other * value_scale(after)));
       }
 #endif
     }
@@ -309,6 +313,10 @@ void attend_tile(const Task<T, S>& task, Tile<T>& tile, T* out) {
       const int64_t slot = table[(at + j) / page_tokens] * page_tokens + (at + j) % page_tokens;
       const S* key = cache.keys + (slot * cache.kv_heads + task.head) * cache.key_size;
       values[j] = cache.values + (slot * cache.kv_heads + task.head) * cache.value_size;
+      if constexpr (kScaled<S>) {
+        tile.key_scale[j] = cache.key_scales[slot * cache.kv_heads + task.head];
+        tile.value_scale[j] = cache.value_scales[slot * cache.kv_heads + task.head];
+      }
       if constexpr (std::is_same_v<S, typename Tile<T>::Value>) {
         keys[j] = reinterpret_cast<const Word*>(key);
       } else {
@@ -366,18 +374,20 @@ void attend_chunks(const Heads<T>& q, int64_t queries, const New<T>& fresh, cons
 extern "C" {
 
 // As blockc_attend; `chunks` as `Chunk` has them, `window` the most positions that a query sees.
-void blockc_attend_chunks(int dtype, int kept, const void* q, int64_t q_token, int64_t q_head, int64_t queries, const void* k,
-                          int64_t k_token, int64_t k_head, const void* v, int64_t v_token, int64_t v_head,
-                          const void* cos, const void* sin, int64_t angle_stride, const int64_t* slots, void* keys,
-                          void* values, int64_t kv_heads, int64_t key_size, int64_t value_size, int64_t page_tokens,
-                          const void* chunks, const int32_t* pages, int64_t count, int64_t window, float scale,
-                          float softcap, const float* sinks, void* out, int threads) {
+void blockc_attend_chunks(int dtype, int kept, const void* q, int64_t q_token, int64_t q_head, int64_t queries,
+                          const void* k, int64_t k_token, int64_t k_head, const void* v, int64_t v_token,
+                          int64_t v_head, const void* cos, const void* sin, int64_t angle_stride, const int64_t* slots,
+                          void* keys, void* values, float* key_scales, float* value_scales, int64_t kv_heads,
+                          int64_t key_size, int64_t value_size, int64_t page_tokens, const void* chunks,
+                          const int32_t* pages, int64_t count, int64_t window, float scale, float softcap,
+                          const float* sinks, void* out, int threads) {
   BLOCKC_DISPATCH_CACHE(
       dtype, kept,
       attend_chunks<T>({(const T*)q, q_token, q_head}, queries,
                        {{(const T*)k, k_token, k_head}, {(const T*)v, v_token, v_head}, (const T*)cos, (const T*)sin,
                         angle_stride, slots},
-                       Cache<S>{(S*)keys, (S*)values, kv_heads, key_size, value_size, page_tokens},
+                       Cache<S>{(S*)keys, (S*)values, key_scales, value_scales, kv_heads, key_size, value_size,
+                                page_tokens},
                        (const Chunk*)chunks, pages, count, window, {scale, softcap, sinks}, (T*)out, threads));
 }
 

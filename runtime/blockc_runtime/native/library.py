@@ -26,7 +26,7 @@ _SWITCH = "BLOCKC_NATIVE"
 _P, _L, _I, _F = c_void_p, c_int64, c_int, c_float
 # An address, and the strides of tokens and heads.
 _HEADS = (_P, _L, _L)
-_ATTENTION = (_P, _P, _L, _P, _P, _P, _L, _L, _L, _L, _P, _P, _L, _L, _F, _F, _P, _P, _I)
+_ATTENTION = (_P, _P, _L, _P, _P, _P, _P, _P, _L, _L, _L, _L, _P, _P, _L, _L, _F, _F, _P, _P, _I)
 _SIGNATURES = {
     "rms_norm": (_I, _P, _L, _P, _P, _L, _L, _F),
     "gated": (_I, _P, _L, _P, _L, _P, _L, _L, _I),
@@ -34,7 +34,7 @@ _SIGNATURES = {
     "low_rank": (_I, _P, _L, _L, _P, _L, _L, _P, _L, _P, _L, _I),
     "attend": (_I, _I, *_HEADS, _L, *_HEADS, *_HEADS, *_ATTENTION),
     "attend_chunks": (_I, _I, *_HEADS, _L, *_HEADS, *_HEADS, *_ATTENTION),
-    "write_cache": (_I, _I, _P, _L, _L, _P, _P, _L, _L, _L),
+    "write_cache": (_I, _I, _P, _L, _L, _P, _P, _P, _L, _L, _L),
     "to_panels": (_P, _P, _L, _L, _L),
     "by_panels": (_P, _L, _P, _P, _P, _L, _L, _L, _L, _I),
 }

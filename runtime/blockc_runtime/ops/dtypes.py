@@ -6,7 +6,9 @@ import torch
 
 from blockc.ir.tensor import DTYPE_NAME
 
-_OTHERS = {"F64": torch.float64, "I32": torch.int32, "U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn}
+_OTHERS = {
+    "F64": torch.float64, "I32": torch.int32, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn,
+}  # fmt: skip
 
 
 def torch_dtype(code: str) -> torch.dtype:

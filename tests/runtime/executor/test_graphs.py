@@ -175,10 +175,10 @@ def test_rows_that_fill_up_a_bucket_touch_nobodys_pages(tmp_path: Path) -> None:
     model = driver.executor._model
     assert model is not None
     (pool,) = model.pools
-    before = pool.memory.clone()
+    before = pool.memory[0].clone()
     decode(driver, sequences)  # of a bucket of 4
     slots = {s.pages[0][3 // 4] * 4 + 3 % 4 for s in sequences}  # type: ignore[operator]
-    changed = (pool.memory != before).flatten(3).any(-1).any(0).any(0).nonzero()[:, 0].tolist()
+    changed = (pool.memory[0] != before).flatten(3).any(-1).any(0).any(0).nonzero()[:, 0].tolist()
     assert set(changed) == slots | {pool.scratch * pool.page_tokens}
     assert pool.scratch == pool.pages
 

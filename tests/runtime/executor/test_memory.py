@@ -182,7 +182,7 @@ def test_the_loader_makes_what_the_layout_counts(tmp_path: Path) -> None:
     assert rounding == 512 - SMALL.size // 2 * 4, "all but the prelude's frequencies fill whole tiles"
     assert model.weights_bytes == expected.weights_bytes - rounding
     assert model.sides_bytes == expected.sides_bytes
-    assert sum(pool.memory.nbytes for pool in model.pools) == expected.kv_bytes
+    assert sum(pool.nbytes for pool in model.pools) == expected.kv_bytes
 
 
 @needs_packing
@@ -209,9 +209,9 @@ def test_pages_count_once_they_are_written(tmp_path: Path) -> None:
     assert pool.resident_bytes() == 0
     with torch.inference_mode():
         pool.erase(torch.arange(pool.pages * pool.page_tokens // 2))
-        assert pool.resident_bytes() == pytest.approx(pool.memory.nbytes / 2, rel=0.1)
+        assert pool.resident_bytes() == pytest.approx(pool.nbytes / 2, rel=0.1)
         pool.erase(torch.arange(pool.pages * pool.page_tokens))
-    assert pool.resident_bytes() == pool.memory.nbytes
+    assert pool.resident_bytes() == pool.nbytes
 
 
 def _loaded_and_served(folder: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from blockc_runtime.ops.attention import kernels as attention
 from blockc_runtime.ops.linear import kernels as linear
 
 TARGET = GPUTarget("cuda", 90, 32)
+_SCALES, _KEPT = ("key_scales", "value_scales"), {"*fp8e4nv": 1, "*i8": 2}
 # Arguments that are not multiples of 16, whatever the model.
 _ODD = {"count", "kv_count", "group", "splits", "outputs", "chunks", "first_bank", "first_output"}
 
@@ -57,12 +58,12 @@ def inputs(dtype: str) -> None:
 
 def heads(dtype: str, turn: bool, keep: bool, cache: str | None = None, **single: int) -> None:
     operands = dict.fromkeys(("q", "k", "v", "q_out", "k_out", "cos", "sin"), dtype)
-    operands |= {"keys": cache or dtype, "values": cache or dtype}
+    operands |= dict.fromkeys(("keys", "values"), cache or dtype) | dict.fromkeys(_SCALES, "*fp32")
     sizes = {"HEADS": 32, "KEY_SIZE": 128, "VALUE_SIZE": 128, "HALF": 64, "VALUE": 128}
     compiled(
         attention.write_heads,
         {**operands, "slots": "*i64"},
-        {**sizes, "TURN": turn, "KEEP": keep, "NARROW": cache is not None, **single},
+        {**sizes, "TURN": turn, "KEEP": keep, "KEPT": _KEPT.get(cache, 0), **single},
     )
 
 
@@ -70,10 +71,12 @@ def attend(
     dtype: str, table: str, size: int, is_part: bool, has_more: bool, cache: str | None = None, **single: int
 ) -> None:
     operands = dict.fromkeys(("q", "sinks", "out"), dtype) | dict.fromkeys(("keys", "values"), cache or dtype)
+    operands |= dict.fromkeys(_SCALES, "*fp32")
     parts = {"parts": "*fp32", "sums": "*fp32", "rows": table}
     padded = triton.next_power_of_2(size)
     sizes = {"GROUP": 16, "KEY_SIZE": size, "VALUE_SIZE": size, "KEY": padded, "VALUE": padded, "PAGE": 16}
     options = {"BLOCK": 8192 // padded, "HAS_SOFTCAP": has_more, "HAS_SINKS": has_more, "IS_PART": is_part}
+    options["HAS_SCALES"] = cache == "*i8"
     given = {**operands, **parts, "pages": table}
     compiled(attention.attend_pages, given, {**sizes, **options, **single}, ("scale", "softcap"))
     sizes = {"SPLITS": 16, "VALUE_SIZE": size, "VALUE": padded, "HAS_SINKS": has_more}
@@ -88,7 +91,9 @@ if __name__ == "__main__":
     heads("*bf16", True, True)
     heads("*bf16", False, False, kv_count=1)
     heads("*bf16", True, True, "*fp8e4nv")
+    heads("*bf16", True, True, "*i8")
     attend("*bf16", "*i32", 128, True, False)
     attend("*bf16", "*i64", 128, True, False, "*fp8e4nv")
+    attend("*bf16", "*i64", 128, True, False, "*i8")
     attend("*bf16", "*i64", 256, False, True, splits=1, kv_count=1)
     attend("*fp32", "*i64", 96, True, True)

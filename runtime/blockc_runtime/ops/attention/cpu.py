@@ -13,25 +13,46 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from blockc_runtime.ops.attention.batch import Chunk, DecodeBatch, DecodeBucket, KvBatch
-from blockc_runtime.ops.attention.narrow import as_bytes, as_cached, narrowed
+from blockc_runtime.ops.attention.narrow import as_bytes, as_cached, narrowed, whole, widened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PagedLayer:
-    """The cache of one attention layer: ``keys`` and ``values`` are ``[pages * page_tokens, K, D]``."""
+    """The cache of one attention layer: ``keys`` and ``values`` are ``[pages * page_tokens, K, D]``.
+
+    ``scales``: of keys and of values, if they are whole numbers: float32 ``[pages * page_tokens, K]`` each.
+    """
 
     keys: Tensor
     values: Tensor
     page_tokens: int
+    scales: tuple[Tensor, Tensor] | None = None
 
-    def gather(self, pages: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of ``pages [P]``: ``[P * page_tokens, K, D]`` each."""
+    def write(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """``keys`` and ``values [T, K, D]`` of a model, to ``slots [T]``."""
+        for place, (new, cache) in enumerate(((keys, self.keys), (values, self.values))):
+            if self.scales is None:
+                as_bytes(cache).index_copy_(0, slots, as_bytes(narrowed(new, cache.dtype)))
+            else:
+                codes, scales = whole(new)
+                cache.index_copy_(0, slots, codes)
+                self.scales[place].index_copy_(0, slots, scales)
+
+    def gather(self, pages: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values of ``pages [P]``, as they are computed with: ``[P * page_tokens, K, D]`` each."""
+        keys, values = (self._of_pages(own, pages) for own in (self.keys, self.values))
+        scales = (None, None) if self.scales is None else tuple(self._of_pages(own, pages) for own in self.scales)
+        return widened(keys, scales[0], dtype), widened(values, scales[1], dtype)
+
+    def erase(self, slots: Tensor) -> None:
+        """Zero these slots."""
+        for own in (as_bytes(self.keys), as_bytes(self.values), *(self.scales or ())):
+            own.index_fill_(0, slots, 0)
+
+    def _of_pages(self, own: Tensor, pages: Tensor) -> Tensor:
         # index_select of whole pages: 27 us where indexing by slot takes 226 (16 requests, 192 keys).
-        keys, values = (
-            own.view(-1, self.page_tokens * own.shape[1] * own.shape[2]).index_select(0, pages).view(-1, *own.shape[1:])
-            for own in (self.keys, self.values)
-        )
-        return keys, values
+        slot = own.shape[1:]
+        return own.view(-1, self.page_tokens * slot.numel()).index_select(0, pages).view(-1, *slot)
 
 
 def attention(
@@ -47,11 +68,9 @@ def attention(
 ) -> Tensor:
     """``q [1,H,T,D]``, ``k`` and ``v [1,K,T,D]``, ``sinks [H]``. Writes the cache, then reads it."""
     check_window(window, batch)
-    k, v = as_cached(k, layer.keys.dtype), as_cached(v, layer.values.dtype)
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (q, k, v))
     form = Scores(scale=scale, softcap=softcap, sinks=sinks)
-    for new, cache in ((keys, layer.keys), (values, layer.values)):
-        as_bytes(cache).index_copy_(0, batch.slots, as_bytes(narrowed(new, cache.dtype)))
+    layer.write(batch.slots, keys, values)
     if len(batch.buckets) == 1 and not batch.chunks:
         return _decode(queries, layer, batch.buckets[0], form).unsqueeze(0)
     out = q.new_empty((q.shape[2], q.shape[1], v.shape[3]))
@@ -73,6 +92,9 @@ def check_window(window: int | None, batch: KvBatch | DecodeBatch) -> None:
 
 def add_chunks(out: Tensor, q: Tensor, k: Tensor, v: Tensor, layer: PagedLayer, batch: KvBatch, form: Scores) -> None:
     """Fill in ``out [T,H,D]`` for the rows of several tokens."""
+    if not batch.chunks:
+        return
+    k, v = as_cached(k, layer.keys.dtype), as_cached(v, layer.values.dtype)
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (q, k, v))
     for chunk in batch.chunks:
         span = slice(chunk.first, chunk.first + chunk.count)
@@ -96,13 +118,11 @@ class Scores:
 def _decode(queries: Tensor, layer: PagedLayer, bucket: DecodeBucket, form: Scores) -> Tensor:
     """``queries [n,H,D]`` -> ``[n,H,D]``."""
     rows, heads, size = queries.shape
-    keys, values = layer.gather(bucket.pages)
+    keys, values = layer.gather(bucket.pages, queries.dtype)
     kv_heads = keys.shape[1]
     # The query heads of a KV group become queries: bf16 with `enable_gqa` takes ten times as long.
     folded = queries.reshape(rows, kv_heads, heads // kv_heads, size)
-    keys, values = (
-        tensor.view(rows, -1, kv_heads, tensor.shape[2]).transpose(1, 2).to(queries.dtype) for tensor in (keys, values)
-    )
+    keys, values = (tensor.view(rows, -1, kv_heads, tensor.shape[2]).transpose(1, 2) for tensor in (keys, values))
     if form.plain:
         out = scaled_dot_product_attention(folded, keys, values, bucket.mask, scale=form.scale)
     else:
@@ -122,7 +142,7 @@ def _prefill(
     """``queries [n,H,D]``, new ``keys`` and ``values [n,K,D]`` -> ``[n,H,D]``."""
     count, heads, size = queries.shape
     if chunk.pages is not None:
-        keys, values = (tensor.to(queries.dtype) for tensor in layer.gather(chunk.pages))
+        keys, values = layer.gather(chunk.pages, queries.dtype)
     kv_heads = keys.shape[1]
     # KV heads as the batch, each head's keys seen by its query heads with stride 0: no copy.
     grouped = queries.view(count, kv_heads, heads // kv_heads, size).permute(1, 2, 0, 3)

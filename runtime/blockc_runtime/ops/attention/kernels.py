@@ -11,11 +11,29 @@ import triton.language as tl
 
 
 @triton.jit
-def as_kept(x, cache, NARROW: tl.constexpr):
-    """In the dtype of the cache; what e4m3 (``NARROW``) cannot hold becomes its largest number."""
-    if NARROW:
+def as_kept(x, scale, cache, KEPT: tl.constexpr):
+    """In the dtype of the cache, with ``scale`` beside whole numbers.
+
+    ``KEPT`` 0: that of the model; 1: e4m3, whose largest number stands for what is beyond; 2: whole numbers.
+    """
+    if KEPT == 1:
         x = tl.clamp(x.to(tl.float32), -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    if KEPT == 2:
+        is_held = scale > 0
+        x = tl.div_rn(tl.where(is_held, x.to(tl.float32), 0.0), tl.where(is_held, scale, 1.0))
+        # 1.5 * 2^23: adding it rounds to a whole number, to nearest even.
+        x = tl.clamp((x + 12582912.0) - 12582912.0, -127.0, 127.0)
     return x.to(cache.dtype.element_ty)
+
+
+@triton.jit
+def scale_of(x):
+    """By what the whole numbers of ``x [n, D]`` are multiplied, ``[n, 1]``: NaN where anything is not finite."""
+    size = tl.abs(x.to(tl.float32))
+    is_finite = size < float("inf")
+    most = tl.max(tl.where(is_finite, size, 0.0), 1)
+    others = tl.sum(tl.where(is_finite, 0.0, 1.0), 1)
+    return tl.where(others > 0, float("nan"), tl.div_rn(most, 127.0))[:, None]
 
 
 @triton.jit
@@ -38,10 +56,10 @@ def turned(x, cos, sin, held, SIZE: tl.constexpr, HALF: tl.constexpr, TURN: tl.c
 
 @triton.jit
 def write_heads(
-    q, k, v, q_out, k_out, cos, sin, keys, values, slots,
+    q, k, v, q_out, k_out, cos, sin, keys, values, key_scales, value_scales, slots,
     q_token, q_head, k_token, k_head, v_token, v_head, angle_token, count, kv_count,
     HEADS: tl.constexpr, KEY_SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, HALF: tl.constexpr, VALUE: tl.constexpr,
-    TURN: tl.constexpr, KEEP: tl.constexpr, NARROW: tl.constexpr,
+    TURN: tl.constexpr, KEEP: tl.constexpr, KEPT: tl.constexpr,
 ) -> None:  # fmt: skip
     """Rotate queries and keys by ``cos`` and ``sin``, if ``TURN``, and write keys and values to the cache.
 
@@ -55,15 +73,24 @@ def write_heads(
         own = tl.arange(0, VALUE)[None, :]
         held = (head < kv_count) & (own < VALUE_SIZE)
         new = tl.load(v + token * v_token + head * v_head + own, mask=held, other=0.0)
-        tl.store(values + (slot * kv_count + head) * VALUE_SIZE + own, as_kept(new, values, NARROW), mask=held)
+        scale = 1.0
+        if KEPT == 2:
+            scale = scale_of(new)
+            tl.store(value_scales + slot * kv_count + head, scale, mask=head < kv_count)
+        tl.store(values + (slot * kv_count + head) * VALUE_SIZE + own, as_kept(new, scale, values, KEPT), mask=held)
     if part == 1:
         own = tl.arange(0, HALF)[None, :]
         held = (head < kv_count) & (own < KEY_SIZE // 2)
         x = k + token * k_token + head * k_head
         first, second = turned(x, cos + token * angle_token, sin + token * angle_token, held, KEY_SIZE, HALF, TURN)
         to = keys + (slot * kv_count + head) * KEY_SIZE + own
-        tl.store(to, as_kept(first, keys, NARROW), mask=held)
-        tl.store(to + KEY_SIZE // 2, as_kept(second, keys, NARROW), mask=held)
+        scale = 1.0
+        if KEPT == 2:
+            # A NaN of either half is in both.
+            scale = tl.maximum(scale_of(first), scale_of(second), propagate_nan=tl.PropagateNan.ALL)
+            tl.store(key_scales + slot * kv_count + head, scale, mask=head < kv_count)
+        tl.store(to, as_kept(first, scale, keys, KEPT), mask=held)
+        tl.store(to + KEY_SIZE // 2, as_kept(second, scale, keys, KEPT), mask=held)
         if KEEP:
             kept = k_out + (token * kv_count + head) * KEY_SIZE + own
             tl.store(kept, first, mask=held)
@@ -80,10 +107,11 @@ def write_heads(
 
 @triton.jit
 def attend_pages(
-    q, keys, values, rows, pages, sinks, out, parts, sums,
+    q, keys, values, key_scales, value_scales, rows, pages, sinks, out, parts, sums,
     q_token, q_head, group, count, kv_count, splits, scale, softcap,
     GROUP: tl.constexpr, KEY_SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr,
-    PAGE: tl.constexpr, BLOCK: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr, IS_PART: tl.constexpr,
+    PAGE: tl.constexpr, BLOCK: tl.constexpr, HAS_SCALES: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    HAS_SINKS: tl.constexpr, IS_PART: tl.constexpr,
 ) -> None:  # fmt: skip
     """A row's queries of one head of the cache, ``group`` of them, over a part of the positions that the row sees.
 
@@ -123,6 +151,8 @@ def attend_pages(
             other=0.0,
         ).to(query.dtype)  # fmt: skip
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        if HAS_SCALES:
+            scores *= tl.load(key_scales + slot, mask=is_seen, other=0.0)[None, :]
         if HAS_SOFTCAP:
             scores = (2 * tl.sigmoid(2 * scores / softcap) - 1) * softcap
         scores = tl.where(is_seen[None, :], scores, float("-inf"))
@@ -131,6 +161,8 @@ def attend_pages(
         kept = tl.exp(largest - larger)
         weights = tl.exp(scores - larger[:, None])
         total = total * kept + tl.sum(weights, 1)
+        if HAS_SCALES:
+            weights *= tl.load(value_scales + slot, mask=is_seen, other=0.0)[None, :]
         mixed = mixed * kept[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
         largest = larger
 

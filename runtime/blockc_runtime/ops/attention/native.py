@@ -15,13 +15,15 @@ from blockc_runtime.native.library import DTYPES, loaded
 from blockc_runtime.ops.attention import cpu
 from blockc_runtime.ops.attention.batch import KvBatch
 from blockc_runtime.ops.attention.cpu import PagedLayer, Scores
-from blockc_runtime.ops.attention.narrow import FP8
+from blockc_runtime.ops.attention.narrow import FP8, INT8
 from blockc_runtime.ops.cache.cpu import cached
 from blockc_runtime.ops.norm.native import angles_fit, rotary
 from blockc_runtime.ops.sides import SideSet
 
 # Keys, values and angles of a call whose keys and values are in the cache already.
 _WRITTEN = (None, 0, 0, None, 0, 0, None, None, 0)
+# What kernels know a cache to be of; 0: of what the model is.
+_KEPT = {FP8: 1, INT8: 2}
 # More positions than a row has.
 _NO_WINDOW = 1 << 40
 
@@ -41,10 +43,10 @@ def attention(
     if not _fits(q, k, v, layer, key_size=q.shape[3], value_size=v.shape[3]):
         return cpu.attention(q, k, v, layer, batch, scale, window, softcap, sinks)
     cpu.check_window(window, batch)
-    for new, cache in ((k, layer.keys), (v, layer.values)):
+    for new, cache, scales in zip((k, v), (layer.keys, layer.values), _scales(layer), strict=True):
         loaded().write_cache(
-            DTYPES[q.dtype], _kept(layer),
-            new.data_ptr(), new.stride(2), new.stride(1), batch.slots.data_ptr(), cache.data_ptr(),
+            DTYPES[q.dtype], _KEPT.get(cache.dtype, 0),
+            new.data_ptr(), new.stride(2), new.stride(1), batch.slots.data_ptr(), cache.data_ptr(), scales,
             new.shape[2], new.shape[1], new.shape[3],
         )  # fmt: skip
     form = Scores(scale=scale, softcap=softcap, sinks=sinks)
@@ -105,9 +107,9 @@ def torch_takes_chunks(layer: PagedLayer, form: Scores, batch: KvBatch) -> bool:
     return amx and form.plain and batch.singles < len(batch.rows)
 
 
-def _kept(layer: PagedLayer) -> int:
-    """What kernels know as the type of a cache: 0 that of the model."""
-    return int(layer.keys.dtype == FP8)
+def _scales(layer: PagedLayer) -> tuple[int | None, int | None]:
+    """Where those of keys and of values lie."""
+    return (None, None) if layer.scales is None else (layer.scales[0].data_ptr(), layer.scales[1].data_ptr())
 
 
 def _attend(
@@ -123,8 +125,9 @@ def _attend(
     given = None if form.sinks is None else form.sinks.float().contiguous()
     _, kv_count, key_size = layer.keys.shape
     before = (
-        DTYPES[out.dtype], _kept(layer), *query, *new, batch.slots.data_ptr(),
-        layer.keys.data_ptr(), layer.values.data_ptr(), kv_count, key_size, layer.values.shape[2], layer.page_tokens,
+        DTYPES[out.dtype], _KEPT.get(layer.keys.dtype, 0), *query, *new, batch.slots.data_ptr(),
+        layer.keys.data_ptr(), layer.values.data_ptr(), *_scales(layer),
+        kv_count, key_size, layer.values.shape[2], layer.page_tokens,
     )  # fmt: skip
     after = (
         form.scale, form.softcap or 0.0, None if given is None else given.data_ptr(), out.data_ptr(),
@@ -141,6 +144,6 @@ def _attend(
 
 def _fits(q: Tensor, k: Tensor, v: Tensor, layer: PagedLayer, *, key_size: int, value_size: int) -> bool:
     lanes = loaded().lanes
-    alike = q.dtype in DTYPES and layer.keys.dtype == layer.values.dtype in (q.dtype, FP8)
+    alike = q.dtype in DTYPES and layer.keys.dtype == layer.values.dtype in (q.dtype, *_KEPT)
     inner = q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
     return alike and inner and key_size % lanes == 0 and value_size % lanes == 0

@@ -17,7 +17,7 @@ from blockc_runtime.ops.attention import cpu
 from blockc_runtime.ops.attention.batch import DecodeBatch, KvBatch, PagedRows
 from blockc_runtime.ops.attention.cpu import PagedLayer, Scores
 from blockc_runtime.ops.attention.kernels import attend_pages, join_parts, write_heads
-from blockc_runtime.ops.attention.narrow import FP8, as_cached, kernels_take
+from blockc_runtime.ops.attention.narrow import FP8, INT8, kernels_take
 from blockc_runtime.ops.cache.cpu import cached
 from blockc_runtime.ops.norm.cpu import rotary
 from blockc_runtime.ops.norm.native import angles_fit
@@ -25,6 +25,8 @@ from blockc_runtime.ops.sides import SideSet
 
 # Rows and columns of a product: tensor cores take no fewer.
 _LEAST = 16
+# What kernels know a cache to be of; 0: of what the model is.
+_KEPT = {FP8: 1, INT8: 2}
 # Programs that keep a large device busy; contexts are split among them where rows are too few.
 _PROGRAMS, _MOST_SPLITS = 512, 64
 # Positions at once, and the values of a key or value that these are for.
@@ -102,7 +104,6 @@ def _attention(
     if batch.singles:
         _attend(q, layer, batch.on_device, form, out)
     if isinstance(batch, KvBatch) and batch.chunks:
-        k, v = as_cached(k, layer.keys.dtype), as_cached(v, layer.values.dtype)
         cpu.add_chunks(out, q, k, v, layer, batch, form)
     return out.unsqueeze(0)
 
@@ -119,13 +120,18 @@ def _write(
     kept = k.new_empty((1, tokens, kv_count, size)) if keep else k
     # Values, keys, and queries only where something is done to them.
     write_heads[(tokens, 3 if turn else 2)](
-        q, k, v, turned, kept, cos, sin, layer.keys, layer.values, batch.slots,
+        q, k, v, turned, kept, cos, sin, layer.keys, layer.values, *_scales(layer), batch.slots,
         *(x.stride(i) for x in (q, k, v) for i in (2, 1)), cos.stride(2), count, kv_count,
         HEADS=triton.next_power_of_2(count if turn else kv_count), KEY_SIZE=size, VALUE_SIZE=value_size,
         HALF=triton.next_power_of_2(size // 2), VALUE=triton.next_power_of_2(value_size), TURN=turn, KEEP=keep,
-        NARROW=layer.keys.dtype == FP8,
+        KEPT=_KEPT.get(layer.keys.dtype, 0),
     )  # fmt: skip
     return turned.transpose(1, 2) if turn else q, kept.transpose(1, 2) if keep else k
+
+
+def _scales(layer: PagedLayer) -> tuple[Tensor, Tensor]:
+    """Those of keys and of values; where there are none, whatever there is: it is not read."""
+    return (layer.keys, layer.values) if layer.scales is None else layer.scales
 
 
 def _attend(q: Tensor, layer: PagedLayer, rows: PagedRows, form: Scores, out: Tensor) -> None:
@@ -143,12 +149,12 @@ def _attend(q: Tensor, layer: PagedLayer, rows: PagedRows, form: Scores, out: Te
         sums = out.new_empty((splits, row_count, count, 2), dtype=torch.float32)
     sinks = q if form.sinks is None else form.sinks
     attend_pages[(row_count, kv_count, splits)](
-        q, layer.keys, layer.values, rows.rows, rows.pages, sinks, out, parts, sums,
+        q, layer.keys, layer.values, *_scales(layer), rows.rows, rows.pages, sinks, out, parts, sums,
         q.stride(2), q.stride(1), count // kv_count, count, kv_count, splits,
         float(form.scale), float(form.softcap or 1),
         GROUP=max(_LEAST, triton.next_power_of_2(count // kv_count)), KEY_SIZE=size, VALUE_SIZE=value_size, KEY=key,
-        VALUE=value, PAGE=layer.page_tokens, BLOCK=block, HAS_SOFTCAP=form.softcap is not None,
-        HAS_SINKS=form.sinks is not None, IS_PART=splits > 1, num_stages=2,
+        VALUE=value, PAGE=layer.page_tokens, BLOCK=block, HAS_SCALES=layer.scales is not None,
+        HAS_SOFTCAP=form.softcap is not None, HAS_SINKS=form.sinks is not None, IS_PART=splits > 1, num_stages=2,
     )  # fmt: skip
     if splits > 1:
         join_parts[(row_count, count)](
