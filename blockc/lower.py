@@ -56,6 +56,7 @@ from blockc.spec.deployment import (
     FineTune,
     HubSource,
     LocalSource,
+    Overlap,
     Source,
     Tenant,
 )
@@ -130,6 +131,7 @@ def lower(
             max_batched_tokens=deployment.policy.max_batched_tokens,
             max_rows=deployment.policy.max_rows,
             prefill_parts=deployment.policy.prefill_parts,
+            overlaps=_overlaps(deployment.policy.overlap, target),
         ),
     )
 
@@ -147,6 +149,11 @@ def _links(cluster: Cluster) -> tuple[LinkEntry, ...]:
         if rate is not None and pair is not None:
             found.append(LinkEntry(source=pair[0], target=pair[1], bytes_per_s=max(1, int(rate)), latency_s=latency_s))
     return tuple(found)
+
+
+def _overlaps(wanted: Overlap, target: Target) -> bool:
+    """On a CPU the host's work and the step's want the same cores."""
+    return wanted == "on" or (wanted == "auto" and target == "cuda")
 
 
 def kv_group_entries(deployment: Deployment, graph: UnifiedGraph) -> tuple[KvGroupEntry, ...]:

@@ -424,11 +424,16 @@ class SolverEntry(Entry):
 
 
 class BatchingEntry(Entry):
-    """Limits of one step. ``prefill_parts``: in up to so many steps a chunk of a prompt goes through the layers."""
+    """Limits of one step.
+
+    ``prefill_parts``: in up to so many steps a chunk of a prompt goes through the layers. ``overlaps``: a step is
+    issued while the one before runs.
+    """
 
     max_batched_tokens: int
     max_rows: int
     prefill_parts: int = 1
+    overlaps: bool = False
 
 
 class ExecutionPlan(Entry):

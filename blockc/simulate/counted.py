@@ -118,9 +118,9 @@ class CountedKv(KvIndex):
             return frozenset()
         return frozenset(index for index, pool in enumerate(self._pools) if pool is table.pool)
 
-    def tables(self, request: str, tokens: int) -> tuple[PageTable, ...]:
+    def tables(self, request: str, tokens: int, *, start: int = 0) -> tuple[PageTable, ...]:
         """None: nobody looks at pages."""
-        del request, tokens
+        del request, tokens, start
         return _NO_TABLES
 
     def commit(self, request: str, tokens: int) -> None:

@@ -20,6 +20,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 CacheDtype = Literal["float32", "bfloat16", "float16", "float8_e4m3fn", "int8"]
 # Whether a fine-tune gets private weights in place of sides.
 Merging = Literal["never", "auto", "always"]
+Overlap = Literal["auto", "on", "off"]
 FineTuneKind = str  # a word of `blockc.fine_tunes`
 Isolation = Literal["tenant", "strict", "devices"]
 
@@ -234,6 +235,7 @@ class Policy:
     max_batched_tokens: int = 2048
     max_rows: int = 64
     prefill_parts: int = field(default=1, metadata=LATER)
+    overlap: Overlap = field(default="auto", metadata=LATER)
     solver_time_limit_s: Fraction = Fraction(60)
     merge: Merging = "never"
     share: Sharing = Sharing()

@@ -239,6 +239,12 @@ BATCHING = Kind(
         attribute("max_batched_tokens", TOKEN_COUNT, "tokens of a step", default=2048),
         attribute("max_num_seqs", COUNT, "requests of a step", default=64),
         attribute("prefill", PREFILL, "how a prompt is read that is too long for a step", default="chunked"),
+        attribute(
+            "overlap",
+            words("auto", "on", "off", noun="overlap"),
+            "whether a step is issued while the one before runs; `auto`: on CUDA",
+            default="auto",
+        ),
     ),
 )
 KV = Kind(

@@ -15,18 +15,17 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from blockc.diag import DiagnosticError
 from blockc_runtime.channel import Channel, ServerGoneError, end_with
+from blockc_runtime.counts import Counts
 from blockc_runtime.epoch import Epoch
 from blockc_runtime.loading import CrowdedError, LoadedEpoch, Loading, Origin, PlanLostError, load_epoch, memory_lines
 from blockc_runtime.memory import before_loading, before_serving
 from blockc_runtime.request import EndEvent, Event, Request, TokensEvent
-from blockc_runtime.scheduler import Gauges
 from blockc_runtime.step import Executor, Step, StepResult
 from blockc_runtime.turn import next_step
 from blockc_runtime.wire import (
@@ -88,7 +87,7 @@ class Engine:
         self._clock = clock
         self._epoch_of: dict[str, Epoch] = {}  # of each request that is unfinished
         self._unstarted: set[str] = set()
-        self._past = PastCounts()
+        self._past = Counts()
         self._steps = 0
         self._draining = False
         self._shut_down = False
@@ -117,21 +116,24 @@ class Engine:
         """
         worked = False
         for epoch in sorted(self._epochs.values(), key=lambda epoch: epoch.number):
-            step = self._turn(epoch)
-            worked = worked or step is not None
-            if epoch is not self._newest and epoch.is_blocked(step):
+            turned = self._turn(epoch)
+            worked = worked or turned
+            if epoch is not self._newest and epoch.is_blocked(worked=turned):
                 epoch.goes_first = True
                 for younger in self._epochs.values():
                     if younger.number > epoch.number:
                         younger.scheduler.give_way()
-            if epoch.retires and not epoch.unfinished:
+            if epoch.retires and not epoch.unfinished and not epoch.flights:
                 self._retire(epoch)
             elif epoch.goes_first and epoch.unfinished:
                 break
         return worked
 
-    def _turn(self, epoch: Epoch) -> Step | None:
-        """Schedule, run, and send what came of it."""
+    def _turn(self, epoch: Epoch) -> bool:
+        """Schedule, run, and send what came of it; False if there was nothing to do.
+
+        Where steps overlap, what is sent came of the step before, and the one that was issued runs meanwhile.
+        """
 
         def on_problem(chain: int, problem: str) -> None:
             print(f"{epoch.name(chain)} cannot be served: {problem}", flush=True)
@@ -147,11 +149,21 @@ class Engine:
             on_segment_problem=on_segment_problem,
         )  # fmt: skip
         self._end(ends)
+        is_alone = len(self._epochs) == 1
         if step is not None:
             epoch.executor.submit(step)
+            epoch.flights.append(step)
+            self._past.waits["plans"] += epoch.overlaps and not is_alone
+        worked = bool(epoch.flights)
+        self._land(epoch, keep=int(step is not None and epoch.overlaps and is_alone))
+        return worked
+
+    def _land(self, epoch: Epoch, *, keep: int = 0) -> None:
+        """Wait for steps in flight, all but the last ``keep``, and send what came of them."""
+        while len(epoch.flights) > keep:
             result = self._collect(epoch.executor)
+            step = epoch.flights.popleft()
             self._emit(step, epoch.scheduler.complete(step, result, self._clock()))
-        return step
 
     def _idle_s(self) -> float | None:
         """How long to sleep on the socket when nothing can run: for good only if nothing waits."""
@@ -212,6 +224,8 @@ class Engine:
         if problem is not None or self._load is None:
             self._channel.send(LoadFailed(epoch=message.epoch, code="BC999", message=str(problem)))
             return
+        for epoch in self._epochs.values() if message.alone else ():
+            self._land(epoch)
         origin = Origin(number=message.epoch, path=Path(message.plan), digest=message.plan_digest)
         self._loading = Loading(origin, partial(self._load, origin, before=self._newest, alone=message.alone))
 
@@ -270,6 +284,8 @@ class Engine:
             refused = EndEvent(request=request.id, reason="error", message=str(problem), cached_tokens=0)
             self._channel.send(End(events=(refused,)))
             return
+        if epoch.is_in_flight(request.id):
+            self._land(epoch)  # a step of one that had this id, and has ended
         self._epoch_of[request.id] = epoch
         epoch.unfinished.add(request.id)
         self._unstarted.add(request.id)
@@ -306,37 +322,20 @@ class Engine:
 
     def _stats(self) -> Stats:
         """Pages and memory are those of the newest plan; what only grows is counted over all of them."""
-        every = [epoch.scheduler.gauges() for epoch in self._epochs.values()]
+        counts = self._past.with_(epoch.scheduler.gauges() for epoch in self._epochs.values())
         return Stats(
             unfinished=len(self._epoch_of),
             steps=self._steps,
-            preemptions=self._past.preemptions + sum(gauges.preemptions for gauges in every),
-            side_loads=self._past.side_loads + sum(gauges.side_loads for gauges in every),
-            block_loads=self._past.block_loads + sum(gauges.block_loads for gauges in every),
-            block_evictions=self._past.block_evictions + sum(gauges.block_evictions for gauges in every),
-            residency_wait_s=self._past.residency_wait_s + sum(gauges.residency_wait_s for gauges in every),
+            preemptions=counts.preemptions,
+            side_loads=counts.side_loads,
+            block_loads=counts.block_loads,
+            block_evictions=counts.block_evictions,
+            residency_wait_s=counts.residency_wait_s,
             pages=self._newest.scheduler.gauges().pages,
+            overlapped=counts.overlapped,
+            waits=counts.waits_by_reason(),
             memory=self._newest.memory(),
         )
-
-
-@dataclass(slots=True)
-class PastCounts:
-    """Of epochs that are gone."""
-
-    preemptions: int = 0
-    side_loads: int = 0
-    block_loads: int = 0
-    block_evictions: int = 0
-    residency_wait_s: float = 0.0
-
-    def add(self, gauges: Gauges) -> None:
-        """Keep what an epoch counted."""
-        self.preemptions += gauges.preemptions
-        self.side_loads += gauges.side_loads
-        self.block_loads += gauges.block_loads
-        self.block_evictions += gauges.block_evictions
-        self.residency_wait_s += gauges.residency_wait_s
 
 
 def step_load(step: Step) -> StepLoad:

@@ -6,6 +6,7 @@ epochs have weights and KV pages in common and nothing else, so that no answer c
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -54,7 +55,8 @@ class StepScheduler(ReadingScheduler, Protocol):
 class Epoch:
     """``plan`` and ``kv`` are those of an epoch that was loaded from a file; ``name`` of a chain, for the log.
 
-    ``retires``: no more requests come. ``goes_first``: younger ones wait until its requests have ended.
+    ``retires``: no more requests come. ``goes_first``: younger ones wait until its requests have ended. ``overlaps``: a
+    step may be issued while the one before runs; ``flights``: those that have been issued and not collected.
     """
 
     number: int
@@ -67,6 +69,8 @@ class Epoch:
     unfinished: set[str] = field(default_factory=set)
     retires: bool = False
     goes_first: bool = False
+    overlaps: bool = False
+    flights: deque[Step] = field(default_factory=deque)
     gate: GrammarGate = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,9 +80,13 @@ class Epoch:
         """Chains that pass a segment, as far as a plan says."""
         return () if self.plan is None else self.plan.segments[segment].chains
 
-    def is_blocked(self, step: Step | None) -> bool:
+    def is_in_flight(self, request: str) -> bool:
+        """Whether a step has a row of a request, which may have ended since."""
+        return any(row.request == request for step in self.flights for row in step.rows)
+
+    def is_blocked(self, *, worked: bool) -> bool:
         """Whether it has work and could not make a step of it, for lack of pages that another plan's requests hold."""
-        return step is None and len(self.unfinished) > len(self.gate) and not self.scheduler.is_reading
+        return not worked and len(self.unfinished) > len(self.gate) and not self.scheduler.is_reading
 
     def close(self) -> None:
         """Free what it has alone."""

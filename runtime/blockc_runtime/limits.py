@@ -56,7 +56,8 @@ class EngineLimits:
     """Everything the scheduler decides by.
 
     ``prefill_parts``: in up to so many steps a chunk of a prompt goes through the layers. ``turns``: segments whose
-    weights are in memory by turns, at once no more than ``room_bytes`` of them.
+    weights are in memory by turns, at once no more than ``room_bytes`` of them. ``overlaps``: a request that is
+    in a step in flight may have a row in the next one, fed by that step.
     """
 
     groups: tuple[GroupLimits, ...]
@@ -71,6 +72,7 @@ class EngineLimits:
     prefill_parts: int = 1
     turns: Mapping[int, TurnLimits] = field(default_factory=dict)
     room_bytes: int = 0
+    overlaps: bool = False
 
     @property
     def step_work(self) -> int:
@@ -113,6 +115,7 @@ def engine_limits(plan: ExecutionPlan) -> EngineLimits:
         ttft_targets_s=tuple(app.ttft_s for app in plan.apps),
         bank_slots=slots,
         prefill_parts=plan.batching.prefill_parts,
+        overlaps=plan.batching.overlaps,
         turns={number: turn for instance in plan.instances for number, turn in turn_limits(instance).items()},
         room_bytes=sum(instance.room_bytes for instance in plan.instances),
     )

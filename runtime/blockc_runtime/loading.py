@@ -84,7 +84,7 @@ def load_epoch(options: argparse.Namespace, origin: Origin, *, before: Epoch | N
     apps = {app.chain: app.address for app in plan.apps}
     epoch = Epoch(
         number=origin.number, scheduler=scheduler, executor=executor, plan=plan, kv=kv, memory=memory,
-        name=apps.__getitem__,
+        name=apps.__getitem__, overlaps=limits.overlaps,
     )  # fmt: skip
     before_serving()
     return LoadedEpoch(

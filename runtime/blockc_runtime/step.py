@@ -7,10 +7,18 @@ to know of a row is in the row: executors keep weights and pages, and no request
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from blockc_runtime.request import Sampling, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feed:
+    """A row of an earlier step: the last token that it draws is the token of another row."""
+
+    step: int
+    row: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +34,8 @@ class Row:
     likeliest beside each. The last stands behind the token before those that ``samples`` counts, the others before it.
     ``blocks``: first and stop of the run of its chain's blocks that the row passes in this step; None: all of them. A
     row that stops before the last one yields nothing; its hidden states are parked, and its next row goes on from them.
+    ``fed``: where its one token comes from, if the step that draws it was in flight when this one was issued. Until
+    then a 0 stands in ``tokens``, and ``history`` is empty: it is that of the other row, and the token (`filled`).
     """
 
     request: str
@@ -40,11 +50,17 @@ class Row:
     given: tuple[int, ...] = ()
     given_top: int = 0
     blocks: tuple[int, int] | None = None
+    fed: Feed | None = None
 
     @property
     def logits(self) -> int:
         """For how many trailing tokens logits are needed."""
         return len(self.given) + self.samples
+
+    def filled(self, source: Row, token: int) -> Row:
+        """The row with the token that ``source``, which feeds it, has drawn."""
+        history = (*source.history, token) if source.history else ()
+        return replace(self, tokens=(token,), history=history, fed=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,9 +140,10 @@ class StepResult:
 
 
 class Executor(Protocol):
-    """Runs steps. ``submit`` returns at once; ``collect`` waits for the oldest step in flight.
+    """Runs steps in order. ``submit`` returns at once; ``collect`` waits for the oldest step in flight.
 
-    Errors never raise out of ``collect``: they are faults in the result, with a scope.
+    A step's rows may be fed by rows of steps that are in flight when it is submitted. Errors never raise out of
+    ``collect``: they are faults in the result, with a scope.
     """
 
     def prefetch(self, chain: int) -> None:

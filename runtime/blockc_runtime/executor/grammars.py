@@ -41,6 +41,7 @@ class Grammars:
         self._zoo = zoo
         self._command = command
         self._readers: dict[_Key, _Reader] = {}
+        self._lock = threading.Lock()  # requests that come ask for readers while a step uses them
 
     def index(self, chain: int) -> bool:
         """Have a chain's vocabulary indexed; whether that is done, or cannot be, which its rows are told."""
@@ -70,12 +71,13 @@ class Grammars:
         """The process of a chain's tokenizer, one for all chains with equal files."""
         entry = self._plan.chains[chain]
         key = (*(entry.assets.get(name) for name in _FILES), entry.vocab_size, *entry.stop_token_ids)
-        reader = self._readers.get(key)
-        if reader is None or reader.is_dead:
-            if reader is not None:
-                reader.close()
-            reader = self._readers[key] = _Reader(self._command, partial(self._beginning, entry))
-        return reader
+        with self._lock:
+            reader = self._readers.get(key)
+            if reader is None or reader.is_dead:
+                if reader is not None:
+                    reader.close()
+                reader = self._readers[key] = _Reader(self._command, partial(self._beginning, entry))
+            return reader
 
     def _beginning(self, entry: ChainEntry) -> object:
         """What a process has to know. Raises `DiagnosticError`, OSError."""

@@ -110,6 +110,8 @@ class StepRun:
                     self._faults[index] = Fault(scope="row", message=message)
 
     def _problem(self, row: Row) -> str | None:
+        if row.fed is not None:
+            return "the token that it goes on from was not drawn"
         if not 0 <= row.chain < len(self.model.limits):
             return f"the plan has no chain {row.chain}"
         if row.chain in self.model.disabled:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from blockc.plan import ExecutionPlan
 from blockc_runtime.request import TokenLogprob
-from blockc_runtime.step import Fault, Row, RowResult, SegmentTurn, Step, StepResult
+from blockc_runtime.step import Fault, Feed, Row, RowResult, SegmentTurn, Step, StepResult
 
 _TOKEN_BYTES = 8
 _HASH_BYTES = 4
@@ -42,7 +42,8 @@ class _MisreadError(Exception):
 class NullExecutor:
     """Implements :class:`~blockc_runtime.step.Executor`.
 
-    ``step_s``: how long a step pretends to take, the same for all or as a function of the step. ``is_seeded``: at a
+    ``step_s``: how long a step pretends to take, the same for all or as a function of the step; it begins when it is
+    submitted and those before are done. ``is_seeded``: at a
     temperature above 0 tokens depend on seed and output index (`sampled_token`); else all sampling is greedy.
     """
 
@@ -79,7 +80,10 @@ class NullExecutor:
         self._brought: list[tuple[int, str | None]] = []
         self._parked: dict[str, Row] = {}
         self._queue: deque[Step] = deque()
+        self._feeds: dict[Feed, tuple[Row, RowResult]] = {}  # what rows of queued steps are fed by
         self._step_s = step_s
+        self._done_s: deque[float] = deque()  # when each step will be
+        self._busy_until_s = 0.0
         self._is_seeded = is_seeded
 
     def prefetch(self, chain: int) -> None:
@@ -111,22 +115,32 @@ class NullExecutor:
     def submit(self, step: Step) -> None:
         """Queue a step."""
         self._queue.append(step)
+        step_s = self._step_s(step) if callable(self._step_s) else self._step_s
+        if step_s > 0:
+            self._busy_until_s = max(time.monotonic(), self._busy_until_s) + step_s
+        self._done_s.append(self._busy_until_s)
 
     def collect(self) -> StepResult:
         """Run the oldest queued step."""
         step = self._queue.popleft()
-        wait_s = self._step_s(step) if callable(self._step_s) else self._step_s
-        if wait_s > 0:
+        done_s = self._done_s.popleft()
+        if done_s > 0 and (wait_s := done_s - time.monotonic()) > 0:
             time.sleep(wait_s)
         self._slots |= {(self._bank_of[fill.chain], fill.slot): fill.chain for fill in step.fills}
-        rows = tuple([self._run(row) for row in step.rows])
-        now = self._parked | {row.request: row for row in step.rows}
+        rows = [self._filled(row) for row in step.rows]
+        results = tuple([self._run(row) for row in rows])
+        now = self._parked | {row.request: row for row in rows}
         self._parked = {name: now[name] for name in step.parked}
-        return StepResult(step=step.id, rows=rows)
+        for feed in [row.fed for later in self._queue for row in later.rows if row.fed is not None]:
+            if feed.step == step.id:
+                self._feeds[feed] = rows[feed.row], results[feed.row]
+        return StepResult(step=step.id, rows=results)
 
     def close(self) -> None:
         """Forget everything, as a lost worker does."""
         self._queue.clear()
+        self._done_s.clear()
+        self._feeds.clear()
         self._parked.clear()
         self._slots.clear()
         self._prefetched.clear()
@@ -137,9 +151,18 @@ class NullExecutor:
             if memory.users < 1:
                 memory.pages.clear()
 
+    def _filled(self, row: Row) -> Row:
+        """The row with its token, if that has been drawn."""
+        found = None if row.fed is None else self._feeds.pop(row.fed, None)
+        if found is None or not found[1].tokens:
+            return row
+        return row.filled(found[0], found[1].tokens[-1])
+
     def _run(self, row: Row) -> RowResult:
         try:
             seen = set()
+            if row.fed is not None:
+                raise _MisreadError("its token was not drawn")
             if self._bank_of[row.chain] is not None and row.chain not in self._slots.values():
                 raise _MisreadError("its fine-tune is in no slot")
             if not self._here >= self._segments_of[row.chain]:

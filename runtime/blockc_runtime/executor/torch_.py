@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from blockc.plan import ExecutionPlan
 from blockc.zoo import Zoo
+from blockc_runtime.executor.flight import Flight
 from blockc_runtime.executor.grammars import Grammars
 from blockc_runtime.executor.graphs import Recorder, SegmentGraphs, recorder_for
 from blockc_runtime.executor.launch import StepRun
@@ -84,7 +86,10 @@ class TorchExecutor:
         self._after_loading = _resident(self.device)
         self._grammars = Grammars(plan, zoo)
         self._parked: dict[str, Tensor] = {}
-        self._queue: deque[Step] = deque()
+        self._queue: deque[Flight] = deque()
+        # Where steps overlap and the host is the device: the caller goes on while its kernels run without the GIL.
+        is_beside = plan.batching.overlaps and self.device.type == "cpu"
+        self._runner = ThreadPoolExecutor(1, "steps") if is_beside else None
 
     @property
     def records(self) -> bool:
@@ -158,16 +163,29 @@ class TorchExecutor:
         return self._grammars.index(chain)
 
     def submit(self, step: Step) -> None:
-        """Queue a step. It runs when it is collected."""
-        self._queue.append(step)
+        """Queue a step. It runs when it is collected, or, where steps overlap, in a thread as soon as it can."""
+        flight = Flight.of(step, self._queue)
+        self._queue.append(flight)
+        if self._runner is not None:
+            flight.run = self._runner.submit(self._run, flight)
 
     def collect(self) -> StepResult:
-        """Run the oldest queued step. Raises RuntimeError only if there is none or the executor is closed."""
+        """Results of the oldest queued step. Raises RuntimeError only if there is none or the executor is closed."""
         if not self._queue:
             raise RuntimeError("no step is queued")
-        step = self._queue.popleft()
+        flight = self._queue.popleft()
+        if flight.run is None:
+            self._run(flight)
+        else:
+            flight.run.result()
+        return StepResult(step=flight.step.id, rows=flight.results)
+
+    def _run(self, flight: Flight) -> None:
+        """Run a step behind those that were submitted before it."""
         if self._model is None:
             raise RuntimeError("the executor is closed")
+        flight.fill()
+        step = flight.step
         try:
             with torch.inference_mode():
                 for entry in step.fills:
@@ -176,21 +194,22 @@ class TorchExecutor:
                     self._model, step, device=self.device, masks=self._grammars, graphs=self._graphs,
                     logits_tap=self.logits_tap, parked=self._parked,
                 )  # fmt: skip
-                results = run.run()
+                flight.results = run.run()
                 self._parked = run.parked
         except Exception as error:
             # Not any row's doing: what is known of none of them can be trusted.
             fault = Fault(scope="worker", message=f"{type(error).__name__}: {error}"[:500])
-            results = tuple(RowResult(tokens=(), logprobs=(), fault=fault) for _ in step.rows)
+            flight.results = tuple(RowResult(tokens=(), logprobs=(), fault=fault) for _ in step.rows)
         else:
             self.counts = StepCounts(
                 launches=run.launches, base_reads=run.base_reads, tokens=run.tokens, replays=run.replays,
                 op_by_op=tuple(run.op_by_op),
             )  # fmt: skip
-        return StepResult(step=step.id, rows=results)
 
     def close(self) -> None:
-        """Free weights and pages. Idempotent."""
+        """Free weights and pages, once the steps that run are done. Idempotent."""
+        if self._runner is not None:
+            self._runner.shutdown(wait=True, cancel_futures=True)
         if self._model is not None:
             self._model.close()
         self._grammars.close()

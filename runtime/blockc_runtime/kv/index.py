@@ -131,9 +131,12 @@ class KvIndex:
     def reserve(self, request: str, tokens: int) -> bool:
         """Make the tables cover positions ``0 .. tokens - 1``; False if pages of some group are lacking."""
         tables = self._holders[request].tables
-        short = [
-            table for table in tables if len(table.entries) * table.group.page_tokens < tokens
-        ]  # empty for most decode rows
+        for table in tables:
+            if len(table.entries) * table.group.page_tokens < tokens:
+                break
+        else:
+            return True  # so it is for most decode rows
+        short = [table for table in tables if len(table.entries) * table.group.page_tokens < tokens]
         for table in short:
             need = pages_for(tokens, table.group.page_tokens) - len(table.entries)
             if need > table.pages.available:
@@ -159,10 +162,14 @@ class KvIndex:
             if pages_for(tokens, table.group.page_tokens) - len(table.entries) > table.pages.available
         )
 
-    def tables(self, request: str, tokens: int) -> tuple[PageTable, ...]:
-        """Return a table per group of the chain, each covering exactly positions ``0 .. tokens - 1``."""
+    def tables(self, request: str, tokens: int, *, start: int = 0) -> tuple[PageTable, ...]:
+        """Return a table per group of the chain, each covering exactly positions ``0 .. tokens - 1``.
+
+        ``start``: the first of them to be computed. Pages that it does not see are left out, though steps in flight may
+        still need them.
+        """
         return tuple(
-            [_frozen(table, tokens) for table in self._holders[request].tables]  # faster than a generator
+            [_frozen(table, tokens, start) for table in self._holders[request].tables]  # faster than a generator
         )
 
     def commit(self, request: str, tokens: int) -> None:
@@ -171,10 +178,12 @@ class KvIndex:
         if not holder.committed <= tokens <= len(holder.prefix.tokens):
             raise ValueError(f"cannot commit {tokens} of {len(holder.prefix.tokens)} tokens")
         holder.committed = tokens
-        self.publish(request)
         for table in holder.tables:
-            passed = passed_pages(tokens, table.group)
-            if passed > table.passed:
+            if tokens // table.group.page_tokens > table.published:
+                self.publish(request)
+                break
+        for table in holder.tables:
+            if table.group.window is not None and (passed := passed_pages(tokens, table.group)) > table.passed:
                 _pass(table, passed)
 
     def publish(self, request: str) -> None:
@@ -336,11 +345,16 @@ class KvIndex:
         return pages_for(tokens, group.page_tokens)
 
 
-def _frozen(table: _Table, tokens: int) -> PageTable:
+def _frozen(table: _Table, tokens: int, start: int) -> PageTable:
     if table.frozen is None:
         table.frozen = tuple(table.entries)
     count = -(-tokens // table.group.page_tokens)
-    return table.frozen if len(table.frozen) == count else table.frozen[:count]
+    frozen = table.frozen if len(table.frozen) == count else table.frozen[:count]
+    group = table.group
+    if group.window is not None and start - group.window + 1 >= (table.passed + 1) * group.page_tokens:
+        passed = passed_pages(start, group)
+        return (*[None] * passed, *frozen[passed:])
+    return frozen
 
 
 def _pass(table: _Table, passed: int) -> None:

@@ -16,12 +16,17 @@ Pages. A waiting request starts only when its whole context fits, with a page to
 decode rows (and chunks in windowed groups) ask for more later. A decode row that gets none takes them from the last
 in turn (the youngest of the most served tenant) that uses the same groups; that may be itself. Whoever starts was next
 in turn and nobody overtakes it for the groups it needs: running requests end, so it gets its pages at last.
+
+Steps in flight. Where rows may follow rows in flight, a request whose place or pages another one is to get may be in
+flight itself, and nothing can be taken from it before that step is done. Then there is no step now (``waits_for``), and
+the choice is made when nothing is in flight.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Literal
 
 from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.limits import EngineLimits
@@ -29,6 +34,9 @@ from blockc_runtime.scheduler.fair_queue import FairQueue
 from blockc_runtime.scheduler.live_request import LiveRequest
 from blockc_runtime.scheduler.parts import Chunk, parts_of
 from blockc_runtime.scheduler.residents import Need, Residents
+
+# What of a request in flight another one is to get.
+Wait = Literal["places", "pages"]
 
 
 class StepDraft:
@@ -60,6 +68,7 @@ class StepDraft:
         self._rows_left = limits.max_rows
         self._work_left = limits.step_work
         self._reads = False  # whether a prompt has a row
+        self.waits_for: Wait | None = None
 
     def make_places(self, *, start: Callable[[LiveRequest, int], None]) -> None:
         """Where all places are taken, who has more than a share of them gives one to who waits with less than one.
@@ -67,21 +76,24 @@ class StepDraft:
         Else a tenant that came first would keep the others waiting until its answers end. A place is given up only for
         a request that starts in it at once, and nobody's share is given up: what is preempted comes back.
         """
-        if len(self._running) < self._max_running or not len(self._queue):
+        if self._places() > 0 or not len(self._queue):
             return
-        held = Counter(item.tenant for item in self._running)
+        held = Counter(item.tenant for item in self._running if not item.is_ending)
         working = held.keys() | self._queue.tenants()
         shares = {tenant: self._queue.share(tenant, self._max_running, working) for tenant in working}
         blocked: set[Need] = set()
         while True:
             short = {tenant for tenant in self._queue.tenants() if held[tenant] < shares[tenant]}
             head = self._queue.head(blocked, among=short)
-            givers = (item for item in reversed(self._running) if item.step is None)
+            givers = (item for item in reversed(self._running) if self._gives(item))
             giver = next((item for item in givers if held[item.tenant] > shares[item.tenant]), None)
             if head is None or giver is None:
                 return
             if self._queue.counters[giver.tenant] < self._queue.counters[head.tenant]:
                 return  # who waits has been served more
+            if giver.step is not None:
+                self.waits_for = "places"
+                return
             if (reused := self._open(head, blocked)) is None:
                 continue
             held[giver.tenant] -= 1
@@ -93,27 +105,33 @@ class StepDraft:
     def pick_texts(self) -> None:
         """Texts that had their turn in the step before, which had no room for the whole of them."""
         for item in self._running:
-            if item.whole and item.step is None and item.remaining > 1 and self._has_room() and self._extend(item):
+            if item.whole and not item.waits and item.remaining > 1 and self._has_room() and self._extend(item):
                 self._texts.append(item)
 
     def pick_decodes(self) -> bool:
         """One token of everyone who decodes, in turn. False: the step has no room for all of them."""
         for item in tuple(self._running):
             # One preempted for another's sake is behind it in turn, so it has no row yet.
-            if item.step is None and item.remaining == 1 and item.state == "running":
-                if not self._has_room():
-                    return False
-                if self._make_room(item):
-                    self._pick(item, 1)
+            if item.waits or item.remaining != 1 or item.state != "running":
+                continue
+            if not self._has_room():
+                return False
+            if self._make_room(item):
+                self.picks.append((item, 1))
+                self._tokens_left -= 1
+                self._work_left -= 1
+                self._rows_left -= 1
+            elif self.waits_for is not None:
+                return True
         return True
 
     def pick_prefills(self, *, start: Callable[[LiveRequest, int], None]) -> None:
         """Chunks of running prefills and of requests that start now, in turn."""
         prefills = iter(
-            [item for item in self._running if item.step is None and item.remaining > 1 and item not in self._texts]
+            [item for item in self._running if not item.waits and item.remaining > 1 and item not in self._texts]
         )
         prefill = next(prefills, None)
-        places = self._max_running - len(self._running)
+        places = self._places()
         blocked: set[Need] = set()
         while self._has_room():
             head = self._queue.head(blocked) if places > 0 else None
@@ -142,6 +160,15 @@ class StepDraft:
             self._give_up(victim)
         self._extend(first)
 
+    def _places(self) -> int:
+        """How many more requests may run: who ends with the step in flight needs no place in the next one."""
+        ending = [item for item in self._running if item.due and item.is_ending]
+        return self._max_running - len(self._running) + len(ending)
+
+    def _gives(self, item: LiveRequest) -> bool:
+        """Whether it might give up its place: where rows do not follow rows in flight, others than those are found."""
+        return item.step is None or (self._limits.overlaps and not item.is_ending)
+
     def _has_room(self) -> bool:
         return self._tokens_left > 0 and self._rows_left > 0 and self._work_left > 0
 
@@ -154,11 +181,12 @@ class StepDraft:
 
     def _make_room(self, item: LiveRequest) -> bool:
         """Get the pages for one more token; False if ``item`` has to wait, or was preempted itself."""
-        needed = item.computed + 1
-        while not self._kv.reserve(item.id, needed):
+        needed = item.computed + item.ahead + 1
+        while not self._kv.reserve(item.request.id, needed):
             victim = self._last_using(self._kv.lacking(item.id, needed))
-            if victim.step is not None:
-                return False  # it is in flight and gives its pages back next time
+            if victim.step is not None:  # it gives its pages back next time
+                self.waits_for = "pages" if self._limits.overlaps else None
+                return False
             self._give_up(victim)
             if victim is item:
                 return False
@@ -170,7 +198,7 @@ class StepDraft:
             fits = item.chunk.work <= self._work_left or not self._reads
             if not fits or item.chunk.tokens > self._tokens_left:
                 return False
-            self._queue.charge_prompt(item, until=item.computed + item.chunk.read)
+            self._queue.charge_prompt(item, until=item.reached + item.chunk.read)
             self._pick(item, item.chunk.tokens)
             return True
         count = min(self._tokens_left, item.remaining)
@@ -180,11 +208,12 @@ class StepDraft:
             count = min(count, self._rows_left, self._work_left)
         elif count > self._work_left and not item.whole:
             count = self._work_left if self._reads else max(self._work_left, min(count, self._chunk_room()))
-        if not self._kv.reserve(item.id, item.computed + count):
-            count = self._kv.room(item.id) - item.computed
+        start = item.reached
+        if not self._kv.reserve(item.id, start + count):
+            count = self._kv.room(item.id) - start
             if count <= 0:
                 return False
-            self._kv.reserve(item.id, item.computed + count)
+            self._kv.reserve(item.id, start + count)
         if count > self._work_left and not item.whole:
             blocks = sum(self._limits.chains[item.request.chain].blocks)
             item.chunk = Chunk(
@@ -192,7 +221,7 @@ class StepDraft:
                 parts=parts_of(count, work=self._limits.step_work, blocks=blocks, most=self._limits.prefill_parts),
             )
         read = count if item.chunk is None else item.chunk.read
-        self._queue.charge_prompt(item, until=item.computed + read)
+        self._queue.charge_prompt(item, until=start + read)
         self._pick(item, count)
         return True
 

@@ -2,6 +2,9 @@
 
 Invariant: ``tokens`` (virtual ones, prompt and output) only grows; KV of its first ``computed`` tokens is committed.
 Decode is not a state: a request whose only token without KV is its last one decodes, whatever brought it there.
+
+What its rows in flight compute and draw is counted on (``ahead``, ``due``), so that another row can be issued behind
+them. Whatever that is based on, nothing is committed, published or told before the results are there.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from typing import Literal
 from blockc_runtime.kv.prefix import Prefix
 from blockc_runtime.request import Request
 from blockc_runtime.scheduler.parts import Chunk
-from blockc_runtime.step import Row
+from blockc_runtime.step import Feed, Row
 
 State = Literal["waiting", "running", "ended"]
 Order = tuple[int, float, int]
@@ -40,7 +43,11 @@ class LiveRequest:
     computed: int = 0
     cached: int | None = None  # prompt tokens found when it first ran
     charged: int = 0  # of virtual tokens and prompt; once: preemption is not its tenant's doing
-    step: int | None = None  # the step in flight that has a row of it
+    step: int | None = None  # the last step in flight that has a row of it
+    waits: bool = False  # no row of it is issued before that step is done
+    ahead: int = 0  # tokens for which rows in flight compute KV
+    due: int = 0  # tokens that rows in flight draw
+    feed: Feed | None = None  # the row that draws the last of them
     chunk: Chunk | None = None  # on its way through the layers, part by part
     losses: int = 0  # workers lost under it
     lacked_s: float | None = None  # when it could have started, but for sides or blocks that were not in memory
@@ -57,14 +64,30 @@ class LiveRequest:
         return self.request.id
 
     @property
+    def reached(self) -> int:
+        """Tokens with KV, once what is in flight is done."""
+        return self.computed + self.ahead
+
+    @property
+    def length(self) -> int:
+        """Tokens that it has, once what is in flight is done."""
+        return len(self.tokens) + self.due
+
+    @property
     def remaining(self) -> int:
-        """Tokens without KV, at least 1."""
-        return len(self.tokens) - self.computed
+        """Tokens without KV, once what is in flight is done; at least 1 unless it `is_ending`."""
+        return len(self.tokens) + self.due - self.computed - self.ahead
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether what is in flight ends it, whatever is drawn."""
+        return self.due > 0 and self.length >= self.limit_tokens
 
     @property
     def output_index(self) -> int:
-        """Index of the next token among all outputs, those of an earlier engine included."""
-        return self.request.emitted + len(self.tokens) - self.virtual - len(self.request.prompt)
+        """Index of the next token to draw among all outputs, those of an earlier engine included."""
+        own = self.request
+        return own.emitted + len(self.tokens) + self.due - self.virtual - len(own.prompt)
 
     @property
     def is_scored(self) -> bool:
@@ -74,20 +97,25 @@ class LiveRequest:
 
     def row(self, count: int, pages: tuple[tuple[int | None, ...], ...], blocks: tuple[int, int] | None) -> Row:
         """The next ``count`` tokens as a row; it samples if they reach the end, of the layers too."""
-        end = self.computed + count
-        samples = end == len(self.tokens) and (self.chunk is None or self.chunk.is_last)
-        first = max(self.computed, self.virtual) + 1
+        own, tokens = self.request, self.tokens
+        start = self.computed + self.ahead
+        end = start + count
+        samples = end == len(tokens) + self.due and (self.chunk is None or self.chunk.is_last)
+        is_fed = end > len(tokens)
+        looks_back = samples and not is_fed and own.sampling.steering is not None
+        is_scored = own.prompt_logprobs is not None and self.is_scored
         return Row(
-            request=self.request.id,
-            chain=self.request.chain,
-            tokens=tuple(self.tokens[self.computed : end]),
-            start=self.computed,
+            request=own.id,
+            chain=own.chain,
+            tokens=(0,) if is_fed else tuple(tokens[start:end]),
+            start=start,
             pages=pages,
             samples=1 if samples else 0,
-            sampling=self.request.sampling if samples else None,
+            sampling=own.sampling if samples else None,
             output_index=self.output_index,
-            history=tuple(self.tokens[self.virtual :]) if samples and self.request.sampling.steering else (),
-            given=tuple(self.tokens[first : end + 1]) if self.is_scored else (),
-            given_top=self.request.prompt_logprobs or 0,
+            history=tuple(tokens[self.virtual :]) if looks_back else (),
+            given=tuple(tokens[max(start, self.virtual) + 1 : end + 1]) if is_scored else (),
+            given_top=own.prompt_logprobs or 0,
             blocks=blocks,
+            fed=self.feed if is_fed else None,
         )

@@ -2,13 +2,14 @@
 
 In: requests, cancellations, results, and the time as an argument. Out: steps, and the events of each request: tokens
 in order, then exactly one end. Invariant: a request is in one state (`live_request.State`); it holds pages exactly
-while it runs, or, if it ended under a step in flight, until that step completes.
+while it runs, or, if it ended under a step in flight, until that step completes; what that draws for it is nobody's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.kv.pages import PageUsage
@@ -21,7 +22,7 @@ from blockc_runtime.scheduler.launches import LaunchPlan
 from blockc_runtime.scheduler.live_request import LiveRequest
 from blockc_runtime.scheduler.residents import Residents
 from blockc_runtime.scheduler.sessions import Sessions
-from blockc_runtime.step import Fault, Row, RowResult, SegmentTurn, Step, StepResult
+from blockc_runtime.step import Fault, Feed, Row, RowResult, SegmentTurn, Step, StepResult
 
 # For apps without a target.
 _LENIENT_TTFT_S = 10.0
@@ -34,6 +35,8 @@ class Gauges:
     ``preemptions``: requests that had to give their place or pages back; ``side_loads``: fine-tunes put in a slot;
     ``block_loads`` and ``block_evictions``: segments whose weights came and went; ``residency_wait_s``: seconds that
     requests, each for itself, waited for either.
+    ``overlapped``: steps that were issued while another one was in flight; ``waits``: how often, by reason, none was
+    though requests were there (`draft.Wait`).
     """
 
     running: int
@@ -46,6 +49,8 @@ class Gauges:
     block_loads: int = 0
     block_evictions: int = 0
     residency_wait_s: float = 0.0
+    overlapped: int = 0
+    waits: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,6 +100,8 @@ class Scheduler:
         self._steps = 0
         self._preemptions = 0
         self._residency_wait_s = 0.0
+        self._overlapped = 0
+        self._waits: Counter[str] = Counter()
 
     @property
     def has_work(self) -> bool:
@@ -134,6 +141,8 @@ class Scheduler:
             block_loads=self._residents.room.loads,
             block_evictions=self._residents.room.evictions,
             residency_wait_s=self._residency_wait_s,
+            overlapped=self._overlapped,
+            waits=dict(self._waits),
         )
 
     def admit(self, request: Request, now_s: float = 0.0) -> tuple[Event, ...]:
@@ -164,7 +173,10 @@ class Scheduler:
         return ()
 
     def schedule(self, now_s: float) -> Step | None:
-        """Choose the rows of the next step among requests that no step in flight has; None if nothing can run."""
+        """Choose the rows of the next step; None if nothing can run before another step is done.
+
+        Requests of which a step in flight has a row are passed over, unless `EngineLimits.overlaps`.
+        """
         self._now_s = max(self._now_s, now_s)
         self._sessions.expire(now_s)
         self._residents.room.begin(self._queue.waiting_of)
@@ -174,9 +186,13 @@ class Scheduler:
             max_running=self._max_running, preempt=self._preempt, now_s=now_s,
         )  # fmt: skip
         draft.make_places(start=self._start)
-        if self._all_decoded:
-            draft.pick_texts()
-        self._all_decoded = draft.pick_decodes()
+        if draft.waits_for is None:
+            if self._all_decoded:
+                draft.pick_texts()
+            self._all_decoded = draft.pick_decodes()
+        if draft.waits_for is not None:
+            self._waits[draft.waits_for] += 1
+            return None
         draft.pick_prefills(start=self._start)
         if not draft.picks and running and not self._in_flight:
             draft.unblock()
@@ -190,7 +206,10 @@ class Scheduler:
             return ()
         fault = _worker_fault(step, result)
         for item in flight.items:
+            if item.step != step.id:
+                continue  # a later one has a row of it, too
             item.step = None
+            item.waits = False
             if item.state == "ended":
                 self._forget(item)
             elif flight.is_void:
@@ -202,7 +221,7 @@ class Scheduler:
         events: list[Event] = []
         for item, row, outcome in zip(flight.items, step.rows, result.rows, strict=True):
             if item.state == "running":
-                self._settle(item, row, outcome, events)
+                self._settle(item, row, outcome, events, is_part=row.blocks is not None and row.request in step.parked)
         return tuple(events)
 
     def cancel(self, request_id: str, now_s: float = 0.0) -> tuple[Event, ...]:
@@ -310,7 +329,7 @@ class Scheduler:
         self._residents.release(item.request.chain)
         del self._running[item.id]
         item.state = "waiting"
-        item.computed = 0
+        item.computed = item.ahead = item.due = 0
         item.chunk = None
         self._queue.put_back(item)
 
@@ -320,8 +339,9 @@ class Scheduler:
         picks.sort(key=lambda pick: rank(pick[0].request.chain))
         rows = tuple([self._row(item, count) for item, count in picks])
         self._steps += 1
-        for item, _ in picks:
-            item.step = self._steps
+        self._overlapped += bool(self._in_flight)
+        for index, (item, _) in enumerate(picks):
+            self._count_on(item, rows[index], index)
         self._in_flight[self._steps] = _InFlight(items=tuple([item for item, _ in picks]))
         return Step(
             id=self._steps,
@@ -334,17 +354,28 @@ class Scheduler:
 
     def _row(self, item: LiveRequest, count: int) -> Row:
         blocks = None if item.chunk is None else item.chunk.blocks(self._limits.chains[item.request.chain].blocks)
-        return item.row(count, self._kv.tables(item.id, item.computed + count), blocks)
+        start = item.reached
+        return item.row(count, self._kv.tables(item.id, start + count, start=start), blocks)
+
+    def _count_on(self, item: LiveRequest, row: Row, index: int) -> None:
+        """A row is in flight: what it will have done is where the next one goes on."""
+        item.step = self._steps
+        if item.chunk is not None and not item.chunk.is_last:
+            item.chunk = item.chunk.next()
+        else:
+            item.chunk = None
+            item.ahead += len(row.tokens)
+            if row.samples:
+                item.due += row.samples
+                if self._limits.overlaps:
+                    item.feed = Feed(step=self._steps, row=index)
+        item.waits = not self._limits.overlaps or item.is_ending
 
     def _parked(self) -> tuple[str, ...]:
         """Requests whose chunk has not passed all layers when the step has been done that is issued now."""
-        return tuple(
-            item.id
-            for item in self._running.values()
-            if item.chunk is not None and not (item.step is not None and item.chunk.is_last)
-        )
+        return tuple(item.id for item in self._running.values() if item.chunk is not None)
 
-    def _settle(self, item: LiveRequest, row: Row, outcome: RowResult, events: list[Event]) -> None:
+    def _settle(self, item: LiveRequest, row: Row, outcome: RowResult, events: list[Event], *, is_part: bool) -> None:
         """Commit what a row computed, append what it drew, and see whether that ends the request."""
         if outcome.fault is not None:
             events.append(self._finish(item, "error", outcome.fault.message))
@@ -353,10 +384,10 @@ class Scheduler:
             message = f"the executor drew {len(outcome.tokens)} tokens where {row.samples} were due"
             events.append(self._finish(item, "error", message))
             return
-        if item.chunk is not None and not item.chunk.is_last:
-            item.chunk = item.chunk.next()
+        if is_part:
             return
-        item.chunk = None
+        item.ahead -= len(row.tokens)
+        item.due -= row.samples
         item.computed = row.start + len(row.tokens)
         self._kv.commit(item.id, item.computed)
         if outcome.scores:
@@ -397,6 +428,8 @@ class Scheduler:
         for item in tuple(self._running.values()):
             if item.step is None:
                 self._return(item)
+            else:
+                item.waits = True  # a later step has a row of it, which goes on from what is gone
         return tuple(events)
 
     def _finish(

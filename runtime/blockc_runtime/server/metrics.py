@@ -136,6 +136,17 @@ class Metrics:
                 registry=self._registry,
             )
         )
+        self._overlapped = Growing(
+            Counter("blockc:steps_overlapped", "Steps that were issued while another ran", registry=self._registry)
+        )
+        self._waits = Growing(
+            Counter(
+                "blockc:step_waits",
+                "Times that a step had to wait for the one before it",
+                ("reason",),
+                registry=self._registry,
+            )
+        )
         self._predicted = self._memory_gauge("memory_predicted_bytes", "What the plan says; of runtime: the reserve")
         self._measured = self._memory_gauge("memory_measured_bytes", "What the engine holds; of workspace: the most")
         self._swaps = Counter("blockc:plan_swaps", "Plans that were swapped in", ("outcome",), registry=self._registry)
@@ -180,6 +191,9 @@ class Metrics:
         self.observe_pages(stats.pages)
         self.observe_counts(preemptions=stats.preemptions, side_loads=stats.side_loads)
         self.observe_turns(loads=stats.block_loads, evictions=stats.block_evictions, wait_s=stats.residency_wait_s)
+        self._overlapped.observe(stats.overlapped)
+        for wait in stats.waits:
+            self._waits.observe(wait.count, wait.reason)
         self.observe_memory(stats.memory)
 
     def observe_pages(self, groups: Sequence[PageUsage]) -> None:

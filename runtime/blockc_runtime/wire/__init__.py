@@ -31,6 +31,7 @@ from blockc_runtime.wire.messages import (
     StepLoad,
     Submit,
     Tokens,
+    Wait,
 )  # fmt: skip
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "StepLoad",
     "Submit",
     "Tokens",
+    "Wait",
     "decode",
     "decode_step",
     "decode_step_result",

@@ -16,7 +16,7 @@ import msgpack
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
 from blockc_runtime.request import EndEvent, Request, Sampling, Steering, TokenLogprob, TokensEvent
-from blockc_runtime.step import Fault, Launch, Row, RowResult, SlotFill, Step, StepResult
+from blockc_runtime.step import Fault, Feed, Launch, Row, RowResult, SlotFill, Step, StepResult
 from blockc_runtime.wire.codecs import Codec, ProtocolError, choice, many, optional, record, scalar, scalars
 from blockc_runtime.wire.messages import (
     Cancel,
@@ -35,6 +35,7 @@ from blockc_runtime.wire.messages import (
     StepLoad,
     Submit,
     Tokens,
+    Wait,
 )  # fmt: skip
 
 WIRE_VERSION = 7
@@ -133,6 +134,7 @@ _STEP = record(
             given=_INTS,
             given_top=_INT,
             blocks=optional(_INTS),
+            fed=optional(record(Feed, step=_INT, row=_INT)),
         )
     ),
     launches=many(record(Launch, instance=_INT, segment=_INT, micro_batch=_INT, rows=_INTS, blocks=optional(_INTS))),
@@ -189,6 +191,8 @@ _MESSAGES: dict[str, tuple[type, Codec[Any]]] = {
             block_loads=_INT,
             block_evictions=_INT,
             residency_wait_s=_FLOAT,
+            overlapped=_INT,
+            waits=many(record(Wait, reason=_STR, count=_INT)),
             memory=optional(_MEMORY),
         ),
     ),

@@ -132,12 +132,21 @@ class End:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """So many times a step was not issued before the one in flight was done, for this reason."""
+
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
     """The engine's state between two steps.
 
     ``pages`` by KV group. ``preemptions``, ``side_loads``, ``block_loads`` and ``block_evictions``: so many ever;
-    ``residency_wait_s``: what requests ever waited for the last three (see `scheduler.Gauges`). ``memory`` is None
-    where the executor or the system does not say.
+    ``residency_wait_s``: what requests ever waited for the last three (see `scheduler.Gauges`). ``overlapped``:
+    so many steps were issued while the one before ran, and ``waits`` says why others were not. ``memory`` is None where
+    the executor or the system does not say.
     """
 
     unfinished: int
@@ -148,6 +157,8 @@ class Stats:
     block_loads: int = 0
     block_evictions: int = 0
     residency_wait_s: float = 0.0
+    overlapped: int = 0
+    waits: tuple[Wait, ...] = ()
     memory: MemoryUse | None = None
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from blockc.plan import load_plan, write_plan
 from blockc_runtime.channel import Channel
 from blockc_runtime.engine import Engine, serve
 from blockc_runtime.executor.null import next_token
 from blockc_runtime.loading import Origin, load_epoch
 from blockc_runtime.request import Request, Sampling
-from blockc_runtime.wire import Load, Loaded, LoadFailed, Ready, Retire, StatsQuery, Submit
+from blockc_runtime.wire import Load, Loaded, LoadFailed, Ready, Retire, StatsQuery, Submit, Tokens
 from tests.runtime.engine.test_engine import Peer
 from tests.runtime.server import world
 
@@ -31,12 +32,16 @@ def origin(number: int, path: Path) -> Origin:
 class Running:
     """An engine in a thread, with one plan; ``plans`` are files of plans for it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, overlaps: bool) -> None:
         _, zoo = world.build(folder)
         self.plans = [
             world.build_more(folder, zoo, f"{name}.json", apps, pages=PAGES)
             for name, apps in (("stars", world.APPS), ("moons", world.APPS[::-1]), ("suns", world.APPS[:1]))
         ]
+        for path in self.plans:
+            plan = load_plan(path)
+            batching = plan.batching.model_copy(update={"overlaps": overlaps})
+            write_plan(plan.model_copy(update={"batching": batching}), path)
         ours, theirs = socket.socketpair()
         self.peer = Peer(theirs)
         load = partial(load_epoch, Namespace(executor="null", null_step_s=0.0, zoo=zoo))
@@ -50,14 +55,15 @@ class Running:
     def load(self, number: int, *, alone: bool = False) -> Loaded | LoadFailed:
         plan = origin(number, self.plans[number])
         self.peer.send(Load(epoch=number, plan=str(plan.path), plan_digest=plan.digest, alone=alone))
-        answer = self.peer.next()
+        while isinstance(answer := self.peer.next(), Tokens):
+            assert not answer.events
         assert isinstance(answer, Loaded | LoadFailed)
         return answer
 
 
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
-    started = Running(tmp_path)
+@pytest.fixture(params=[False, True], ids=["one at a time", "overlapping"])
+def running(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Running]:
+    started = Running(tmp_path, overlaps=request.param)
     yield started
     started.peer.connection.close()
     started.thread.join(5)

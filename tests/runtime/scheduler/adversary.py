@@ -1,6 +1,7 @@
 """A seeded adversary: arrivals, cancellations, faults of every scope, lost and late results, tiny pools.
 
 Every tick may admit, cancel, issue a step and let the oldest one in flight come back, whole, spoiled or not at all.
+In most worlds with several steps in flight, rows follow rows in flight and are fed by them.
 What is checked, at every step: budgets and launches; that no page is written by one row while another row of any step
 in flight holds it; that no page is read under another KV domain or isolation group than it was written under; the
 index's own integrity; and that something runs whenever something could. At the end: every request ended once, with
@@ -16,7 +17,7 @@ from itertools import groupby
 
 from blockc_runtime.limits import EngineLimits, TurnLimits
 from blockc_runtime.request import Sampling
-from blockc_runtime.step import Fault, Row, RowResult, Step, StepResult
+from blockc_runtime.step import Fault, Feed, Row, RowResult, Step, StepResult
 
 from .harness import BLOCKS, PAGE, VIRTUAL, Run, alone, limits, request
 
@@ -55,9 +56,10 @@ class Adversary:
                     parts=parts,
                     windows=rng.choice([(None, None), (6, None), (9, 13), (None, 2), (None, 9)]),
                     weights=rng.choice([(1.0,), (1.0, 1.0, 2.0), (0.5, 3.0)]),
+                    overlaps=self.depth > 1 and rng.random() < 0.7,
                 ),
             ),
-            {"max_running": max_rows * self.depth, "worker_tries": rng.choice([1, 3, 100])},
+            {"max_running": max_rows * rng.choice([1, self.depth]), "worker_tries": rng.choice([1, 3, 100])},
         )
         rates = [0.0, 0.0, 0.02, 0.1]
         self.fault_rate = 0.0 if is_kind else rng.choice(rates)
@@ -71,6 +73,7 @@ class Adversary:
         self.reads = random.Random(seed)
         self.turns = 0  # segments that were read
         self.parted = 0  # rows that passed a part of the layers
+        self.fed = 0  # rows whose token a step in flight drew
         self.admitted: list[str] = []
 
     def play(self) -> Run:
@@ -152,8 +155,9 @@ class Adversary:
             self._lose(step)
             return
         result = self.run.executor.collect()
-        for outcome in result.rows:
-            assert outcome.fault is None, outcome.fault
+        for row, outcome in zip(step.rows, result.rows, strict=True):
+            # What a row yields that follows one which was spoiled is nobody's.
+            assert outcome.fault is None or row.request in self.run.ends, outcome.fault
         if self.is_hostile and self.rng.random() < self.fault_rate:
             result = self._spoil(step, result)
         self._complete(step, result)
@@ -186,8 +190,9 @@ class Adversary:
         for index in hit:
             rows[index] = RowResult(tokens=(), logprobs=(), fault=Fault(scope=scope, message=f"{INJECTED} {scope}"))
             for group, page in self._written(step.rows[index]):
-                held = self.run.executor._memory[group].pages[page]
-                held.hashes[:] = [hash_ ^ 0xBAD for hash_ in held.hashes]
+                held = self.run.executor._memory[group].pages.get(page)
+                if held is not None:  # else it follows a row that was spoiled, and was not run
+                    held.hashes[:] = [hash_ ^ 0xBAD for hash_ in held.hashes]
         return StepResult(step=step.id, rows=tuple(rows))
 
     def _look_at(self, step: Step) -> None:
@@ -197,8 +202,10 @@ class Adversary:
         chains = [row.chain for row in step.rows]
         assert len(list(groupby(chains))) == len(set(chains)), "rows of a chain stand together"
         self._look_at_launches(step)
-        flying = [row.request for each in (*self.in_flight, step) for row in each.rows]
-        assert len(set(flying)) == len(flying), "a request is in flight twice"
+        assert len({row.request for row in step.rows}) == len(step.rows), "a request has two rows"
+        flying = {row.request: (each.id, index, row) for each in self.in_flight for index, row in enumerate(each.rows)}
+        for row in step.rows:
+            self._look_at_follower(row, *flying.get(row.request, (0, 0, None)))
         for row in step.rows:
             self._look_at_pages(row)
             virtual = own.chains[row.chain].virtual_tokens[row.start : row.start + len(row.tokens)]
@@ -208,6 +215,26 @@ class Adversary:
         for row in new:
             self._look_at_turn(row)
         self._look_at_writes(step)
+
+    def _look_at_follower(self, row: Row, number: int, index: int, before: Row | None) -> None:
+        """A row goes on exactly where the last one of its request does that is in flight, with the token it draws."""
+        if before is None:
+            assert row.fed is None, "a row waits for a token that is there"
+            return
+        assert self.run.own.overlaps, "a request is in flight twice"
+        assert (row.fed is None) == (not before.samples)
+        if before.samples:
+            self.fed += 1
+            assert (row.fed, row.tokens, row.start) == (
+                Feed(step=number, row=index),
+                (0,),
+                before.start + len(before.tokens),
+            )
+            assert row.output_index == before.output_index + 1 < self.by_id[row.request].max_tokens
+        elif before.blocks is not None and row.blocks is not None and row.blocks[0] > 0:
+            assert (row.start, row.tokens, row.blocks[0]) == (before.start, before.tokens, before.blocks[1])
+        else:
+            assert row.start == before.start + len(before.tokens)
 
     def _look_at_launches(self, step: Step) -> None:
         """Each block of each segment is passed once, in order, by all rows that it is due for."""

@@ -14,7 +14,7 @@ from blockc_runtime import wire
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
 from blockc_runtime.request import EndEvent, Request, Sampling, Steering, TokenLogprob, TokensEvent
-from blockc_runtime.step import Fault, Launch, Row, RowResult, Step, StepResult
+from blockc_runtime.step import Fault, Feed, Launch, Row, RowResult, Step, StepResult
 
 ints = st.integers(-(2**63), 2**64 - 1)
 ids = st.integers(0, 2**31)
@@ -77,7 +77,8 @@ messages = st.one_of(
     st.builds(
         wire.Stats, unfinished=ids, steps=ids, preemptions=ids, side_loads=ids,
         pages=many(st.builds(PageUsage, total=ids, free=ids, idle=ids, held=ids, saved=ids, evicted=ids)),
-        block_loads=ids, block_evictions=ids, residency_wait_s=floats, memory=st.none() | memories,
+        block_loads=ids, block_evictions=ids, residency_wait_s=floats, overlapped=ids,
+        waits=many(st.builds(wire.Wait, reason=texts, count=ids)), memory=st.none() | memories,
     ),
     st.builds(wire.EngineError, code=texts, message=texts),
 )  # fmt: skip
@@ -89,6 +90,7 @@ steps = st.builds(
             Row, request=texts, chain=ids, tokens=token_tuples, start=ids,
             pages=many(many(st.none() | ids)), samples=ids, sampling=st.none() | samplings,
             output_index=ids, history=token_tuples, given=token_tuples, given_top=ids,
+            fed=st.none() | st.builds(Feed, step=ids, row=ids),
         )
     ),
     launches=many(
