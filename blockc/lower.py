@@ -125,6 +125,7 @@ def lower(
         },
         memory=placement.memory,
         baselines=placement.baselines,
+        price=placement.price,
         tenants=tenant_entries(deployment, graph),
         solver=placement.solver,
         batching=BatchingEntry(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 from blockc.place.greedy import orders
 from blockc.place.problem import PlaceDevice, PlaceProblem
@@ -70,10 +71,11 @@ class Views:
 
     def blocks(self) -> tuple[Block, ...]:
         """The devices, node by node and kind by kind."""
-        alike: dict[tuple[str, str, int, int], list[int]] = {}
+        alike: dict[tuple[str, str, int, int, Fraction | None], list[int]] = {}
         for index, device in enumerate(self.problem.devices):
             node = device.address.split("/")[0]
-            alike.setdefault((node, device.kind, device.memory_bytes, device.reserve_bytes), []).append(index)
+            key = (node, device.kind, device.memory_bytes, device.reserve_bytes, device.price_per_hour)
+            alike.setdefault(key, []).append(index)
         return tuple(
             Block(devices=tuple(indices), offered_bytes=self.problem.devices[indices[0]].offered_bytes)
             for indices in alike.values()

@@ -27,7 +27,7 @@ from blockc.place.problem import (
     PlaceSegment,
     PlaceSpeed,
 )
-from blockc.place.rules import chain_loads, place_rules
+from blockc.place.rules import chain_loads, place_objective, place_rules
 from blockc.plan import ExecutionPlan
 from blockc.spec.deployment import Base, Deployment, FineTune
 from blockc.spec.device_kinds import DEVICE_KINDS
@@ -101,6 +101,7 @@ def place_problem(
         headroom=policy.headroom,
         headroom_span=policy.headroom_span,
         gap=policy.gap,
+        objective=place_objective(policy),
         before=None if before is None else before_of(before, [chain.digest for chain in graph.chains], devices),
         move_budget_bytes=policy.move_budget_bytes,
     )
@@ -115,6 +116,7 @@ def _devices(deployment: Deployment) -> tuple[PlaceDevice, ...]:
             memory_bytes=device.memory_bytes,
             reserve_bytes=device.reserve_bytes,
             span=device.span,
+            price_per_hour=device.price_per_hour,
             headroom_bytes=math.ceil(headroom * (device.memory_bytes - device.reserve_bytes)),
         )
         for device in deployment.cluster.devices

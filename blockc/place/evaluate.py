@@ -51,9 +51,20 @@ def _devices(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
         if used & set(instance.devices):
             yield f"instance {number} is on a device that another has"
         used |= set(instance.devices)
-    if max(1, len(used)) != placement.solver.value or placement.solver.bound > placement.solver.value:
-        said = placement.solver
-        yield f"{len(used)} devices are used, the solver says {said.value}, at least {said.bound}"
+    said = placement.solver
+    found = {"devices": float(max(1, len(used)))}
+    prices = [problem.devices[index].price_per_hour for index in used]
+    found["cost"] = float(sum(price for price in prices if price is not None))
+    loads = [item.load for item in placement.instances if item.load is not None]
+    found["peak_load"] = max((load.traffic + load.sweeps for load in loads), default=0.0)
+    found["slo"] = max(((load.traffic + load.sweeps) / load.limit for load in loads), default=0.0)
+    for goal, value in zip(said.objective, said.values or (said.value,), strict=False):
+        if goal in found and abs(value - found[goal]) > _SLACK * max(1.0, value):
+            yield f"`{goal}` is {found[goal]:g}, the solver says {value:g}"
+    if said.bound > said.value:
+        yield f"the solver says {said.value:g}, at least {said.bound:g}"
+    if "cost" in said.objective and None in prices:
+        yield "a device is used of which no price is known"
 
 
 def _routes(problem: PlaceProblem, placement: Placement) -> Iterator[str]:

@@ -17,7 +17,8 @@ from blockc.place.cpsat import Solution, fits_solver, solve, solver_version
 from blockc.place.evaluate import evaluate
 from blockc.place.explain import explain_infeasible
 from blockc.place.greedy import greedy
-from blockc.place.problem import PlaceProblem
+from blockc.place.price import price_of
+from blockc.place.problem import DEFAULT_OBJECTIVE, PlaceProblem
 from blockc.place.sizes import Sizes
 from blockc.place.slots import check_slots
 from blockc.place.tables import Filled, Placement, placement_of
@@ -78,6 +79,8 @@ def goes_by_traffic(problem: PlaceProblem) -> bool:
     """Whether anything but bytes decides: loads whose cost is known, rules, or an earlier plan."""
     known = _speeds_known(problem)
     loads = any(chain.load is not None for chain in problem.chains)
+    if problem.objective != DEFAULT_OBJECTIVE:
+        return True
     # Without known rates, rules and what was there before are kept to, and loads are left out (BC404).
     return bool(problem.rules) or problem.before is not None or (problem.work is not None and known and loads)
 
@@ -117,10 +120,10 @@ def place_traffic(views: Views, *, diags: Diagnostics) -> Placement | None:
 
 
 def _checked(problem: PlaceProblem, placement: Placement, diags: Diagnostics) -> Placement | None:
-    """The placement if it holds; else nothing is written, and a defect is reported (BC999)."""
+    """The placement, with its price, if it holds; else nothing is written, and a defect is reported (BC999)."""
     problems = evaluate(problem, placement)
     if not problems:
-        return placement
+        return replace(placement, price=price_of(problem, placement.instances))
     more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
     diags.report(
         "BC999",
@@ -216,8 +219,7 @@ def _report_gap(problem: PlaceProblem, solver: SolverEntry, diags: Diagnostics) 
     if solver.gap > problem.gap:
         diags.report(
             "BC403",
-            f"the plan uses {solver.value:.0f} devices; that it needs more than {solver.bound - 1:.0f} is all that "
-            f"is proven (a gap of {100 * solver.gap:.1f} %)",
+            f"{_gap_text(solver)} is all that is proven (a gap of {100 * solver.gap:.1f} %)",
             at=problem.cluster_span,
             help="nothing more is tried with this many models, or where one takes several devices"
             if solver.solver.startswith("greedy")
@@ -225,6 +227,15 @@ def _report_gap(problem: PlaceProblem, solver: SolverEntry, diags: Diagnostics) 
             if solver.history
             else "a higher `time_limit` of the policy's `solver` may find a better plan or prove this one",
         )
+
+
+def _gap_text(solver: SolverEntry) -> str:
+    """What a plan has of the first thing that the spec wants little of, and what is ruled out."""
+    if solver.goal == "cost":
+        return f"the plan costs {solver.value:.6g} an hour; that it costs at least {solver.bound:.6g}"
+    if solver.goal == "devices":
+        return f"the plan uses {solver.value:.0f} devices; that it needs more than {solver.bound - 1:.0f}"
+    return f"the busiest cell is busy for {solver.value:.1%}; that it has to be for {solver.bound:.1%}"
 
 
 def _report_limit(problem: PlaceProblem, diags: Diagnostics) -> None:

@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
+from typing import Final, Literal
 
 from blockc.cost import DeviceRates, PlanWork, cell_rates
 from blockc.diag import Span
 from blockc.ir.layout import ResidentTensor
 
+DEFAULT_OBJECTIVE: Final = ("devices", "peak_load")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceDevice:
-    """A device. Devices of equal kind, memory and reserve are interchangeable.
+    """A device. Devices of equal kind, memory, reserve and price are interchangeable.
 
     ``headroom_bytes``: what the policy leaves free beside the reserve.
     """
@@ -28,6 +30,7 @@ class PlaceDevice:
     reserve_bytes: int
     span: Span | None = None
     headroom_bytes: int = 0
+    price_per_hour: Fraction | None = None
 
     @property
     def node(self) -> str:
@@ -158,7 +161,8 @@ class PlaceProblem:
     exceeds those with attention. ``cluster_span``: where the devices are declared. ``sides_limit_bytes``: what sides
     may take of a device; those that do not fit wait in the zoo. ``work`` and ``speeds`` (by kind of device) say what
     traffic takes of a device; without them placement goes by bytes. ``headroom``: part of every device's time that is
-    left free. ``gap``: from which distance to the bound on a plan is good enough. ``before``: an earlier plan, of which
+    left free. ``objective``: what there is to be little of, first things first, with ``devices`` or ``cost`` among it.
+    ``gap``: from which distance to the bound on a plan is good enough. ``before``: an earlier plan, of which
     as much as ``move_budget_bytes`` allow may be changed for fewer devices; None: as much as that takes.
     """
 
@@ -184,6 +188,7 @@ class PlaceProblem:
     headroom: Fraction = Fraction(0)
     headroom_span: Span | None = None
     gap: Fraction = Fraction(0)
+    objective: tuple[str, ...] = DEFAULT_OBJECTIVE
     before: PlaceBefore | None = None
     move_budget_bytes: int | None = None
 

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Final
 
 from blockc.place.problem import PlaceLoad, PlaceRule
-from blockc.spec.deployment import App, Deployment
+from blockc.spec.deployment import App, Deployment, Policy
 from blockc.unify import UnifiedGraph
 
 # Of requests whose lengths the spec does not say; those of `blockc simulate`.
@@ -64,6 +64,13 @@ def _tpots(app: App, output: int) -> Iterator[Fraction]:
         yield token
     if end is not None:
         yield end / (output + 1)
+
+
+def place_objective(policy: Policy) -> tuple[str, ...]:
+    """What the policy names, then what is asked for by default. Targets are kept to: ``slo`` first says no more."""
+    named = policy.objective[1:] if policy.objective[:1] == ("slo",) else policy.objective
+    devices = () if "cost" in named else ("devices",)
+    return (*named, *(goal for goal in (*devices, "peak_load") if goal not in named))
 
 
 def place_rules(deployment: Deployment, graph: UnifiedGraph) -> tuple[PlaceRule, ...]:

@@ -13,7 +13,7 @@ from blockc.place.cells import Cell, Views
 from blockc.place.pages import share_pages
 from blockc.place.sizes import Sizes
 from blockc.place.slots import share_slots, slot_bytes
-from blockc.plan import BaselineEntry, InstanceEntry, LoadEntry, MemoryEntry, RouteEntry, SolverEntry
+from blockc.plan import BaselineEntry, InstanceEntry, LoadEntry, MemoryEntry, PriceEntry, RouteEntry, SolverEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,7 @@ class Placement:
     memory: tuple[MemoryEntry, ...]
     baselines: BaselineEntry
     solver: SolverEntry
+    price: PriceEntry | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

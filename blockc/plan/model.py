@@ -275,6 +275,17 @@ class BaselineEntry(Entry):
     ours_bytes: int
 
 
+class PriceEntry(Entry):
+    """Money an hour, in whatever the spec counts in: of the devices that the plan uses, and of other ways at least.
+
+    ``pm_per_hour``: every model by itself; ``ps_per_hour``: adapters on shared bases; None: that fits nowhere.
+    """
+
+    per_hour: float
+    pm_per_hour: float | None
+    ps_per_hour: float | None
+
+
 class TenantEntry(Entry):
     """Weight bytes of one tenant, its quota, and its keys.
 
@@ -407,12 +418,16 @@ class SearchEntry(Entry):
 class SolverEntry(Entry):
     """How good the placement is and how it was found.
 
-    ``bound_kind``: what proves the bound: the sum of bytes (``bytes``), every load and sweep where it is cheapest
-    (``closed form``), counts of cells by type (``counts``), or the exact model (``flat``).
+    ``objective``: what there is to be little of, first things first; ``values`` has what the plan has of each: devices,
+    money an hour (``cost``), bytes a second between devices of a cell (``communication``), resident bytes (``memory``),
+    and of the busiest instance the part of its time (``peak_load``), or of what its targets allow (``slo``). ``value``
+    and ``bound`` are of the first. ``bound_kind``: what proves the bound: the sum of bytes (``bytes``), every load and
+    sweep where it is cheapest (``closed form``), counts of cells by type (``counts``), or the exact model (``flat``).
     """
 
     objective: tuple[str, ...]
     value: float
+    values: tuple[float, ...] = ()  # empty where only the first is known
     bound: float
     gap: float
     status: str
@@ -421,6 +436,11 @@ class SolverEntry(Entry):
     bound_kind: Literal["bytes", "closed form", "counts", "flat"] = "bytes"
     history: tuple[SearchEntry, ...] = ()
     moved_bytes: int | None = None  # weights to load where the plan before had others; None: there was none
+
+    @property
+    def goal(self) -> str:
+        """What ``value`` and ``bound`` are of."""
+        return self.objective[0] if self.objective else "devices"
 
 
 class BatchingEntry(Entry):
@@ -461,6 +481,7 @@ class ExecutionPlan(Entry):
     models: dict[str, ModelEntry]
     memory: tuple[MemoryEntry, ...]
     baselines: BaselineEntry
+    price: PriceEntry | None = None  # None: some device has none
     tenants: tuple[TenantEntry, ...] = ()
     solver: SolverEntry
     batching: BatchingEntry

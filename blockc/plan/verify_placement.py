@@ -20,7 +20,10 @@ def placement_problems(plan: ExecutionPlan) -> Iterator[str]:
         yield "a step cannot hold one token of each row"
     if batching.prefill_parts < 1 or batching.max_batched_tokens < batching.max_rows * batching.prefill_parts:
         yield "a part of a step cannot hold one token of each row"
-    if not all(math.isfinite(number) for number in (solver.value, solver.bound, solver.gap)) or solver.gap < 0:
+    if (
+        not all(math.isfinite(number) for number in (solver.value, solver.bound, solver.gap, *solver.values))
+        or solver.gap < 0
+    ):
         yield "the solver's figures are not numbers"
     yield from _search(solver)
     yield from _devices(plan)
@@ -36,6 +39,8 @@ def _search(solver: SolverEntry) -> Iterator[str]:
     numbers = [n for step in solver.history for n in (step.units, step.bound, step.value) if n is not None]
     if not all(math.isfinite(number) and number >= 0 for number in numbers):
         yield "the solver's history has figures that are not numbers"
+    if solver.values and (len(solver.values) != len(solver.objective) or solver.values[0] != solver.value):
+        yield "the solver's values are not those of its objective"
     if any(after.bound < before.bound for before, after in itertools.pairwise(solver.history)):
         yield "the solver's bound falls"
     if solver.moved_bytes is not None and solver.moved_bytes < 0:

@@ -58,9 +58,11 @@ def _problem(problem: PlaceProblem) -> Iterator[str]:
 def _placement(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
     solver = placement.solver
     proof = f" by {solver.bound_kind}" if solver.history else ""
+    used = len({device for instance in placement.instances for device in instance.devices})
+    first = "" if solver.goal == "devices" else f"{solver.goal} {solver.value:.6g}, "
     yield (
-        f"PLACEMENT  ({solver.status}: {solver.value:.0f} of {counted(len(problem.devices), 'device')}, "
-        f"at least {solver.bound:.0f}{proof}; {solver.solver}, seed {solver.seed})"
+        f"PLACEMENT  ({solver.status}: {max(1, used)} of {counted(len(problem.devices), 'device')}, {first}"
+        f"at least {solver.bound:.6g}{proof}; {solver.solver}, seed {solver.seed})"
     )
     for index, instance in enumerate(placement.instances):
         devices = ", ".join(printable(problem.devices[device].address) for device in instance.devices)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from blockc.plan import ExecutionPlan, MemoryEntry
+from blockc.plan import ExecutionPlan, MemoryEntry, PriceEntry
 from blockc.render.units import counted, format_bytes, printable
 
 _BAR = 32
@@ -34,6 +34,13 @@ def render_plan(plan: ExecutionPlan, *, width: int = 100, ascii_only: bool = Fal
     lines = [part for section in written for line in (*section, "") for part in _fit(line, max(width, _NARROWEST))]
     text = "\n".join(lines[:-1]) + "\n"
     return text.encode("ascii", "backslashreplace").decode() if ascii_only else text
+
+
+def price_text(price: PriceEntry) -> str:
+    """What a plan costs, beside what other ways cost at least."""
+    named = (("every model by itself", price.pm_per_hour), ("adapters on shared bases", price.ps_per_hour))
+    others = [f"{name} at least {other:.6g}" for name, other in named if other is not None]
+    return f"price: {price.per_hour:.6g} an hour" + (f"; {', '.join(others)}" if others else "")
 
 
 def render_weights(plan: ExecutionPlan) -> list[str]:
@@ -68,7 +75,10 @@ def _heading(plan: ExecutionPlan) -> Iterator[str]:
         yield "made with --target sim: weights are assumed, nothing can serve it"
     bases = [(name, model.parameters) for name, model in plan.models.items() if model.kind == "base"]
     yield f"parameters: {_names([f'{name} {(count or 0) / 1e9:.3f} B' for name, count in bases])}"
-    yield f"placement: {solver.value:.0f} of {counted(len(plan.devices), 'device')}, {gap} ({solver.solver})"
+    used = len({device for instance in plan.instances for device in instance.devices})
+    yield f"placement: {max(1, used)} of {counted(len(plan.devices), 'device')}, {gap} ({solver.solver})"
+    if plan.price is not None:
+        yield price_text(plan.price)
 
 
 def _devices(plan: ExecutionPlan, ascii_only: bool, bar_width: int) -> Iterator[str]:

@@ -16,6 +16,7 @@ from blockc.spec.units import (
     BYTES,
     DURATION,
     NUMBER,
+    PRICE,
     REQUEST_RATE,
     TOKEN_RATE,
     TOKENS,
@@ -34,6 +35,7 @@ REPLICAS = Amount(dimension=NUMBER, whole=True, least=ONE, most=Fraction(64))
 POSITIVE = Amount(dimension=NUMBER, above=ZERO)
 FRACTION = Amount(dimension=NUMBER, least=ZERO, most=ONE)
 HEADROOM = Amount(dimension=NUMBER, least=ZERO, most=Fraction(9, 10))
+PRICE_PER_TIME = Amount(dimension=PRICE, above=ZERO)
 TIME = Amount(dimension=DURATION, above=ZERO)
 LINK_RATE = Amount(dimension=BANDWIDTH, above=ZERO)
 

@@ -26,6 +26,8 @@ Isolation = Literal["tenant", "strict", "devices"]
 
 # One message between two nodes over Ethernet: what kernels and switches add.
 NODE_LATENCY_S: Final = Fraction(20, 10**6)
+# Of what there is to be little of, first things first.
+Goal = Literal["devices", "cost", "communication", "memory", "peak_load", "slo"]
 # Of fields that came later: while they say nothing, the digest of a spec is what it was without them.
 LATER: Final[Mapping[str, Any]] = MappingProxyType({"later": True})
 
@@ -104,13 +106,17 @@ class FineTune:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A device. ``memory_bytes`` is what it has, ``reserve_bytes`` what a plan may not use."""
+    """A device. ``memory_bytes`` is what it has, ``reserve_bytes`` what a plan may not use.
+
+    ``price_per_hour``: in whatever money the spec counts in.
+    """
 
     address: str  # "local/d0": node, then device
     kind: str  # of the device catalogue
     memory_bytes: int
     reserve_bytes: int
     span: Span
+    price_per_hour: Fraction | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +252,7 @@ class Policy:
     headroom_span: Span | None = field(default=None, compare=False)
     gap: Fraction = field(default=Fraction(0), metadata=LATER)
     move_budget_bytes: int | None = field(default=None, metadata=LATER)
+    objective: tuple[Goal, ...] = field(default=(), metadata={"later": True, "ordered": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

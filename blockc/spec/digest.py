@@ -39,7 +39,7 @@ def deployment_digest(deployment: Deployment) -> Deployment:
 
 
 def _canonical(value: object) -> object:
-    """Return a value as JSON without order: a deployment's tuples are sets of named things."""
+    """Return a value as JSON without order: a deployment's tuples are sets, unless their field is ordered."""
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, Fraction):
@@ -57,5 +57,6 @@ def _canonical(value: object) -> object:
         item = getattr(value, field.name)
         unsaid = "later" in field.metadata and item == field.default
         if not isinstance(item, Span | Path) and field.name not in _NOT_MEANING and not unsaid:
-            document[field.name] = _canonical(item)
+            ordered = [_canonical(part) for part in item] if "ordered" in field.metadata else None
+            document[field.name] = _canonical(item) if ordered is None else ordered
     return document

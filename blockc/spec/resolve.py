@@ -26,6 +26,7 @@ from blockc.spec.deployment import (
     Expect,
     FineTune,
     FineTuneKind,
+    Goal,
     Isolation,
     LocalSource,
     Merging,
@@ -58,7 +59,8 @@ def resolve(blocks: tuple[Typed, ...], *, spec_file: str, start: Span, diags: Di
     _check_cluster(by_kind.get("cluster", []), start, diags)
     _check_batching(by_kind.get("policy", []), diags)
     check_addresses(by_kind.get("cluster", []), by_kind.get("tenant", []), diags)
-    check_placing(by_kind.get("cluster", []), by_kind.get("tenant", []), diags)
+    placing = (by_kind.get(name, []) for name in ("cluster", "tenant", "policy"))
+    check_placing(*placing, diags=diags)
     _check_keys(by_kind.get("tenant", []), diags)
     if diags.has_errors:
         return None
@@ -273,11 +275,13 @@ def _devices(cluster: Typed) -> Iterator[Device]:
         for device in node.all("device"):
             memory = _memory_bytes(device)
             assert memory is not None, "a device without memory was reported"
+            price = cast("Fraction | None", device.get("price"))
             yield Device(
                 address=f"{node.name}/{device.name}",
                 kind=cast("str", device.parent),
                 memory_bytes=memory,
                 reserve_bytes=_reserve_bytes(device, memory),
+                price_per_hour=None if price is None else price * 3600,
                 span=device.header,
             )
 
@@ -395,6 +399,7 @@ def _policy(blocks: list[Typed]) -> Policy:
         headroom=cast("Fraction", solver.get("headroom")) if solver else default.headroom,
         headroom_span=solver.spans.get("headroom") if solver else None,
         gap=cast("Fraction", solver.get("gap")) if solver else default.gap,
+        objective=cast("tuple[Goal, ...]", (solver.get("objective") if solver else None) or ()),
         move_budget_bytes=cast("int | None", replan.get("move_budget")) if replan else None,
     )
 

@@ -23,6 +23,7 @@ from blockc.spec.attribute_types import (
     ONE,
     POSITIVE,
     PREFILL,
+    PRICE_PER_TIME,
     QUANTIZE,
     RATE,
     REPLICAS,
@@ -118,6 +119,7 @@ DEVICE = Kind(
     attributes=(
         attribute("memory", SIZE, "what the device has; required for `cpu` and `cuda`, other kinds bring their own"),
         attribute("reserve", RESERVE, "what a plan may not use: a size, or a share of `memory`"),
+        attribute("price", PRICE_PER_TIME, "money for a time, such as `2.50 / 1h`; in one currency everywhere"),
     ),
 )
 NODE = Kind(name="node", doc="a machine", named=True, many=True, blocks=(DEVICE,))
@@ -282,9 +284,8 @@ SOLVER = Kind(
         ),
         attribute(
             "objective",
-            Many(of=words("slo", "devices", "communication", "memory", noun="objective")),
-            "what matters, first things first",
-            in_effect=False,
+            Many(of=words("slo", "devices", "cost", "communication", "memory", "peak_load", noun="objective")),
+            "what there is to be little of, first things first; without it, `[devices, peak_load]`",
         ),
         attribute("gap", FRACTION, "good enough: this far from the bound", default=ZERO),
         attribute("headroom", HEADROOM, "of every device's memory and time, left free", default=ZERO),

@@ -24,6 +24,7 @@ REQUEST_RATE: Dimension = (0, -1, 0, 1, 0)
 TOKEN_RATE: Dimension = (0, -1, 1, 0, 0)
 BANDWIDTH: Dimension = (1, -1, 0, 0, 0)
 COMPUTE: Dimension = (0, -1, 0, 0, 1)
+PRICE: Dimension = (0, -1, 0, 0, 0)  # of money, which has no unit
 
 MAX_DIGITS = 60
 """Longer numbers are refused: no spec needs them, and work on them is unbounded."""
@@ -52,6 +53,7 @@ _NAMES: dict[Dimension, tuple[str, str]] = {
     TOKEN_RATE: ("token rate", "4Ktok/s"),
     BANDWIDTH: ("bandwidth", "100Gbps"),
     COMPUTE: ("compute rate", "90TFLOPS"),
+    PRICE: ("price", "2.50 / 1h"),
 }
 
 
@@ -250,6 +252,8 @@ def unit_for(dimension: Dimension, *, preferred: tuple[Unit, ...]) -> Unit:
     for unit in preferred:
         if unit.dimension == dimension:
             return unit
+    if dimension == PRICE:
+        return Unit(symbol=" / 1h", dimension=PRICE, factor=Fraction(1, 3600))
     for unit in UNITS.values():
         if unit.dimension == dimension and unit.factor == 1:
             return unit

@@ -16,6 +16,7 @@ from blockc.spec.units import (
     BYTES,
     DURATION,
     NUMBER,
+    PRICE,
     REQUEST_RATE,
     TOKEN_RATE,
     TOKENS,
@@ -99,6 +100,7 @@ _FITTING_UNIT = {
     REQUEST_RATE: "rps",
     TOKEN_RATE: "tok/s",
     NUMBER: "",
+    PRICE: " / 1h",
 }
 
 

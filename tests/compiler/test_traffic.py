@@ -12,6 +12,8 @@ from blockc.cost import plan_work
 from blockc.diag import DiagnosticError, Diagnostics
 from blockc.plan import ExecutionPlan, dump_plan, load_plan, write_plan
 from blockc.plan.verify import plan_problem
+from blockc.render import render_plan
+from blockc.render.page import render_page
 from blockc.simulate import fleet_of, rates_of
 from blockc_runtime.router import Link
 
@@ -117,6 +119,24 @@ def test_a_clusters_links_are_the_plans_and_the_simulators(tmp_path: Path) -> No
     assert network.within == Link(bytes_per_s=2e9, latency_s=within.latency_s)
     assert network.between == Link(bytes_per_s=12.5e9, latency_s=30e-6)
     assert compiled(tmp_path, network="network { inter_node = 1Gbps }").links[0].latency_s == 20e-6
+
+
+def test_what_comes_first_decides_and_the_price_is_said(tmp_path: Path) -> None:
+    text = SPEC.replace("{{ reserve = 6% }}", "{{ reserve = 6%  price = 1800 / (720 * 1h) }}")
+    spec = tmp_path / "priced.blk"
+    values = {"rate": 20, "extra": "", "isolation": "", "network": "", "models": MODELS}
+    spec.write_text(text.format(policy="solver { objective = [slo, cost] }", **values))
+    plan = compile_file(spec, tmp_path / "zoo", {}, target="sim")[0].plan
+    used = len(devices_of(plan))
+    assert plan.price is not None
+    assert plan.price.per_hour == plan.solver.value == 2.5 * used
+    assert plan.solver.objective == ("cost", "peak_load")
+    assert plan_problem(plan) is None
+    said = f"{2.5 * used:g} an hour; every model by itself at least"
+    assert f"price: {said}" in render_plan(plan)
+    assert said in render_page(plan).html
+    wrong = plan.solver.model_copy(update={"values": (1.0, 0.5)})
+    assert plan_problem(plan.model_copy(update={"solver": wrong})) is not None
 
 
 def test_a_model_in_several_places(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from blockc.place import Placement, PlaceProblem, PlaceRule, place
 from blockc.place.cells import Views
 from blockc.place.evaluate import evaluate
 from blockc.place.traffic.aggregate import aggregate, closed_form
-from blockc.place.traffic.flat import Flat, fewest_devices
+from blockc.place.traffic.flat import Flat, least_spent
 from blockc.place.traffic.greedy import multi_start
 from blockc.place.traffic.improve import improve
 from blockc.place.traffic.packing import devices_of, packing_problem
@@ -53,10 +53,10 @@ def test_every_placement_holds_and_bounds_are_bounds(seed: int) -> None:
         return
     assert evaluate(given, placement) == ()
     assert placement.solver.bound <= placement.solver.value
-    assert closed_form(packing).devices <= placement.solver.value
+    assert closed_form(packing).value <= placement.solver.value
     counted = aggregate(packing, units=0.2, least=1, most=packing.devices, seed=7)
     assert not counted.infeasible
-    assert counted.devices <= placement.solver.value
+    assert counted.value <= placement.solver.value
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -74,7 +74,7 @@ def test_no_packing_of_whole_models_is_better(seed: int) -> None:
     narrow = packing_of(Views(problem=replace(given, devices=_apart(given))))
     whole = replace(narrow, groups=tuple(replace(group, units=1) for group in narrow.groups))
     if all(group.units == 1 for group in narrow.groups):
-        found = fewest_devices(whole, None, least=1, units=5.0, seed=7, gap=0.0)
+        found = least_spent(whole, None, least=1, units=5.0, seed=7, gap=0.0)
         assert (None if found.cells is None else devices_of(found.cells)) == every_packing(whole)
 
 

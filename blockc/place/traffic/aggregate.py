@@ -1,6 +1,6 @@
-"""Bounds on the number of devices: a closed form, and the packing without saying which cell (types and counts).
+"""Bounds on devices or their cost: a closed form, and the packing without saying which cell (types and counts).
 
-In: a packing. Out: how many devices no packing does without, and how that is known. Cells of one kind, cadence and
+In: a packing. Out: what no packing does without, and how that is known. Cells of one kind, cadence and
 limit are interchangeable, so the model counts them: ``N[t]`` cells, ``n[a, t]`` of them with item a, ``y[c, t]`` of
 the load of class c. Every packing gives such counts, so what these need at least, packings do. Three families of rows
 make it tight: what a cell has left beside the cheapest path through an item (room), items only where the items that
@@ -10,10 +10,12 @@ all their chains pass are (nesting), and widths that nodes can hold.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from blockc.place.traffic.goals import counted, most_spent, weights
 from blockc.place.traffic.packing import CellKind, Packing, most_copies
 
 # Chains alike are one class of this many parts. Shares are rounded down, and the sum of rounded shares is what has to
@@ -26,27 +28,41 @@ _PARTS_UNIT: Final = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """``devices``: no packing uses fewer. ``kind``: what proves it. ``units``: of deterministic time that it took."""
+    """``value``: no packing spends less. ``kind``: what proves it. ``units``: of deterministic time that it took."""
 
-    devices: int
+    value: int
     kind: str
     infeasible: bool = False
     units: float = 0.0
 
 
 def closed_form(packing: Packing) -> Bound:
-    """Every unit and one sweep of every item, each where it takes the smallest part of a cell."""
+    """Every unit and one sweep of every item, each where it takes the smallest part of what a cell weighs."""
+    goal = counted(packing)
+    found = cheapest_parts(packing, weights(packing, goal))
+    count = found if goal == "devices" else cheapest_parts(packing, weights(packing, "devices"))
+    if found is None or count is None or count > packing.devices:
+        most = most_spent(packing) + 1
+        return Bound(value=most if found is None else max(most, found), kind="closed form", infeasible=True)
+    return Bound(value=found, kind="closed form")
+
+
+def cheapest_parts(packing: Packing, weight: Sequence[int]) -> int | None:
+    """What is spent at least, however many devices there are. ``weight``: of each kind of cell.
+
+    None: some group can be nowhere, or not in as many places as it is to be.
+    """
     busy = memory = 0.0
-    least = 1
+    least = min(weight, default=1)
     of_item: list[list[int]] = [[] for _ in range(packing.items)]
     for number, group in enumerate(packing.groups):
-        able = [kind for index, kind in enumerate(packing.kinds) if packing.can(index, number)]
+        able = [(kind, weight[index]) for index, kind in enumerate(packing.kinds) if packing.can(index, number)]
         cells, nodes = most_copies(packing, number)
         if not able or cells < group.replicas or nodes < group.nodes:
-            return Bound(devices=packing.devices + 1, kind="closed form", infeasible=True)
-        least = max(least, group.copies * min(kind.width for kind in able))
-        busy += group.units * min(kind.unit_parts[number] * kind.width / kind.limit[number] for kind in able)
-        memory += group.units * min(kind.unit_bytes[number] * kind.width / kind.offered_bytes for kind in able)
+            return None
+        least = max(least, group.copies * min(own for _, own in able))
+        busy += group.units * min(kind.unit_parts[number] * own / kind.limit[number] for kind, own in able)
+        memory += group.units * min(kind.unit_bytes[number] * own / kind.offered_bytes for kind, own in able)
         for item in group.items:
             of_item[item].append(number)
     for item, users in enumerate(of_item):
@@ -55,16 +71,18 @@ def closed_form(packing: Packing) -> Bound:
             (
                 0.0
                 if slowest is None
-                else kind.item_ns[item] * 1e7 / slowest * kind.width / max(kind.limit[user] for user in users),
-                kind.item_bytes[item] * kind.width / kind.offered_bytes,
+                else kind.item_ns[item] * 1e7 / slowest * own / max(kind.limit[user] for user in users),
+                kind.item_bytes[item] * own / kind.offered_bytes,
             )
-            for kind in packing.kinds
+            for kind, own in zip(packing.kinds, weight, strict=True)
             if max(kind.limit[user] for user in users) > 0
         ]
         copies = max(packing.groups[user].copies for user in users)
         busy += copies * min(parts for parts, _ in found)
         memory += copies * min(nbytes for _, nbytes in found)
-    return Bound(devices=max(least, _ceil(max(busy, memory))), kind="closed form")
+    # What is spent is a multiple of what all weights are multiples of.
+    step = max(1, math.gcd(*weight))
+    return max(least, step * _ceil(max(busy, memory) / step))
 
 
 def _ceil(value: float) -> int:
@@ -147,7 +165,7 @@ def _types_of(packing: Packing) -> list[CellType]:
 
 
 def aggregate(packing: Packing, *, units: float, least: int, most: int, seed: int) -> Bound:
-    """The bound of the counting model. ``units``: of deterministic time; ``least``, ``most``: what is known before."""
+    """The bound of the counting model. ``units``: of deterministic time; ``least``, ``most``: known before."""
     model = Aggregate(packing)
     return model.solve(units=units, least=least, most=most, seed=seed)
 
@@ -180,12 +198,15 @@ class Aggregate:
             self.model.add(sum(shares) >= own.shares - lost)
         self._spread()
         self._devices()
-        self.objective = sum(packing.kinds[t.kind].width * self.cells[i] for i, t in enumerate(self.types))
+        weight = weights(packing)
+        self.step = max(1, math.gcd(*weight))
+        # In whole steps: of prices in millionths no solver has to see more than what tells them apart.
+        self.objective = sum(weight[t.kind] // self.step * self.cells[i] for i, t in enumerate(self.types))
 
     def solve(self, *, units: float, least: int, most: int, seed: int) -> Bound:
-        """Minimise devices, of which ``least`` to ``most`` are to be told apart."""
-        self.model.add(self.objective >= least)
-        self.model.add(self.objective <= max(most, least))
+        """Minimise what is spent, of which ``least`` to ``most`` are to be told apart."""
+        self.model.add(self.objective >= least // self.step)
+        self.model.add(self.objective <= max(most, least) // self.step)
         self.model.minimize(self.objective)
         solver = self.cp.CpSolver()
         solver.parameters.num_workers = 1
@@ -196,9 +217,9 @@ class Aggregate:
         spent = solver.response_proto.deterministic_time
         if status == self.cp.INFEASIBLE:
             # Of a packing that is known this cannot be: then the solver errs, and proves nothing.
-            return Bound(devices=least, kind="counts", infeasible=True, units=spent)
-        bound = max(least, min(most, -int(-(solver.best_objective_bound - 1e-6) // 1)))
-        return Bound(devices=bound, kind="counts", units=spent)
+            return Bound(value=least, kind="counts", infeasible=True, units=spent)
+        bound = self.step * -int(-(solver.best_objective_bound - 1e-6) // 1)
+        return Bound(value=max(least, min(most, bound)), kind="counts", units=spent)
 
     def _through(self) -> list[list[int]]:
         found: list[list[int]] = [[] for _ in range(self.packing.items)]
@@ -331,9 +352,9 @@ class Aggregate:
     def _devices(self) -> None:
         """As many of each kind as there are, and as many wide ones as nodes hold."""
         packing = self.packing
-        by_device: dict[tuple[str, int], list[int]] = {}
+        by_device: dict[tuple[str, int, int], list[int]] = {}
         for number, kind in enumerate(packing.kinds):
-            by_device.setdefault((kind.device, kind.offered_bytes), []).append(number)
+            by_device.setdefault((kind.device, kind.offered_bytes, kind.price // kind.width), []).append(number)
         for kinds in by_device.values():
             blocks = [block for block in packing.blocks if set(block.kinds) & set(kinds)]
             for least in sorted({packing.kinds[kind].width for kind in kinds}):

@@ -19,6 +19,7 @@ from blockc.place.cells import Views, all_fit
 from blockc.place.explain import explain_infeasible
 from blockc.place.traffic.aggregate import aggregate, closed_form
 from blockc.place.traffic.flat import Flat, fits_flat
+from blockc.place.traffic.goals import most_spent, said
 from blockc.place.traffic.greedy import multi_start
 from blockc.place.traffic.packing import Packing
 from blockc.place.traffic.relaxed import Line, lines_of, milliseconds, more_devices, packing_with, scaled
@@ -130,7 +131,7 @@ def explain_packing(views: Views, packing: Packing, solved: Solved, *, diags: Di
             f"no placement of {len(problem.chains)} models on {len(problem.devices)} devices was found, and none "
             "was ruled out",
             at=problem.cluster_span,
-            notes=(f"at least {solved.bound} devices are needed ({solved.bound_kind})",),
+            notes=(_bound_text(packing, solved),),
             help=help_,
         )
         return
@@ -149,6 +150,15 @@ def explain_packing(views: Views, packing: Packing, solved: Solved, *, diags: Di
         notes=(f"without any one of them the others can{more}",) if len(core) > 1 else (),
         help=help_,
     )
+
+
+def _bound_text(packing: Packing, solved: Solved) -> str:
+    goal, least = packing.goals[0], said(packing.goals[0], solved.bound)
+    if goal == "devices":
+        return f"at least {least:.0f} devices are needed ({solved.bound_kind})"
+    if goal == "cost":
+        return f"it would cost at least {least:.6g} an hour ({solved.bound_kind})"
+    return f"the busiest cell would be busy for at least {least:.1%} ({solved.bound_kind})"
 
 
 def minimal_core(views: Views) -> list[Line]:
@@ -172,10 +182,10 @@ def _impossible(views: Views, lines: Sequence[Line]) -> bool:
         return True
     if multi_start(packing, 4) is not None:
         return False
-    if closed_form(packing).devices > packing.devices:
+    if closed_form(packing).infeasible:
         return True
     if not fits_flat(packing):
-        counted = aggregate(packing, units=_COUNT_UNITS, least=1, most=packing.devices, seed=views.problem.seed)
+        counted = aggregate(packing, units=_COUNT_UNITS, least=1, most=most_spent(packing), seed=views.problem.seed)
         return counted.infeasible
     claims = [Flat(packing).run(units=_UNITS, seed=views.problem.seed, presolve=presolve) for presolve in (False, True)]
     return all(claim.infeasible for claim in claims)

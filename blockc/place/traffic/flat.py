@@ -1,18 +1,20 @@
 """Which cell has what, exactly: a constraint program (CP-SAT) for clusters of few devices.
 
-In: a packing and one that holds, as a hint. Out: a packing with fewer devices, or as many and a lower peak, and what
-is proven. Invariant: one worker, a fixed seed, deterministic time, sorted input; what the solver claims is only
-believed if it holds by our own sums, and INFEASIBLE only of what no packing is known for (ortools 9.15:
-google/or-tools#5274).
+In: a packing and one that holds, as a hint. Out: a packing with fewer devices or of lower cost, or with as many and
+less of what else the spec wants little of, and what is proven. Invariant: one worker, a fixed seed, deterministic
+time, sorted input; what the solver claims is only believed if it holds by our own sums, and INFEASIBLE only of what no
+packing is known for (ortools 9.15: google/or-tools#5274).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
+from blockc.place.traffic.goals import COUNTED, PEAKS, amount, counted, most_spent, values, weights
+from blockc.place.traffic.goals import spent as spent_of
 from blockc.place.traffic.packing import PARTS, PackedCell, Packing, devices_of, packing_problem
 
 # Beyond these the model is not worth building: at 48 cells it found nothing in 30 s.
@@ -73,7 +75,7 @@ class Flat:
         self.on = [self._present(group) for group in range(len(packing.groups))]
         self.x: list[dict[int, Any]] = [self._items(c) for c in range(len(self.places))]
         self.states = [self._state(c) for c in range(len(self.places))]
-        self.devices = sum(len(place.devices) * use for place, use in zip(self.places, self.use, strict=True))
+        self.spent = self._weighed(counted(packing))
         for group, own in enumerate(packing.groups):
             self.model.add(sum(self.n[group].values()) == own.units)
         for c in range(len(self.places)):
@@ -84,26 +86,51 @@ class Flat:
         if self._alike and all(group.devices is None for group in packing.groups):
             self._break_symmetry()
 
-    def minimise_devices(self, *, least: int, most: int) -> None:
-        """Objective 1."""
-        self.model.add(self.devices >= least)
-        self.model.add(self.devices <= most)
-        self.model.minimize(self.devices)
+    def minimise_spent(self, *, least: int, most: int) -> None:
+        """What cells are counted by."""
+        self.model.add(self.spent >= least)
+        self.model.add(self.spent <= most)
+        self.model.minimize(self.spent)
 
-    def minimise_peak(self, *, most: int) -> None:
-        """Objective 2: the busiest cell, in ten-thousandths; where nothing is expected, the fullest."""
-        self.model.add(self.devices <= most)
-        peak = self.model.new_int_var(0, _PEAK_SCALE, "peak")
+    def minimise(self, goal: str, *, known: Mapping[str, int]) -> None:
+        """A goal of those that come later. ``known``: no more of these than a packing has that is known."""
+        for other, value in known.items():
+            if other in PEAKS:
+                self.model.add(self._peak(other) <= -(-value * _PEAK_SCALE // PARTS))
+            else:
+                self.model.add(self._total(other) <= value)
+        self.model.minimize(self._peak(goal) if goal in PEAKS else self._total(goal))
+
+    def _weighed(self, goal: str) -> Any:
+        own = weights(self.packing, goal)
+        return sum(own[place.kind] * use for place, use in zip(self.places, self.use, strict=True))
+
+    def _total(self, goal: str) -> Any:
+        """Of a goal that adds up over cells."""
+        if goal in COUNTED:
+            return self._weighed(goal)
+        kinds = [self.packing.kinds[place.kind] for place in self.places]
+        if goal == "memory":
+            return sum(
+                kind.width * kind.item_bytes[item] * x
+                for kind, own in zip(kinds, self.x, strict=True)
+                for item, x in own.items()
+            )
+        return sum(kinds[c].unit_sent[g] * count for g, own in enumerate(self.n) for c, count in own.items())
+
+    def _peak(self, goal: str) -> Any:
+        """The busiest cell, in ten-thousandths, or by ``slo`` of what it may be; without any load the fullest."""
+        peak = self.model.new_int_var(0, _PEAK_SCALE, goal)
         busy = any(group.tau_ns is not None for group in self.packing.groups)
         for c, place in enumerate(self.places):
             kind = self.packing.kinds[place.kind]
             if not busy:
                 self.model.add(peak * (kind.offered_bytes // _PEAK_SCALE) >= self._held(c))
-            for (tau_ns, _), state in self.states[c].items():
+            for (tau_ns, limit), state in self.states[c].items():
                 if busy and tau_ns is not None:
-                    scaled = tau_ns * PARTS // _PEAK_SCALE
+                    scaled = tau_ns * (limit if goal == "slo" else PARTS) // _PEAK_SCALE
                     self.model.add(peak * scaled >= self._busy(c, tau_ns)).only_enforce_if(state)
-        self.model.minimize(peak)
+        return peak
 
     def hint(self, cells: Sequence[PackedCell]) -> None:
         """Begin with a packing."""
@@ -301,21 +328,21 @@ class Flat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlatResult:
-    """``devices_bound``: no packing uses fewer; ``infeasible``: there is none; ``units``: of deterministic time."""
+    """``bound``: no packing spends less; ``infeasible``: there is none; ``units``: of deterministic time."""
 
     cells: tuple[PackedCell, ...] | None
-    devices_bound: int
+    bound: int
     infeasible: bool
     units: float
 
 
-def fewest_devices(
+def least_spent(
     packing: Packing, known: tuple[PackedCell, ...] | None, *, least: int, units: float, seed: int, gap: float
 ) -> FlatResult:
-    """Fewest devices, beginning with a packing if one is known. ``least``: a bound that is known before."""
-    most = packing.devices if known is None else devices_of(known)
+    """Fewest devices, or the lowest cost, beginning with a packing if one is known. ``least``: a bound known before."""
+    most = most_spent(packing) if known is None else spent_of(packing, known)
     model = Flat(packing)
-    model.minimise_devices(least=least, most=most)
+    model.minimise_spent(least=least, most=most)
     if known is not None:
         model.hint(known)
     outcome = model.run(units=units, seed=seed, gap=gap)
@@ -326,21 +353,27 @@ def fewest_devices(
         spent += outcome.units
     if outcome.cells is None:
         bound = least if outcome.infeasible else max(least, min(outcome.bound, most))
-        return FlatResult(
-            cells=known, devices_bound=bound, infeasible=outcome.infeasible and known is None, units=spent
-        )
-    found = devices_of(outcome.cells)
-    return FlatResult(
-        cells=outcome.cells, devices_bound=max(least, min(outcome.bound, found)), infeasible=False, units=spent
-    )
+        return FlatResult(cells=known, bound=bound, infeasible=outcome.infeasible and known is None, units=spent)
+    found = spent_of(packing, outcome.cells)
+    return FlatResult(cells=outcome.cells, bound=max(least, min(outcome.bound, found)), infeasible=False, units=spent)
 
 
-def lowest_peak(packing: Packing, known: tuple[PackedCell, ...], *, units: float, seed: int) -> FlatResult:
-    """With as many devices, the busiest as little busy as can be."""
-    model = Flat(packing)
-    model.minimise_peak(most=devices_of(known))
-    model.hint(known)
-    outcome = model.run(units=units, seed=seed)
-    return FlatResult(
-        cells=outcome.cells or known, devices_bound=devices_of(known), infeasible=False, units=outcome.units
-    )
+def least_of_others(
+    packing: Packing, known: tuple[PackedCell, ...], *, units: float, seed: int
+) -> tuple[tuple[PackedCell, ...], float]:
+    """A packing that spends no more, with as little of the other goals as is found, and the deterministic time.
+
+    Goal by goal, in their order, each with no more of those before it.
+    """
+    first = counted(packing)
+    others = [goal for goal in packing.goals if goal != first]
+    took, cells = 0.0, known
+    for number, goal in enumerate(others):
+        model = Flat(packing)
+        model.minimise(goal, known={other: amount(packing, other, cells) for other in (first, *others[:number])})
+        model.hint(cells)
+        outcome = model.run(units=units / len(others), seed=seed)
+        took += outcome.units
+        if outcome.cells is not None and values(packing, outcome.cells) <= values(packing, cells):
+            cells = outcome.cells
+    return cells, took

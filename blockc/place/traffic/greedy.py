@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from blockc.place.traffic.packing import PARTS, PackedCell, Packing, busy_parts, devices_of, faster
+from blockc.place.traffic.goals import is_mixed, values, weights
+from blockc.place.traffic.packing import PARTS, PackedCell, Packing, faster
 
 _SEED: Final = 7
 # Pairs of units and groups that all starts together look at.
@@ -70,7 +71,7 @@ class Filler:
         self.packing = packing
         self.cells: list[OpenCell] = []
         self.free = [list(block.devices) for block in packing.blocks]
-        self._best_kinds = best_kinds
+        self.best_kinds = best_kinds
 
     def fit(self, cell: OpenCell, group: int) -> _Fit | None:
         """Whether one more unit of a group has room, and what it adds."""
@@ -151,11 +152,14 @@ class Filler:
         self.cells[place] = cell.copy()
         return self.cells[place]
 
-    def open(self, group: int) -> OpenCell | None:
-        """A new cell for a group, of the best kind that there are devices for, where they are scarcest."""
+    def open(self, group: int, kinds: Sequence[int] | None = None) -> OpenCell | None:
+        """A new cell for a group, of the first kind that there are devices for, where they are scarcest.
+
+        ``kinds``: without them the best for the group.
+        """
         packing, own = self.packing, self.packing.groups[group]
         allowed = own.devices
-        for kind in self._best_kinds[group]:
+        for kind in self.best_kinds[group] if kinds is None else kinds:
             width = packing.kinds[kind].width
             options = []
             for number, block in enumerate(packing.blocks):
@@ -178,15 +182,27 @@ class Filler:
         self.free[cell.block] = sorted([*self.free[cell.block], *cell.devices])
 
 
+def choices_of_kinds(packing: Packing) -> list[Mapping[int, Sequence[int]]]:
+    """Ways to choose the kind of a new cell: the best for its price; where prices differ also the one that costs least.
+
+    A rest of load needs no large cell, however cheap that is for what it carries.
+    """
+    best, own = best_kinds(packing), weights(packing, "cost")
+    if not is_mixed(packing):
+        return [best]
+    return [best, {group: sorted(kinds, key=lambda kind: own[kind]) for group, kinds in best.items()}]
+
+
 def best_kinds(packing: Packing) -> Mapping[int, Sequence[int]]:
-    """For every group the kinds that a unit fits, those first that have most left for each device beside its sweep."""
+    """For every group the kinds that a unit fits, those first that have most left for their weight beside its sweep."""
+    own_weights = weights(packing)
 
     def left(kind: int, group: int) -> float:
         cell, own = packing.kinds[kind], packing.groups[group]
         room = cell.limit[group] - cell.fixed_parts(cell.path_ns(own), own.tau_ns)
         # In units of the group, so that fast kinds count for more; where nothing is expected, narrow ones.
         unit = cell.unit_parts[group]
-        return room / (unit * cell.width) if unit else 1 / cell.width
+        return room / (unit * own_weights[kind]) if unit else 1 / own_weights[kind]
 
     able = {
         group: [kind for kind in range(len(packing.kinds)) if packing.can(kind, group)]
@@ -270,6 +286,36 @@ def _emptied(filler: Filler, cell: OpenCell) -> bool:
     return True
 
 
+def cheapen(filler: Filler) -> None:
+    """Each cell on the cheapest free devices that hold all that it has, where prices differ."""
+    if not is_mixed(filler.packing):
+        return
+    own, first = weights(filler.packing, "cost"), weights(filler.packing)
+    for cell in sorted(filler.cells, key=lambda item: (-own[item.kind], item.devices)):
+        for kind in sorted(range(len(own)), key=lambda kind: (own[kind], kind)):
+            cheaper = own[kind] < own[cell.kind] and first[kind] <= first[cell.kind]
+            if cheaper and _moved(filler, cell, kind):
+                break
+
+
+def _moved(filler: Filler, cell: OpenCell, kind: int) -> bool:
+    """Move all units to a new cell of a kind, or change nothing."""
+    kept, free = filler.cells, filler.free
+    filler.cells, filler.free = [other for other in kept if other is not cell], [list(own) for own in free]
+    filler.free[cell.block] = sorted([*filler.free[cell.block], *cell.devices])
+    groups = sorted(cell.counts)
+    opened = filler.open(groups[0], (kind,))
+    for group in groups if opened is not None else ():
+        for _ in range(cell.counts[group]):
+            if opened is None or filler.fit(opened, group) is None:
+                opened = None
+                break
+            filler.add(opened, group)
+    if opened is None:
+        filler.cells, filler.free = kept, free
+    return opened is not None
+
+
 def starts(packing: Packing) -> int:
     """How many orders are tried."""
     pairs = sum(group.units for group in packing.groups) * len(packing.groups)
@@ -277,16 +323,17 @@ def starts(packing: Packing) -> int:
 
 
 def multi_start(packing: Packing, count: int | None = None) -> tuple[PackedCell, ...] | None:
-    """The packing with the fewest devices found, then the lowest peak; ties go to the first."""
-    best: tuple[tuple[int, int], tuple[PackedCell, ...]] | None = None
-    kinds = best_kinds(packing)
-    for order in orders(packing, starts(packing) if count is None else count):
-        filler = fill(packing, order, kinds)
+    """The packing found that is best by the packing's goals; ties go to the first."""
+    best: tuple[tuple[int, ...], tuple[PackedCell, ...]] | None = None
+    choices = choices_of_kinds(packing)
+    for number, order in enumerate(orders(packing, starts(packing) if count is None else count)):
+        filler = fill(packing, order, choices[number % len(choices)])
         if filler is None:
             continue
         consolidate(filler)
+        cheapen(filler)
         cells = tuple(sorted((cell.packed() for cell in filler.cells), key=lambda cell: cell.devices))
-        value = (devices_of(cells), max((busy_parts(packing, cell) for cell in cells), default=0))
+        value = values(packing, cells)
         if best is None or value < best[0]:
             best = value, cells
     return None if best is None else best[1]

@@ -7,11 +7,13 @@ uneven.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from typing import Final
 
-from blockc.place.traffic.greedy import Filler, OpenCell, best_kinds, load_of, reopened
+from blockc.place.traffic.goals import PEAKS, amount, weights
+from blockc.place.traffic.greedy import Filler, OpenCell, cheapen, choices_of_kinds, load_of, reopened
 from blockc.place.traffic.packing import PARTS, PackedCell, Packing
 
 _SEED: Final = 7
@@ -35,14 +37,18 @@ def rounds_of(packing: Packing, cells: Sequence[PackedCell]) -> int:
 
 
 def improve(packing: Packing, cells: Sequence[PackedCell], *, rounds: int, least: int) -> tuple[PackedCell, ...]:
-    """``rounds``: how many; ``least``: devices that are known to be needed, with which it stops."""
-    filler = Filler(packing, best_kinds(packing))
+    """``rounds``: how many; ``least``: what is known to be spent at least, with which it stops."""
+    choices = choices_of_kinds(packing)
+    filler = Filler(packing, choices[0])
+    first = weights(packing)
     for packed in cells:
         reopened(filler, packed)
     noise = random.Random(_SEED)  # noqa: S311 - of cells, not of secrets
     load = [load_of(packing, group) for group in range(len(packing.groups))]
-    best = _score(filler)
+    best = _score(filler, first)
     for _ in range(rounds):
+        if len(choices) > 1:
+            filler.best_kinds = noise.choice(choices)
         if -best[0] <= least or len(filler.cells) < 2:
             break
         kept_cells, kept_free = filler.cells, filler.free
@@ -51,22 +57,30 @@ def improve(packing: Packing, cells: Sequence[PackedCell], *, rounds: int, least
         filler.free = [list(free) for free in kept_free]
         for cell in removed:
             filler.free[cell.block] = sorted([*filler.free[cell.block], *cell.devices])
-        score = _score(filler) if _refill(filler, removed, load, noise) else None
+        score = _score(filler, first) if _refill(filler, removed, load, noise) else None
         if score is not None and score >= best:
             best = score
         else:
             filler.cells, filler.free = kept_cells, kept_free
+    cheapen(filler)
     return tuple(sorted((cell.packed() for cell in filler.cells), key=lambda cell: cell.devices))
 
 
-def _score(filler: Filler) -> tuple[int, float]:
-    """Fewer devices, then less time that is used, more unevenly: higher is better."""
-    kinds = filler.packing.kinds
+def _score(filler: Filler, first: Sequence[int]) -> tuple[float, ...]:
+    """Less spent (``first``: by kind), then less of what else adds up and comes before the peak; higher is better.
+
+    Then less time that is used, more unevenly.
+    """
+    packing = filler.packing
+    kinds = packing.kinds
     score = 0.0
     for cell in filler.cells:
         part = (cell.parts + cell.fixed) / PARTS
         score += kinds[cell.kind].width * part * (_UNEVEN * part - 1)
-    return -sum(kinds[cell.kind].width for cell in filler.cells), round(score, 6)
+    spent = sum(first[cell.kind] for cell in filler.cells)
+    before = list(itertools.takewhile(lambda goal: goal not in PEAKS, packing.goals))[1:]
+    more = [amount(packing, goal, [cell.packed() for cell in filler.cells]) for goal in before]
+    return (-spent, *(-value for value in more), round(score, 6))
 
 
 def _chosen(filler: Filler, noise: random.Random) -> list[OpenCell]:

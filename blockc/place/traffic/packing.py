@@ -46,7 +46,8 @@ class CellKind:
     """Cells alike. By item: bytes on each device, nanoseconds of a sweep. By group, of a unit: bytes, parts.
 
     ``limit[g]``: parts that the cell may be busy if it has group g; 0: it cannot have it. ``activation[g]``: bytes;
-    the largest of a cell's groups counts. ``step_ns``: of every cadence.
+    the largest of a cell's groups counts. ``step_ns``: of every cadence. ``price``: of the whole cell, in millionths an
+    hour. ``unit_sent[g]``: bytes a second that its devices send each other for a unit.
     """
 
     device: str
@@ -59,6 +60,8 @@ class CellKind:
     unit_parts: tuple[int, ...]
     limit: tuple[int, ...]
     activation: tuple[int, ...]
+    price: int = 0
+    unit_sent: tuple[int, ...] = ()
 
     def fixed_parts(self, sweep_ns: int, tau_ns: int | None) -> int:
         """Parts that sweeps take at a cadence. ``sweep_ns``: of all items."""
@@ -84,13 +87,17 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packing:
-    """The problem. ``milli_rows``: what a cell may have at once, in thousandths of requests."""
+    """The problem. ``milli_rows``: what a cell may have at once, in thousandths of requests.
+
+    ``goals``: what there is to be little of, first things first, as `goals.amount` counts it.
+    """
 
     groups: tuple[Group, ...]
     items: int
     kinds: tuple[CellKind, ...]
     blocks: tuple[Block, ...]
     milli_rows: int
+    goals: tuple[str, ...] = ("devices", "peak_load")
 
     @property
     def devices(self) -> int:

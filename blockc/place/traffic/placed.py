@@ -7,13 +7,14 @@ with the shares of requests that the routes have.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from blockc.place.cells import Views
 from blockc.place.cpsat import solver_version
 from blockc.place.problem import PlaceProblem
 from blockc.place.tables import Filled
-from blockc.place.traffic.packing import PARTS, PackedCell, Packing, cadence_of, devices_of
+from blockc.place.traffic.goals import PEAKS, amount, said
+from blockc.place.traffic.packing import PARTS, PackedCell, Packing, cadence_of
 from blockc.place.traffic.shares import shares_of
 from blockc.place.traffic.solve import Solved
 from blockc.place.traffic.times import chain_times, first_token_s
@@ -36,27 +37,38 @@ def placed(
     shares = shares_of(packing, cells)
     filled = [_filled(problem, packing, number, cell, shares) for number, cell in enumerate(cells)]
     routes = tuple(_route(problem, cells, filled, chain, shares[chain]) for chain in range(len(problem.chains)))
-    value = max(1, devices_of(cells))
-    bound = min(solved.bound, value)
+    first = packing.goals[0]
+    values = tuple(_value(packing, goal, cells, filled) for goal in packing.goals)
+    bound = min(said(first, solved.bound), values[0])
     entry = SolverEntry(
-        objective=("devices", "peak_load"),
-        value=float(value),
-        bound=float(bound),
-        gap=(value - bound) / value,
+        objective=packing.goals,
+        value=values[0],
+        values=values,
+        bound=bound,
+        gap=(values[0] - bound) / values[0] if values[0] else 0.0,
         status="feasible",
         seed=problem.seed,
         solver=solver_version(),
         bound_kind=solved.bound_kind,  # type: ignore[arg-type]
         history=tuple(
             SearchEntry(
-                units=round(step.units, 6), value=None if step.value is None else float(step.value),
-                bound=float(step.bound),
+                units=round(step.units, 6), value=None if step.value is None else said(first, step.value),
+                bound=said(first, step.bound),
             )
             for step in solved.history
         ),
         moved_bytes=moved_bytes,
     )  # fmt: skip
     return filled, routes, entry
+
+
+def _value(packing: Packing, goal: str, cells: Sequence[PackedCell], filled: Sequence[Filled]) -> float:
+    """Of one goal; the busiest with the shares of requests that the routes have."""
+    if goal in PEAKS:
+        loads = [own.load for own in filled if own.load is not None]
+        busy = [(load.traffic + load.sweeps) / (load.limit if goal == "slo" else 1) for load in loads]
+        return round(max(busy, default=0.0), 6)
+    return said(goal, max(amount(packing, goal, cells), goal == "devices"))
 
 
 def _filled(

@@ -3,7 +3,8 @@
 In: a packing, what the earlier plan has where, a solution from scratch. Out: cells and the bytes to load. *Repair*
 keeps the earlier cells with all units that still fit and puts the others where least has to be loaded. *Scratch* is
 the solution with its cells on the devices where most of their weights lie already (an assignment problem). The one
-with fewer devices is taken, of those that load no more than the budget; if both load more, the one that loads less.
+with fewer devices (or of lower cost, if that is wanted first) is taken, of those that load no more than the budget; if
+both load more, the one that loads less.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any, Final
 from blockc.ir.layout import tensor_share
 from blockc.place.cells import Views
 from blockc.place.problem import PlaceBefore
-from blockc.place.traffic.greedy import best_kinds, fill, orders
-from blockc.place.traffic.packing import PackedCell, Packing, devices_of, packing_problem
+from blockc.place.traffic.goals import spent
+from blockc.place.traffic.greedy import choices_of_kinds, fill, orders
+from blockc.place.traffic.packing import PackedCell, Packing, packing_problem
 
 _FAR: Final = 10**12
 _KIB: Final = 1 << 10
@@ -32,9 +34,9 @@ def replanned(
     priced = [(moved_bytes(views, cells, before), cells) for cells in options]
     within = [item for item in priced if budget_bytes is None or item[0] <= budget_bytes]
     if within:
-        moved, cells = min(within, key=lambda item: (devices_of(item[1]), item[0]))
+        moved, cells = min(within, key=lambda item: (spent(packing, item[1]), item[0]))
     else:
-        moved, cells = min(priced, key=lambda item: (item[0], devices_of(item[1])))
+        moved, cells = min(priced, key=lambda item: (item[0], spent(packing, item[1])))
     return cells, moved
 
 
@@ -67,7 +69,7 @@ def repair(packing: Packing, before: PlaceBefore) -> tuple[PackedCell, ...] | No
             )
             given.append(PackedCell(kind=kind, devices=cell.devices, units=_trimmed(packing, units, given)))
     given = [cell for cell in given if cell.units]
-    filler = fill(packing, orders(packing, 1)[0], best_kinds(packing), given)
+    filler = fill(packing, orders(packing, 1)[0], choices_of_kinds(packing)[0], given)
     if filler is None:
         return None
     cells = (cell.packed() for cell in filler.cells if cell.counts)

@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Final
 
 from blockc.ir.layout import gather_bytes
 from blockc.place.cells import Views
-from blockc.place.problem import PlaceChain, PlaceProblem
+from blockc.place.problem import PlaceChain, PlaceDevice, PlaceProblem
 from blockc.place.sizes import Sizes, kv_pages
+from blockc.place.traffic.goals import MICRO
 from blockc.place.traffic.packing import PARTS, Block, CellKind, Group, Packing
 from blockc.place.traffic.times import (
     IN_FLIGHT_MARGIN,
@@ -42,20 +44,19 @@ def packing_of(views: Views) -> Packing:
     sets = _Sets(problem, views.at(1))
     blocks = views.blocks()
     kinds: list[CellKind] = []
-    number: dict[tuple[str, int, int], int] = {}
+    number: dict[tuple[str, int, Fraction | None, int], int] = {}
     nodes: dict[str, int] = {}
     found: list[Block] = []
     for block in blocks:
-        kind = problem.devices[block.devices[0]].kind
+        device = problem.devices[block.devices[0]]
         own = []
         for width in block.widths:
-            key = (kind, block.offered_bytes, width)
+            key = (device.kind, block.offered_bytes, device.price_per_hour, width)
             if key not in number:
                 number[key] = len(kinds)
-                kinds.append(_kind(views, sets, kind, block.offered_bytes, width))
+                kinds.append(_kind(views, sets, device, width))
             own.append(number[key])
-        node = problem.devices[block.devices[0]].node
-        found.append(Block(devices=block.devices, kinds=tuple(own), node=nodes.setdefault(node, len(nodes))))
+        found.append(Block(devices=block.devices, kinds=tuple(own), node=nodes.setdefault(device.node, len(nodes))))
     return _split(_groups(problem, sets), tuple(kinds), tuple(found), problem)
 
 
@@ -133,9 +134,9 @@ def _groups(problem: PlaceProblem, sets: _Sets) -> list[Group]:
     ]
 
 
-def _kind(views: Views, sets: _Sets, kind: str, offered_bytes: int, width: int) -> CellKind:
+def _kind(views: Views, sets: _Sets, device: PlaceDevice, width: int) -> CellKind:
     """Whole loads, not yet split into units."""
-    problem, sizes = views.problem, views.at(width)
+    problem, sizes, kind = views.problem, views.at(width), device.kind
     item_bytes = [0] * len(sets)
     item_s = [0.0] * len(sets)
     for item, bundle in zip(sets.bundles, sizes.bundles, strict=True):
@@ -164,7 +165,7 @@ def _kind(views: Views, sets: _Sets, kind: str, offered_bytes: int, width: int) 
     return CellKind(
         device=kind,
         width=width,
-        offered_bytes=offered_bytes
+        offered_bytes=device.offered_bytes
         - _copied_bytes(sizes)
         - (limit_bytes if limited and limit_bytes is not None else 0),
         step_ns=0 if rates is None else math.ceil(rates.step_s * _NS),
@@ -182,7 +183,18 @@ def _kind(views: Views, sets: _Sets, kind: str, offered_bytes: int, width: int) 
         ),
         limit=tuple(_limit(chain, own, free) for chain, own in zip(problem.chains, times, strict=True)),
         activation=sizes.activation_bytes,
+        price=0 if device.price_per_hour is None else math.ceil(device.price_per_hour * MICRO) * width,
+        unit_sent=tuple(_sent(problem, chain, width) for chain in problem.chains),
     )
+
+
+def _sent(problem: PlaceProblem, chain: PlaceChain, width: int) -> int:
+    """Bytes a second: a ring adds up hidden states, so that each device passes them on twice, less its own part."""
+    if chain.load is None or problem.work is None:
+        return 0
+    token_bytes = sum(problem.work.segments[segment].reduce_bytes for segment in chain.segments)
+    tokens = chain.load.rate_rps * (chain.load.prompt_tokens + chain.load.output_tokens)
+    return math.ceil(2 * (width - 1) * token_bytes * tokens)
 
 
 def _longest(sizes: Sizes, group: int) -> int:
@@ -219,7 +231,7 @@ def _split(
     ]
     whole = Packing(
         groups=tuple(groups), items=0 if not kinds else len(kinds[0].item_bytes), kinds=kinds, blocks=blocks,
-        milli_rows=1000 * problem.max_rows,
+        milli_rows=1000 * problem.max_rows, goals=problem.objective,
     )  # fmt: skip
     units = [_unit_count(whole, number) for number in range(len(groups))]
     return replace(
@@ -233,6 +245,7 @@ def _split(
                 kind,
                 unit_bytes=tuple(-(-nbytes // count) for nbytes, count in zip(kind.unit_bytes, units, strict=True)),
                 unit_parts=tuple(-(-parts // count) for parts, count in zip(kind.unit_parts, units, strict=True)),
+                unit_sent=tuple(-(-sent // count) for sent, count in zip(kind.unit_sent, units, strict=True)),
             )
             for kind in kinds
         ),

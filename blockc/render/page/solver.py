@@ -11,6 +11,7 @@ from blockc.render.facts import Facts
 from blockc.render.page.element import Child, Markup, tag
 from blockc.render.page.table import figure, section, table
 from blockc.render.page.track import NAMES, TRACK, WIDTH
+from blockc.render.text import price_text
 from blockc.render.units import counted, format_bytes
 
 _ROW = 28
@@ -21,13 +22,12 @@ def solver_section(facts: Facts) -> Markup:
     plan = facts.plan
     solver = plan.solver
     proven = "It is proven that none is better." if solver.gap == 0 else f"It is at most {solver.gap:.1%} from optimal."
-    lead = (
-        f"The placement takes {_number(solver.value)} of {counted(len(plan.devices), 'device')}; at least "
-        f"{_number(solver.bound)} are needed. {proven}"
-    )
+    used = len({device for instance in plan.instances for device in instance.devices})
+    needed = f"; at least {_number(solver.bound)} are needed" if solver.goal == "devices" else ""
+    lead = f"The placement takes {max(1, used)} of {counted(len(plan.devices), 'device')}{needed}. {proven}"
     facts_list = [
         ("objective", ", then ".join(name.replace("_", " ") for name in solver.objective)),
-        ("value", _number(solver.value)),
+        ("value", ", ".join(f"{value:.6g}" for value in solver.values or (solver.value,))),
         ("bound", _number(solver.bound)),
         ("gap", f"{solver.gap:.1%}"),
         ("status", solver.status),
@@ -36,6 +36,8 @@ def solver_section(facts: Facts) -> Markup:
     ]
     if solver.history:
         facts_list.append(("bound proven by", solver.bound_kind))
+    if plan.price is not None:
+        facts_list.append(("price", price_text(plan.price).removeprefix("price: ")))
     if solver.moved_bytes is not None:
         facts_list.append(("to load", format_bytes(solver.moved_bytes)))
     return section(
@@ -61,19 +63,19 @@ def _search(facts: Facts) -> Markup | None:
     ]
     if not rows:
         return None
-    head = ["deterministic time", "devices of the plan", "at least"]
+    goal = facts.plan.solver.goal.replace("_", " ")
+    head = ["deterministic time", f"{goal} of the plan", "at least"]
     return table("How the search came to it", head, rows, numbers=3)
 
 
 def _gap(facts: Facts) -> Markup:
     """The bound, the value and all devices on one line."""
     plan = facts.plan
-    total = max(1, len(plan.devices))
-    rows = [
-        ("proven lower bound", plan.solver.bound, "bar-bound"),
-        ("this plan", plan.solver.value, "bar-own"),
-        ("all devices", float(total), "bar-all"),
-    ]
+    rows = [("proven lower bound", plan.solver.bound, "bar-bound"), ("this plan", plan.solver.value, "bar-own")]
+    total = max(plan.solver.value, 1e-9)
+    if plan.solver.goal == "devices":
+        total = float(max(1, len(plan.devices)))
+        rows.append(("all devices", total, "bar-all"))
     return _bars([(name, value / total, _number(value), kind) for name, value, kind in rows], "Bound and value")
 
 
