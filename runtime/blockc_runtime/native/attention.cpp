@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "decode.h"
 
 namespace {
 
@@ -23,150 +24,12 @@ void write(const T* from, int64_t token_stride, int64_t head_stride, const int64
                scales + slots[token] * heads + head);
 }
 
-template <int N>
-inline F<4> four_parts(F<N> value) {
-  if constexpr (N == 4) {
-    return value;
-  } else {
-    F<N / 2> low, high;
-    std::memcpy(&low, &value, sizeof low);
-    std::memcpy(&high, reinterpret_cast<const char*>(&value) + sizeof low, sizeof high);
-    return four_parts<N / 2>(low + high);
-  }
-}
-
-// The sums of four vectors, side by side: a third of the work of four sums.
-inline void four_sums(const F<W>* values, float* out) {
-#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
-  F<4> p = four_parts<W>(values[0]), q = four_parts<W>(values[1]);
-  F<4> r = four_parts<W>(values[2]), s = four_parts<W>(values[3]);
-  F<4> pq = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
-  F<4> rs = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
-  store<4>(out, __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7));
-#else
-  for (int i = 0; i < 4; i++) out[i] = sum<W>(values[i]);
-#endif
-}
-
-// What a query is kept as: float32, or itself where an instruction multiplies pairs of bfloat16.
-template <class T>
-struct Query {
-  using type = float;
-};
-
-template <class T>
-inline void add_products(F<W>* sums, int count, const float* q, const T* keys, int64_t stride, int64_t size) {
-  for (int64_t i = 0; i < size; i += W) {
-    F<W> query = load<W>(q + i);
-    for (int u = 0; u < count; u++) sums[u] += query * load<W>(keys + u * stride + i);
-  }
-}
-
-#ifdef __AVX512BF16__
-template <>
-struct Query<bf16> {
-  using type = bf16;
-};
-
-inline void add_products(F<W>* sums, int count, const bf16* q, const bf16* keys, int64_t stride, int64_t size) {
-  int64_t i = 0;
-  for (; i + 2 * W <= size; i += 2 * W) {
-    __m512bh query, key;
-    std::memcpy(&query, q + i, sizeof query);
-    for (int u = 0; u < count; u++) {
-      std::memcpy(&key, keys + u * stride + i, sizeof key);
-      sums[u] = (F<W>)_mm512_dpbf16_ps((__m512)sums[u], query, key);
-    }
-  }
-  for (; i < size; i += W)
-    for (int u = 0; u < count; u++) sums[u] += load<W>(q + i) * load<W>(keys + u * stride + i);
-}
-#endif
-
-// Scores of `count` keys that lie `stride` apart, for each query of a KV head. SIZE 0: any multiple of W.
-template <class T, int SIZE>
-void scores_of(const typename Query<T>::type* q, int64_t queries, const T* keys, int64_t stride, int64_t count,
-               int64_t size, float* scores, int64_t scores_stride) {
-  if constexpr (SIZE > 0) size = SIZE;
-  int64_t j = 0;
-  for (; j + 4 <= count; j += 4)
-    for (int64_t g = 0; g < queries; g++) {
-      F<W> sums[4] = {};
-      add_products(sums, 4, q + g * size, keys + j * stride, stride, size);
-      four_sums(sums, scores + g * scores_stride + j);
-    }
-  for (; j < count; j++)
-    for (int64_t g = 0; g < queries; g++) {
-      F<W> total = {};
-      add_products(&total, 1, q + g * size, keys + j * stride, stride, size);
-      scores[g * scores_stride + j] = sum<W>(total);
-    }
-}
-
-// out[g][0 .. W * V) += sum over j of weights[g][j] * values[j] for G queries, which share a read of the values.
-template <class T, int G, int V>
-inline void add_weighted(const float* weights, int64_t weights_stride, const T* values, int64_t stride, int64_t count,
-                         float* out, int64_t out_stride) {
-  F<W> sums[G][V];
-  for (int g = 0; g < G; g++)
-    for (int v = 0; v < V; v++) sums[g][v] = load<W>(out + g * out_stride + v * W);
-  for (int64_t j = 0; j < count; j++)
-    for (int v = 0; v < V; v++) {
-      F<W> value = load<W>(values + j * stride + v * W);
-      for (int g = 0; g < G; g++) sums[g][v] += weights[g * weights_stride + j] * value;
-    }
-  for (int g = 0; g < G; g++)
-    for (int v = 0; v < V; v++) store<W>(out + g * out_stride + v * W, sums[g][v]);
-}
-
-template <class T, int G>
-void weighted(const float* weights, int64_t weights_stride, const T* values, int64_t stride, int64_t count,
-              int64_t size, float* out) {
-  int64_t i = 0;
-  for (; i + 4 * W <= size; i += 4 * W)
-    add_weighted<T, G, 4>(weights, weights_stride, values + i, stride, count, out + i, size);
-  for (; i < size; i += W) add_weighted<T, G, 1>(weights, weights_stride, values + i, stride, count, out + i, size);
-}
-
-// Scores to weights that sum to one, less what a sink takes.
-void soften(float* scores, int64_t count, float scale, float softcap, const float* sink) {
-  float most = sink ? *sink : -INFINITY;
-  if (softcap > 0) {
-    int64_t j = 0;
-    for (; j < count; j++) scores[j] = std::tanh(scores[j] * scale / softcap) * softcap;
-    scale = 1.0f;
-  }
-  for (int64_t j = 0; j < count; j++) {
-    scores[j] *= scale;
-    most = scores[j] > most ? scores[j] : most;
-  }
-  F<W> sums = {};
-  int64_t j = 0;
-  for (; j + W <= count; j += W) {
-    F<W> weight = exp<W>(load<W>(scores + j) - most);
-    store<W>(scores + j, weight);
-    sums += weight;
-  }
-  float total = sum<W>(sums);
-  for (; j < count; j++) {
-    F<1> value = {scores[j] - most};
-    scores[j] = exp<1>(value)[0];
-    total += scores[j];
-  }
-  if (sink) {
-    F<1> value = {*sink - most};
-    total += exp<1>(value)[0];
-  }
-  const float factor = 1.0f / total;
-  for (j = 0; j < count; j++) scores[j] *= factor;
-}
-
 // What one thread needs for the heads that it does at a time.
 template <class T>
 struct Scratch {
   std::vector<T> rotated;
   std::vector<typename Query<T>::type> query, page;
-  std::vector<float> scores, result;
+  std::vector<float> scores, result, factor, scales;
 };
 
 // Runs `use(positions so far, first slot, how many, first slot of the next page or -1)` over pages from first to last.
@@ -181,9 +44,11 @@ inline void over_pages(const int32_t* table, int64_t page_tokens, int64_t first,
   }
 }
 
+// Of one head at a time, before the head that is computed meanwhile: a whole page at once fills the queue of what is
+// asked for, and then waits.
 template <class T>
-inline void fetch_rows(const T* page, int64_t stride, int64_t head, int64_t stop, int64_t size, int64_t count) {
-  for (int64_t j = 0; j < count; j++) fetch(page + j * stride + head * size, (stop - head) * size * sizeof(T));
+inline void fetch_rows(const T* page, int64_t stride, int64_t head, int64_t size, int64_t count) {
+  for (int64_t j = 0; j < count; j++) fetch(page + j * stride + head * size, size * sizeof(T));
 }
 
 // What keys and values of S are computed with beside queries of T: as they lie, or as what a query is kept as.
@@ -203,9 +68,18 @@ inline const Held<T, S>* rows_of(const S* from, int64_t& stride, int64_t count, 
   }
 }
 
-// Scores, or weights, of `count` keys of a KV head, by their scales, which lie `stride` apart.
-inline void scale_by(float* scores, const float* scales, int64_t stride, int64_t count) {
-  for (int64_t j = 0; j < count; j++) scores[j] *= scales[j * stride];
+// Scores, or weights, of `count` keys, for each query of a KV head, by the scales of the keys, which lie `apart`.
+inline void scale_by(float* scores, int64_t queries, int64_t scores_stride, const float* scales, int64_t apart,
+                     int64_t count, float* side_by_side) {
+  for (int64_t j = 0; j < count; j++) side_by_side[j] = scales[j * apart];
+  for (int64_t g = 0; g < queries; g++)
+    for (int64_t j = 0; j < count; j += W) {
+      float* at = scores + g * scores_stride + j;
+      if (count - j >= W)
+        store<W>(at, load<W>(at) * load<W>(side_by_side + j));
+      else
+        for (int64_t i = 0; i < count - j; i++) at[i] *= side_by_side[j + i];
+    }
 }
 
 template <class T, class S>
@@ -237,8 +111,8 @@ void attend_heads(const Heads<T>& q, int64_t queries, const New<T>& fresh, const
   if (fresh.k.from) write_new(fresh, cache, token, head, stop);
   read_query(q, fresh, cache, token, head * queries, heads, scratch);
   over_pages(table, cache.page_tokens, first, last, [&](int64_t done, int64_t slot, int64_t count, int64_t next) {
-    if (next >= 0) fetch_rows(cache.keys + next * key_stride, key_stride, head, stop, cache.key_size, cache.page_tokens);
     for (int64_t k = head; k < stop; k++) {
+      if (next >= 0) fetch_rows(cache.keys + next * key_stride, key_stride, k, cache.key_size, cache.page_tokens);
       const int64_t h = (k - head) * queries;
       int64_t stride = key_stride;
       const H* from = rows_of<T>(cache.keys + slot * key_stride + k * cache.key_size, stride, count, cache.key_size,
@@ -247,24 +121,23 @@ void attend_heads(const Heads<T>& q, int64_t queries, const New<T>& fresh, const
       of(query + h * cache.key_size, queries, from, stride, count, cache.key_size, scores + h * longest + done,
          longest);
       if constexpr (kScaled<S>)
-        for (int64_t g = h; g < h + queries; g++)
-          scale_by(scores + g * longest + done, cache.key_scales + slot * cache.kv_heads + k, cache.kv_heads, count);
+        scale_by(scores + h * longest + done, queries, longest, cache.key_scales + slot * cache.kv_heads + k,
+                 cache.kv_heads, count, scratch.scales.data());
     }
   });
   for (int64_t h = 0; h < heads; h++)
-    soften(scores + h * longest, last + 1 - first, form.scale, form.softcap,
-           form.sinks ? form.sinks + head * queries + h : nullptr);
+    scratch.factor[h] = soften(scores + h * longest, last + 1 - first, form.scale, form.softcap,
+                               form.sinks ? form.sinks + head * queries + h : nullptr);
   std::memset(result, 0, sizeof(float) * heads * cache.value_size);
   over_pages(table, cache.page_tokens, first, last, [&](int64_t done, int64_t slot, int64_t count, int64_t next) {
-    if (next >= 0)
-      fetch_rows(cache.values + next * value_stride, value_stride, head, stop, cache.value_size, cache.page_tokens);
     for (int64_t k = head; k < stop; k++) {
+      if (next >= 0) fetch_rows(cache.values + next * value_stride, value_stride, k, cache.value_size, cache.page_tokens);
       int64_t stride = value_stride;
       const H* from = rows_of<T>(cache.values + slot * value_stride + k * cache.value_size, stride, count,
                                  cache.value_size, scratch.page.data());
       if constexpr (kScaled<S>)
-        for (int64_t h = (k - head) * queries; h < (k - head + 1) * queries; h++)
-          scale_by(scores + h * longest + done, cache.value_scales + slot * cache.kv_heads + k, cache.kv_heads, count);
+        scale_by(scores + (k - head) * queries * longest + done, queries, longest,
+                 cache.value_scales + slot * cache.kv_heads + k, cache.kv_heads, count, scratch.scales.data());
       for (int64_t g = 0; g < queries;) {
         const int64_t h = (k - head) * queries + g, left = queries - g;
         auto of = left >= 4 ? weighted<H, 4> : left >= 2 ? weighted<H, 2> : weighted<H, 1>;
@@ -275,7 +148,9 @@ void attend_heads(const Heads<T>& q, int64_t queries, const New<T>& fresh, const
     }
   });
   T* to = out + (token * cache.kv_heads + head) * queries * cache.value_size;
-  for (int64_t i = 0; i < heads * cache.value_size; i++) put(to + i, result[i]);
+  for (int64_t h = 0; h < heads; h++)
+    for (int64_t i = h * cache.value_size; i < (h + 1) * cache.value_size; i += W)
+      store<W>(to + i, load<W>(result + i) * scratch.factor[h]);
 }
 
 template <class T, class S>
@@ -285,19 +160,23 @@ void attend(const Heads<T>& q, int64_t queries, const New<T>& fresh, const Cache
   const int64_t wanted = count >= 2 * threads ? 1 : (2 * threads + count - 1) / count;
   const int64_t parts = wanted < cache.kv_heads ? wanted : cache.kv_heads;
   const int64_t most = (cache.kv_heads + parts - 1) / parts * queries;
+  // For a query's scores: those of a page are written some at a time, the last ones beyond its end.
+  const int64_t room = (longest + kTogether + W - 1) / W * W;
 #pragma omp parallel num_threads(threads)
   {
     Scratch<T> scratch;
     scratch.rotated.resize(cache.key_size);
     scratch.page.resize(cache.page_tokens * std::max(cache.key_size, cache.value_size));
     scratch.query.resize(most * cache.key_size);
-    scratch.scores.resize(most * longest);
+    scratch.scores.resize(most * room);
     scratch.result.resize(most * cache.value_size);
+    scratch.factor.resize(most);
+    scratch.scales.resize(cache.page_tokens);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t item = 0; item < count * parts; item++) {
       const int64_t part = item % parts;
       attend_heads(q, queries, fresh, cache, rows + item / parts * 4, pages, part * cache.kv_heads / parts,
-                   (part + 1) * cache.kv_heads / parts, longest, form, scratch, out);
+                   (part + 1) * cache.kv_heads / parts, room, form, scratch, out);
     }
   }
 }

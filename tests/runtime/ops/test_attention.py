@@ -222,7 +222,8 @@ def test_foreign_slots_are_not_read_into_a_row(form: str, case: Case, poison: fl
 @settings(max_examples=30, deadline=None)
 @given(
     starts=st.lists(st.sampled_from([0, 0, 5, 64, 130, 300]), min_size=1, max_size=3),
-    count=st.sampled_from([2, 17, 64, 65, 129, 200]),
+    count=st.sampled_from([1, 2, 17, 64, 65, 129, 200]),
+    page_tokens=st.sampled_from([16, 16, 128]),
     group=st.sampled_from([1, 2, 4, 5]),
     sizes=st.sampled_from([(64, 64), (16, 32), (80, 48), (128, 128)]),
     window=st.sampled_from([None, None, 40, 150]),
@@ -232,11 +233,11 @@ def test_foreign_slots_are_not_read_into_a_row(form: str, case: Case, poison: fl
     seed=st.integers(0, 100),
 )
 def test_long_prompts(
-    level: str, starts: list[int], count: int, group: int, sizes: tuple[int, int], window: int | None,
-    softcap: float | None, has_sinks: bool, dtype: torch.dtype, seed: int,
+    level: str, starts: list[int], count: int, page_tokens: int, group: int, sizes: tuple[int, int],
+    window: int | None, softcap: float | None, has_sinks: bool, dtype: torch.dtype, seed: int,
 ) -> None:  # fmt: skip
     """More keys and queries than a kernel takes at a time, against torch's functions in float32."""
-    made, page_tokens, kv_heads = torch.Generator().manual_seed(seed), 16, 2
+    made, kv_heads = torch.Generator().manual_seed(seed), 2
     rows, first_page = [], 0
     for i, start in enumerate(starts):
         pages = -(-(start + count) // page_tokens)
