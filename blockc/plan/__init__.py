@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blockc.plan.file import dump_plan, load_plan, read_plan, require_weights, verify_plan, write_plan
+from blockc.plan.file import dump_plan, load_plan, plan_bytes, read_plan, require_weights, verify_plan, write_plan
 from blockc.plan.manifests import EvidenceManifest, SideEntry, SideManifest, TensorEvidenceEntry, TermEntry
 from blockc.plan.model import (
     FORMAT_VERSION,
@@ -81,6 +81,7 @@ __all__ = [
     "chains_through",
     "dump_plan",
     "load_plan",
+    "plan_bytes",
     "plan_uses",
     "read_manifest",
     "read_plan",

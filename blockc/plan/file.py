@@ -50,6 +50,11 @@ def write_plan(plan: ExecutionPlan, path: Path) -> None:
 
 def load_plan(path: Path) -> ExecutionPlan:
     """Read, check and return a plan. Raises `DiagnosticError` (BC003, BC901, BC902)."""
+    return read_plan(plan_bytes(path), str(path))
+
+
+def plan_bytes(path: Path) -> bytes:
+    """What is in a plan's file, for `read_plan`. Raises `DiagnosticError` (BC003, BC901) for what can be none."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             refuse("BC901", f"{path} is larger than any plan", _RECOMPILE)
@@ -58,7 +63,7 @@ def load_plan(path: Path) -> ExecutionPlan:
         refuse("BC003", f"cannot read {path}: {error.strerror}", _MAKES_ONE)
     if path.suffix == ".blk":
         refuse("BC901", f"{path} is a spec, not a plan", f"`blockc compile {path} -o plan.json` makes one of it")
-    return read_plan(data, str(path))
+    return data
 
 
 def read_plan(data: bytes, path: str) -> ExecutionPlan:

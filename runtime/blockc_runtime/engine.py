@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import signal
 import socket
 import time
@@ -252,7 +251,7 @@ class Engine:
             self._newest = self._epochs[max(self._epochs)]
             answer = Loaded(
                 epoch=number,
-                plan_digest=loading.origin.digest,
+                plan_digest=loaded.digest,
                 kept_bytes=loaded.kept_bytes,
                 loaded_bytes=loaded.loaded_bytes,
                 kv_groups=0 if loaded.epoch.plan is None else len(loaded.epoch.plan.kv_groups),
@@ -268,7 +267,7 @@ class Engine:
         """Let a plan go whose last request has ended."""
         del self._epochs[epoch.number]
         self._past.add(epoch.scheduler.gauges())
-        epoch.close()
+        epoch.close(self._epochs.values())
         before_serving()
 
     def _admit(self, request: Request) -> None:
@@ -323,6 +322,7 @@ class Engine:
     def _stats(self) -> Stats:
         """Pages and memory are those of the newest plan; what only grows is counted over all of them."""
         counts = self._past.with_(epoch.scheduler.gauges() for epoch in self._epochs.values())
+        newest = self._newest.scheduler.gauges()
         return Stats(
             unfinished=len(self._epoch_of),
             steps=self._steps,
@@ -331,10 +331,12 @@ class Engine:
             block_loads=counts.block_loads,
             block_evictions=counts.block_evictions,
             residency_wait_s=counts.residency_wait_s,
-            pages=self._newest.scheduler.gauges().pages,
+            pages=newest.pages,
             overlapped=counts.overlapped,
             waits=counts.waits_by_reason(),
             memory=self._newest.memory(),
+            sessions=newest.sessions,
+            sessions_lost=newest.sessions_lost,
         )
 
 
@@ -402,8 +404,7 @@ def _fail(channel: Channel, code: str, message: str) -> int:
 
 def load(options: argparse.Namespace, channel: Channel) -> tuple[Engine, Ready]:
     """Load plan, weights and scheduler. Raises `DiagnosticError` for what is wrong with them."""
-    data = options.plan.read_bytes()
-    first = Origin(number=options.epoch, path=options.plan, digest=hashlib.sha256(data).hexdigest())
+    first = Origin(number=options.epoch, path=options.plan, digest=None)
     loaded = load_epoch(options, first, before=None, alone=False)
     epoch, plan = loaded.epoch, loaded.epoch.plan
     assert plan is not None
@@ -411,7 +412,7 @@ def load(options: argparse.Namespace, channel: Channel) -> tuple[Engine, Ready]:
     print(f"loaded in {loaded.load_s:.1f} s", flush=True)
     for line in memory_lines(plan, epoch.memory()):
         print(line, flush=True)
-    return engine, Ready(plan_digest=first.digest, capabilities=plan.requires)
+    return engine, Ready(plan_digest=loaded.digest, capabilities=plan.requires)
 
 
 if __name__ == "__main__":

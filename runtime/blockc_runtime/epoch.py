@@ -7,7 +7,7 @@ epochs have weights and KV pages in common and nothing else, so that no answer c
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.memory import MemoryUse
 from blockc_runtime.request import Event, Request
 from blockc_runtime.scheduler import Gauges
+from blockc_runtime.scheduler.sessions import Sessions
 from blockc_runtime.step import Executor, Step, StepResult
 from blockc_runtime.turn import ReadingScheduler
 
@@ -32,6 +33,10 @@ class StepScheduler(ReadingScheduler, Protocol):
     def service(self) -> tuple[float, ...]:
         """What each tenant has been served."""
 
+    @property
+    def sessions(self) -> Sessions:
+        """The engine's sessions that pause."""
+
     def gauges(self) -> Gauges:
         """What `Stats` tells."""
 
@@ -46,9 +51,6 @@ class StepScheduler(ReadingScheduler, Protocol):
 
     def give_way(self) -> None:
         """Give back the pages of all that runs, to be computed again later."""
-
-    def end_pauses(self) -> None:
-        """Keep nothing for sessions any longer."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -88,7 +90,9 @@ class Epoch:
         """Whether it has work and could not make a step of it, for lack of pages that another plan's requests hold."""
         return not worked and len(self.unfinished) > len(self.gate) and not self.scheduler.is_reading
 
-    def close(self) -> None:
-        """Free what it has alone."""
-        self.scheduler.end_pauses()
+    def close(self, others: Iterable[Epoch] = ()) -> None:
+        """Free what it has alone. Sessions keep what is in pages that ``others`` go on in, too."""
+        if self.kv is not None:
+            there = {id(pages) for other in others if other.kv is not None for pages in other.kv.groups}
+            self.scheduler.sessions.end(pages for pages in self.kv.groups if id(pages) not in there)
         self.executor.close()

@@ -33,18 +33,22 @@ from blockc_runtime.step import Executor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where an epoch comes from: a plan's file, the SHA-256 that it must have, and the number it is called by."""
+    """Where an epoch comes from: a plan's file, the SHA-256 that it must have, and the number it is called by.
+
+    ``digest`` None: any; the first plan is what the server has just written.
+    """
 
     number: int
     path: Path
-    digest: str
+    digest: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedEpoch:
-    """An epoch, what of it was in memory before, and how long it took."""
+    """An epoch, the SHA-256 of its plan's file, what of it was in memory before, and how long it took."""
 
     epoch: Epoch
+    digest: str
     kept_bytes: int
     loaded_bytes: int
     kv_kept: int
@@ -66,7 +70,7 @@ def load_epoch(options: argparse.Namespace, origin: Origin, *, before: Epoch | N
     once the plan was read and counted; what fails after that raises `PlanLostError`.
     """
     began_s = time.monotonic()
-    plan = _read(origin)
+    plan, digest = _read(origin)
     carried = {} if before is None or before.plan is None else carried_groups(before.plan, plan)
     if before is not None:
         _check_room(plan, before, carried, alone=alone)
@@ -80,7 +84,10 @@ def load_epoch(options: argparse.Namespace, origin: Origin, *, before: Epoch | N
     limits = engine_limits(plan)
     kept = {} if before is None or before.kv is None else {own: before.kv.pages_of(of) for own, of in carried.items()}
     kv = KvIndex(limits, kept=kept)
-    scheduler = Scheduler(limits, kv, epoch=origin.number, served=_served(plan, limits, before))
+    scheduler = Scheduler(
+        limits, kv, epoch=origin.number, served=_served(plan, limits, before),
+        sessions=None if before is None else before.scheduler.sessions,
+    )  # fmt: skip
     apps = {app.chain: app.address for app in plan.apps}
     epoch = Epoch(
         number=origin.number, scheduler=scheduler, executor=executor, plan=plan, kv=kv, memory=memory,
@@ -89,6 +96,7 @@ def load_epoch(options: argparse.Namespace, origin: Origin, *, before: Epoch | N
     before_serving()
     return LoadedEpoch(
         epoch=epoch,
+        digest=digest,
         kept_bytes=kept_bytes,
         loaded_bytes=loaded_bytes,
         kv_kept=len(kept),
@@ -121,14 +129,15 @@ class Loading:
         return self._outcome.result()
 
 
-def _read(origin: Origin) -> ExecutionPlan:
+def _read(origin: Origin) -> tuple[ExecutionPlan, str]:
     try:
         data = origin.path.read_bytes()
     except OSError as error:
         refuse("BC003", f"cannot read the plan: {error.strerror}")
-    if hashlib.sha256(data).hexdigest() != origin.digest:
+    digest = hashlib.sha256(data).hexdigest()
+    if origin.digest not in (None, digest):
         refuse("BC901", "the plan file changed while the server was running")
-    return read_plan(data, "the plan")
+    return read_plan(data, "the plan"), digest
 
 
 def _check_room(plan: ExecutionPlan, before: Epoch, carried: Mapping[int, int], *, alone: bool) -> None:

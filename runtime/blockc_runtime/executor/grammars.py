@@ -2,7 +2,8 @@
 
 In: rows with grammars and their outputs so far. Out: a mask of tokens each. The server has refused what is no grammar;
 one that fails here all the same is a fault of its row. A process starts when the first grammar of its tokenizer comes,
-and again after it has died: no state is in it that does not follow from the tokens.
+and again after it has died: no state is in it that does not follow from the tokens. It serves every plan that has this
+tokenizer, and ends with the last of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, cast
 
@@ -33,15 +35,34 @@ _STARTING_S = 0.01
 _Key = tuple[str | int | None, ...]
 
 
-class Grammars:
-    """All grammars in use. Implements `draw.Masks`. ``command``: what starts a process."""
+@dataclass(slots=True)
+class _Shared:
+    """A process, and who uses it."""
 
-    def __init__(self, plan: ExecutionPlan, zoo: Zoo, *, command: Sequence[str] = COMMAND) -> None:
+    reader: _Reader
+    users: set[object]
+
+
+class Grammars:
+    """All grammars in use by one plan. Implements `draw.Masks`. ``command``: what starts a process.
+
+    ``before``: of another plan, whose processes serve this one, too, where tokenizers are the same.
+    """
+
+    def __init__(
+        self, plan: ExecutionPlan, zoo: Zoo, *, command: Sequence[str] = COMMAND, before: Grammars | None = None
+    ) -> None:
         self._plan = plan
         self._zoo = zoo
         self._command = command
-        self._readers: dict[_Key, _Reader] = {}
-        self._lock = threading.Lock()  # requests that come ask for readers while a step uses them
+        self._all: dict[_Key, _Shared] = {} if before is None else before._all
+        # Requests that come ask for readers while a step uses them, and plans come and go.
+        self._lock: threading.Lock = threading.Lock() if before is None else before._lock
+        self._user = object()
+        with self._lock:
+            for key in set(map(_key, plan.chains)):
+                if (shared := self._all.get(key)) is not None:
+                    shared.users.add(self._user)
 
     def index(self, chain: int) -> bool:
         """Have a chain's vocabulary indexed; whether that is done, or cannot be, which its rows are told."""
@@ -62,27 +83,41 @@ class Grammars:
         return answers
 
     def close(self) -> None:
-        """End the processes."""
-        for reader in self._readers.values():
+        """End the processes that no other plan uses."""
+        with self._lock:
+            for shared in self._all.values():
+                shared.users.discard(self._user)
+            unused = {key: shared.reader for key, shared in self._all.items() if not shared.users}
+            for key in unused:
+                del self._all[key]
+        for reader in unused.values():
             reader.close()
-        self._readers.clear()
 
     def _reader(self, chain: int) -> _Reader:
         """The process of a chain's tokenizer, one for all chains with equal files."""
         entry = self._plan.chains[chain]
-        key = (*(entry.assets.get(name) for name in _FILES), entry.vocab_size, *entry.stop_token_ids)
         with self._lock:
-            reader = self._readers.get(key)
-            if reader is None or reader.is_dead:
-                if reader is not None:
-                    reader.close()
-                reader = self._readers[key] = _Reader(self._command, partial(self._beginning, entry))
-            return reader
+            shared = self._all.get(key := _key(entry))
+            if shared is None:
+                shared = self._all[key] = _Shared(self._start(entry), set())
+            elif shared.reader.is_dead:
+                shared.reader.close()
+                shared.reader = self._start(entry)
+            shared.users.add(self._user)
+            return shared.reader
+
+    def _start(self, entry: ChainEntry) -> _Reader:
+        return _Reader(self._command, partial(self._beginning, entry))
 
     def _beginning(self, entry: ChainEntry) -> object:
         """What a process has to know. Raises `DiagnosticError`, OSError."""
         files = {name: self._zoo.blob(entry.assets[name]) for name in _FILES if name in entry.assets}
         return files, entry.vocab_size, entry.stop_token_ids
+
+
+def _key(entry: ChainEntry) -> _Key:
+    """What a process is told."""
+    return (*(entry.assets.get(name) for name in _FILES), entry.vocab_size, *entry.stop_token_ids)
 
 
 class _Reader:
@@ -91,6 +126,7 @@ class _Reader:
     def __init__(self, command: Sequence[str], beginning: Callable[[], object]) -> None:
         self._command, self._beginning = command, beginning
         self._process: subprocess.Popen[bytes] | None = None
+        self._asking = threading.Lock()  # steps of two plans may be in flight at once
         self._ends: tuple[int, ...] = ()
         self._problem = ""
         self._start = threading.Thread(target=self._run, name="grammars", daemon=True)
@@ -111,8 +147,9 @@ class _Reader:
         if self._problem or self._process is None:
             return [self._problem] * len(rows)
         try:
-            write_frame(self._sink, [(row.request, _grammar(row), outputs) for row, outputs in rows])
-            answers = read_frame(self._source)
+            with self._asking:
+                write_frame(self._sink, [(row.request, _grammar(row), outputs) for row, outputs in rows])
+                answers = read_frame(self._source)
         except (EOFError, OSError):
             self._fail(_DIED)
             return [self._problem] * len(rows)

@@ -20,7 +20,7 @@ from blockc_runtime.executor.flight import Flight
 from blockc_runtime.executor.grammars import Grammars
 from blockc_runtime.executor.graphs import Recorder, SegmentGraphs, recorder_for
 from blockc_runtime.executor.launch import StepRun
-from blockc_runtime.executor.model import LoadedModel, kept_of, load_model
+from blockc_runtime.executor.model import Kept, LoadedModel, kept_of, load_model
 from blockc_runtime.memory import MemoryUse, Resident, machine_bytes, resident
 from blockc_runtime.step import Fault, RowResult, SegmentTurn, Step, StepResult
 
@@ -70,26 +70,43 @@ class TorchExecutor:
         self.device = torch.device(device)
         self.logits_tap = logits_tap
         self.counts = StepCounts()
+        # Before the plan before may be closed: a vocabulary takes seconds to index.
+        self._grammars: Grammars = Grammars(plan, zoo, before=None if before is None else before._grammars)
         self._before_loading: Resident | None = _resident(self.device) if before is None else before._before_loading
+        self._model: LoadedModel | None = None
+        self._graphs: SegmentGraphs | None = None
         kept = None
         if before is not None and before._model is not None:
             kept = kept_of(before._model, carried or {})
             if alone:
                 before.close()
                 kept = kept.only_of(plan)
-        with torch.inference_mode():
-            self._model: LoadedModel | None = load_model(plan, zoo, device=self.device, kept=kept)
-            records = recorder(self.device)
-            self._graphs = None if records is None else SegmentGraphs(
-                self._model, device=self.device, recorder=records, most_rows=plan.batching.max_rows
-            )  # fmt: skip
+        try:
+            self._load(plan, zoo, kept, recorder)
+        except BaseException:
+            self._grammars.close()
+            raise
         self._after_loading = _resident(self.device)
-        self._grammars = Grammars(plan, zoo)
         self._parked: dict[str, Tensor] = {}
         self._queue: deque[Flight] = deque()
         # Where steps overlap and the host is the device: the caller goes on while its kernels run without the GIL.
         is_beside = plan.batching.overlaps and self.device.type == "cpu"
         self._runner = ThreadPoolExecutor(1, "steps") if is_beside else None
+
+    def _load(
+        self,
+        plan: ExecutionPlan,
+        zoo: Zoo,
+        kept: Kept | None,
+        recorder: Callable[[torch.device], Recorder | None],
+    ) -> None:
+        with torch.inference_mode():
+            self._model = load_model(plan, zoo, device=self.device, kept=kept)
+            records = recorder(self.device)
+            if records is not None:
+                self._graphs = SegmentGraphs(
+                    self._model, device=self.device, recorder=records, most_rows=plan.batching.max_rows
+                )
 
     @property
     def records(self) -> bool:

@@ -60,10 +60,15 @@ class _Holder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptPages:
-    """What one pause keeps: (group, page)."""
+    """What one pause keeps: pages of groups, whichever index has those then."""
 
     pause: object
-    pages: tuple[tuple[int, int], ...]
+    pages: tuple[tuple[Pages, int], ...]
+
+    def let_go(self) -> None:
+        """They are as any others from now on."""
+        for pages, page in self.pages:
+            pages.let_go(page, self.pause)
 
 
 class KvIndex:
@@ -223,12 +228,12 @@ class KvIndex:
                     table.pages.drop(page)
 
     def pause(self, request: str) -> KeptPages:
-        """Like `release`; what others may find is evicted late until `let_go`."""
+        """Like `release`; what others may find is evicted late until it is let go."""
         pause = object()  # of no other index, either: pages may be those of two
         kept = KeptPages(
             pause=pause,
             pages=tuple(
-                (table.index, page)
+                (table.pages, page)
                 for table in self._holders[request].tables
                 for page in table.entries
                 if page is not None and table.pages.keep(page, pause)
@@ -236,11 +241,6 @@ class KvIndex:
         )
         self.release(request)
         return kept
-
-    def let_go(self, kept: KeptPages) -> None:
-        """What a pause kept is as any other from now on."""
-        for group, page in kept.pages:
-            self._pages[group].let_go(page, kept.pause)
 
     def forget(self) -> None:
         """Drop the cache: the memory behind the pages was lost. Tables stay until released, and publish nothing."""
@@ -260,6 +260,11 @@ class KvIndex:
     def total_pages(self) -> tuple[int, ...]:
         """Pages per group."""
         return tuple(pages.total for pages in self._pages)
+
+    @property
+    def groups(self) -> tuple[Pages, ...]:
+        """The pages of every group."""
+        return self._pages
 
     def pages_of(self, group: int) -> Pages:
         """The pages of a group, for an index in which they go on."""

@@ -30,13 +30,13 @@ _LENIENT_TTFT_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauges:
-    """State for metrics. All but ``running``, ``waiting`` and ``pages`` (by KV group) only grow.
+    """State for metrics. All but ``running``, ``waiting``, ``sessions`` and ``pages`` (by KV group) only grow.
 
     ``preemptions``: requests that had to give their place or pages back; ``side_loads``: fine-tunes put in a slot;
     ``block_loads`` and ``block_evictions``: segments whose weights came and went; ``residency_wait_s``: seconds that
     requests, each for itself, waited for either.
     ``overlapped``: steps that were issued while another one was in flight; ``waits``: how often, by reason, none was
-    though requests were there (`draft.Wait`).
+    though requests were there (`draft.Wait`). ``sessions`` pause now; ``sessions_lost``: so many with their pages.
     """
 
     running: int
@@ -51,6 +51,8 @@ class Gauges:
     residency_wait_s: float = 0.0
     overlapped: int = 0
     waits: Mapping[str, int] = field(default_factory=dict)
+    sessions: int = 0
+    sessions_lost: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,7 +69,8 @@ class Scheduler:
     ``max_waiting`` bounds the queue of each tenant, not of all together: nobody's backlog gets others refused.
     ``max_running`` bounds the requests that hold pages; more than the plan's rows a step are of use with steps in
     flight. A request that was in ``worker_tries`` steps under which the worker was lost ends with an error; before
-    that it is computed again. ``served``: what tenants were served before, as `service` says it.
+    that it is computed again. ``served``: what tenants were served before, as `service` says it; ``sessions``: those of
+    the engine, where other plans are in service, too.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Scheduler:
         max_running: int | None = None,
         worker_tries: int = 3,
         served: Sequence[float] = (),
+        sessions: Sessions | None = None,
     ) -> None:
         self._limits = limits
         self._kv = kv
@@ -89,7 +93,7 @@ class Scheduler:
         self._worker_tries = worker_tries
         self._queue = FairQueue(limits, served)
         self._residents = Residents(limits)
-        self._sessions = Sessions(kv)
+        self.sessions = Sessions() if sessions is None else sessions
         self._launch_plan = LaunchPlan(limits)
         self._live: dict[str, LiveRequest] = {}  # not ended, or ended under a step in flight
         self._running: dict[str, LiveRequest] = {}
@@ -143,6 +147,8 @@ class Scheduler:
             residency_wait_s=self._residency_wait_s,
             overlapped=self._overlapped,
             waits=dict(self._waits),
+            sessions=len(self.sessions),
+            sessions_lost=self.sessions.lost,
         )
 
     def admit(self, request: Request, now_s: float = 0.0) -> tuple[Event, ...]:
@@ -178,7 +184,7 @@ class Scheduler:
         Requests of which a step in flight has a row are passed over, unless `EngineLimits.overlaps`.
         """
         self._now_s = max(self._now_s, now_s)
-        self._sessions.expire(now_s)
+        self.sessions.expire(now_s)
         self._residents.room.begin(self._queue.waiting_of)
         running = sorted(self._running.values(), key=self._queue.turn)
         draft = StepDraft(
@@ -237,10 +243,6 @@ class Scheduler:
         for item in tuple(self._running.values()):
             if item.step is None:
                 self._preempt(item)
-
-    def end_pauses(self) -> None:
-        """Keep nothing for sessions any longer. What they left is still found until it is evicted."""
-        self._sessions.end()
 
     def take_wanted(self) -> Sequence[int]:
         """Chains whose sides the executor should begin to read."""
@@ -314,7 +316,7 @@ class Scheduler:
             item.lacked_s = None
         self._running[item.id] = item
         self._queue.leave(item)
-        self._sessions.resume(item.request)
+        self.sessions.resume(item.request)
         if item.cached is None:
             item.cached = min(max(0, reused - item.virtual), len(item.request.prompt))
         self._queue.charge_prompt(item, until=reused)
@@ -415,7 +417,7 @@ class Scheduler:
         """
         self._kv.forget()
         self._residents.forget()
-        self._sessions.forget()
+        self.sessions.end(self._kv.groups)
         for other in self._in_flight.values():
             other.is_void = True
         events: list[Event] = []
@@ -450,7 +452,7 @@ class Scheduler:
 
     def _forget(self, item: LiveRequest) -> None:
         if item.pauses:
-            self._sessions.pause(item.request, self._now_s)
+            self.sessions.pause(item.request, self._kv.pause(item.id), self._now_s)
         else:
             self._kv.release(item.id)
         self._residents.release(item.request.chain)

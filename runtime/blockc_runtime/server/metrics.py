@@ -147,6 +147,12 @@ class Metrics:
                 registry=self._registry,
             )
         )
+        self._sessions = Gauge("blockc:sessions_paused", "Sessions whose KV is kept", registry=self._registry)
+        self._sessions_lost = Growing(
+            Counter(
+                "blockc:sessions_lost", "Sessions whose kept KV went with a plan or worker", registry=self._registry
+            )
+        )
         self._predicted = self._memory_gauge("memory_predicted_bytes", "What the plan says; of runtime: the reserve")
         self._measured = self._memory_gauge("memory_measured_bytes", "What the engine holds; of workspace: the most")
         self._swaps = Counter("blockc:plan_swaps", "Plans that were swapped in", ("outcome",), registry=self._registry)
@@ -194,6 +200,8 @@ class Metrics:
         self._overlapped.observe(stats.overlapped)
         for wait in stats.waits:
             self._waits.observe(wait.count, wait.reason)
+        self._sessions.set(stats.sessions)
+        self._sessions_lost.observe(stats.sessions_lost)
         self.observe_memory(stats.memory)
 
     def observe_pages(self, groups: Sequence[PageUsage]) -> None:

@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from blockc.diag import refuse
-from blockc.plan import ExecutionPlan, load_plan, read_plan, require_weights
+from blockc.plan import ExecutionPlan, plan_bytes, read_plan, require_weights
 from blockc.zoo import Zoo
 from blockc_runtime.server import admin
 from blockc_runtime.server.access import AuditLine, Watcher, audit_file
@@ -149,9 +149,7 @@ def _keep_to_ourselves(secrets: Iterable[str]) -> None:
 
 def _plan_of(path: Path) -> PlanInForce:
     """Read a plan once: what is checked is what is served."""
-    load_plan(path)  # says it better where there is no file, or another kind of file
-    data = path.read_bytes()
-    plan = read_plan(data, str(path))
+    plan = read_plan(data := plan_bytes(path), str(path))
     require_weights(plan)
     return PlanInForce.of(plan, data)
 

@@ -194,6 +194,8 @@ _MESSAGES: dict[str, tuple[type, Codec[Any]]] = {
             overlapped=_INT,
             waits=many(record(Wait, reason=_STR, count=_INT)),
             memory=optional(_MEMORY),
+            sessions=_INT,
+            sessions_lost=_INT,
         ),
     ),
     "error": (EngineError, record(EngineError, code=_STR, message=_STR)),

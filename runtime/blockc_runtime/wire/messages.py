@@ -146,7 +146,7 @@ class Stats:
     ``pages`` by KV group. ``preemptions``, ``side_loads``, ``block_loads`` and ``block_evictions``: so many ever;
     ``residency_wait_s``: what requests ever waited for the last three (see `scheduler.Gauges`). ``overlapped``:
     so many steps were issued while the one before ran, and ``waits`` says why others were not. ``memory`` is None where
-    the executor or the system does not say.
+    the executor or the system does not say. ``sessions`` pause now; ``sessions_lost``: so many whose pages went, ever.
     """
 
     unfinished: int
@@ -160,6 +160,8 @@ class Stats:
     overlapped: int = 0
     waits: tuple[Wait, ...] = ()
     memory: MemoryUse | None = None
+    sessions: int = 0
+    sessions_lost: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

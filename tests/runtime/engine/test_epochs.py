@@ -7,6 +7,7 @@ import socket
 import threading
 from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from blockc_runtime.engine import Engine, serve
 from blockc_runtime.executor.null import next_token
 from blockc_runtime.loading import Origin, load_epoch
 from blockc_runtime.request import Request, Sampling
-from blockc_runtime.wire import Load, Loaded, LoadFailed, Ready, Retire, StatsQuery, Submit, Tokens
+from blockc_runtime.wire import End, Load, Loaded, LoadFailed, Ready, Retire, StatsQuery, Submit, Tokens
 from tests.runtime.engine.test_engine import Peer
 from tests.runtime.server import world
 
@@ -32,12 +33,14 @@ def origin(number: int, path: Path) -> Origin:
 class Running:
     """An engine in a thread, with one plan; ``plans`` are files of plans for it."""
 
-    def __init__(self, folder: Path, *, overlaps: bool) -> None:
+    def __init__(self, folder: Path, *, overlaps: bool, pages: tuple[int, int] = (PAGES, PAGES)) -> None:
         _, zoo = world.build(folder)
         self.plans = [
-            world.build_more(folder, zoo, f"{name}.json", apps, pages=PAGES)
-            for name, apps in (("stars", world.APPS), ("moons", world.APPS[::-1]), ("suns", world.APPS[:1]))
-        ]
+            world.build_more(folder, zoo, f"{name}.json", apps, pages=count)
+            for name, apps, count in (
+                ("stars", world.APPS, pages[0]), ("moons", world.APPS[::-1], pages[1]), ("suns", world.APPS[:1], PAGES),
+            )
+        ]  # fmt: skip
         for path in self.plans:
             plan = load_plan(path)
             batching = plan.batching.model_copy(update={"overlaps": overlaps})
@@ -48,7 +51,8 @@ class Running:
         self.first = load(origin(0, self.plans[0]), before=None, alone=False).epoch
         self.engine = Engine(channel=Channel(ours), first=self.first, load=load)
         ready = Ready(plan_digest="d", capabilities=())
-        self.thread = threading.Thread(target=lambda: serve(Channel(ours), lambda: (self.engine, ready)))
+        serving = lambda: serve(Channel(ours), lambda: (self.engine, ready))  # noqa: E731
+        self.thread = threading.Thread(target=serving, daemon=True)
         self.thread.start()
         assert self.peer.next() == ready
 
@@ -144,3 +148,51 @@ def test_in_the_place_of_another(running: Running):
     asked = request("a", 2)
     running.peer.send(Submit(request=asked))
     assert running.peer.until_ends("a")[0]["a"] == said(asked)
+
+
+def cached(peer: Peer, request_id: str) -> int:
+    """How many tokens of its prompt a request found, once it has ended."""
+    while True:
+        if isinstance(message := peer.next(), End):
+            for end in message.events:
+                if end.request == request_id:
+                    return end.cached_tokens
+
+
+@pytest.mark.parametrize(("session", "found"), [("s", 160), ("", 0)])
+def test_a_session_that_pauses_keeps_its_pages_over_a_swap(running: Running, session: str, found: int):
+    """It pauses under one plan, others need every page under the next, and its next request finds what it left."""
+    first = replace(request("first", 0, prompt=160, count=2), session=session, keep_s=600.0)
+    running.peer.send(Submit(request=first))
+    running.peer.until_ends("first")
+    assert isinstance(running.load(1), Loaded)
+    running.peer.send(Retire(epoch=0), StatsQuery())
+    stats = running.peer.next()
+    assert (stats.sessions, stats.sessions_lost) == (1 if session else 0, 0)
+    for number in range(4):
+        other = replace(
+            request(f"other {number}", 1, chain=1, prompt=900, count=2), isolation_group="other",
+            prompt=tuple(range(300 + number, 1200 + number)),
+        )  # fmt: skip
+        running.peer.send(Submit(request=other))
+        running.peer.until_ends(other.id)
+    running.peer.send(Submit(request=replace(request("next", 1, prompt=161, count=2), session=session)))
+    assert cached(running.peer, "next") == found
+
+
+def test_a_session_of_groups_that_begin_empty_is_lost(tmp_path: Path):
+    started = Running(tmp_path, overlaps=True, pages=(PAGES, PAGES + 8))
+    try:
+        paused = replace(request("first", 0, prompt=160, count=2), session="s", keep_s=600.0)
+        started.peer.send(Submit(request=paused))
+        started.peer.until_ends("first")
+        assert isinstance(started.load(1), Loaded)
+        seen = []
+        for message in (Retire(epoch=0), StatsQuery()):
+            started.peer.send(message, StatsQuery())
+            stats = started.peer.next()
+            seen.append((stats.sessions, stats.sessions_lost))
+        assert seen == [(1, 0), (0, 1)]
+    finally:
+        started.peer.connection.close()
+        started.thread.join(5)

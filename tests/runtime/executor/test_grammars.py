@@ -173,6 +173,29 @@ def test_a_tokenizer_that_cannot_be_used_is_said_once_and_for_all(tmp_path: Path
         assert grammars.index(99), "whoever asks for no chain is told so elsewhere"
 
 
+def test_plans_with_one_tokenizer_have_one_process(tmp_path: Path):
+    """Each start is a line in a file."""
+    plan, zoo = world.build(tmp_path)
+    after = world.build_more(tmp_path, zoo, "after.json", world.APPS[::-1])
+    starts = tmp_path / "starts"
+    counted = (
+        f"import pathlib, runpy; pathlib.Path({str(starts)!r}).open('a').write('x\\n');"
+        "runpy.run_module('blockc_runtime.grammar_process', run_name='__main__')"
+    )
+    command, grammar = (sys.executable, "-c", counted), structured.choice(["the"])
+    first = Grammars(load_plan(plan), Zoo(zoo), command=command)
+    expected = allowed(first, grammar, [])
+    second = Grammars(load_plan(after), Zoo(zoo), command=command, before=first)
+    first.close()
+    assert second.index(0), "nothing is indexed again"
+    assert allowed(second, grammar, []) == expected
+    third = Grammars(load_plan(plan), Zoo(zoo), command=command, before=second)
+    third.close()
+    assert allowed(second, grammar, []) == expected, "and who goes takes nothing from others"
+    second.close()
+    assert starts.read_text() == "x\n"
+
+
 def test_blanks_come_to_an_end(grammars: Grammars):
     grammar = structured.json_schema({"type": "object"})
     (blank,) = world.tokenizer().encode(" ").ids

@@ -127,6 +127,6 @@ def test_everyone_is_answered_as_alone(seed: int):
             assert run.tokens[name] == alone(own), name
     run.now_s += 100.0
     run.scheduler.schedule(run.now_s)
-    assert not len(run.scheduler._sessions)
+    assert not len(run.scheduler.sessions)
     assert not any(pages._kept or pages._keepers for pages in run.kv._pages)
     run.kv.check_integrity()

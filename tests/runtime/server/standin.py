@@ -19,6 +19,7 @@ from blockc_runtime.epoch import Epoch
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.request import EndEvent, Event, Request, TokenLogprob, TokensEvent
 from blockc_runtime.scheduler import Gauges
+from blockc_runtime.scheduler.sessions import Sessions
 from blockc_runtime.step import Launch, Row, RowResult, SegmentTurn, Step, StepResult
 from blockc_runtime.wire import (
     Ready,
@@ -104,9 +105,6 @@ class FirstComeScheduler:
     def give_way(self) -> None:
         raise AssertionError("there is one plan")
 
-    def end_pauses(self) -> None:
-        raise AssertionError("there is one plan")
-
     def take_turns(self) -> Sequence[SegmentTurn]:
         return ()
 
@@ -117,6 +115,7 @@ class FirstComeScheduler:
         raise AssertionError("nothing is limited here")
 
     def __init__(self) -> None:
+        self.sessions = Sessions()
         self._running: dict[str, _Running] = {}
         self._steps = 0
         self._free = PAGES

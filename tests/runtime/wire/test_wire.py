@@ -79,6 +79,7 @@ messages = st.one_of(
         pages=many(st.builds(PageUsage, total=ids, free=ids, idle=ids, held=ids, saved=ids, evicted=ids)),
         block_loads=ids, block_evictions=ids, residency_wait_s=floats, overlapped=ids,
         waits=many(st.builds(wire.Wait, reason=texts, count=ids)), memory=st.none() | memories,
+        sessions=ids, sessions_lost=ids,
     ),
     st.builds(wire.EngineError, code=texts, message=texts),
 )  # fmt: skip
