@@ -23,6 +23,7 @@ from torch import Tensor
 from blockc_runtime.request import Sampling, TokenLogprob
 from blockc_runtime.step import Fault, RowResult
 
+UNSOUND = "the logits are not finite"
 _UNIT = float(1 << 40)  # times a vocabulary of 2**18 and more still fits in 63 bits
 # A nucleus rarely holds more candidates than this, and finding them costs a fifteenth of sorting the vocabulary.
 _FIRST_CANDIDATES = 256
@@ -60,7 +61,7 @@ def sample(
     return tuple(
         RowResult(tokens=(token,), logprobs=logprobs.get(row, ()))
         if sound[row]
-        else RowResult(tokens=(), logprobs=(), fault=Fault(scope="row", message="the logits are not finite"))
+        else RowResult(tokens=(), logprobs=(), fault=Fault(scope="row", message=UNSOUND))
         for row, token in enumerate(tokens)
     )
 
@@ -72,8 +73,8 @@ def uniform_bits(seed: int, output_index: int) -> int:
 
 def _by_width(rows: Sequence[int], samplings: Sequence[Sampling], vocab: int) -> Iterator[list[int]]:
     """Rows that take the same way, as many at once as memory likes."""
-    filtered = [row for row in rows if _is_filtered(samplings[row], vocab)]
-    whole = [row for row in rows if not _is_filtered(samplings[row], vocab)]
+    filtered = [row for row in rows if is_filtered(samplings[row], vocab)]
+    whole = [row for row in rows if not is_filtered(samplings[row], vocab)]
     count = max(1, _ELEMENTS_AT_ONCE // vocab)
     for group in (filtered, whole):
         for first in range(0, len(group), count):
@@ -84,13 +85,14 @@ def _top_k(sampling: Sampling, vocab: int) -> int:
     return min(sampling.top_k, vocab) if sampling.top_k > 0 else vocab
 
 
-def _is_filtered(sampling: Sampling, vocab: int) -> bool:
+def is_filtered(sampling: Sampling, vocab: int) -> bool:
+    """Whether some tokens are left out by their rank or by how much the likelier ones sum up to."""
     return _top_k(sampling, vocab) < vocab or sampling.top_p < 1
 
 
 def _draw(logits: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[int]) -> list[int]:
     """Draw a token from each row; either all rows are filtered or none is."""
-    if not _is_filtered(samplings[0], logits.shape[1]):
+    if not is_filtered(samplings[0], logits.shape[1]):
         weights = _weights(logits, logits.amax(-1, keepdim=True), samplings)
         return _pick(weights, uniforms)
     return _draw_filtered(logits, samplings, uniforms, _FIRST_CANDIDATES)
@@ -154,11 +156,18 @@ def _kept(
     return kept, has_total & (kept <= candidates) & (last > values[:, -1])
 
 
+def whole_weights(values: Tensor, largest: Tensor, temperatures: Tensor) -> Tensor:
+    """Unnormalised probabilities as whole numbers, ``[n, width]`` of int64.
+
+    ``values [n, width]`` are logits, ``largest [n, 1]`` of them, ``temperatures [n]`` float64.
+    """
+    return values.double().sub_(largest).div_(temperatures[:, None]).exp_().mul_(_UNIT).round_().long()
+
+
 def _weights(values: Tensor, largest: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     """Unnormalised probabilities as whole numbers, ``[n, width]`` of int64; 0 below ``min_p`` of the largest."""
     temperatures = torch.tensor([s.temperature for s in samplings], dtype=torch.float64, device=values.device)
-    scaled = values.double().sub_(largest).div_(temperatures[:, None])
-    weights = scaled.exp_().mul_(_UNIT).round_().long()
+    weights = whole_weights(values, largest, temperatures)
     if any(s.min_p > 0 for s in samplings):
         # The largest weighs exactly one unit, whatever the temperature.
         least = torch.tensor([math.ceil(s.min_p * _UNIT) for s in samplings], device=values.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from tests.support.fine_tunes import save_full
 from tests.support.serving import Compiled, compiled
 from tests.support.tiny_models import save_model
 
+# Tokens that follow from a row's own logits alone: the host is not asked for any.
+ALONE = (Sampling(), Sampling(temperature=0.9, seed=5), Sampling(temperature=2.0, seed=9))
 SAMPLINGS = (
     Sampling(),
     Sampling(temperature=0.9, seed=5),
@@ -49,14 +52,21 @@ def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def served(
-    plan: ExecutionPlan, zoo: Zoo, requests: list[Request], *, overlaps: bool, parts: int = 1
+    plan: ExecutionPlan,
+    zoo: Zoo,
+    requests: list[Request],
+    *,
+    overlaps: bool,
+    parts: int = 1,
+    runs_ahead: bool | None = None,
 ) -> tuple[dict[str, list[Event]], Gauges]:
     """What each request is told, in order."""
     batching = plan.batching.model_copy(update={"overlaps": overlaps, "prefill_parts": parts})
     own = plan.model_copy(update={"batching": batching})
     limits = engine_limits(own)
     kv = KvIndex(limits)
-    scheduler, executor = Scheduler(limits, kv), TorchExecutor(own, zoo, device=own.target)
+    scheduler = Scheduler(limits, kv)
+    executor = TorchExecutor(own, zoo, device=own.target, runs_ahead=runs_ahead)
     told: dict[str, list[Event]] = {request.id: [] for request in requests}
     waiting, flights = deque(requests), deque[Step]()
     while waiting or scheduler.has_work:
@@ -79,22 +89,29 @@ def tokens_of(events: list[Event]) -> list[int]:
     return [token for event in events if isinstance(event, TokensEvent) for token in event.tokens]
 
 
-def some_requests(plan: ExecutionPlan) -> list[Request]:
+def some_requests(plan: ExecutionPlan, samplings: Sequence[Sampling]) -> list[Request]:
     rng = random.Random(11)
     return [
         Request(
             id=f"r{number}", app=number % len(plan.apps), chain=plan.apps[number % len(plan.apps)].chain,
             isolation_group="g", prompt=tuple(rng.randrange(3, 90) for _ in range(rng.choice([1, 5, 17, 60]))),
             emitted=0, max_tokens=rng.randint(1, 12), stop_token_ids=(),
-            sampling=SAMPLINGS[number % len(SAMPLINGS)], prompt_logprobs=1 if number % 7 == 3 else None,
+            sampling=samplings[number % len(samplings)],
+            prompt_logprobs=1 if number % 7 == 3 and samplings is SAMPLINGS else None,
         )
         for number in range(20)
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("parts", [1, 4])
-def test_requests_say_what_they_say_one_step_at_a_time(fleet: Compiled, parts: int) -> None:
-    requests = some_requests(fleet.plan)
+@pytest.mark.parametrize(
+    ("parts", "runs_ahead", "samplings"),
+    [(1, False, SAMPLINGS), (4, False, SAMPLINGS), (1, True, SAMPLINGS), (4, True, SAMPLINGS[:2]), (1, True, ALONE)],
+)
+def test_requests_say_what_they_say_one_step_at_a_time(
+    fleet: Compiled, parts: int, runs_ahead: bool, samplings: Sequence[Sampling]
+) -> None:
+    """With steps in a thread, and queued by a host that runs ahead, which feeds rows where the logits are."""
+    requests = some_requests(fleet.plan, samplings)
     plain, _ = served(fleet.plan, fleet.zoo, requests, overlaps=False, parts=parts)
     rng = random.Random(12)
     stopped = [
@@ -102,7 +119,7 @@ def test_requests_say_what_they_say_one_step_at_a_time(fleet: Compiled, parts: i
         for request in requests
     ]
     plain, _ = served(fleet.plan, fleet.zoo, stopped, overlaps=False, parts=parts)
-    found, gauges = served(fleet.plan, fleet.zoo, stopped, overlaps=True, parts=parts)
+    found, gauges = served(fleet.plan, fleet.zoo, stopped, overlaps=True, parts=parts, runs_ahead=runs_ahead)
     for request in stopped:
         assert tokens_of(found[request.id]) == tokens_of(plain[request.id]), request
         ends = [event for told in (found, plain) for event in told[request.id] if isinstance(event, EndEvent)]

@@ -7,9 +7,11 @@ Invariant: a row that cannot be run safely is refused by :func:`row_problem` bef
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -23,7 +25,8 @@ class TokenBatch:
     """Rows laid out on one token axis.
 
     ``rows``: indices into the step, in token order; ``firsts``: the first token of each. ``samples``: for each row how
-    many trailing tokens want logits. What is on the device is put there when it is first asked for.
+    many trailing tokens want logits. What is on the device is put there when it is first asked for. ``feeds``: by their
+    places, of tokens that only the device knows.
     """
 
     rows: tuple[int, ...]
@@ -33,6 +36,7 @@ class TokenBatch:
     token_ids: tuple[int, ...]
     places: tuple[int, ...]
     device: torch.device
+    feeds: tuple[tuple[int, DeviceFeed], ...] = ()
 
     @property
     def token_count(self) -> int:
@@ -42,12 +46,14 @@ class TokenBatch:
     @cached_property
     def tokens(self) -> Tensor:
         """``[1, T]``."""
-        return torch.tensor([self.token_ids], dtype=torch.int64).to(self.device)
+        tokens = on_device(self.token_ids, self.device)
+        self.feed(tokens)
+        return tokens[None]
 
     @cached_property
     def positions(self) -> Tensor:
         """``[1, T]``."""
-        return torch.tensor([self.places], dtype=torch.int64).to(self.device)
+        return on_device(self.places, self.device)[None]
 
     @cached_property
     def logit_index(self) -> Tensor | None:
@@ -59,7 +65,32 @@ class TokenBatch:
         ]
         if len(wanted) == self.token_count:
             return None
-        return torch.tensor(wanted, dtype=torch.int64).to(self.device)
+        return on_device(wanted, self.device)
+
+    def feed(self, tokens: Tensor) -> None:
+        """Put what earlier steps have drawn into ``tokens [T or more]``, on the device."""
+        sources = {id(feed.tokens): feed.tokens for _, feed in self.feeds}
+        for key, drawn in sources.items():
+            pairs = [(place, feed.place) for place, feed in self.feeds if id(feed.tokens) == key]
+            index = on_device([*(place for place, _ in pairs), *(place for _, place in pairs)], self.device)
+            tokens.index_copy_(0, index[: len(pairs)], drawn.index_select(0, index[len(pairs) :]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFeed:
+    """A token that an earlier step has drawn: ``tokens[place]``, on the device."""
+
+    tokens: Tensor
+    place: int
+
+
+def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """``[n]`` of int64. On CUDA by a copy that is queued behind what the device has to do, and not waited for."""
+    values = torch.frombuffer(array("q", numbers), dtype=torch.int64) if len(numbers) else torch.zeros(0).long()
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+
+
+_NO_FEEDS: Mapping[int, DeviceFeed] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +109,17 @@ class RowLimits:
 
 
 def token_batch(
-    rows: Sequence[Row], members: Sequence[int], order: Sequence[int], *, device: torch.device
+    rows: Sequence[Row],
+    members: Sequence[int],
+    order: Sequence[int],
+    *,
+    device: torch.device,
+    feeds: Mapping[int, DeviceFeed] = _NO_FEEDS,
 ) -> TokenBatch:
-    """``members``: rows that travel together; ``order[chain]``: where rows of a chain stand among them."""
+    """``members``: rows that travel together; ``order[chain]``: where rows of a chain stand among them.
+
+    ``feeds``: by row, of those whose one token only the device knows.
+    """
     ordered = sorted(members, key=lambda i: (len(rows[i].tokens) > 1, order[rows[i].chain], i))
     tokens: list[int] = []
     positions: list[int] = []
@@ -98,6 +137,7 @@ def token_batch(
         token_ids=tuple(tokens),
         places=tuple(positions),
         device=device,
+        feeds=tuple((first, feeds[i]) for i, first in zip(ordered, firsts, strict=True) if i in feeds) if feeds else (),
     )
 
 

@@ -167,6 +167,7 @@ class SegmentGraphs:
         if self._device.type == "cuda":
             self._copied = self._copied or torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record(torch.cuda.current_stream(self._device))
+        batch.feed(self._numbers)  # tokens lie first
         self._filled = batch, bucket
 
     def _row(self, row: Row) -> DecodeRow:

@@ -1,19 +1,23 @@
 """One step: its launches in order, then tokens.
 
-In: a loaded model and a step. Out: a result per row. Invariant: each launch runs once on the union of its rows; a row
-that faults is left out of all later launches and takes no other row with it: a launch that fails as a whole is tried
-again row by row.
+In: a loaded model and a step. Out: a result per row. Where the host runs ahead of the device, what is known of a row
+only when the device is done (its token, whether its values are finite) is taken in by `settle`, and not waited for
+before; tokens that can be drawn without the host (`device_draw.py`) are there for the next step meanwhile. Invariant:
+each launch runs once on the union of its rows; a row that faults is left out of all later launches and takes no other
+row with it: a launch that fails as a whole is tried again row by row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from blockc_runtime.executor.batch import TokenBatch, kv_rows, row_problem, token_batch
+from blockc_runtime.executor.batch import DeviceFeed, TokenBatch, kv_rows, row_problem, token_batch
+from blockc_runtime.executor.device_draw import Drawn, draw_on_device, draws_alone
 from blockc_runtime.executor.draw import Masks, draw, vectors
 from blockc_runtime.executor.graphs import Replayed, SegmentGraphs
 from blockc_runtime.executor.model import LoadedModel
@@ -21,6 +25,7 @@ from blockc_runtime.executor.program import LogitRows
 from blockc_runtime.executor.segment import PassInputs, run_blocks
 from blockc_runtime.executor.sides import side_sets
 from blockc_runtime.ops.attention.batch import KvBatch, kv_batch
+from blockc_runtime.sampling import UNSOUND
 from blockc_runtime.step import Fault, Launch, Row, RowResult, Step
 
 
@@ -32,9 +37,24 @@ class _Hidden:
     states: Tensor
 
 
-class StepRun:
-    """A step in progress. ``run`` may be called once. ``op_by_op``: why launches were not replayed, of graphs.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unsettled:
+    """What was ``drawn`` of a batch, and the place of each row in it; or ``kept``: logits and flags to draw from.
 
+    Logits ``[R, V]``, float32; flags ``[T]``: which tokens are finite.
+    """
+
+    batch: TokenBatch
+    drawn: Drawn | None = None
+    places: Mapping[int, int] = field(default_factory=dict)
+    kept: tuple[Tensor, Tensor] | None = None
+
+
+class StepRun:
+    """A step in progress: ``launch``, then ``settle``; or ``run``, which is both.
+
+    ``op_by_op``: why launches were not replayed, of graphs.
+    ``defers``: the host runs ahead. ``feeds``: by row, where its token lies if only the device knows it.
     ``parked``: hidden states ``[1, T, F]`` of requests whose last row stopped between two blocks; afterwards those of
     requests that wait so for their next one.
     """
@@ -49,9 +69,13 @@ class StepRun:
         graphs: SegmentGraphs | None = None,
         logits_tap: Callable[[int, Tensor], None] | None = None,
         parked: Mapping[str, Tensor] | None = None,
+        defers: bool = False,
+        feeds: Mapping[int, DeviceFeed] = MappingProxyType({}),
     ) -> None:
         self.model, self.step, self.device, self.masks, self.graphs = model, step, device, masks, graphs
         self.logits_tap = logits_tap
+        self._defers, self._feeds = defers, feeds
+        self._unsettled: list[_Unsettled] = []
         self._parked = parked or {}
         self.parked: dict[str, Tensor] = {}
         self.replays = 0
@@ -68,8 +92,35 @@ class StepRun:
 
     def run(self) -> tuple[RowResult, ...]:
         """All launches. Errors of rows and launches are faults in the results."""
+        self.launch()
+        return self.settle()
+
+    def settle(self) -> tuple[RowResult, ...]:
+        """What came of the rows, once the device is done. Idempotent."""
+        unsettled, self._unsettled = self._unsettled, []
+        for own in unsettled:
+            if own.drawn is not None:
+                self._take_drawn(own.batch, own.drawn, own.places)
+            elif own.kept is not None:
+                self._draw_sound(own.batch, own.kept[0], own.kept[1].tolist())
+        return tuple(self._result(index) for index in range(len(self.step.rows)))
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether tokens wait for the host to draw them."""
+        return any(own.drawn is None for own in self._unsettled)
+
+    def feed_of(self, index: int) -> DeviceFeed | None:
+        """Where the token of a row lies that the device has drawn and the host does not know yet."""
+        for own in self._unsettled:
+            if own.drawn is not None and index in own.places:
+                return DeviceFeed(tokens=own.drawn.tokens, place=own.places[index])
+        return None
+
+    def launch(self) -> None:
+        """Everything that does not need to wait for the device."""
         for index, row in enumerate(self.step.rows):
-            problem = self._problem(row)
+            problem = self._problem(index, row)
             if problem is not None:
                 self._faults[index] = Fault(scope="row", message=problem)
             elif row.blocks is not None and row.blocks[0] > 0:
@@ -85,7 +136,6 @@ class StepRun:
                         message = f"{type(error).__name__}: {error}"[:500]
                         self._faults[index] = Fault(scope="launch", message=message)
         self._park()
-        return tuple(self._result(index) for index in range(len(self.step.rows)))
 
     def _try(self, launch: Launch, rows: Sequence[int]) -> Exception | None:
         """Launch; what went wrong. Pages that a failed launch wrote to are written anew by whoever is tried again."""
@@ -109,8 +159,8 @@ class StepRun:
                     message = f"{type(error).__name__}: {error}"[:500]
                     self._faults[index] = Fault(scope="row", message=message)
 
-    def _problem(self, row: Row) -> str | None:
-        if row.fed is not None:
+    def _problem(self, index: int, row: Row) -> str | None:
+        if row.fed is not None and index not in self._feeds:
             return "the token that it goes on from was not drawn"
         if not 0 <= row.chain < len(self.model.limits):
             return f"the plan has no chain {row.chain}"
@@ -181,7 +231,9 @@ class StepRun:
 
     def _batch(self, rows: tuple[int, ...]) -> TokenBatch:
         if rows not in self._batches:
-            self._batches[rows] = token_batch(self.step.rows, rows, self.model.order, device=self.device)
+            self._batches[rows] = token_batch(
+                self.step.rows, rows, self.model.order, device=self.device, feeds=self._feeds
+            )
         return self._batches[rows]
 
     def _kv_batch(self, group: int, batch: TokenBatch, dtype: torch.dtype) -> KvBatch:
@@ -212,10 +264,40 @@ class StepRun:
         return torch.cat(parts, 1)
 
     def _finish(self, batch: TokenBatch, logits: Tensor, rows: LogitRows) -> None:
-        """Find the rows that went wrong; draw tokens for the others."""
-        logits = logits[0].float()
+        """Find the rows that went wrong; draw tokens for the others. Both later, if the host runs ahead."""
         assert rows.finite is not None
-        finite = rows.finite.tolist()
+        if not self._defers:
+            self._draw_sound(batch, logits[0].float(), rows.finite.tolist())
+            return
+        sampled = [row for row, samples in zip(batch.rows, batch.samples, strict=True) if samples]
+        entries = [self.step.rows[row] for row in sampled]
+        if entries and self.logits_tap is None and all(self._draws_alone(entry, logits.shape[2]) for entry in entries):
+            drawn = draw_on_device(logits[0].float(), entries, rows.finite)
+            places = {row: place for place, row in enumerate(sampled)}
+            self._unsettled.append(_Unsettled(batch=batch, drawn=drawn, places=places))
+        else:  # a graph's own logits and flags last until it is replayed
+            kept = logits[0].to(torch.float32, copy=True), rows.finite.clone()
+            self._unsettled.append(_Unsettled(batch=batch, kept=kept))
+
+    def _draws_alone(self, row: Row, vocab: int) -> bool:
+        """Whether the device draws for a row: whatever that is, the next step has to be able to read it."""
+        is_vector = row.chain in self.model.vectors
+        return not is_vector and vocab <= self.model.limits[row.chain].token_ids and draws_alone(row, vocab)
+
+    def _take_drawn(self, batch: TokenBatch, drawn: Drawn, places: Mapping[int, int]) -> None:
+        """What the device has drawn."""
+        tokens, sound, finite = drawn.found()
+        for row, first, count in zip(batch.rows, batch.firsts, batch.counts, strict=True):
+            place = places.get(row)
+            if not all(finite[first : first + count]):
+                self._spoil(row)
+            elif place is not None and not sound[place]:
+                self._faults[row] = Fault(scope="row", message=UNSOUND)
+            elif place is not None:
+                self._results[row] = RowResult(tokens=(tokens[place],), logprobs=())
+
+    def _draw_sound(self, batch: TokenBatch, logits: Tensor, finite: Sequence[bool]) -> None:
+        """Draw tokens for the rows whose values are ``finite [T]``, from ``logits [R, V]``."""
         wanted: list[int] = []
         places: list[int] = []
         taken = 0

@@ -33,7 +33,7 @@ class StepCounts:
     """What the last step took. ``base_reads``: multiplications by base weights, whoever the rows belong to.
 
     ``replays``: launches that were recorded graphs; ``op_by_op``: of each other launch why it was not, where graphs are
-    used at all.
+    used at all. ``fed_on_device``: rows whose token was not known to the host when the step was launched.
     """
 
     launches: int = 0
@@ -41,6 +41,7 @@ class StepCounts:
     tokens: int = 0
     replays: int = 0
     op_by_op: tuple[str, ...] = ()
+    fed_on_device: int = 0
 
 
 class TorchExecutor:
@@ -53,6 +54,9 @@ class TorchExecutor:
     ``before``: of another plan on the same device. What both plans have in memory is kept, and the KV groups of this
     one that are ``carried`` go on in those of that. ``alone``: close it first, and free what this plan does not have;
     else both may run steps, never two at once.
+
+    ``runs_ahead``: where the plan overlaps, whether the host queues a step on the device behind the one that runs, or
+    leaves steps to a thread; by default what suits the device.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class TorchExecutor:
         before: TorchExecutor | None = None,
         carried: Mapping[int, int] | None = None,
         alone: bool = False,
+        runs_ahead: bool | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.logits_tap = logits_tap
@@ -89,8 +94,10 @@ class TorchExecutor:
         self._after_loading = _resident(self.device)
         self._parked: dict[str, Tensor] = {}
         self._queue: deque[Flight] = deque()
-        # Where steps overlap and the host is the device: the caller goes on while its kernels run without the GIL.
-        is_beside = plan.batching.overlaps and self.device.type == "cpu"
+        # Where steps overlap, a device's queue lets the host run ahead. On a CPU the kernels run in a thread, without
+        # the GIL, while the caller goes on.
+        self._runs_ahead = plan.batching.overlaps and (self.device.type != "cpu" if runs_ahead is None else runs_ahead)
+        is_beside = plan.batching.overlaps and not self._runs_ahead
         self._runner = ThreadPoolExecutor(1, "steps") if is_beside else None
 
     def _load(
@@ -180,28 +187,40 @@ class TorchExecutor:
         return self._grammars.index(chain)
 
     def submit(self, step: Step) -> None:
-        """Queue a step. It runs when it is collected, or, where steps overlap, in a thread as soon as it can."""
+        """Queue a step. It runs when it is collected, or, where steps overlap, as soon as it can."""
         flight = Flight.of(step, self._queue)
-        self._queue.append(flight)
         if self._runner is not None:
-            flight.run = self._runner.submit(self._run, flight)
+            flight.future = self._runner.submit(self._run, flight)
+        elif self._runs_ahead:
+            for before in self._queue:
+                if before.run is not None and before.run.needs_host:
+                    self._settle(before)
+            self._launch(flight)
+        self._queue.append(flight)
 
     def collect(self) -> StepResult:
         """Results of the oldest queued step. Raises RuntimeError only if there is none or the executor is closed."""
         if not self._queue:
             raise RuntimeError("no step is queued")
         flight = self._queue.popleft()
-        if flight.run is None:
-            self._run(flight)
+        if flight.future is not None:
+            flight.future.result()
+        elif self._runs_ahead:
+            self._settle(flight)
         else:
-            flight.run.result()
+            self._run(flight)
         return StepResult(step=flight.step.id, rows=flight.results)
 
     def _run(self, flight: Flight) -> None:
         """Run a step behind those that were submitted before it."""
+        self._launch(flight)
+        self._settle(flight)
+
+    def _launch(self, flight: Flight) -> None:
+        """Run a step, or queue it on the device."""
         if self._model is None:
             raise RuntimeError("the executor is closed")
-        flight.fill()
+        feeds = flight.fill()
         step = flight.step
         try:
             with torch.inference_mode():
@@ -209,19 +228,34 @@ class TorchExecutor:
                     self._model.residence.put(entry)
                 run = StepRun(
                     self._model, step, device=self.device, masks=self._grammars, graphs=self._graphs,
-                    logits_tap=self.logits_tap, parked=self._parked,
+                    logits_tap=self.logits_tap, parked=self._parked, defers=self._runs_ahead, feeds=feeds,
                 )  # fmt: skip
-                flight.results = run.run()
+                run.launch()
                 self._parked = run.parked
         except Exception as error:
-            # Not any row's doing: what is known of none of them can be trusted.
-            fault = Fault(scope="worker", message=f"{type(error).__name__}: {error}"[:500])
-            flight.results = tuple(RowResult(tokens=(), logprobs=(), fault=fault) for _ in step.rows)
+            self._lose(flight, error)
         else:
+            flight.run = run
             self.counts = StepCounts(
                 launches=run.launches, base_reads=run.base_reads, tokens=run.tokens, replays=run.replays,
-                op_by_op=tuple(run.op_by_op),
+                op_by_op=tuple(run.op_by_op), fed_on_device=len(feeds),
             )  # fmt: skip
+
+    def _settle(self, flight: Flight) -> None:
+        """Take in what came of a step that was launched."""
+        run, flight.run = flight.run, None
+        if run is None:
+            return  # that has been done
+        try:
+            with torch.inference_mode():
+                flight.results = run.settle()
+        except Exception as error:
+            self._lose(flight, error)
+
+    def _lose(self, flight: Flight, error: Exception) -> None:
+        """Not any row's doing: what is known of none of them can be trusted."""
+        fault = Fault(scope="worker", message=f"{type(error).__name__}: {error}"[:500])
+        flight.results = tuple(RowResult(tokens=(), logprobs=(), fault=fault) for _ in flight.step.rows)
 
     def close(self) -> None:
         """Free weights and pages, once the steps that run are done. Idempotent."""
