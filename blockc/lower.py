@@ -112,7 +112,9 @@ def lower(
         instances=placement.instances,
         edges=(),
         routes=placement.routes,
-        apps=tuple(_app(app, tenant, graph) for tenant in deployment.tenants.values() for app in tenant.apps),
+        apps=tuple(
+            _app(app, tenant, graph, placement) for tenant in deployment.tenants.values() for app in tenant.apps
+        ),
         models={
             name: _model(item, files[name], graph, parameters.get(name)).model_copy(
                 update={
@@ -281,7 +283,7 @@ def _path(path: ModelPath) -> PathEntry:
     )
 
 
-def _app(app: App, tenant: Tenant, graph: UnifiedGraph) -> AppEntry:
+def _app(app: App, tenant: Tenant, graph: UnifiedGraph, placement: Placement) -> AppEntry:
     return AppEntry(
         tenant=tenant.name,
         app=app.name,
@@ -290,6 +292,8 @@ def _app(app: App, tenant: Tenant, graph: UnifiedGraph) -> AppEntry:
         isolation_group=isolation_group(app, tenant),
         weight=float(tenant.weight),
         ttft_s=_ttft_s(app),
+        priority=app.priority,
+        served=float(placement.served.get(app.address, 1)),
     )
 
 

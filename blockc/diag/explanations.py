@@ -154,6 +154,11 @@ _PAGES: dict[str, str] = {
         knows no rates. Memory alone decides then. Name the device's kind, or measure rates with `blockc profile`
         and compile with `--profile`.
         """,
+    "BC405": """
+        `policy { overload = shed }`, and the devices cannot carry all that is expected. Apps with the lowest `priority`
+        are served in full, those with the highest are left out first, and apps of one priority get equal parts. The
+        plan says which part of each has a place (`served`). Models whose load is left out are in memory all the same.
+        """,
     "BC501": """
         A latency target lies below what one request alone takes on these devices: one prompt, or for each token one
         sweep of the weights.

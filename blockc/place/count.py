@@ -102,6 +102,7 @@ def place_problem(
         headroom_span=policy.headroom_span,
         gap=policy.gap,
         objective=place_objective(policy),
+        sheds=policy.overload == "shed",
         before=None if before is None else before_of(before, [chain.digest for chain in graph.chains], devices),
         move_budget_bytes=policy.move_budget_bytes,
     )

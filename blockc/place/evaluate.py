@@ -7,8 +7,10 @@ the searches: sums are made afresh, in seconds and bytes, from work, rates and l
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 
 from blockc.cost import DeviceRates
+from blockc.place.loads import all_parts, with_served
 from blockc.place.problem import PlaceProblem, PlaceRule
 from blockc.place.sizes import sizes_of
 from blockc.place.tables import Placement
@@ -31,6 +33,10 @@ _SLACK = 1e-3
 
 def evaluate(problem: PlaceProblem, placement: Placement) -> tuple[str, ...]:
     """What does not hold."""
+    wrong = tuple(_served(problem, placement))
+    if wrong:
+        return wrong
+    problem = with_served(problem, placement.served)
     return (
         *_devices(problem, placement),
         *_routes(problem, placement),
@@ -38,6 +44,18 @@ def evaluate(problem: PlaceProblem, placement: Placement) -> tuple[str, ...]:
         *_bytes(problem, placement),
         *_times(problem, placement),
     )
+
+
+def _served(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
+    """Nobody loses anything before those of higher priorities have lost all, and equals lose equally."""
+    part_of = {part.app: (part.priority, placement.served.get(part.app, Fraction(1))) for part in all_parts(problem)}
+    for app, part in placement.served.items():
+        if not problem.sheds or app not in part_of or not 0 <= part < 1:
+            yield f"{app} is served {float(part):.2f} of its load"
+    for app, (priority, part) in sorted(part_of.items()):
+        for other, (lower, less) in sorted(part_of.items()):
+            if (priority == lower and part != less) or (priority < lower and part < 1 and less > 0):
+                yield f"{app} of priority {priority} is served {float(part):.2f}, {other} of {lower} {float(less):.2f}"
 
 
 def _devices(problem: PlaceProblem, placement: Placement) -> Iterator[str]:

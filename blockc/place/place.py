@@ -8,6 +8,7 @@ on each. Invariant: pure and seeded, and every device's memory entry is a `Layou
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from blockc.diag import Diagnostics
 from blockc.ir.layout import format_bytes
@@ -17,14 +18,18 @@ from blockc.place.cpsat import Solution, fits_solver, solve, solver_version
 from blockc.place.evaluate import evaluate
 from blockc.place.explain import explain_infeasible
 from blockc.place.greedy import greedy
+from blockc.place.loads import with_served
 from blockc.place.price import price_of
 from blockc.place.problem import DEFAULT_OBJECTIVE, PlaceProblem
 from blockc.place.sizes import Sizes
 from blockc.place.slots import check_slots
 from blockc.place.tables import Filled, Placement, placement_of
 from blockc.place.traffic.explain import check_targets, explain_packing
+from blockc.place.traffic.packing import Packing
 from blockc.place.traffic.placed import placed
 from blockc.place.traffic.replan import replanned
+from blockc.place.traffic.shed import report_shed, served_parts
+from blockc.place.traffic.solve import Solved
 from blockc.place.traffic.solve import solve as solve_packing
 from blockc.place.traffic.units import packing_of
 from blockc.plan import MemoryEntry, RouteEntry, SolverEntry
@@ -102,13 +107,17 @@ def place_traffic(views: Views, *, diags: Diagnostics) -> Placement | None:
     if not _speeds_known(views.problem):
         chains = tuple(replace(chain, load=None) for chain in views.problem.chains)
         views = views.with_problem(replace(views.problem, chains=chains))
-    problem = views.problem
+    problem, served = views.problem, dict[str, Fraction]()
     packing = packing_of(views)
     if not check_targets(views, packing, diags=diags):
         return None
-    solved = solve_packing(
-        packing, seed=problem.seed, limit_s=float(problem.solver_time_limit_s), gap=float(problem.gap)
-    )
+    solved = _solved(problem, packing)
+    if solved.cells is None and problem.sheds and (parts := served_parts(views)) is not None:
+        served |= parts
+        report_shed(views, served, diags)
+        views = views.with_problem(with_served(problem, served))
+        packing = packing_of(views)
+        solved = _solved(views.problem, packing)
     if solved.cells is None:
         explain_packing(views, packing, solved, diags=diags)
         return None
@@ -116,14 +125,19 @@ def place_traffic(views: Views, *, diags: Diagnostics) -> Placement | None:
     if problem.before is not None:
         cells, moved = replanned(views, packing, solved.cells, problem.before, budget_bytes=problem.move_budget_bytes)
         solved = replace(solved, cells=cells)
-    return _checked(problem, placement_of(views, *placed(views, packing, solved, moved_bytes=moved)), diags)
+    placement = placement_of(views, *placed(views, packing, solved, moved_bytes=moved))
+    return _checked(problem, replace(placement, served=served), diags)
+
+
+def _solved(problem: PlaceProblem, packing: Packing) -> Solved:
+    return solve_packing(packing, seed=problem.seed, limit_s=float(problem.solver_time_limit_s), gap=float(problem.gap))
 
 
 def _checked(problem: PlaceProblem, placement: Placement, diags: Diagnostics) -> Placement | None:
     """The placement, with its price, if it holds; else nothing is written, and a defect is reported (BC999)."""
     problems = evaluate(problem, placement)
     if not problems:
-        return replace(placement, price=price_of(problem, placement.instances))
+        return replace(placement, price=price_of(with_served(problem, placement.served), placement.instances))
     more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
     diags.report(
         "BC999",

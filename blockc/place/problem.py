@@ -62,10 +62,25 @@ class PlaceGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlacePart:
+    """What one app expects of its chain. ``priority``: who has the lowest is served first where not all can be."""
+
+    app: str
+    priority: int
+    rate_rps: Fraction
+    prompt_tokens: int
+    output_tokens: int
+    tpot_s: Fraction | None = None
+    ttft_s: Fraction | None = None
+    span: Span | None = None
+    slo_span: Span | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceLoad:
     """What the apps of a chain expect together: lengths are means, targets the tightest of any.
 
-    ``tpot_s``, ``ttft_s`` None: nobody has such a target.
+    ``tpot_s``, ``ttft_s`` None: nobody has such a target. ``parts``: of each app, as far as they are told apart.
     """
 
     rate_rps: Fraction
@@ -75,6 +90,7 @@ class PlaceLoad:
     ttft_s: Fraction | None = None
     span: Span | None = None
     slo_span: Span | None = None
+    parts: tuple[PlacePart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,8 +178,9 @@ class PlaceProblem:
     may take of a device; those that do not fit wait in the zoo. ``work`` and ``speeds`` (by kind of device) say what
     traffic takes of a device; without them placement goes by bytes. ``headroom``: part of every device's time that is
     left free. ``objective``: what there is to be little of, first things first, with ``devices`` or ``cost`` among it.
-    ``gap``: from which distance to the bound on a plan is good enough. ``before``: an earlier plan, of which
-    as much as ``move_budget_bytes`` allow may be changed for fewer devices; None: as much as that takes.
+    ``sheds``: where not all load fits, that of the apps with the highest ``priority`` is left out. ``gap``: from which
+    distance to the bound on a plan is good enough. ``before``: an earlier plan, of which as much as
+    ``move_budget_bytes`` allow may be changed for fewer devices; None: as much as that takes.
     """
 
     devices: tuple[PlaceDevice, ...]
@@ -189,6 +206,7 @@ class PlaceProblem:
     headroom_span: Span | None = None
     gap: Fraction = Fraction(0)
     objective: tuple[str, ...] = DEFAULT_OBJECTIVE
+    sheds: bool = False
     before: PlaceBefore | None = None
     move_budget_bytes: int | None = None
 

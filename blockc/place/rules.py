@@ -1,7 +1,7 @@
 """What a spec expects of chains and says about where they run: loads and rules, with the lines that say so.
 
 In: a deployment and its graph. Out: a load for each chain with expected traffic, and rules. Several apps of one model
-version are one load: rates add up, lengths are means by rate, targets the tightest.
+version are one load.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Final
 
-from blockc.place.problem import PlaceLoad, PlaceRule
+from blockc.place.loads import merged
+from blockc.place.problem import PlaceLoad, PlacePart, PlaceRule
 from blockc.spec.deployment import App, Deployment, Policy
 from blockc.unify import UnifiedGraph
 
@@ -25,25 +26,24 @@ def chain_loads(deployment: Deployment, graph: UnifiedGraph) -> dict[int, PlaceL
     for app in deployment.apps:
         if app.traffic.rate_rps is not None:
             apps.setdefault(graph.chain_of[app.model], []).append(app)
-    return {chain: _load(own, graph.chains[chain].path.max_model_len) for chain, own in apps.items()}
+    return {
+        chain: merged([_part(app, graph.chains[chain].path.max_model_len) for app in own])
+        for chain, own in apps.items()
+    }
 
 
-def _load(apps: list[App], max_model_len: int) -> PlaceLoad:
-    rates = [app.traffic.rate_rps or Fraction(0) for app in apps]
-    total = sum(rates, Fraction(0))
-    prompts = [_prompt(app, max_model_len) for app in apps]
-    outputs = [_output(app, max_model_len) for app in apps]
-    tpots = [(target, app) for app, output in zip(apps, outputs, strict=True) for target in _tpots(app, output)]
-    ttfts = [(target, app) for app in apps if (target := app.slo.most("ttft")) is not None]
-    tightest = min(tpots + ttfts, key=lambda item: item[0], default=None)
-    return PlaceLoad(
-        rate_rps=total,
-        prompt_tokens=sum((r * p for r, p in zip(rates, prompts, strict=True)), Fraction(0)) / total,
-        output_tokens=sum((r * o for r, o in zip(rates, outputs, strict=True)), Fraction(0)) / total,
-        tpot_s=min((target for target, _ in tpots), default=None),
-        ttft_s=min((target for target, _ in ttfts), default=None),
-        span=apps[0].traffic_span or apps[0].span,
-        slo_span=None if tightest is None else tightest[1].slo_span or tightest[1].span,
+def _part(app: App, max_model_len: int) -> PlacePart:
+    output = _output(app, max_model_len)
+    return PlacePart(
+        app=app.address,
+        priority=app.priority,
+        rate_rps=app.traffic.rate_rps or Fraction(0),
+        prompt_tokens=_prompt(app, max_model_len),
+        output_tokens=output,
+        tpot_s=min(_tpots(app, output), default=None),
+        ttft_s=app.slo.most("ttft"),
+        span=app.traffic_span or app.span,
+        slo_span=app.slo_span or app.span,
     )
 
 

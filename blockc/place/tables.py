@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from blockc.place.cells import Cell, Views
 from blockc.place.pages import share_pages
@@ -18,7 +19,10 @@ from blockc.plan import BaselineEntry, InstanceEntry, LoadEntry, MemoryEntry, Pr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """The tables of the plan that placement decides. Instances and memory entries are in order of device."""
+    """The tables of the plan that placement decides. Instances and memory entries are in order of device.
+
+    ``served``: of apps whose load does not fit in full, the part that has a place.
+    """
 
     instances: tuple[InstanceEntry, ...]
     routes: tuple[RouteEntry, ...]
@@ -26,6 +30,7 @@ class Placement:
     baselines: BaselineEntry
     solver: SolverEntry
     price: PriceEntry | None = None
+    served: Mapping[str, Fraction] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

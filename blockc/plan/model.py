@@ -308,7 +308,8 @@ class TenantEntry(Entry):
 class AppEntry(Entry):
     """What clients call as ``tenant/app``. ``isolation_group`` keys caches together with content.
 
-    ``ttft_s``: the time to first token that is aimed at; None: none in particular.
+    ``ttft_s``: the time to first token that is aimed at; None: none in particular. ``priority``: of requests that say
+    none, among their tenant's; the lowest goes first. ``served``: the part of its expected load that has a place.
     """
 
     tenant: str
@@ -318,6 +319,8 @@ class AppEntry(Entry):
     isolation_group: Digest
     weight: float
     ttft_s: float | None = None
+    priority: int = 0
+    served: float = 1.0
 
     @property
     def address(self) -> str:

@@ -193,6 +193,8 @@ def _apps(plan: ExecutionPlan) -> Iterator[str]:
             yield f"app {app.address} has no weight"
         if weights.setdefault(app.tenant, app.weight) != app.weight:
             yield f"apps of tenant {app.tenant} differ in weight"
+    if not all(0 <= app.served <= 1 for app in plan.apps):
+        yield "an app has a place for less than nothing of its load, or for more than all"
     if len({app.address for app in plan.apps}) != len(plan.apps):
         yield "two apps have one address"
 

@@ -153,7 +153,8 @@ def _apps(plan: ExecutionPlan) -> Iterator[str]:
         chain = plan.chains[app.chain]
         sides = f", adapters of rank {chain.side_rank}" if chain.side_rank else ""
         passed = " > ".join(map(str, chain.segments))
-        yield f"  {printable(app.address):<{width}}  {_lineage(plan, app.model)}: segments {passed}{sides}"
+        shed = f", a place for {app.served:.0%} of its load" if app.served < 1 else ""
+        yield f"  {printable(app.address):<{width}}  {_lineage(plan, app.model)}: segments {passed}{sides}{shed}"
 
 
 def _lineage(plan: ExecutionPlan, model: str) -> str:

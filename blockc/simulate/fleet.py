@@ -45,6 +45,7 @@ class FleetApp:
     isolation_group: str
     instances: tuple[int, ...]
     shares: tuple[float, ...]
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +98,7 @@ def apps_of(plan: ExecutionPlan) -> tuple[FleetApp, ...]:
         FleetApp(
             address=app.address, tenant=app.tenant, weight=app.weight, chain=app.chain,
             isolation_group=app.isolation_group, instances=tuple(shares[app.chain]),
-            shares=tuple(shares[app.chain].values()),
+            shares=tuple(shares[app.chain].values()), priority=app.priority,
         )
         for app in plan.apps
     )  # fmt: skip

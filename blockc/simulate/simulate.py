@@ -162,6 +162,7 @@ class _Driver:
             max_tokens=item.output_tokens,
             stop_token_ids=(),
             sampling=_GREEDY,
+            priority=app.priority,
         )
         self.placed[number], there = self.dispatch.choose(number, request, at)
         if there is None:

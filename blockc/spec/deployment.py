@@ -167,7 +167,8 @@ class App:
     """What clients call: a request's `model` is ``tenant/app``. ``model``: a base or fine-tune.
 
     ``pin``: the node, or node/device, that it runs on; ``apart_from``: addresses of apps that it shares no device with.
-    ``replicas``: instances that it runs in at least, each on another node where ``spread`` is "node".
+    ``priority``: the lowest goes first. ``replicas``: instances that it runs in at least, each on another node where
+    ``spread`` is "node".
     """
 
     tenant: str
@@ -179,6 +180,7 @@ class App:
     model_span: Span
     pin: str | None = field(default=None, metadata=LATER)
     apart_from: tuple[str, ...] = field(default=(), metadata=LATER)
+    priority: int = field(default=0, metadata=LATER)
     replicas: int = field(default=1, metadata=LATER)
     spread: Literal["device", "node"] = field(default="device", metadata=LATER)
     pin_span: Span | None = field(default=None, compare=False)
@@ -252,6 +254,7 @@ class Policy:
     headroom_span: Span | None = field(default=None, compare=False)
     gap: Fraction = field(default=Fraction(0), metadata=LATER)
     move_budget_bytes: int | None = field(default=None, metadata=LATER)
+    overload: Literal["refuse", "shed"] = field(default="refuse", metadata=LATER)
     objective: tuple[Goal, ...] = field(default=(), metadata={"later": True, "ordered": True})
 
 

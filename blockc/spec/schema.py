@@ -24,6 +24,7 @@ from blockc.spec.attribute_types import (
     POSITIVE,
     PREFILL,
     PRICE_PER_TIME,
+    PRIORITY,
     QUANTIZE,
     RATE,
     REPLICAS,
@@ -197,6 +198,13 @@ APP = Kind(
         attribute("model", Named(kinds=("base", "finetune")), "what answers", required=True),
         attribute("pin", Text(), 'where it runs: a node or a device of one, `"n0"` or `"n0/g1"`'),
         attribute("apart_from", Many(of=Text()), 'apps that it shares no device with: `["globex/chat"]`'),
+        attribute(
+            "priority",
+            PRIORITY,
+            "the lowest goes first: its requests among its tenant's, unless they say another, and its load "
+            "where not all fits",
+            default=0,
+        ),
         attribute("replicas", REPLICAS, "instances that it runs in, at least", default=1),
         attribute(
             "spread",
@@ -313,6 +321,12 @@ POLICY = Kind(
     attributes=(
         attribute("merge", MERGE, "private weights for fine-tunes: `auto` where it pays and fits", default="never"),
         attribute("share", SHARE, "which blocks count as the same", default="exact"),
+        attribute(
+            "overload",
+            words("refuse", "shed", noun="way with too much load"),
+            "where not all expected load fits: no plan, or one without load of the apps with the highest `priority`",
+            default="refuse",
+        ),
     ),
     blocks=(BATCHING, KV, REPLAN, RESIDENCY, SOLVER, SPECULATION),
 )

@@ -139,6 +139,19 @@ def test_what_comes_first_decides_and_the_price_is_said(tmp_path: Path) -> None:
     assert plan_problem(plan.model_copy(update={"solver": wrong})) is not None
 
 
+def test_load_that_does_not_fit_is_left_out_by_priority(tmp_path: Path) -> None:
+    plan = compiled(tmp_path, rate=90, extra="priority = 7", policy="overload = shed")
+    apps = {app.address: app for app in plan.apps}
+    assert (apps["u/chat"].priority, apps["u/chat"].served) == (7, 0.0)
+    shares = {apps[f"t{number}/chat"].served for number in range(4)}
+    assert len(shares) == 1
+    assert 0 < shares.pop() < 1
+    assert plan_problem(plan) is None
+    assert "a place for 0% of its load" in render_plan(plan)
+    more = plan.apps[0].model_copy(update={"served": 1.5})
+    assert plan_problem(plan.model_copy(update={"apps": (more, *plan.apps[1:])})) is not None
+
+
 def test_a_model_in_several_places(tmp_path: Path) -> None:
     plan = compiled(tmp_path, extra="replicas = 2  spread = node")
     chain = next(app.chain for app in plan.apps if app.tenant == "u")

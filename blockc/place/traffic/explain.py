@@ -37,13 +37,13 @@ _MORE: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 
 def check_targets(views: Views, packing: Packing, *, diags: Diagnostics) -> bool:
     """Each chain alone. False exactly if something was reported."""
-    late = [number for number in range(len(packing.groups)) if not _able(packing, number)]
+    late = [number for number in range(len(packing.groups)) if not is_able(packing, number)]
     for number in late:
         _report_alone(views, packing, number, diags)
     return not late
 
 
-def _able(packing: Packing, group: int) -> bool:
+def is_able(packing: Packing, group: int) -> bool:
     """Whether some cell that exists, and that it may use, takes a unit of the group."""
     own = packing.groups[group]
     for block in packing.blocks:
@@ -57,7 +57,7 @@ def _report_alone(views: Views, packing: Packing, group: int, diags: Diagnostics
     problem, own = views.problem, packing.groups[group]
     chain = problem.chains[group]
     free = packing_with(views, [line for line in lines_of(problem) if line.kind != "rule"])
-    if own.devices is not None and _able(free, group):
+    if own.devices is not None and is_able(free, group):
         rules = [rule for rule in problem.rules if rule.kind == "pin" and group in rule.chains]
         diags.report(
             "BC402",
@@ -178,7 +178,7 @@ def minimal_core(views: Views) -> list[Line]:
 def _impossible(views: Views, lines: Sequence[Line]) -> bool:
     """Whether these lines are proven to be too much. What is not settled counts as possible."""
     packing = packing_with(views, lines)
-    if any(not _able(packing, group) for group in range(len(packing.groups))):
+    if any(not is_able(packing, group) for group in range(len(packing.groups))):
         return True
     if multi_start(packing, 4) is not None:
         return False
@@ -198,7 +198,7 @@ def _relaxations(views: Views) -> list[str]:
 
     def fits(packing_: Callable[[], Packing]) -> bool:
         packing = packing_()
-        return all(_able(packing, group) for group in range(len(packing.groups))) and (
+        return all(is_able(packing, group) for group in range(len(packing.groups))) and (
             multi_start(packing, 6) is not None
         )
 

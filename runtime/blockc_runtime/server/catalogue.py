@@ -49,7 +49,8 @@ class ServedApp:
 
     ``max_model_len``: prompt and answer; what the chain's virtual tokens take is gone from it, and of a text that is
     read as a whole what no step holds. ``labels``: names of classes, of a model that yields scores of them in place of
-    text; ``embedding``: of one that yields a vector. ``segments``: of the plan, those that it passes.
+    text; ``embedding``: of one that yields a vector. ``segments``: of the plan, those that it passes. ``priority``: of
+    requests that say none.
     """
 
     epoch: int
@@ -66,6 +67,7 @@ class ServedApp:
     labels: tuple[str, ...] = ()
     embedding: EmbeddingEntry | None = None
     segments: tuple[int, ...] = ()
+    priority: int = 0
 
     @property
     def yields(self) -> Yields:
@@ -180,6 +182,7 @@ def _served_app(
         labels=chain.labels,
         embedding=chain.embedding,
         segments=chain.segments,
+        priority=entry.priority,
     )
 
 

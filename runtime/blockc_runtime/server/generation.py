@@ -227,6 +227,7 @@ async def _texts(prefix: str, body: ClassifyBody | EmbeddingBody, app: ServedApp
             max_tokens=1,
             stop_token_ids=(),
             sampling=Sampling(),
+            priority=app.priority,
         )
         for index, text in enumerate(texts)
     )
@@ -294,7 +295,7 @@ def _generation(
             max_tokens=_output_tokens(body, app, prompt, max_tokens, default),
             stop_token_ids=stop_token_ids,
             sampling=sampling,
-            priority=body.priority,
+            priority=app.priority if body.priority is None else body.priority,
             session=body.session_id or "",
             keep_s=body.session_ttl,
         )

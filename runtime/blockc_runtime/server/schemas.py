@@ -144,8 +144,8 @@ class _Generation(_Body):
     return_token_ids: bool = False
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    # Among the tenant's own requests the lowest goes first, as in vLLM.
-    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
+    # Among the tenant's own requests the lowest goes first, as in vLLM. Without one, the app's own.
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
     # More of this session will come within so many seconds: what it has computed is kept until then, if it can be.
     session_id: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     session_ttl: Annotated[float, Field(gt=0, le=MAX_SESSION_TTL_S)] = 60.0

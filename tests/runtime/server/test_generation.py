@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,8 @@ def test_order_and_sessions_reach_the_engine(tmp_path: Path):
         assert (request.priority, request.session, request.keep_s) == (-2, "trip", 90.0)
         plain = ask(app)
         assert (plain.priority, plain.session) == (0, "")
+        of_app = replace(app, priority=3)
+        assert (ask(of_app).priority, ask(of_app, priority=0).priority) == (3, 0)
     for fields in ({"session_id": ""}, {"session_id": "s", "session_ttl": 601}, {"priority": 2**31}):
         with pytest.raises(ApiError):
             completion(app, **fields)
