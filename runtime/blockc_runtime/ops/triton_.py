@@ -23,4 +23,8 @@ def problem() -> str | None:
 def describe() -> str:
     """A line for the log of a server."""
     why = problem()
-    return "kernels: blockc's own, by Triton" if why is None else f"kernels: torch's own, which are slower: {why}"
+    return (
+        "kernels: blockc's own, by Triton (attention, prompts' too; fine-tunes)"
+        if why is None
+        else f"kernels: torch's own, which are slower: {why}"
+    )

@@ -23,7 +23,7 @@ _ODD = {"count", "kv_count", "group", "splits", "outputs", "chunks", "first_bank
 
 
 def compiled(
-    kernel: Any, pointers: Mapping[str, str], constants: Mapping[str, Any], floats: tuple[str, ...] = ()
+    kernel: Any, pointers: Mapping[str, str], constants: Mapping[str, Any], floats: tuple[str, ...] = (), **options: int
 ) -> None:
     names = kernel.arg_names
     signature = {
@@ -39,6 +39,7 @@ def compiled(
             attrs={(names.index(n),): [["tt.divisibility", 16]] for n in plain if n in pointers or n not in _ODD},
         ),
         target=TARGET,
+        options=options,
     )
     print(kernel.__name__, made.asm["ptx"].count("cp.async.cg"))
 
@@ -56,14 +57,14 @@ def inputs(dtype: str) -> None:
     compiled(linear.scaled_inputs, {"x": dtype, **tables}, {"PLACES": 16, "COLUMNS": 128})
 
 
-def heads(dtype: str, turn: bool, keep: bool, cache: str | None = None, **single: int) -> None:
-    operands = dict.fromkeys(("q", "k", "v", "q_out", "k_out", "cos", "sin"), dtype)
+def heads(dtype: str, turn: bool, cache: str | None = None, **single: int) -> None:
+    operands = dict.fromkeys(("q", "k", "v", "q_out", "cos", "sin"), dtype)
     operands |= dict.fromkeys(("keys", "values"), cache or dtype) | dict.fromkeys(_SCALES, "*fp32")
     sizes = {"HEADS": 32, "KEY_SIZE": 128, "VALUE_SIZE": 128, "HALF": 64, "VALUE": 128}
     compiled(
         attention.write_heads,
         {**operands, "slots": "*i64"},
-        {**sizes, "TURN": turn, "KEEP": keep, "KEPT": _KEPT.get(cache, 0), **single},
+        {**sizes, "TURN": turn, "KEPT": _KEPT.get(cache, 0), **single},
     )
 
 
@@ -83,17 +84,34 @@ def attend(
     compiled(attention.join_parts, {**parts, "sinks": dtype, "out": dtype}, sizes)
 
 
+def prompts(dtype: str, size: int, queries: int, has_more: bool, cache: str | None = None, **single: int) -> None:
+    operands = dict.fromkeys(("q", "sinks", "out"), dtype) | dict.fromkeys(("keys", "values"), cache or dtype)
+    operands |= dict.fromkeys(_SCALES, "*fp32") | dict.fromkeys(("rows", "pages", "tiles"), "*i32")
+    padded = triton.next_power_of_2(size)
+    sizes = {"QUERIES": queries, "KEY_SIZE": size, "VALUE_SIZE": size, "KEY": padded, "VALUE": padded, "PAGE": 16}
+    options = {"BLOCK": 8192 // padded, "HAS_WINDOW": has_more, "HAS_SOFTCAP": has_more, "HAS_SINKS": has_more}
+    options["HAS_SCALES"] = cache == "*i8"
+    given = {**sizes, **options, **single}
+    compiled(
+        attention.attend_chunks, operands, given, ("scale", "softcap"), num_warps=8 if queries == 128 else 4,
+        num_stages=2,
+    )  # fmt: skip
+
+
 if __name__ == "__main__":
     # Numbers that are 1 are constants to Triton, and tables are of both widths.
     low_rank("*bf16", 16, 16)
     low_rank("*bf16", 64, 64, outputs=1, chunks=1)
     inputs("*bf16")
-    heads("*bf16", True, True)
-    heads("*bf16", False, False, kv_count=1)
-    heads("*bf16", True, True, "*fp8e4nv")
-    heads("*bf16", True, True, "*i8")
+    heads("*bf16", True)
+    heads("*bf16", False, kv_count=1)
+    heads("*bf16", True, "*fp8e4nv")
+    heads("*bf16", True, "*i8")
     attend("*bf16", "*i32", 128, True, False)
     attend("*bf16", "*i64", 128, True, False, "*fp8e4nv")
     attend("*bf16", "*i64", 128, True, False, "*i8")
     attend("*bf16", "*i64", 256, False, True, splits=1, kv_count=1)
     attend("*fp32", "*i64", 96, True, True)
+    prompts("*bf16", 128, 128, True, "*i8")
+    prompts("*bf16", 128, 128, False, "*fp8e4nv", group=1)
+    prompts("*fp32", 96, 32, True)

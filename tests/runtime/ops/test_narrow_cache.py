@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from blockc_runtime.native.library import DTYPES
 from blockc_runtime.ops.attention import cpu, native, paged_cuda, reference
 from blockc_runtime.ops.attention.batch import kv_batch
 from blockc_runtime.ops.attention.cpu import PagedLayer
-from blockc_runtime.ops.attention.narrow import FP8, FP8_MOST, INT8, as_cached, narrowed, whole
+from blockc_runtime.ops.attention.narrow import FP8, FP8_MOST, INT8, as_cached, narrowed
 from blockc_runtime.ops.attention.rows import KvRow
 from blockc_runtime.ops.norm.native import rotary
 from tests.runtime.executor.driver import Driver, new_zoo
 from tests.runtime.executor.models import llama_spec, make_llama
 from tests.runtime.executor.plans import PlanBuilder
 from tests.runtime.ops.test_attention import Case, cases
+from tests.support.caches import kept
 from tests.support.device import DEVICE
 from tests.support.native import LEVELS, using
 
@@ -40,15 +41,6 @@ def by_kernels(level: str) -> Callable[..., Tensor]:
 
 
 FORMS = {"torch": cpu.attention, "triton": paged_cuda.attention, **{level: by_kernels(level) for level in LEVELS}}
-
-
-def kept(caches: Sequence[Tensor], dtype: torch.dtype, page_tokens: int, device: torch.device = CPU) -> PagedLayer:
-    """A layer with these keys and values in it."""
-    if dtype == INT8:
-        (keys, by_key), (values, by_value) = (whole(own.to(device)) for own in caches)
-        return PagedLayer(keys=keys, values=values, scales=(by_key, by_value), page_tokens=page_tokens)
-    keys, values = (narrowed(own, dtype).to(device, copy=True) for own in caches)
-    return PagedLayer(keys=keys, values=values, page_tokens=page_tokens)
 
 
 def check_same(one: PagedLayer, other: PagedLayer) -> None:

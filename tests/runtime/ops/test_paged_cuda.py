@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blockc_runtime.ops.attention import paged_cuda, reference
+from blockc_runtime.ops.attention import cpu, paged_cuda, reference
 from blockc_runtime.ops.attention.batch import KvBatch, kv_batch
 from blockc_runtime.ops.attention.cpu import PagedLayer
+from blockc_runtime.ops.attention.narrow import INT8
 from blockc_runtime.ops.attention.rows import KvRow
 from tests.runtime.ops.test_attention import Case, cases, check_heads, expect, with_foreign_pages
+from tests.support.caches import kept
 from tests.support.device import DEVICE
 
 ON = torch.device(DEVICE)
@@ -94,6 +96,36 @@ def test_long_contexts_in_parts(
     for got, wanted in zip(run(case), expect(case, torch.float32), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
     assert launched == [(3, 6)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "window", "softcap", "has_sinks"),
+    [(torch.float32, None, None, False), (torch.float32, 7, 2.0, False), (INT8, 30, None, True)],
+)
+def test_prompts_in_several_tiles_and_blocks(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, window: int | None, softcap: float | None, has_sinks: bool
+) -> None:
+    """Three query heads a KV head do not fill a tile; some prompts go on, one begins, beside a row of one token."""
+    monkeypatch.setattr(paged_cuda, "_BLOCK", 16)
+    shapes, rows, taken, first = [(33, 1), (0, 41), (50, 23), (7, 2)], [], 0, 0
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0)).tolist()
+    for start, count in shapes:
+        pages = -(-(start + count) // 4)
+        gone = 0 if window is None else max(0, start - window + 1) // 4
+        rows.append(
+            KvRow(first=first, count=count, start=start, pages=(*[None] * gone, *order[taken + gone : taken + pages]))
+        )
+        first, taken = first + count, taken + pages
+    case = Case(rows=tuple(rows), heads=6, kv_heads=2, size=16, value_size=48, pages=60, page_tokens=4, window=window,
+                softcap=softcap, has_sinks=has_sinks, seed=5)  # fmt: skip
+    q, k, v, *caches = case.tensors(torch.float32)
+    out = []
+    for form, on in ((paged_cuda.attention, ON), (cpu.attention, torch.device("cpu"))):
+        layer = kept(caches, dtype, case.page_tokens, on)
+        batch = kv_batch(case.rows, page_tokens=4, window=window, dtype=torch.float32, device=on)
+        sinks = None if case.sinks is None else case.sinks.to(on)
+        out.append(form(q.to(on), k.to(on), v.to(on), layer, batch, 0.3, window, softcap, sinks).cpu())
+    torch.testing.assert_close(*out, rtol=1e-4, atol=1e-4)
 
 
 def test_an_odd_size_is_taken_by_torch() -> None:

@@ -7,7 +7,7 @@ Invariant: every slot it names belongs to the row that reads it or is masked out
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -110,6 +110,7 @@ class KvBatch:
     dtype: torch.dtype
     device: torch.device
     slots: Tensor
+    _tiles: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     @cached_property
     def buckets(self) -> tuple[DecodeBucket, ...]:
@@ -164,8 +165,26 @@ class KvBatch:
         )
 
     @cached_property
-    def on_device(self) -> PagedRows:
+    def chunks_on_device(self) -> PagedChunks:
         """The same where attention runs."""
+        own = self.paged_chunks
+        return PagedChunks(rows=own.rows.to(self.device), pages=own.pages.to(self.device))
+
+    def chunk_tiles(self, tokens: int) -> Tensor:
+        """Rows of several tokens, ``tokens`` at a time: int32 ``[n, 2]`` on the device, which row and where in it.
+
+        Those that see the most come first: what is left for the end is short.
+        """
+        if tokens not in self._tiles:
+            rows = self.rows[self.singles :]
+            tiles = [(i, begin) for i, row in enumerate(rows) for begin in range(0, row.count, tokens)]
+            tiles.sort(key=lambda tile: -(rows[tile[0]].start + tile[1]))
+            self._tiles[tokens] = torch.tensor(tiles, dtype=torch.int32).view(-1, 2).to(self.device)
+        return self._tiles[tokens]
+
+    @cached_property
+    def on_device(self) -> PagedRows:
+        """Rows of one token where attention runs."""
         own = self.paged
         return PagedRows(rows=own.rows.to(self.device), pages=own.pages.to(self.device), longest=own.longest)
 

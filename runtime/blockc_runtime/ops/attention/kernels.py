@@ -1,7 +1,8 @@
 """Triton kernels of attention over the paged cache. On a CPU they run in Triton's interpreter (``TRITON_INTERPRET=1``).
 
-A row is of one token. ``rows [n, 4]`` and ``pages`` are those of `batch.PagedRows`: where the row stands on the token
-axis, where its pages begin in ``pages``, and the first and the last position that it sees, counted from its first page.
+Rows of one token (`attend_pages`): ``rows [n, 4]`` and ``pages`` are those of `batch.PagedRows`: where the row stands
+on the token axis, where its pages begin in ``pages``, and the first and the last position that it sees, counted from
+its first page. Rows of several tokens (`attend_chunks`): those of `batch.PagedChunks`.
 """
 
 from __future__ import annotations
@@ -56,15 +57,14 @@ def turned(x, cos, sin, held, SIZE: tl.constexpr, HALF: tl.constexpr, TURN: tl.c
 
 @triton.jit
 def write_heads(
-    q, k, v, q_out, k_out, cos, sin, keys, values, key_scales, value_scales, slots,
+    q, k, v, q_out, cos, sin, keys, values, key_scales, value_scales, slots,
     q_token, q_head, k_token, k_head, v_token, v_head, angle_token, count, kv_count,
     HEADS: tl.constexpr, KEY_SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, HALF: tl.constexpr, VALUE: tl.constexpr,
-    TURN: tl.constexpr, KEEP: tl.constexpr, KEPT: tl.constexpr,
+    TURN: tl.constexpr, KEPT: tl.constexpr,
 ) -> None:  # fmt: skip
     """Rotate queries and keys by ``cos`` and ``sin``, if ``TURN``, and write keys and values to the cache.
 
-    A program has one token and its queries, keys or values. ``q_out [T, count, KEY_SIZE]``; so are keys kept besides in
-    ``k_out``, if ``KEEP``.
+    A program has one token and its queries, keys or values. ``q_out [T, count, KEY_SIZE]``.
     """
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     slot = tl.load(slots + token).to(tl.int64)
@@ -91,10 +91,6 @@ def write_heads(
             tl.store(key_scales + slot * kv_count + head, scale, mask=head < kv_count)
         tl.store(to, as_kept(first, scale, keys, KEPT), mask=held)
         tl.store(to + KEY_SIZE // 2, as_kept(second, scale, keys, KEPT), mask=held)
-        if KEEP:
-            kept = k_out + (token * kv_count + head) * KEY_SIZE + own
-            tl.store(kept, first, mask=held)
-            tl.store(kept + KEY_SIZE // 2, second, mask=held)
     if part == 2:
         own = tl.arange(0, HALF)[None, :]
         held = (head < count) & (own < KEY_SIZE // 2)
@@ -210,3 +206,83 @@ def join_parts(
     result = tl.sum(mixed * kept[:, None], 0) / whole
     token = tl.load(rows + row * 4).to(tl.int64)
     tl.store(out + (token * count + head) * VALUE_SIZE + own, result.to(out.dtype.element_ty), mask=is_value)
+
+
+@triton.jit
+def attend_chunks(
+    q, keys, values, key_scales, value_scales, rows, pages, tiles, sinks, out,
+    q_token, q_head, group, count, kv_count, window, scale, softcap,
+    QUERIES: tl.constexpr, KEY_SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr,
+    PAGE: tl.constexpr, BLOCK: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SCALES: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
+) -> None:  # fmt: skip
+    """A tile: consecutive tokens of one row, each with its ``group`` queries of one head of the cache, side by side.
+
+    ``rows [n, 4]``: its first token on the token axis, its tokens, where its pages begin, and the position of its first
+    token, counted from there; ``tiles [n, 2]``: row, and which of its tokens is the first. Weights are powers of two.
+    Writes ``out [T, count, VALUE_SIZE]``.
+    """
+    tile, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row = tl.load(tiles + tile * 2).to(tl.int64)
+    begin = tl.load(tiles + tile * 2 + 1)
+    first = tl.load(rows + row * 4)
+    length = tl.load(rows + row * 4 + 1)
+    first_page = tl.load(rows + row * 4 + 2).to(tl.int64)
+    before = tl.load(rows + row * 4 + 3)
+    stop = tl.minimum(begin + QUERIES // group, length)
+
+    lane, key_at, value_at = tl.arange(0, QUERIES), tl.arange(0, KEY), tl.arange(0, VALUE)
+    own = begin + lane // group
+    head = kv_head * group + lane % group
+    token = (first + own).to(tl.int64)
+    is_query, is_key, is_value = own < stop, key_at < KEY_SIZE, value_at < VALUE_SIZE
+    query = tl.load(
+        q + token[:, None] * q_token + head[:, None] * q_head + key_at[None, :],
+        mask=is_query[:, None] & is_key[None, :], other=0.0,
+    )  # fmt: skip
+    # A number, so that a query that has seen nothing yet has a weight for it.
+    largest = tl.full((QUERIES,), -1e30, dtype=tl.float32)
+    total = tl.zeros((QUERIES,), dtype=tl.float32)
+    if HAS_SINKS:
+        largest = tl.load(sinks + head, mask=is_query, other=0.0).to(tl.float32) * 1.44269504
+        total += 1.0
+    mixed = tl.zeros((QUERIES, VALUE), dtype=tl.float32)
+    lowest = 0
+    if HAS_WINDOW:
+        lowest = tl.maximum(0, before + begin - window + 1)
+    for start in range(lowest, before + stop, BLOCK):
+        position = start + tl.arange(0, BLOCK)
+        is_there = position < before + stop
+        page = tl.load(pages + first_page + position // PAGE, mask=is_there, other=0).to(tl.int64)
+        slot = (page * PAGE + position % PAGE) * kv_count + kv_head
+        key = tl.load(
+            keys + slot[:, None] * KEY_SIZE + key_at[None, :], mask=is_there[:, None] & is_key[None, :], other=0.0
+        ).to(query.dtype)
+        value = tl.load(
+            values + slot[:, None] * VALUE_SIZE + value_at[None, :], mask=is_there[:, None] & is_value[None, :],
+            other=0.0,
+        ).to(query.dtype)  # fmt: skip
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        if HAS_SCALES:
+            scores *= tl.load(key_scales + slot, mask=is_there, other=0.0)[None, :]
+        if HAS_SOFTCAP:
+            scores = (2 * tl.sigmoid(2 * scores / softcap) - 1) * softcap
+        is_seen = position[None, :] <= (before + own)[:, None]
+        if HAS_WINDOW:
+            is_seen &= position[None, :] > (before + own)[:, None] - window
+        scores = tl.where(is_seen, scores * 1.44269504, float("-inf"))
+        larger = tl.maximum(largest, tl.max(scores, 1))
+        kept = tl.exp2(largest - larger)
+        weights = tl.exp2(scores - larger[:, None])
+        total = total * kept + tl.sum(weights, 1)
+        if HAS_SCALES:
+            weights *= tl.load(value_scales + slot, mask=is_there, other=0.0)[None, :]
+        mixed = mixed * kept[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+        largest = larger
+
+    place = token * count + head
+    result = mixed / total[:, None]
+    tl.store(
+        out + place[:, None] * VALUE_SIZE + value_at[None, :], result.to(out.dtype.element_ty),
+        mask=is_query[:, None] & is_value[None, :],
+    )  # fmt: skip

@@ -1,8 +1,9 @@
-"""Attention over the paged cache on CUDA: rows of one token by kernels of blockc's own, which read pages in place.
+"""Attention over the paged cache on CUDA by kernels of blockc's own, which read pages in place.
 
-In and out: as in `cpu.py`, whose functions take chunks of prompts. Query heads of a KV head are one product; contexts
-are split among programs where rows are few. Invariant: equals the reference; a row reads its own pages only. Tested in
-Triton's interpreter; untested on hardware so far.
+In and out: as in `cpu.py`, whose functions take what these do not. Query heads of a KV head are one product. Rows of
+one token are split among programs where they are few; those of several tokens go in tiles, of which none keeps a score.
+Invariant: equals the reference; a row reads its own pages only. Tested in Triton's interpreter; untested on hardware so
+far.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from blockc_runtime.ops.attention import cpu
 from blockc_runtime.ops.attention.batch import DecodeBatch, KvBatch, PagedRows
 from blockc_runtime.ops.attention.cpu import PagedLayer, Scores
-from blockc_runtime.ops.attention.kernels import attend_pages, join_parts, write_heads
+from blockc_runtime.ops.attention.kernels import attend_chunks, attend_pages, join_parts, write_heads
 from blockc_runtime.ops.attention.narrow import FP8, INT8, kernels_take
 from blockc_runtime.ops.cache.cpu import cached
 from blockc_runtime.ops.norm.cpu import rotary
@@ -31,6 +32,8 @@ _KEPT = {FP8: 1, INT8: 2}
 _PROGRAMS, _MOST_SPLITS = 512, 64
 # Positions at once, and the values of a key or value that these are for.
 _BLOCK, _WIDE = 64, 128
+# Queries of a tile of several tokens: with values of two bytes, which tensor cores multiply, and with others.
+_TILE, _SMALL_TILE = 128, 32
 
 
 def attention(
@@ -99,34 +102,33 @@ def _attention(
         return cpu.attention(q, k, v, layer, batch, form.scale, window, form.softcap, form.sinks)
     cpu.check_window(window, batch)
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-    q, k = _write(q, k, v, angles, layer, batch)
+    q = _write(q, k, v, angles, layer, batch)
     out = q.new_empty((q.shape[2], q.shape[1], v.shape[3]))
     if batch.singles:
         _attend(q, layer, batch.on_device, form, out)
-    if isinstance(batch, KvBatch) and batch.chunks:
-        cpu.add_chunks(out, q, k, v, layer, batch, form)
+    if isinstance(batch, KvBatch) and batch.singles < len(batch.rows):
+        _attend_chunks(q, layer, batch, form, out)
     return out.unsqueeze(0)
 
 
 def _write(
     q: Tensor, k: Tensor, v: Tensor, angles: Sequence[Tensor], layer: PagedLayer, batch: KvBatch | DecodeBatch
-) -> tuple[Tensor, Tensor]:
-    """Write the cache. Returns queries, and keys where chunks read them, rotated where that is to be done."""
+) -> Tensor:
+    """Write the cache. Returns queries, rotated where that is to be done."""
     _, count, tokens, size = q.shape
     kv_count, value_size = v.shape[1], v.shape[3]
-    turn, keep = bool(angles), bool(angles) and bool(batch.chunks)
+    turn = bool(angles)
     cos, sin = angles or (q, q)
     turned = q.new_empty((1, tokens, count, size)) if turn else q
-    kept = k.new_empty((1, tokens, kv_count, size)) if keep else k
     # Values, keys, and queries only where something is done to them.
     write_heads[(tokens, 3 if turn else 2)](
-        q, k, v, turned, kept, cos, sin, layer.keys, layer.values, *_scales(layer), batch.slots,
+        q, k, v, turned, cos, sin, layer.keys, layer.values, *_scales(layer), batch.slots,
         *(x.stride(i) for x in (q, k, v) for i in (2, 1)), cos.stride(2), count, kv_count,
         HEADS=triton.next_power_of_2(count if turn else kv_count), KEY_SIZE=size, VALUE_SIZE=value_size,
-        HALF=triton.next_power_of_2(size // 2), VALUE=triton.next_power_of_2(value_size), TURN=turn, KEEP=keep,
+        HALF=triton.next_power_of_2(size // 2), VALUE=triton.next_power_of_2(value_size), TURN=turn,
         KEPT=_KEPT.get(layer.keys.dtype, 0),
     )  # fmt: skip
-    return turned.transpose(1, 2) if turn else q, kept.transpose(1, 2) if keep else k
+    return turned.transpose(1, 2) if turn else q
 
 
 def _scales(layer: PagedLayer) -> tuple[Tensor, Tensor]:
@@ -161,3 +163,24 @@ def _attend(q: Tensor, layer: PagedLayer, rows: PagedRows, form: Scores, out: Te
             parts, sums, rows.rows, sinks, out, count, splits,
             SPLITS=splits, VALUE_SIZE=value_size, VALUE=value, HAS_SINKS=form.sinks is not None,
         )  # fmt: skip
+
+
+def _attend_chunks(q: Tensor, layer: PagedLayer, batch: KvBatch, form: Scores, out: Tensor) -> None:
+    """Fill in ``out [T,H,D]`` for the rows of several tokens."""
+    count, kv_count, size = q.shape[1], *layer.keys.shape[1:]
+    group, value_size = count // kv_count, layer.values.shape[2]
+    key, value = (max(_LEAST, triton.next_power_of_2(own)) for own in (size, value_size))
+    block = max(_LEAST, _BLOCK * _WIDE // max(_WIDE, key, value))
+    is_half = q.dtype.itemsize == 2 and max(key, value) <= _WIDE
+    queries = max(_TILE if is_half else _SMALL_TILE, triton.next_power_of_2(group))
+    chunks, tiles = batch.chunks_on_device, batch.chunk_tiles(queries // group)
+    sinks = q if form.sinks is None else form.sinks
+    attend_chunks[(len(tiles), kv_count)](
+        q, layer.keys, layer.values, *_scales(layer), chunks.rows, chunks.pages, tiles, sinks, out,
+        q.stride(2), q.stride(1), group, count, kv_count, batch.window or 0, float(form.scale),
+        float(form.softcap or 1),
+        QUERIES=queries, KEY_SIZE=size, VALUE_SIZE=value_size, KEY=key, VALUE=value, PAGE=layer.page_tokens,
+        BLOCK=block, HAS_WINDOW=batch.window is not None, HAS_SCALES=layer.scales is not None,
+        HAS_SOFTCAP=form.softcap is not None, HAS_SINKS=form.sinks is not None,
+        num_warps=8 if queries >= _TILE else 4, num_stages=2,
+    )  # fmt: skip
