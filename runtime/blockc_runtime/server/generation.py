@@ -105,6 +105,8 @@ async def completion_generation(body: CompletionBody, app: ServedApp) -> Generat
     tries = body.n if body.best_of is None else body.best_of
     _check_tries(body, tries)
     prompts = _prompts(body.prompt, "prompt")
+    for prompt in prompts:
+        _check_length(app, prompt, "prompt")
     encoded = [await encode(app, prompt, add_special_tokens=body.add_special_tokens) for prompt in prompts]
     logprobs = body.logprobs
     if tries > body.n and logprobs is None:
@@ -156,7 +158,7 @@ async def chat_generation(body: ChatBody, app: ServedApp) -> Generation:
     if body.top_logprobs and not body.logprobs:
         raise invalid("`top_logprobs` needs `logprobs`", param="top_logprobs")
     tools = tools_of(body, app)
-    prompt = await chat_prompt(body, app)
+    prompt = await chat_prompt(body, app, is_read=True)
     grammar = await grammar_of(body)
     if (calls := await calls_grammar(body, tools)) is not None:
         if grammar is not None:
@@ -171,8 +173,8 @@ async def chat_generation(body: ChatBody, app: ServedApp) -> Generation:
     return replace(generation, tools=tools, options=replace(generation.options, shown=(OPEN, CLOSE)))
 
 
-async def chat_prompt(body: ChatBody, app: ServedApp) -> tuple[int, ...]:
-    """Return the tokens that the model reads of a conversation. Raises 400."""
+async def chat_prompt(body: ChatBody, app: ServedApp, *, is_read: bool = False) -> tuple[int, ...]:
+    """Return the tokens that the model reads of a conversation. ``is_read``: it has to be able to. Raises 400."""
     if app.text.chat_template is None:
         raise invalid("this model has no chat template; use /v1/completions", param="messages")
     tools = None if tools_of(body, app) is None else [tool.model_dump(exclude_none=True) for tool in body.tools]
@@ -185,6 +187,8 @@ async def chat_prompt(body: ChatBody, app: ServedApp) -> tuple[int, ...]:
         )
     except ChatTemplateError as error:
         raise invalid(f"the chat template refused: {error}", param="messages") from None
+    if is_read:
+        _check_length(app, text, "messages")
     return await encode(app, text, add_special_tokens=body.add_special_tokens)
 
 
@@ -200,10 +204,10 @@ async def embedding(body: EmbeddingBody, app: ServedApp) -> Submission:
 
 async def _texts(prefix: str, body: ClassifyBody | EmbeddingBody, app: ServedApp, most: int) -> Submission:
     """Texts that are read, and that nothing follows."""
-    texts = [
-        await encode(app, text, add_special_tokens=body.add_special_tokens)
-        for text in _prompts(body.input, "input", most)
-    ]
+    inputs = _prompts(body.input, "input", most)
+    for text in inputs:
+        _check_length(app, text, "input")
+    texts = [await encode(app, text, add_special_tokens=body.add_special_tokens) for text in inputs]
     for text in texts:
         if not text:
             raise invalid("the input has no tokens", param="input")
@@ -232,6 +236,16 @@ async def _texts(prefix: str, body: ClassifyBody | EmbeddingBody, app: ServedApp
         for index, text in enumerate(texts)
     )
     return Submission(id=id_, app=app, requests=requests)
+
+
+def _check_length(app: ServedApp, text: str | tuple[int, ...], param: str) -> None:
+    """Raise 400 for a text that can never fit, before it is tokenised: a million letters take seconds of a busy CPU."""
+    if isinstance(text, str) and (least := app.text.least_tokens(text)) > app.max_model_len:
+        raise invalid(
+            f"this model takes {app.max_model_len} tokens; a text of {len(text)} characters has {least} at least",
+            param=param,
+            code="context_length_exceeded",
+        )
 
 
 async def encode(app: ServedApp, text: str | tuple[int, ...], *, add_special_tokens: bool) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from blockc.diag import DiagnosticError, Diagnostics
 from blockc_runtime.server.chat_template import ChatTemplate, ChatTemplateError
 from blockc_runtime.server.detokenize import Vocabulary
+from blockc_runtime.token_lengths import most_characters
 from blockc_runtime.tokenizer_files import (
     SPECIAL_TOKENS_MAP,
     TOKENIZER,
@@ -35,6 +36,7 @@ class ChainText:
 
     def __init__(self, tokenizer: Tokenizer, chat_template: ChatTemplate | None, vocabulary: Vocabulary) -> None:
         self._tokenizer = tokenizer
+        self._most_characters = most_characters(tokenizer)
         self.chat_template = chat_template
         self.vocabulary = vocabulary
 
@@ -44,6 +46,10 @@ class ChainText:
         encoded = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         ids: list[int] = encoded[0].ids
         return ids
+
+    def least_tokens(self, text: str) -> int:
+        """So many tokens a text has at least, by its length alone."""
+        return 0 if self._most_characters is None else -(-len(text) // self._most_characters)
 
 
 def load_chain_text(assets: Mapping[str, bytes], *, of: str = "a chain") -> ChainText:
