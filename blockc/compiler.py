@@ -19,7 +19,7 @@ from blockc.ir import DTYPE_BYTES
 from blockc.ir.layout import format_bytes
 from blockc.lower import isolation_group, lower
 from blockc.merge import Merged, merge, merges_any
-from blockc.place import place, place_problem
+from blockc.place import base_blocks, place, place_problem, report_residency
 from blockc.plan import ExecutionPlan, verify_plan
 from blockc.quantize import Quantized, quantize
 from blockc.share import Shared, share
@@ -142,7 +142,11 @@ def arrange(
     """Placement and what follows, of the deployment that was prepared, or one with other limits of steps and pages."""
     diags, graph = clock.diags, prepared.graph
     with clock.stage("place") as stage:
-        problem = place_problem(deployment, graph, originals=prepared.chains, profile=profile, before=before)
+        bases = base_blocks(deployment, prepared.quantized.chains)
+        report_residency(deployment, graph, bases, diags=diags)
+        problem = place_problem(
+            deployment, graph, originals=prepared.chains, profile=profile, before=before, bases=bases
+        )
         placement = place(problem, diags=diags)
         stage.result = (problem, placement)
     with clock.stage("lower") as stage:
@@ -163,7 +167,8 @@ def _unify(deployment: Deployment, chains: Mapping[str, Chain]) -> UnifiedGraph:
 
 def _fits(deployment: Deployment, chains: Mapping[str, Chain]) -> bool:
     scratch = Diagnostics()
-    return place(place_problem(deployment, _unify(deployment, chains)), diags=scratch) is not None
+    bases = base_blocks(deployment, chains)
+    return place(place_problem(deployment, _unify(deployment, chains), bases=bases), diags=scratch) is not None
 
 
 def report_sharing(files: Mapping[str, ModelFiles], chains: Mapping[str, Chain], *, diags: Diagnostics) -> None:

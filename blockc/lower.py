@@ -404,6 +404,7 @@ def _requires(
         needs.add("output:vector")
     if any(chain.labels for chain in chains):
         needs.add("output:scores")
+    needs |= {f"turns:{turn.kept}" for instance in placement.instances for turn in instance.turns}
     needs |= {f"side:{kind}" for chain in chains for kind in chain.side_kinds}
     if any(chain.virtual_tokens for chain in chains):
         needs.add("input:virtual")

@@ -14,9 +14,11 @@ from blockc.place.problem import (
     PlaceRule,
     PlaceSegment,
     PlaceSpeed,
+    PlaceTurn,
 )
 from blockc.place.tables import Placement
 from blockc.place.tenants import tenant_entries
+from blockc.place.turns import base_blocks, report_residency
 
 __all__ = [
     "PlaceChain",
@@ -28,9 +30,12 @@ __all__ = [
     "PlaceRule",
     "PlaceSegment",
     "PlaceSpeed",
+    "PlaceTurn",
     "Placement",
+    "base_blocks",
     "chain_banks",
     "place",
     "place_problem",
+    "report_residency",
     "tenant_entries",
 ]

@@ -28,6 +28,7 @@ from blockc.place.problem import (
     PlaceSpeed,
 )
 from blockc.place.rules import chain_loads, place_objective, place_rules
+from blockc.place.turns import place_turns
 from blockc.plan import ExecutionPlan
 from blockc.spec.deployment import Base, Deployment, FineTune
 from blockc.spec.device_kinds import DEVICE_KINDS
@@ -41,11 +42,13 @@ def place_problem(
     originals: Mapping[str, Chain] | None = None,
     profile: Profile | None = None,
     before: ExecutionPlan | None = None,
+    bases: frozenset[str] = frozenset(),
 ) -> PlaceProblem:
     """Count the bytes, and the work if anything is expected.
 
     ``originals``: models as their files are, for the baselines; None: as they are in the graph. ``profile``: measured
     rates of one kind of device, in place of the catalogue's. ``before``: the plan that this one is to follow.
+    ``bases``: digests of the blocks of bases, which are always in memory (`turns.base_blocks`).
     """
     given = originals or {app.model: graph.chains[graph.chain_of[app.model]] for app in deployment.apps}
     models = [given[app.model] for app in deployment.apps]
@@ -55,6 +58,8 @@ def place_problem(
     activation = _activations(deployment, graph)
     kernel_bytes = _kernel_bytes(deployment, graph)
     devices = _devices(deployment)
+    turns = place_turns(deployment, graph, bases)
+    has_to = any(turn.residency is not None for turn in turns.values())
     return PlaceProblem(
         devices=devices,
         segments=tuple(
@@ -63,8 +68,9 @@ def place_problem(
                     tensor for block in blocks for tensor in block_tensors(block.structure, block.tensors)
                 ),
                 activation_bytes=kernel_bytes + max(activation(path, block) for block in blocks),
+                turn=turns.get(number),
             )
-            for path, blocks in map(partial(_segment_blocks, graph), graph.segments)
+            for number, (path, blocks) in enumerate(map(partial(_segment_blocks, graph), graph.segments))
         ),
         spare_bytes=min((_spare_bytes(path, activation) for path in graph.paths.values()), default=0),
         groups=tuple(
@@ -94,6 +100,10 @@ def place_problem(
         cluster_span=deployment.cluster.span,
         sides_limit_bytes=deployment.policy.sides_limit_bytes,
         sides_limit_span=deployment.policy.sides_limit_span,
+        blocks_limit_bytes=policy.blocks_limit_bytes,
+        blocks_limit_span=policy.blocks_limit_span,
+        blocks_reading_bytes=max((turn.reading_bytes for turn in turns.values()), default=0) if has_to else 0,
+        host_limit_bytes=policy.host_limit_bytes,
         max_batched_tokens=policy.max_batched_tokens,
         work=graph_work(graph, side_bytes=_own_sides(graph)) if any(chain.load for chain in chains) else None,
         speeds=_speeds(deployment, profile),

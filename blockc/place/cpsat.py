@@ -167,11 +167,16 @@ class _Model:
     def _memory(self, device: int) -> Any:
         """The device's least layout as an expression, kept below what it offers."""
         terms: list[Any] = [self._sides(device)]
+        turning: list[tuple[int, Any]] = []
         for number, bundle in enumerate(self.sizes.bundles):
             resident = self.model.new_bool_var(f"bundle{number}_{device}")
             for chain in sorted(bundle.chains):
                 self.model.add_implication(self.x[chain][device], resident)
-            terms.append(self._units(bundle.nbytes) * resident)
+            if bundle.turns:
+                turning.append((self._units(bundle.nbytes), resident))
+            else:
+                terms.append(self._units(bundle.nbytes) * resident)
+        terms.append(self._blocks(turning, device))
         gathers: list[tuple[int, int]] = [(0, c) for c in self.chains]
         for index, group in enumerate(self.problem.groups):
             pool = kv_pages(group, 1)
@@ -197,6 +202,21 @@ class _Model:
             return total
         resident = self.model.new_int_var(0, self._units(limit), f"sides_{device}")
         self.model.add_min_equality(resident, [total, self._units(limit)])
+        return resident
+
+    def _blocks(self, turning: Sequence[tuple[int, Any]], device: int) -> Any:
+        """What is resident of blocks that may take turns, with what reading them takes (`sizes.limited_blocks`)."""
+        total = sum(nbytes * resident for nbytes, resident in turning)
+        limit, reading = self.problem.blocks_limit_bytes, self._units(self.problem.blocks_reading_bytes)
+        if not turning or limit is None:
+            return total
+        some = self.model.new_bool_var(f"blocks_some_{device}")
+        for _, resident in turning:
+            self.model.add_implication(resident, some)
+        if sum(nbytes for nbytes, _ in turning) + reading <= self._units(limit):
+            return total + reading * some
+        resident = self.model.new_int_var(0, self._units(limit), f"blocks_{device}")
+        self.model.add_min_equality(resident, [total + reading * some, self._units(limit)])
         return resident
 
     def _maximum(self, amounts: Sequence[tuple[int, int]], device: int, name: str) -> Any:

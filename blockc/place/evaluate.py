@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from blockc.cost import DeviceRates
+from blockc.ir.layout import tensor_share
 from blockc.place.loads import all_parts, with_served
 from blockc.place.problem import PlaceProblem, PlaceRule
 from blockc.place.sizes import sizes_of
@@ -25,7 +26,7 @@ from blockc.place.traffic.times import (
     sides_sweep_s,
     sweep_s,
 )
-from blockc.plan import InstanceEntry
+from blockc.plan import InstanceEntry, MemoryEntry
 
 # Of what is rounded: to ten-thousandths where shares are concerned.
 _SLACK = 1e-3
@@ -139,6 +140,7 @@ def _bytes(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
             room = used.used_bytes + own.headroom_bytes
             if room > own.memory_bytes or entries[device].kv_bytes != used.kv_bytes:
                 yield f"instance {number} does not fit {own.address}"
+            yield from _turns(problem, instance, entries[device], number)
         for group in {group for chain in instance.chains for group in problem.chains[chain].groups}:
             pages = instance.kv_pages.get(group, 0)
             longest = max(sizes.pages[chain].get(group, 0) for chain in instance.chains)
@@ -153,6 +155,24 @@ def _bytes(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
             ):
                 needed = f"{longest} and {expected:.1f} are needed"
                 yield f"instance {number} has {pages} pages of KV group {group}, {needed}"
+
+
+def _turns(problem: PlaceProblem, instance: InstanceEntry, entry: MemoryEntry, number: int) -> Iterator[str]:
+    """Segments that take turns may, the largest chain's fit their room, and with those that stay the limit is kept."""
+    turning = {turn.segment: turn.nbytes for turn in instance.turns}
+    stay_bytes = 0
+    for segment in instance.segments:
+        turn, width = problem.segments[segment].turn, len(instance.devices)
+        nbytes = 0 if turn is None else sum(tensor_share(tensor, width) for tensor in turn.tensors)
+        stay_bytes += 0 if segment in turning else nbytes
+        if turning.get(segment, nbytes) != nbytes:
+            yield f"instance {number} has segment {segment} take turns, which cannot, or not with that size"
+    for chain in instance.chains:
+        if sum(turning.get(segment, 0) for segment in problem.chains[chain].segments) > instance.room_bytes:
+            yield f"instance {number} has no room for the blocks of chain {chain}"
+    limit = problem.blocks_limit_bytes
+    if instance.room_bytes > entry.blocks_bytes or (limit is not None and stay_bytes + entry.blocks_bytes > limit):
+        yield f"instance {number} has {stay_bytes} and {entry.blocks_bytes} bytes of blocks, more than it may"
 
 
 def _pages(problem: PlaceProblem, chain: int, group: int) -> float:

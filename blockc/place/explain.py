@@ -73,6 +73,7 @@ def _report(views: Views, chains: list[int], message: str, diags: Diagnostics) -
     least = sizes.least(chains)
     parts = {
         "weights": least.weights_bytes,
+        "blocks that take turns": least.blocks_bytes,
         "fine-tunes": least.sides_bytes,
         "KV cache of one full sequence": least.kv_bytes,
         "workspace": least.workspace_bytes,

@@ -32,12 +32,13 @@ from blockc.place.traffic.shed import report_shed, served_parts
 from blockc.place.traffic.solve import Solved
 from blockc.place.traffic.solve import solve as solve_packing
 from blockc.place.traffic.units import packing_of
+from blockc.place.turns import check_room
 from blockc.plan import MemoryEntry, RouteEntry, SolverEntry
 
 
 def place(problem: PlaceProblem, *, diags: Diagnostics) -> Placement | None:
     """Place all chains. None exactly if an error was reported (BC401, BC402, BC501; BC999 for a defect of ours)."""
-    if not check_slots(problem, diags):
+    if not (check_slots(problem, diags) and check_room(problem, diags)):
         return None
     if not _check_rules(problem, diags):
         return None
@@ -269,7 +270,8 @@ def _check_expectations(problem: PlaceProblem, memory: tuple[MemoryEntry, ...], 
             if taken_bytes < expect.memory_below_bytes:
                 continue
             parts = (
-                f"weights {format_bytes(entry.weights_bytes)}, fine-tunes {format_bytes(entry.sides_bytes)}, "
+                f"weights {format_bytes(entry.weights_bytes + entry.blocks_bytes)}, "
+                f"fine-tunes {format_bytes(entry.sides_bytes)}, "
                 f"KV cache {format_bytes(entry.kv_bytes)}, workspace {format_bytes(entry.workspace_bytes)}"
             )
             diags.report(

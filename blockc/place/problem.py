@@ -44,11 +44,27 @@ class PlaceDevice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceTurn:
+    """What a segment brings when its weights take turns in memory: the tensors that no other segment binds.
+
+    ``reading_bytes``: what reading it takes beside them. ``residency``: as the spec says; None: placement decides.
+    """
+
+    tensors: frozenset[ResidentTensor]
+    reading_bytes: int
+    residency: Literal["stream", "cold"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceSegment:
-    """What a segment keeps resident wherever one of its chains runs. ``activation_bytes``: of its hungriest block."""
+    """What a segment keeps resident wherever one of its chains runs. ``activation_bytes``: of its hungriest block.
+
+    ``turn``: those of its tensors that may take turns; None: all of them stay.
+    """
 
     tensors: frozenset[ResidentTensor]
     activation_bytes: int
+    turn: PlaceTurn | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,11 +191,13 @@ class PlaceProblem:
     ``pm_bytes``, ``ps_bytes``, ``ours_bytes``: weights with every app's model on its own, with every full model on its
     own and adapters on it, and with every tensor once. ``spare_bytes``: by how much each chain's hungriest block
     exceeds those with attention. ``cluster_span``: where the devices are declared. ``sides_limit_bytes``: what sides
-    may take of a device; those that do not fit wait in the zoo. ``work`` and ``speeds`` (by kind of device) say what
-    traffic takes of a device; without them placement goes by bytes. ``headroom``: part of every device's time that is
-    left free. ``objective``: what there is to be little of, first things first, with ``devices`` or ``cost`` among it.
-    ``sheds``: where not all load fits, that of the apps with the highest ``priority`` is left out. ``gap``: from which
-    distance to the bound on a plan is good enough. ``before``: an earlier plan, of which as much as
+    may take of a device; those that do not fit wait in the zoo. ``blocks_limit_bytes``: the same of blocks that may
+    take turns; ``blocks_reading_bytes``: what reading them takes beside them, where some have to; ``host_limit_bytes``:
+    for those that wait in a host's memory. ``work`` and ``speeds`` (by kind of device) say what traffic takes of a
+    device; without them placement goes by bytes. ``headroom``: part of every device's time that is left free.
+    ``objective``: what there is to be little of, first things first, with ``devices`` or ``cost`` among it. ``sheds``:
+    where not all load fits, that of the apps with the highest ``priority`` is left out. ``gap``: from which distance to
+    the bound on a plan is good enough. ``before``: an earlier plan, of which as much as
     ``move_budget_bytes`` allow may be changed for fewer devices; None: as much as that takes.
     """
 
@@ -198,6 +216,10 @@ class PlaceProblem:
     spare_bytes: int = 0
     sides_limit_bytes: int | None = None
     sides_limit_span: Span | None = None
+    blocks_limit_bytes: int | None = None
+    blocks_limit_span: Span | None = None
+    blocks_reading_bytes: int = 0
+    host_limit_bytes: int | None = None
     max_batched_tokens: int = 2048
     work: PlanWork | None = None
     speeds: Mapping[str, PlaceSpeed] = field(default_factory=dict)

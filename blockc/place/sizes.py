@@ -17,10 +17,11 @@ from blockc.place.problem import PlaceGroup, PlaceProblem
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """Tensors that the same chains use."""
+    """Tensors that the same chains use. ``turns``: they may take turns in memory."""
 
     chains: frozenset[int]
     nbytes: int
+    turns: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +35,16 @@ class Sizes:
     pages: tuple[dict[int, int], ...]
 
     def weights_bytes(self, chains: Iterable[int]) -> int:
-        """Bytes of the tensors that these chains use, each once."""
+        """Bytes of the tensors that these chains use and that are always there, each once."""
+        return self._bundles_bytes(chains, turns=False)
+
+    def blocks_bytes(self, chains: Iterable[int]) -> int:
+        """Bytes of those that may take turns, as far as they are resident at once, at most."""
+        return limited_blocks(self._bundles_bytes(chains, turns=True), self.problem)
+
+    def _bundles_bytes(self, chains: Iterable[int], *, turns: bool) -> int:
         used = {bundle for chain in chains for bundle in self.bundles_of[chain]}
-        return sum(self.bundles[index].nbytes for index in used)
+        return sum(self.bundles[index].nbytes for index in used if self.bundles[index].turns == turns)
 
     def sides_bytes(self, chains: Iterable[int]) -> int:
         """Bytes of the sides of these chains that are resident at once, at most."""
@@ -56,6 +64,7 @@ class Sizes:
         pools = [kv_pages(groups[group], count) for group, count in pages.items()]
         return Layout(
             weights_bytes=self.weights_bytes(chains),
+            blocks_bytes=self.blocks_bytes(chains),
             sides_bytes=self.sides_bytes(chains),
             kv_bytes=sum(pool.pages * pool.page_bytes for pool in pools),
             workspace_bytes=max((self.activation_bytes[chain] for chain in chains), default=0)
@@ -74,6 +83,14 @@ def limited(sides_bytes: int, problem: PlaceProblem) -> int:
     return sides_bytes if limit is None else min(limit, sides_bytes)
 
 
+def limited_blocks(turning_bytes: int, problem: PlaceProblem) -> int:
+    """What of blocks that may take turns, so many in all, is resident at once at most, and what reading them takes."""
+    limit = problem.blocks_limit_bytes
+    if limit is None or not turning_bytes:
+        return turning_bytes
+    return min(limit, turning_bytes + problem.blocks_reading_bytes)
+
+
 class Load:
     """The least layout of a growing set of chains, kept up to date in time proportional to the chain that is added."""
 
@@ -83,6 +100,7 @@ class Load:
         self._pages: dict[int, int] = {}
         self._kv_bytes = 0
         self._weights_bytes = 0
+        self._turning_bytes = 0  # of all, resident or not
         self._sides_bytes = 0  # of all, resident or not
         self._activation_bytes = 0
         self._gather_bytes = 0
@@ -90,34 +108,40 @@ class Load:
     @property
     def used_bytes(self) -> int:
         """Equals ``Sizes.least`` of the chains."""
-        sides = limited(self._sides_bytes, self._sizes.problem)
-        return self._weights_bytes + sides + self._kv_bytes + self._activation_bytes + self._gather_bytes
+        problem = self._sizes.problem
+        held = limited(self._sides_bytes, problem) + limited_blocks(self._turning_bytes, problem)
+        return self._weights_bytes + held + self._kv_bytes + self._activation_bytes + self._gather_bytes
 
     def used_with(self, chain: int) -> int:
         """What ``used_bytes`` would be with one more chain."""
-        weights, sides, *others = self._parts_with(chain)
-        return weights + limited(sides, self._sizes.problem) + sum(others)
+        weights, turning, sides, *others = self._parts_with(chain)
+        problem = self._sizes.problem
+        return weights + limited_blocks(turning, problem) + limited(sides, problem) + sum(others)
 
     def add(self, chain: int) -> None:
         """Take a chain in."""
         sizes = self._sizes
-        parts = self._parts_with(chain)
-        self._weights_bytes, self._sides_bytes, self._kv_bytes, self._activation_bytes, self._gather_bytes = parts
+        self._weights_bytes, self._turning_bytes, self._sides_bytes, *others = self._parts_with(chain)
+        self._kv_bytes, self._activation_bytes, self._gather_bytes = others
         self._bundles.update(sizes.bundles_of[chain])
         for group, pages in sizes.pages[chain].items():
             self._pages[group] = max(self._pages.get(group, 0), pages)
 
-    def _parts_with(self, chain: int) -> tuple[int, int, int, int, int]:
+    def _parts_with(self, chain: int) -> tuple[int, int, int, int, int, int]:
         sizes = self._sizes
         sides = self._sides_bytes + sizes.problem.chains[chain].side_bytes
-        weights = self._weights_bytes
-        weights += sum(sizes.bundles[index].nbytes for index in sizes.bundles_of[chain] if index not in self._bundles)
+        weights, turning = self._weights_bytes, self._turning_bytes
+        for index in sizes.bundles_of[chain]:
+            if index not in self._bundles:
+                bundle = sizes.bundles[index]
+                weights += 0 if bundle.turns else bundle.nbytes
+                turning += bundle.nbytes if bundle.turns else 0
         kv, gather = self._kv_bytes, self._gather_bytes
         for group, pages in sizes.pages[chain].items():
             pool = kv_pages(sizes.problem.groups[group], pages)
             kv += max(0, pages - self._pages.get(group, 0)) * pool.page_bytes
             gather = max(gather, gather_bytes([pool], spare_bytes=sizes.problem.spare_bytes))
-        return weights, sides, kv, max(self._activation_bytes, sizes.activation_bytes[chain]), gather
+        return weights, turning, sides, kv, max(self._activation_bytes, sizes.activation_bytes[chain]), gather
 
 
 def kv_pages(group: PlaceGroup, pages: int) -> KvPages:
@@ -136,11 +160,14 @@ def sizes_of(problem: PlaceProblem, *, width: int = 1, max_model_len: int | None
         for segment in chain.segments:
             for tensor in problem.segments[segment].tensors:
                 users.setdefault(tensor, set()).add(index)
-    totals: dict[tuple[int, ...], int] = {}
+    turning = {tensor for segment in problem.segments if segment.turn is not None for tensor in segment.turn.tensors}
+    totals: dict[tuple[tuple[int, ...], bool], int] = {}
     for tensor, chains in users.items():
-        key = tuple(sorted(chains))
+        key = tuple(sorted(chains)), tensor in turning
         totals[key] = totals.get(key, 0) + tensor_share(tensor, width)
-    bundles = tuple(Bundle(chains=frozenset(key), nbytes=totals[key]) for key in sorted(totals))
+    bundles = tuple(
+        Bundle(chains=frozenset(chains), nbytes=totals[chains, turns], turns=turns) for chains, turns in sorted(totals)
+    )
     bundles_of: list[list[int]] = [[] for _ in problem.chains]
     for number, bundle in enumerate(bundles):
         for index in bundle.chains:

@@ -14,6 +14,7 @@ from blockc.place.cells import Cell, Views
 from blockc.place.pages import share_pages
 from blockc.place.sizes import Sizes
 from blockc.place.slots import share_slots, slot_bytes
+from blockc.place.turns import Room, share_room
 from blockc.plan import BaselineEntry, InstanceEntry, LoadEntry, MemoryEntry, PriceEntry, RouteEntry, SolverEntry
 
 
@@ -49,13 +50,15 @@ def placement_of(
     """Write the tables. Routes name instances by their place in ``filled``."""
     problem = views.problem
     instances: list[InstanceEntry] = []
-    memory = {device: _memory(views.at(1), device, [], {}, {}) for device in range(len(problem.devices))}
+    memory = {device: _memory(views.at(1), device, [], {}, {}, Room()) for device in range(len(problem.devices))}
     for item in filled:
         sizes = views.at(len(item.cell))
         offered_bytes = problem.devices[item.cell[0]].offered_bytes
         pages = share_pages(sizes, item.chains, offered_bytes=offered_bytes, expected=item.expected)
         slots = share_slots(sizes.problem, item.chains)
-        memory |= {device: _memory(sizes, device, item.chains, pages, slots) for device in item.cell}
+        kind = problem.devices[item.cell[0]].kind
+        room = share_room(problem, item.chains, kind=kind, width=len(item.cell))
+        memory |= {device: _memory(sizes, device, item.chains, pages, slots, room) for device in item.cell}
         instances.append(
             InstanceEntry(
                 segments=tuple(
@@ -66,6 +69,8 @@ def placement_of(
                 max_rows=problem.max_rows,
                 kv_pages=pages,
                 side_slots=slots,
+                turns=room.turns,
+                room_bytes=room.room_bytes,
                 load=item.load,
             )
         )
@@ -79,7 +84,7 @@ def placement_of(
 
 
 def _memory(
-    sizes: Sizes, device: int, chains: Sequence[int], pages: dict[int, int], slots: dict[int, int]
+    sizes: Sizes, device: int, chains: Sequence[int], pages: dict[int, int], slots: dict[int, int], room: Room
 ) -> MemoryEntry:
     """One device's share of its cell."""
     entry = sizes.problem.devices[device]
@@ -87,7 +92,8 @@ def _memory(
     assert used.used_bytes <= entry.memory_bytes, "a placement must fit the memory that it was made for"
     return MemoryEntry(
         device=device,
-        weights_bytes=used.weights_bytes,
+        weights_bytes=used.weights_bytes + room.kept_bytes,
+        blocks_bytes=room.room_bytes + room.reading_bytes,
         sides_bytes=slot_bytes(sizes.problem, chains, slots),
         kv_bytes=used.kv_bytes,
         workspace_bytes=used.workspace_bytes,

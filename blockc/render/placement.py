@@ -76,6 +76,9 @@ def _placement(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
         for bank, slots in instance.side_slots.items():
             members = sum(problem.chains[chain].bank == bank for chain in instance.chains)
             yield f"    bank {bank}: {counted(slots, 'slot')} for {counted(members, 'fine-tune')}"
+        for turn in instance.turns:
+            where = "the host's memory" if turn.kept == "host" else "the zoo"
+            yield f"    segment {turn.segment} takes turns: {format_bytes(turn.nbytes)} from {where}"
     for route in placement.routes:
         ways = " or ".join(" > ".join(map(str, way)) for way in route.alternatives)
         parts = f" ({', '.join(f'{weight:.0%}' for weight in route.weights)})" if route.weights else ""
@@ -83,7 +86,9 @@ def _placement(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
     for memory in placement.memory:
         yield (
             f"  memory of {printable(problem.devices[memory.device].address)}: "
-            f"weights {format_bytes(memory.weights_bytes)}, sides {format_bytes(memory.sides_bytes)}, "
+            f"weights {format_bytes(memory.weights_bytes)}, "
+            + (f"blocks that take turns {format_bytes(memory.blocks_bytes)}, " if memory.blocks_bytes else "")
+            + f"sides {format_bytes(memory.sides_bytes)}, "
             f"KV pages {format_bytes(memory.kv_bytes)}, activations {format_bytes(memory.workspace_bytes)}, "
             f"reserve {format_bytes(memory.reserve_bytes)} of {format_bytes(memory.capacity_bytes)}"
         )

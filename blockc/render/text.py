@@ -96,6 +96,7 @@ def _devices(plan: ExecutionPlan, ascii_only: bool, bar_width: int) -> Iterator[
         )
         parts = [
             ("weights", memory.weights_bytes),
+            *([("blocks that take turns", memory.blocks_bytes)] if memory.blocks_bytes else []),
             ("adapters", memory.sides_bytes),
             ("KV pages", memory.kv_bytes),
             ("activations", memory.workspace_bytes),
@@ -106,6 +107,12 @@ def _devices(plan: ExecutionPlan, ascii_only: bool, bar_width: int) -> Iterator[
             if memory.device in instance.devices and instance.side_slots:
                 members = sum(plan.chains[chain].bank in instance.side_slots for chain in instance.chains)
                 yield f"    adapters of {sum(instance.side_slots.values())} of {members} fine-tunes at a time"
+            if memory.device in instance.devices and instance.turns:
+                sizes = format_bytes(sum(turn.nbytes for turn in instance.turns))
+                yield (
+                    f"    blocks of {len(instance.turns)} segments take turns: {sizes} in "
+                    f"{format_bytes(instance.room_bytes)}"
+                )
     for index, device in enumerate(plan.devices):
         if index not in used:
             yield f"  {printable(device.address)} ({device.kind})  unused"
@@ -115,7 +122,7 @@ def _bar(memory: MemoryEntry, ascii_only: bool, width: int) -> str:
     """Weights and adapters, then KV, then the rest of what is used, then free."""
     marks = _marks(ascii_only)
     sizes = (
-        memory.weights_bytes + memory.sides_bytes,
+        memory.weights_bytes + memory.blocks_bytes + memory.sides_bytes,
         memory.kv_bytes,
         memory.workspace_bytes + memory.reserve_bytes,
     )

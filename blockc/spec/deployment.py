@@ -21,6 +21,8 @@ CacheDtype = Literal["float32", "bfloat16", "float16", "float8_e4m3fn", "int8"]
 # Whether a fine-tune gets private weights in place of sides.
 Merging = Literal["never", "auto", "always"]
 Overlap = Literal["auto", "on", "off"]
+# Where a fine-tune's own blocks are while nobody uses them: on the device, in the host's memory, or in the zoo.
+KeptIn = Literal["pin", "stream", "cold"]
 FineTuneKind = str  # a word of `blockc.fine_tunes`
 Isolation = Literal["tenant", "strict", "devices"]
 
@@ -93,7 +95,10 @@ class Base:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FineTune:
-    """A fine-tune of ``parent``, a base or fine-tune. ``kind`` None: as its files say; ``merge`` None: the policy's."""
+    """A fine-tune of ``parent``, a base or fine-tune.
+
+    ``kind`` None: as its files say; ``merge`` None: the policy's; ``residency`` None: placement decides.
+    """
 
     name: str
     parent: str
@@ -102,6 +107,8 @@ class FineTune:
     span: Span
     source_span: Span
     merge: Merging | None = None
+    residency: KeptIn | None = field(default=None, metadata=LATER)
+    residency_span: Span | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,6 +257,9 @@ class Policy:
     share_span: Span | None = field(default=None, compare=False)
     sides_limit_bytes: int | None = None
     sides_limit_span: Span | None = field(default=None, compare=False)
+    blocks_limit_bytes: int | None = field(default=None, metadata=LATER)
+    blocks_limit_span: Span | None = field(default=None, compare=False)
+    host_limit_bytes: int | None = field(default=None, metadata=LATER)
     headroom: Fraction = field(default=Fraction(0), metadata=LATER)
     headroom_span: Span | None = field(default=None, compare=False)
     gap: Fraction = field(default=Fraction(0), metadata=LATER)

@@ -28,6 +28,7 @@ from blockc.spec.deployment import (
     FineTuneKind,
     Goal,
     Isolation,
+    KeptIn,
     LocalSource,
     Merging,
     Overlap,
@@ -44,6 +45,7 @@ from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc.spec.digest import deployment_digest
 from blockc.spec.mentions import in_dependency_order
 from blockc.spec.placing import check_placing
+from blockc.spec.residency import check_residency
 from blockc.spec.validate import Typed
 from blockc.spec.valuetypes import Percentage
 
@@ -61,6 +63,7 @@ def resolve(blocks: tuple[Typed, ...], *, spec_file: str, start: Span, diags: Di
     check_addresses(by_kind.get("cluster", []), by_kind.get("tenant", []), diags)
     placing = (by_kind.get(name, []) for name in ("cluster", "tenant", "policy"))
     check_placing(*placing, diags=diags)
+    check_residency(by_kind.get("cluster", []), by_kind.get("policy", []), fine_tunes, diags)
     _check_keys(by_kind.get("tenant", []), diags)
     if diags.has_errors:
         return None
@@ -241,6 +244,8 @@ def _fine_tune(block: Typed) -> FineTune:
         span=block.header,
         source_span=_source_span(assume) if assume is not None else block.spans["weights"],
         merge=cast("Merging | None", block.get("merge")),
+        residency=cast("KeptIn | None", block.get("residency")),
+        residency_span=block.spans.get("residency"),
     )
 
 
@@ -398,6 +403,9 @@ def _policy(blocks: list[Typed]) -> Policy:
         share_span=policy.spans.get("share"),
         sides_limit_bytes=cast("int | None", residency.get("fine_tunes")) if residency else None,
         sides_limit_span=residency.spans.get("fine_tunes") if residency else None,
+        blocks_limit_bytes=cast("int | None", residency.get("blocks")) if residency else None,
+        blocks_limit_span=residency.spans.get("blocks") if residency else None,
+        host_limit_bytes=cast("int | None", residency.get("host")) if residency else None,
         headroom=cast("Fraction", solver.get("headroom")) if solver else default.headroom,
         headroom_span=solver.spans.get("headroom") if solver else None,
         gap=cast("Fraction", solver.get("gap")) if solver else default.gap,

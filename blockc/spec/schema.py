@@ -107,6 +107,12 @@ FINETUNE = Kind(
         attribute("weights", SourceOf(bare=True), "folder or hub repository of its files; required unless assumed"),
         attribute("kind", FINE_TUNE_KIND, "read from the files; if stated, checked against them"),
         attribute("merge", MERGE, "private weights in place of a shared base's; without it, as the policy says"),
+        attribute(
+            "residency",
+            words("pin", "stream", "cold", noun="residency"),
+            "of its own blocks: always on the device, or while nobody uses them in the host's memory or in the zoo; "
+            "without it, whatever `residency { blocks }` of the policy has room for",
+        ),
     ),
     blocks=(ASSUME,),
 )
@@ -278,7 +284,15 @@ KV = Kind(
 RESIDENCY = Kind(
     name="residency",
     doc="what stays in memory; the rest waits in the zoo until a request needs it",
-    attributes=(attribute("fine_tunes", SIZE, "memory of a device for sides; without it, all of them stay"),),
+    attributes=(
+        attribute("fine_tunes", SIZE, "memory of a device for sides; without it, all of them stay"),
+        attribute("blocks", SIZE, "memory of a device for fine-tunes' own blocks; without it, all of them stay"),
+        attribute(
+            "host",
+            SIZE,
+            "memory of its host for those that wait and have been read before; none beside a `cpu`",
+        ),
+    ),
 )
 SOLVER = Kind(
     name="solver",

@@ -67,6 +67,8 @@ def _has(entry: str) -> bool:
             return what == "virtual"
         case "output":
             return what in ("scores", "vector")
+        case "turns":
+            return what in ("host", "zoo")
         case "device":
             return what == "cpu" or (what == "cuda" and _has_cuda())
         case "devices":

@@ -17,7 +17,7 @@ from typing import Final
 from blockc.ir.layout import gather_bytes
 from blockc.place.cells import Views
 from blockc.place.problem import PlaceChain, PlaceDevice, PlaceProblem
-from blockc.place.sizes import Sizes, kv_pages
+from blockc.place.sizes import Sizes, kv_pages, limited_blocks
 from blockc.place.traffic.goals import MICRO
 from blockc.place.traffic.packing import PARTS, Block, CellKind, Group, Packing
 from blockc.place.traffic.times import (
@@ -139,8 +139,11 @@ def _kind(views: Views, sets: _Sets, device: PlaceDevice, width: int) -> CellKin
     problem, sizes, kind = views.problem, views.at(width), device.kind
     item_bytes = [0] * len(sets)
     item_s = [0.0] * len(sets)
+    turning_bytes = sum(bundle.nbytes for bundle in sizes.bundles if bundle.turns)
+    blocks_bytes = limited_blocks(turning_bytes, problem)
+    turns = blocks_bytes < turning_bytes + problem.blocks_reading_bytes
     for item, bundle in zip(sets.bundles, sizes.bundles, strict=True):
-        item_bytes[item] += bundle.nbytes
+        item_bytes[item] += 0 if turns and bundle.turns else bundle.nbytes
     for group, item in sets.kv_groups.items():
         item_bytes[item] += _longest(sizes, group) * sizes.problem.groups[group].page_bytes
     limit_bytes = problem.sides_limit_bytes
@@ -167,7 +170,8 @@ def _kind(views: Views, sets: _Sets, device: PlaceDevice, width: int) -> CellKin
         width=width,
         offered_bytes=device.offered_bytes
         - _copied_bytes(sizes)
-        - (limit_bytes if limited and limit_bytes is not None else 0),
+        - (limit_bytes if limited and limit_bytes is not None else 0)
+        - (blocks_bytes if turns else problem.blocks_reading_bytes),
         step_ns=0 if rates is None else math.ceil(rates.step_s * _NS),
         item_bytes=tuple(item_bytes),
         item_ns=tuple(math.ceil(seconds * _NS) if item in sets.active else 0 for item, seconds in enumerate(item_s)),

@@ -29,6 +29,7 @@ def _devices(facts: Facts) -> Iterator[tuple[str, Note]]:
         if index in memory:
             entry = memory[index]
             parts = {"weights": entry.weights_bytes, "adapters": entry.sides_bytes, "KV pages": entry.kv_bytes}
+            parts |= {"blocks that take turns": entry.blocks_bytes} if entry.blocks_bytes else {}
             parts |= {"activations": entry.workspace_bytes, "reserve": entry.reserve_bytes}
             rows += [(name, format_bytes(size)) for name, size in parts.items()]
         for instance in instances:
