@@ -51,6 +51,7 @@ class StepPricer:
         )
         self._reads = tuple(ticks(chain.side_bytes / rates.read_bytes_per_s) for chain in work.chains)
         self._fills = tuple(ticks(chain.side_bytes / rates.fill_bytes_per_s) for chain in work.chains)
+        self._rates = rates
         self._launches = tuple(_Launch.of(segment, rates) for segment in work.segments)
         self._step, self._row = ticks(rates.step_s), ticks(rates.row_s)
         self._kv_bytes = tuple(sum(item.token_bytes for item in chain.attention) for chain in work.chains)
@@ -118,6 +119,14 @@ class StepPricer:
     def fill(self, chain: int) -> int:
         """What putting the sides of a chain in a slot adds to the step before which it is done."""
         return self._fills[chain]
+
+    def bring(self, nbytes: int, *, from_host: bool) -> int:
+        """How long so many bytes of weights take to where a segment has them; steps go on meanwhile.
+
+        Those that are in the host's memory are only copied, others are read from the zoo before that.
+        """
+        filled = ticks(nbytes / self._rates.fill_bytes_per_s)
+        return filled if from_host else filled + ticks(nbytes / self._rates.read_bytes_per_s)
 
     def attention(self, chain: int, start: int, count: int) -> int:
         """Attention of one row: tokens ``start .. start + count - 1`` of a sequence of which all before is cached."""

@@ -52,19 +52,32 @@ KNOBS: Final = (
 
 
 def free_knobs(policy: Policy) -> tuple[Knob, ...]:
-    """Those of a policy; the size of a residency where it has one, from a quarter to four times of it."""
+    """Those of a policy; the sizes of a residency where it has them, from a quarter to four times of it."""
     own = list(KNOBS)
-    limit = policy.sides_limit_bytes
-    if limit is not None:
+    sides, blocks = policy.sides_limit_bytes, policy.blocks_limit_bytes
+    if sides is not None:
         own.append(
             Knob(
                 name="residency.fine_tunes",
                 read=lambda policy: policy.sides_limit_bytes or 0,
                 turned=lambda policy, value: replace(policy, sides_limit_bytes=value),
-                values=tuple(max(1, limit * quarters // 4) for quarters in (1, 2, 4, 8, 16)),
+                values=_around(sides),
+            )
+        )
+    if blocks is not None:
+        own.append(
+            Knob(
+                name="residency.blocks",
+                read=lambda policy: policy.blocks_limit_bytes or 0,
+                turned=lambda policy, value: replace(policy, blocks_limit_bytes=value),
+                values=_around(blocks),
             )
         )
     return tuple(knob.with_own(policy) for knob in own)
+
+
+def _around(nbytes: int) -> tuple[int, ...]:
+    return tuple(max(1, nbytes * quarters // 4) for quarters in (1, 2, 4, 8, 16))
 
 
 def written(policy: Policy, given: Policy) -> str:
@@ -84,6 +97,6 @@ def value_text(name: str, value: int) -> str:
     """A knob's value as a spec has it."""
     if name == "kv.page":
         return f"{value}tok"
-    if name == "residency.fine_tunes":
+    if name.startswith("residency."):
         return f"{value // _MIB}MiB" if value % _MIB == 0 else f"{value}B"
     return str(value)

@@ -17,7 +17,7 @@ from blockc.cost.rates import LINK_LATENCY_S
 from blockc.diag import Diagnostics
 from blockc.plan import ExecutionPlan, RouteEntry
 from blockc.spec.device_kinds import DEVICE_KINDS
-from blockc_runtime.limits import EngineLimits, engine_limits
+from blockc_runtime.limits import EngineLimits, engine_limits, turn_limits
 from blockc_runtime.router import Link, Network
 
 _NO_SLOTS: Final[Mapping[int, int]] = MappingProxyType({})
@@ -76,8 +76,12 @@ def fleet_of(plan: ExecutionPlan, rates: Mapping[str, DeviceRates]) -> Fleet:
             FleetInstance(
                 name="+".join(plan.devices[device].address for device in instance.devices),
                 width=len(instance.devices),
-                limits=instance_limits(
-                    plan, instance.kv_pages, max_rows=instance.max_rows, side_slots=instance.side_slots
+                limits=replace(
+                    instance_limits(
+                        plan, instance.kv_pages, max_rows=instance.max_rows, side_slots=instance.side_slots
+                    ),
+                    turns=turn_limits(instance),
+                    room_bytes=instance.room_bytes,
                 ),
                 rates=own,
                 pricer=StepPricer(work, own),
@@ -86,7 +90,7 @@ def fleet_of(plan: ExecutionPlan, rates: Mapping[str, DeviceRates]) -> Fleet:
             for own in (instance_rates(plan, instance.devices, rates),)
         ),
         devices=len({device for instance in plan.instances for device in instance.devices}),
-        weights_bytes=sum(entry.weights_bytes + entry.sides_bytes for entry in plan.memory),
+        weights_bytes=sum(entry.weights_bytes + entry.blocks_bytes + entry.sides_bytes for entry in plan.memory),
         network=network_of(plan, [instance.devices for instance in plan.instances]),
     )  # fmt: skip
 
@@ -134,7 +138,10 @@ def network_of(plan: ExecutionPlan, instances: Sequence[Sequence[int]]) -> Netwo
 def instance_limits(
     plan: ExecutionPlan, pages: Mapping[int, int], *, max_rows: int, side_slots: Mapping[int, int] = _NO_SLOTS
 ) -> EngineLimits:
-    """The plan's limits with the pages of one instance. Fine-tunes of banks without ``side_slots`` are always there."""
+    """The plan's limits with the pages of one instance. Fine-tunes of banks without ``side_slots`` are always there.
+
+    So are the weights of all segments.
+    """
     limits = engine_limits(plan)
     return replace(
         limits,
@@ -145,6 +152,8 @@ def instance_limits(
         ),
         max_rows=max_rows,
         bank_slots=dict(side_slots),
+        turns={},
+        room_bytes=0,
     )
 
 

@@ -92,7 +92,8 @@ class Instance:
     _answers: dict[str, int] = field(default_factory=dict)
     _ended: list[Served] = field(default_factory=list)
     _started: list[int] = field(default_factory=list)
-    _reading: deque[tuple[int, int]] = field(default_factory=deque)  # when a chain's sides will be there
+    # When a chain's sides will be there, or the weights of a segment (True).
+    _reading: deque[tuple[int, bool, int]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         """A new scheduler over empty pages."""
@@ -114,6 +115,11 @@ class Instance:
     def side_loads(self) -> int:
         """Fine-tunes that were put in a slot."""
         return self._scheduler.gauges().side_loads
+
+    @property
+    def block_loads(self) -> int:
+        """Segments whose weights were read, where they take turns."""
+        return self._scheduler.gauges().block_loads
 
     @property
     def preemptions(self) -> int:
@@ -175,7 +181,8 @@ class Instance:
     def _deliver(self) -> None:
         """Fine-tunes that have been read meanwhile may be used from here on."""
         while self._reading and self._reading[0][0] <= self.now:
-            self._take(self._scheduler.arrived(self._reading.popleft()[1]))
+            _, is_segment, number = self._reading.popleft()
+            self._take(self._scheduler.brought(number) if is_segment else self._scheduler.arrived(number))
 
     def _wait(self, until: int | None) -> None:
         """Nothing can run before the next fine-tune has been read."""
@@ -187,10 +194,12 @@ class Instance:
         """Take one step; False if none of the requests can run."""
         scheduler, start = self._scheduler, self.now
         step = scheduler.schedule(start / TICKS_PER_S)
+        pricer, turns = self.fleet.pricer, self.fleet.limits.turns
+        for turn in scheduler.take_turns():
+            own = turns[turn.segment]
+            self._read(start, pricer.bring(own.nbytes, from_host=own.from_host), is_segment=True, number=turn.segment)
         for chain in scheduler.take_wanted():
-            # One after the other: they share a drive.
-            begun = max(start, self._reading[-1][0]) if self._reading else start
-            self._reading.append((begun + self.fleet.pricer.read(chain), chain))
+            self._read(start, pricer.read(chain), is_segment=False, number=chain)
         if step is None:
             return False
         price, tokens = step_price(step, self.fleet.pricer, self.fleet.limits)
@@ -201,6 +210,11 @@ class Instance:
         self._count(start, steps=1, rows=len(step.rows), tokens=tokens, sampled=sampled)
         self._take(scheduler.complete(step, StepResult(step=step.id, rows=results), self.now / TICKS_PER_S))
         return True
+
+    def _read(self, start: int, price: int, *, is_segment: bool, number: int) -> None:
+        """One after the other: they share a drive."""
+        begun = max(start, self._reading[-1][0]) if self._reading else start
+        self._reading.append((begun + price, is_segment, number))
 
     def _fold(self, run: DecodeRun, until: int | None) -> None:
         """The steps of a run that start before ``until``, each priced as it would be alone."""

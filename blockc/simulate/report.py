@@ -74,7 +74,8 @@ class AppReport:
 class InstanceReport:
     """``busy``: part of the time in which a step ran. ``mean_rows``: of a step, by time.
 
-    ``side_loads``: fine-tunes that were put in a slot, where they take turns.
+    ``side_loads``: fine-tunes that were put in a slot, where they take turns; ``block_loads``: segments whose weights
+    were read, where those do.
     """
 
     name: str
@@ -85,6 +86,7 @@ class InstanceReport:
     tokens: int
     preemptions: int
     side_loads: int
+    block_loads: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +165,7 @@ def report(run: Run, targets: Mapping[str, Targets]) -> Report:
                 tokens=item.totals.tokens,
                 preemptions=item.preemptions,
                 side_loads=item.side_loads,
+                block_loads=item.block_loads,
             )
             for item in run.instances
         ),

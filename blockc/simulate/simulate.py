@@ -35,6 +35,7 @@ class InstanceRun:
     totals: Totals
     preemptions: int
     side_loads: int
+    block_loads: int
     moments: tuple[Moment, ...]
 
 
@@ -90,6 +91,7 @@ def simulate(
                 totals=item.totals,
                 preemptions=item.preemptions,
                 side_loads=item.side_loads,
+                block_loads=item.block_loads,
                 moments=tuple(item.moments),
             )
             for item in instances

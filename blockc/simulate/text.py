@@ -85,6 +85,7 @@ def _instances(report: Report) -> Iterator[str]:
             f"INSTANCE {printable(item.name)}: busy {100 * item.busy:.1f} %, {item.mean_rows:.1f} rows a step, "
             f"{counted(item.steps, 'step')}, {item.tokens} tokens, {counted(item.preemptions, 'preemption')}"
             + (f", {counted(item.side_loads, 'fine-tune')} put in a slot" if item.side_loads else "")
+            + (f", weights of {counted(item.block_loads, 'segment')} read" if item.block_loads else "")
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from blockc.cost import AttentionWork, ChainWork, DeviceRates, PlanWork, SegmentWork, StepPricer
 from blockc.simulate.fleet import Fleet, FleetApp, FleetInstance
-from blockc_runtime.limits import EngineLimits
+from blockc_runtime.limits import EngineLimits, TurnLimits
 from blockc_runtime.router import Network
 from tests.runtime.scheduler.harness import limits
 
@@ -22,6 +22,15 @@ def taking_turns(own: EngineLimits, slots: int) -> EngineLimits:
     """The fine-tunes of chains 1 to 4 take turns in so many slots."""
     chains = tuple(replace(chain, bank=0 if 1 <= index <= 4 else None) for index, chain in enumerate(own.chains))
     return replace(own, chains=chains, bank_slots={0: slots})
+
+
+def in_a_room(own: EngineLimits, room: str) -> EngineLimits:
+    """The weights of segments 1, 2, 4 and 5 take turns, in a ``tight`` room, which one chain fills, or a ``wide``."""
+    turns = {
+        segment: TurnLimits(nbytes=nbytes, from_host=segment == 4)
+        for segment, nbytes in {1: 4000, 2: 9000, 4: 3000, 5: 1000}.items()
+    }
+    return replace(own, turns=turns, room_bytes={"tight": 9000, "wide": 14000}[room])
 
 
 def segment(**changed) -> SegmentWork:

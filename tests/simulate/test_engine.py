@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +24,7 @@ from blockc_runtime.scheduler import Scheduler
 from blockc_runtime.step import RowResult, SegmentTurn, Step, StepResult
 from blockc_runtime.wire import Drain, End, Message, Submit, Tokens
 from tests.runtime.scheduler.harness import limits
-from tests.simulate.fleets import fleet
+from tests.simulate.fleets import fleet, in_a_room, taking_turns
 
 
 @dataclass
@@ -39,14 +41,17 @@ class VirtualChannel:
 
     clock: Clock
     waiting: list[tuple[int, Request]]
+    reads: deque[tuple[int, bool, int]]
     first: dict[str, int] = field(default_factory=dict)
     end: dict[str, int] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
 
     def receive(self, wait_s: float | None) -> list[Message]:
-        assert wait_s in (None, 0.0), "requests are here, and none runs"
         if wait_s is None and self.waiting:
             self.clock.ticks = max(self.clock.ticks, self.waiting[0][0])
+        elif wait_s:
+            assert self.reads, "requests are here, none runs, and nothing is read"
+            self.clock.ticks = min(entry[0] for entry in (self.reads[0], *self.waiting[:1]))
         found: list[Message] = []
         while self.waiting and self.waiting[0][0] <= self.clock.ticks:
             found.append(Submit(request=self.waiting.pop(0)[1]))
@@ -64,26 +69,44 @@ class VirtualChannel:
 
 @dataclass
 class PricedExecutor:
-    """Time passes while it runs, as much as a step costs."""
+    """Time passes while it runs, as much as a step costs. Reads end beside that, one after the other."""
 
     fleet: Fleet
     clock: Clock
+    reads: deque[tuple[int, bool, int]] = field(default_factory=deque)  # when, whether a segment, which
     queue: list[Step] = field(default_factory=list)
+    brings: int = 0
 
     def prefetch(self, chain: int) -> None:
-        raise AssertionError("everything is there")
+        self._read(self.fleet.instances[0].pricer.read(chain), False, chain)
 
     def index(self, chain: int) -> bool:
         return True
 
-    def prefetched(self) -> tuple[()]:
-        return ()
+    def prefetched(self) -> list[tuple[int, None]]:
+        return self._done(False)
 
     def bring(self, turn: SegmentTurn) -> None:
-        raise AssertionError("everything is there")
+        (own,) = self.fleet.instances
+        entry = own.limits.turns[turn.segment]
+        rates = own.rates
+        seconds = entry.nbytes / rates.fill_bytes_per_s
+        price = ticks(seconds) + (0 if entry.from_host else ticks(entry.nbytes / rates.read_bytes_per_s))
+        self.brings += 1
+        self._read(price, True, turn.segment)
 
-    def brought(self) -> tuple[()]:
-        return ()
+    def brought(self) -> list[tuple[int, None]]:
+        return self._done(True)
+
+    def _read(self, price: int, is_segment: bool, number: int) -> None:
+        begun = max(self.clock.ticks, self.reads[-1][0]) if self.reads else self.clock.ticks
+        self.reads.append((begun + price, is_segment, number))
+
+    def _done(self, is_segment: bool) -> list[tuple[int, None]]:
+        done = [entry for entry in self.reads if entry[0] <= self.clock.ticks and entry[1] == is_segment]
+        for entry in done:
+            self.reads.remove(entry)
+        return [(number, None) for _, _, number in done]
 
     def submit(self, step: Step) -> None:
         self.queue.append(step)
@@ -119,12 +142,15 @@ def served_by_the_engine(own: Fleet, workload: Workload) -> VirtualChannel:
         for number, item in enumerate(workload.arrivals)
     ]
     clock = Clock()
-    channel = VirtualChannel(clock=clock, waiting=sorted(requests, key=lambda entry: entry[0]))
+    executor = PricedExecutor(own, clock)
+    waiting = sorted(requests, key=lambda entry: entry[0])
+    channel = VirtualChannel(clock=clock, waiting=waiting, reads=executor.reads)
     kv = KvIndex(own.instances[0].limits)
     scheduler = Scheduler(own.instances[0].limits, kv)
-    first = Epoch(number=0, scheduler=scheduler, executor=PricedExecutor(own, clock))
+    first = Epoch(number=0, scheduler=scheduler, executor=executor)
     Engine(channel=channel, first=first, clock=clock).run()
     assert not scheduler.has_work
+    assert executor.brings == scheduler.gauges().block_loads
     return channel
 
 
@@ -145,9 +171,13 @@ arrivals = st.builds(
     windows=st.sampled_from([(None, None), (None, 8)]),
     targets=st.sampled_from([(), (0.02, 0.03, None, 0.01, 0.02, None)]),
     parts=st.sampled_from([1, 1, 4]),
+    slots=st.sampled_from([None, 1, 2]),
+    room=st.sampled_from([None, "tight", "wide"]),
 )
-def test_the_engine_serves_when_the_simulator_says(items, pages, rows, windows, targets, parts) -> None:
+def test_the_engine_serves_when_the_simulator_says(items, pages, rows, windows, targets, parts, slots, room) -> None:
     plain = limits(pages=pages, max_rows=rows, windows=windows, parts=parts, max_batched_tokens=32)
+    plain = plain if slots is None else taking_turns(plain, slots)
+    plain = plain if room is None else in_a_room(plain, room)
     own = fleet(replace(plain, ttft_targets_s=targets))
     workload = Workload(arrivals=tuple(items), source="drawn")
     engine = served_by_the_engine(own, workload)
@@ -157,6 +187,22 @@ def test_the_engine_serves_when_the_simulator_says(items, pages, rows, windows, 
     }
     assert {str(item.number): item.first for item in run.served if item.first is not None} == engine.first
     assert {str(item.number) for item in run.served if item.refusal is not None} == engine.refused
+
+
+@pytest.mark.parametrize(("room", "loads"), [("tight", 6), ("wide", 2)])
+def test_waiting_for_weights_takes_its_time(room: str, loads: int) -> None:
+    """Chains 0 and 3 are asked for by turns: with room for one of them each request waits for its weights."""
+    own = fleet(in_a_room(limits(pages=(200, 200)), room))
+    arrivals = tuple(Arrival(at_s=0.1 * n, app=n % 2 * 3, prompt_tokens=4, output_tokens=2) for n in range(6))
+    workload = Workload(arrivals=arrivals, source="turns")
+    run, engine = simulate(own, workload), served_by_the_engine(own, workload)
+    assert [item.end for item in run.served] == [engine.end[str(number)] for number in range(6)]
+    (instance,) = run.instances
+    assert instance.block_loads == loads
+    always = simulate(fleet(limits(pages=(200, 200))), workload)
+    waits = [late.end - soon.end for late, soon in zip(run.served, always.served, strict=True)]
+    reads = [nbytes / 1e6 * 1e15 + nbytes / 1e7 * 1e15 for nbytes in (4000, 9000)]
+    assert waits == [reads[n % 2] if n < loads else 0 for n in range(6)]
 
 
 def test_turns_go_by_when_first_tokens_are_due() -> None:

@@ -11,7 +11,7 @@ from blockc.simulate.instance import steps_before
 from blockc.simulate.simulate import Run, simulate
 from blockc.simulate.workload import HASH_BLOCK_TOKENS, Arrival, Workload
 from tests.runtime.scheduler.harness import limits
-from tests.simulate.fleets import fleet, taking_turns
+from tests.simulate.fleets import fleet, in_a_room, taking_turns
 
 
 @st.composite
@@ -71,9 +71,15 @@ def test_folded_is_unfolded(workload, own, copies) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(workload=workloads(), own=own_limits, slots=st.sampled_from([1, 2, 3]))
-def test_folded_is_unfolded_where_fine_tunes_take_turns(workload, own, slots) -> None:
-    own = taking_turns(own, slots)
+@given(
+    workload=workloads(),
+    own=own_limits,
+    slots=st.sampled_from([None, 1, 2, 3]),
+    room=st.sampled_from([None, "tight", "wide"]),
+)
+def test_folded_is_unfolded_where_fine_tunes_take_turns(workload, own, slots, room) -> None:
+    own = own if slots is None else taking_turns(own, slots)
+    own = own if room is None else in_a_room(own, room)
     folded = simulate(fleet(own), workload)
     assert outcome(folded) == outcome(simulate(fleet(own), workload, folds=False))
     assert len(folded.served) == len(workload.arrivals)
