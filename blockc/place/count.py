@@ -87,7 +87,8 @@ def place_problem(
             for group in graph.groups
         ),
         chains=chains,
-        max_rows=deployment.policy.max_rows,
+        max_rows=policy.max_rows,
+        max_rows_span=policy.max_rows_span,
         pm_bytes=_pm_bytes(models),
         ps_bytes=_ps_bytes(models),
         ours_bytes=_ours_bytes(graph),

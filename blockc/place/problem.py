@@ -226,6 +226,7 @@ class PlaceProblem:
     rules: tuple[PlaceRule, ...] = ()
     headroom: Fraction = Fraction(0)
     headroom_span: Span | None = None
+    max_rows_span: Span | None = None
     gap: Fraction = Fraction(0)
     objective: tuple[str, ...] = DEFAULT_OBJECTIVE
     sheds: bool = False

@@ -262,6 +262,7 @@ class Policy:
     host_limit_bytes: int | None = field(default=None, metadata=LATER)
     headroom: Fraction = field(default=Fraction(0), metadata=LATER)
     headroom_span: Span | None = field(default=None, compare=False)
+    max_rows_span: Span | None = field(default=None, compare=False)
     gap: Fraction = field(default=Fraction(0), metadata=LATER)
     move_budget_bytes: int | None = field(default=None, metadata=LATER)
     overload: Literal["refuse", "shed"] = field(default="refuse", metadata=LATER)

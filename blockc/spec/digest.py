@@ -26,6 +26,7 @@ _NOT_MEANING = {
     "traffic_span",
     "slo_span",
     "headroom_span",
+    "max_rows_span",
     "replicas_span",
 }
 

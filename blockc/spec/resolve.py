@@ -394,6 +394,7 @@ def _policy(blocks: list[Typed]) -> Policy:
         kv_page_tokens=cast("int", kv.get("page")) if kv else default.kv_page_tokens,
         max_batched_tokens=cast("int", batching.get("max_batched_tokens")) if batching else default.max_batched_tokens,
         max_rows=cast("int", batching.get("max_num_seqs")) if batching else default.max_rows,
+        max_rows_span=batching.spans.get("max_num_seqs") if batching else None,
         prefill_parts=prefill if isinstance(prefill, int) else default.prefill_parts,
         overlap=cast("Overlap", batching.get("overlap")) if batching else default.overlap,
         solver_time_limit_s=cast("Fraction", solver.get("time_limit")) if solver else default.solver_time_limit_s,

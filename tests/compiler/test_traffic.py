@@ -173,6 +173,26 @@ def test_what_the_devices_cannot_carry_is_refused(tmp_path: Path) -> None:
     assert "every `rate`" in item.help
 
 
+@pytest.mark.parametrize(
+    ("rate", "extra", "policy", "line", "at"),
+    [
+        (1, 'pin = "n0/g0"  replicas = 2', "", "u/chat on n0/g0", '"n0/g0"'),
+        (44, "", "solver { headroom = 60% }", "60 % of every device left free", "60%"),
+        (44, "", "batching { max_num_seqs = 2 }", "at most 2 requests in a step", "2 } }"),
+    ],
+)
+def test_lines_that_cannot_hold_are_named_where_they_stand(
+    tmp_path: Path, rate: float, extra: str, policy: str, line: str, at: str
+) -> None:
+    """Without them the spec can be placed."""
+    with pytest.raises(DiagnosticError) as caught:
+        compiled(tmp_path, rate=rate, extra=extra, policy=policy)
+    (item,) = [item for item in caught.value.diagnostics if item.code.id == "BC402"]
+    (span,) = [label.span for label in (item.primary, *item.secondary) if label is not None and label.text == line]
+    written = (tmp_path / "fleet.blk").read_text().splitlines()[span.start_line - 1][span.start_column - 1 :]
+    assert written.startswith(at)
+
+
 def test_a_plan_that_follows_moves_no_more_than_it_may(tmp_path: Path) -> None:
     path = tmp_path / "before.json"
     write_plan(compiled(tmp_path, rate=20), path)

@@ -51,6 +51,7 @@ CASES = {
     "targets": three_on(1, rate=2.6, tpot_ms=25),
     "replicas": three_on(2, rule("replicas", (0,), count=3)),
     "nodes": three_on(2, rule("nodes", (0,), count=2)),
+    "rows": replace(three_on(1, rate=2), max_rows=4, max_rows_span=span(81)),
     "headroom": replace(three_on(1, rate=3), headroom=Fraction(1, 2), headroom_span=span(80)),
     "apart": three_on(2, rule("apart", (0, 1)), rule("apart", (0, 2), line=61), rule("apart", (1, 2), line=62)),
 }
@@ -68,6 +69,7 @@ def kinds(core: Sequence[Line], given: PlaceProblem) -> list[str]:
         ("loads", ["devices", "rate"]),
         ("targets", ["devices", "rate", "slo"]),
         ("headroom", ["devices", "headroom", "rate"]),
+        ("rows", ["devices", "rate", "rows"]),
         ("replicas", ["devices", "replicas"]),
         ("nodes", ["devices", "nodes"]),
         ("apart", ["apart", "devices"]),
@@ -105,7 +107,7 @@ def test_relaxations_really_suffice(name: str) -> None:
     views = Views(problem=given)
     lines = lines_of(given)
     for line in lines:
-        if line.kind in ("rule", "headroom") and f"without `{line.text}`" in help_:
+        if line.kind in ("rule", "headroom", "rows") and f"without `{line.text}`" in help_:
             rest = [other for other in lines if other is not line]
             assert multi_start(packing_with(views, rest)) is not None
     if "1 more device " in help_:

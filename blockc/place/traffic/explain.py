@@ -204,7 +204,7 @@ def _relaxations(views: Views) -> list[str]:
 
     lines = lines_of(problem)
     for line in lines:
-        if line.kind in ("rule", "headroom"):
+        if line.kind in ("rule", "headroom", "rows"):
             rest = [other for other in lines if other is not line]
             if fits(lambda rest=rest: packing_with(views, rest)):  # type: ignore[misc]
                 found.append(f"without `{line.text}`")
@@ -223,6 +223,8 @@ def _relaxations(views: Views) -> list[str]:
             found.append(f"with `rate` of `{hottest.label}` at {rate:.3g}rps or less")
         else:
             found.append(f"with every `rate` at {float(100 * factor):.0f} % or less (`{hottest.label}`: {rate:.3g}rps)")
+        if not problem.sheds:
+            found.append("with `overload = shed` in the policy: load that does not fit is left out by `priority`")
     return [f"{'smallest relaxations found: ' if place == 0 else ''}{text}" for place, text in enumerate(found)]
 
 

@@ -22,13 +22,14 @@ from blockc.place.traffic.units import packing_of
 
 # A target that is left out is so many times what it was: what is in flight stays what it was, too.
 _SLOWER: Final = 20
+_ENDLESS_ROWS: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     """``index``: of the chain (``rate``, ``slo``) or the rule; ``devices`` is the cluster. ``text``: in words."""
 
-    kind: Literal["rate", "slo", "rule", "headroom", "devices"]
+    kind: Literal["rate", "slo", "rule", "headroom", "rows", "devices"]
     index: int
     text: str
     span: Span | None
@@ -51,6 +52,9 @@ def lines_of(problem: PlaceProblem) -> list[Line]:
     if problem.headroom:
         text = f"{100 * float(problem.headroom):.3g} % of every device left free"
         found.append(Line(kind="headroom", index=0, text=text, span=problem.headroom_span or problem.cluster_span))
+    if problem.max_rows_span is not None:
+        text = f"at most {problem.max_rows} requests in a step"
+        found.append(Line(kind="rows", index=0, text=text, span=problem.max_rows_span))
     count = len(problem.devices)
     text = f"{count} device{'' if count == 1 else 's'}"
     found.append(Line(kind="devices", index=0, text=text, span=problem.cluster_span))
@@ -73,21 +77,23 @@ def milliseconds(seconds: Fraction | float) -> str:
 def packing_with(views: Views, kept: Iterable[Line]) -> Packing:
     """Only these lines hold."""
     problem = views.problem
-    rates, slos, rules, devices, headroom = set(), set(), [], False, False
+    rates, slos, rules = set(), set(), []
+    kinds = set()
     for line in kept:
         rates |= {line.index} if line.kind == "rate" else set()
         slos |= {line.index} if line.kind == "slo" else set()
         rules += [problem.rules[line.index]] if line.kind == "rule" else []
-        devices |= line.kind == "devices"
-        headroom |= line.kind == "headroom"
+        kinds.add(line.kind)
     chains = tuple(
         chain if number in rates else replace(chain, load=None) for number, chain in enumerate(problem.chains)
     )
     relaxed = replace(problem, chains=chains, rules=tuple(sorted(rules, key=lambda rule: problem.rules.index(rule))))
-    if not headroom:
+    if "rows" not in kinds and problem.max_rows_span is not None:
+        relaxed = replace(relaxed, max_rows=_ENDLESS_ROWS)
+    if "headroom" not in kinds:
         free = tuple(replace(device, headroom_bytes=0) for device in problem.devices)
         relaxed = replace(relaxed, headroom=Fraction(0), devices=free)
-    if not devices:
+    if "devices" not in kinds:
         count = len(problem.devices) * max((rule.count for rule in relaxed.rules), default=1)
         relaxed = replace(relaxed, devices=more_devices(relaxed, max(count, MOST_DEVICES - count)))
     packing = packing_of(views.with_problem(relaxed))
