@@ -3,6 +3,7 @@
 In: a scheduler between two steps. Out: for how many steps nothing can happen but that each running request gets one
 token, and the state after some of them. Invariant: after ``fold(run, n)`` the scheduler is in the state in which ``n``
 times `schedule` and `complete` would have left it, page ids aside; `tests/simulate/test_folding.py` compares them.
+Where steps overlap, one is in flight before and after (`fold_behind`).
 
 This is for requests without stop tokens: their ends are known.
 """
@@ -19,7 +20,7 @@ from blockc_runtime.request import EndEvent
 from blockc_runtime.scheduler import Scheduler
 from blockc_runtime.scheduler.launches import LaunchPlan, Passage
 from blockc_runtime.scheduler.live_request import LiveRequest
-from blockc_runtime.step import Launch
+from blockc_runtime.step import Launch, Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +55,16 @@ class FoldingScheduler(Scheduler):
         """The steps ahead that are alike; None where the next one may be another, or there is one only."""
         items = tuple(self._running.values())
         room = min(self._limits.max_rows, self._limits.max_batched_tokens)
-        if self._in_flight or not 0 < len(items) <= room:
+        ahead = len(self._in_flight)
+        if ahead != self._limits.overlaps or not 0 < len(items) <= room:
+            return None
+        if ahead and [len(flight.items) for flight in self._in_flight.values()] != [len(items)]:
             return None
         steps = at_most
         for item in items:
-            if item.computed + 1 != len(item.tokens):
+            if item.computed + 1 != len(item.tokens) or item.ahead != ahead or item.due != ahead:
                 return None
-            left = item.limit_tokens - len(item.tokens)
+            left = item.limit_tokens - len(item.tokens) - ahead
             if left < steps:
                 steps = left
         if steps < 2 or (len(self._queue) and not self._nobody_starts()):
@@ -92,6 +96,30 @@ class FoldingScheduler(Scheduler):
                 ended.append(self._finish(item, "length"))
         return tuple(ended)
 
+    def fold_behind(self, run: DecodeRun, steps: int, answers: dict[str, int]) -> Step:
+        """Issue ``steps`` of a run behind the step in flight; all is taken in but the last one, which is returned."""
+        assert 2 <= steps <= run.steps, "a run ends before that"
+        kv, charge = self._kv, self._queue.charge
+        at_once = steps - 1 if self._is_exact else 1
+        for item in run.items:
+            kv.reserve(item.id, item.reached + steps)
+            item.tokens.extend([answers[item.id]] * steps)
+            item.computed += steps
+            item.ahead = item.due = 0
+            kv.commit(item.id, item.computed)
+            for _ in range(0, steps - 1, at_once):
+                charge(item.tenant, output_tokens=at_once)
+        # The last one is issued before the one ahead of it is charged.
+        picks = [(item, 1) for item in sorted(run.items, key=self._queue.turn)]
+        (before,) = self._in_flight
+        self._steps += steps - 1
+        self._overlapped += steps - 1
+        step = self._issue(picks)
+        del self._in_flight[before]
+        for item in run.items:
+            charge(item.tenant, output_tokens=1)
+        return step
+
     def _nobody_starts(self) -> bool:
         """Whether all places are taken, and stay with those who have them however far the counters go."""
         if len(self._running) < self._max_running:
@@ -110,10 +138,10 @@ class FoldingScheduler(Scheduler):
             needed = [0] * len(free)
             for item in items:
                 for index, group in self._page_groups[item.request.chain]:
-                    end = item.computed + steps
+                    start, end = item.reached, item.reached + steps
                     if group.window is not None and passed_pages(end, group) > passed_pages(item.computed, group):
                         return self._until_pages_lack(items, steps // 2)
-                    needed[index] += pages_for(end, group.page_tokens) - pages_for(item.computed, group.page_tokens)
+                    needed[index] += pages_for(end, group.page_tokens) - pages_for(start, group.page_tokens)
             if all(count <= there for count, there in zip(needed, free, strict=True)):
                 return steps
             steps //= 2

@@ -2,7 +2,8 @@
 
 In: requests, and the time until which to run. Out: when each got its first token and its last. Times are in ticks
 (`blockc.cost`). The loop is the engine's (`blockc_runtime.engine`): what arrived is admitted between two steps, and one
-step is in flight at a time. Invariant: the same requests give the same times, whether alike steps are folded or not.
+step is in flight at a time, or, where steps overlap, one more, which runs next. Invariant: the same requests give the
+same times, whether alike steps are folded or not.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from blockc.cost import TICKS_PER_S
 from blockc.simulate.counted import CountedKv
 from blockc.simulate.fleet import FleetInstance
 from blockc.simulate.folding import DecodeRun, FoldingScheduler
-from blockc.simulate.step_price import step_price
+from blockc.simulate.step_price import behind, step_price
 from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.kv.prefix import Prefix
 from blockc_runtime.request import EndEvent, Event, Request, TokensEvent
 from blockc_runtime.router import PREFIX_TOKENS
-from blockc_runtime.step import RowResult, StepResult
+from blockc_runtime.step import RowResult, Step, StepResult
 
 _NOTHING = RowResult(tokens=(), logprobs=())
 
@@ -71,9 +72,19 @@ class _Live:
     tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step that was issued, and when it runs."""
+
+    step: Step
+    start: int
+    end: int
+    tokens: int
+
+
 @dataclass(slots=True)
 class Instance:
-    """``now`` is the end of its last step, or when it was last given something to do.
+    """``now`` is the end of its last step that is done, or when it was last given something to do.
 
     ``keeps_moments``: events are kept for a trace. ``counts``: no prompt begins as another, so pages are
     counted and not named.
@@ -92,6 +103,7 @@ class Instance:
     _answers: dict[str, int] = field(default_factory=dict)
     _ended: list[Served] = field(default_factory=list)
     _started: list[int] = field(default_factory=list)
+    _flights: deque[_Flight] = field(default_factory=deque)
     # When a chain's sides will be there, or the weights of a segment (True).
     _reading: deque[tuple[int, bool, int]] = field(default_factory=deque)
 
@@ -168,9 +180,7 @@ class Instance:
         while self._live and (until is None or self.now < until) and not (stops_at_end and self._ended):
             self._deliver()
             run = self._scheduler.decode_run(at_most=1 << 30) if self.folds else None
-            if run is not None:
-                self._fold(run, until)
-            elif not self._step():
+            if (run is None or not self._fold(run, until)) and not self._step():
                 self._wait(until)
         return self._taken()
 
@@ -191,7 +201,7 @@ class Instance:
         self.now = ready if until is None else min(ready, until)
 
     def _step(self) -> bool:
-        """Take one step; False if none of the requests can run."""
+        """Issue a step, if one can run, and take in what is due; False if there is neither."""
         scheduler, start = self._scheduler, self.now
         step = scheduler.schedule(start / TICKS_PER_S)
         pricer, turns = self.fleet.pricer, self.fleet.limits.turns
@@ -200,15 +210,13 @@ class Instance:
             self._read(start, pricer.bring(own.nbytes, from_host=own.from_host), is_segment=True, number=turn.segment)
         for chain in scheduler.take_wanted():
             self._read(start, pricer.read(chain), is_segment=False, number=chain)
-        if step is None:
+        flights = self._flights
+        if step is not None:
+            flights.append(self._flight(step))
+        if not flights:
             return False
-        price, tokens = step_price(step, self.fleet.pricer, self.fleet.limits)
-        self.now = start + price
-        live = self._live
-        results = tuple([live[row.request].token if row.samples else _NOTHING for row in step.rows])
-        sampled = sum([row.samples for row in step.rows])
-        self._count(start, steps=1, rows=len(step.rows), tokens=tokens, sampled=sampled)
-        self._take(scheduler.complete(step, StepResult(step=step.id, rows=results), self.now / TICKS_PER_S))
+        while len(flights) > (step is not None and self.fleet.limits.overlaps):
+            self._land(flights.popleft())
         return True
 
     def _read(self, start: int, price: int, *, is_segment: bool, number: int) -> None:
@@ -216,9 +224,23 @@ class Instance:
         begun = max(start, self._reading[-1][0]) if self._reading else start
         self._reading.append((begun + price, is_segment, number))
 
-    def _fold(self, run: DecodeRun, until: int | None) -> None:
-        """The steps of a run that start before ``until``, each priced as it would be alone."""
-        pricer, start = self.fleet.pricer, self.now
+    def _flight(self, step: Step) -> _Flight:
+        before = self._flights[-1] if self._flights else None
+        price, tokens = step_price(step, self.fleet.pricer, self.fleet.limits, is_behind=before is not None)
+        start = self.now if before is None else before.end
+        return _Flight(step=step, start=start, end=start + price, tokens=tokens)
+
+    def _land(self, flight: _Flight) -> None:
+        """A step is done."""
+        self.now, step, live = flight.end, flight.step, self._live
+        results = tuple([live[row.request].token if row.samples else _NOTHING for row in step.rows])
+        sampled = sum([row.samples for row in step.rows])
+        self._count(flight.start, steps=1, rows=len(step.rows), tokens=flight.tokens, sampled=sampled)
+        self._take(self._scheduler.complete(step, StepResult(step=step.id, rows=results), self.now / TICKS_PER_S))
+
+    def _alike(self, run: DecodeRun) -> tuple[int, int, int]:
+        """The first step's price, by how much they grow, and how many of the run's steps do."""
+        pricer = self.fleet.pricer
         tokens: dict[int, int] = {}
         growth = 0
         price = pricer.constant(len(run.items))
@@ -226,12 +248,44 @@ class Instance:
         for item in run.items:
             chain = item.request.chain
             tokens[chain] = tokens.get(chain, 0) + 1
-            now, own_growth, alike = pricer.decode(chain, item.computed)
+            now, own_growth, alike = pricer.decode(chain, item.reached)
             price += now
             growth += own_growth
             if alike is not None and alike < steps:
                 steps = alike
         price += pricer.launches(tokens, tokens)
+        return price, growth, steps
+
+    def _fold_behind(self, run: DecodeRun, until: int | None) -> bool:
+        """Issue the steps of a run before ``until``, and take in all but the last; False if one by one is no more."""
+        (flight,) = self._flights
+        rows = len(run.items)
+        constant = self.fleet.pricer.constant(rows)
+        price, growth, steps = self._alike(run)
+        if (rest := price - constant) < constant and growth:
+            steps, growth = min(steps, (constant - rest) // growth + 1), 0
+        price = behind(price, constant)
+        if until is not None:  # one is issued now, the next when the one in flight is done, and so on
+            steps = min(steps, 1 + (steps_before(until - flight.end, price, growth) if until > flight.end else 0))
+        if steps < 2 or any(self._live[item.id].first is None for item in run.items):
+            return False
+        starts = [flight.end + _start_of(step, price, growth) for step in (0, steps - 1, steps)]
+        self.now = flight.end
+        self._count(flight.start, steps=1, rows=rows, tokens=rows, sampled=rows)
+        self.now = starts[1]
+        self._count(starts[0], steps=steps - 1, rows=rows, tokens=rows, sampled=rows)
+        for item in run.items:
+            self._live[item.id].tokens += steps
+        step = self._scheduler.fold_behind(run, steps, self._answers)
+        self._flights[0] = _Flight(step=step, start=starts[1], end=starts[2], tokens=rows)
+        return True
+
+    def _fold(self, run: DecodeRun, until: int | None) -> bool:
+        """The steps of a run that start before ``until``, each priced as it would be alone."""
+        if self._flights:
+            return self._fold_behind(run, until)
+        start = self.now
+        price, growth, steps = self._alike(run)
         taken = steps if until is None else min(steps, steps_before(until - start, price, growth))
         self.now = start + price * taken + growth * (taken * (taken - 1) // 2)
         rows = len(run.items)
@@ -243,6 +297,7 @@ class Instance:
                 live.first = start + price
                 self._started.append(live.number)
         self._take(self._scheduler.fold(run, taken, self._answers))
+        return True
 
     def _count(self, start: int, *, steps: int, rows: int, tokens: int, sampled: int) -> None:
         totals, spent = self.totals, self.now - start

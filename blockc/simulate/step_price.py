@@ -1,7 +1,8 @@
 """How long a step takes on an instance.
 
 In: a step, and the instance's prices. Out: ticks, and the tokens that it has read. Invariant: a part of a segment's
-blocks costs that part of what all of them cost, rounded down.
+blocks costs that part of what all of them cost, rounded down. What the host does
+for a step that was issued while another ran is done before it starts: the longer one of that and of the rest counts.
 """
 
 from __future__ import annotations
@@ -11,8 +12,18 @@ from blockc_runtime.limits import EngineLimits
 from blockc_runtime.step import Step
 
 
-def step_price(step: Step, pricer: StepPricer, limits: EngineLimits) -> tuple[int, int]:
-    """A step's price, and its tokens."""
+def step_price(step: Step, pricer: StepPricer, limits: EngineLimits, *, is_behind: bool = False) -> tuple[int, int]:
+    """A step's price, and its tokens. ``is_behind``: it was issued while another one ran."""
+    price, tokens = _price(step, pricer, limits)
+    return behind(price, pricer.constant(len(step.rows))) if is_behind else price, tokens
+
+
+def behind(price: int, constant: int) -> int:
+    """What a step of ``price`` takes behind another one. ``constant``: what of it the host takes."""
+    return max(constant, price - constant)
+
+
+def _price(step: Step, pricer: StepPricer, limits: EngineLimits) -> tuple[int, int]:
     if any(row.blocks is not None for row in step.rows):
         return _in_parts(step, pricer, limits)
     tokens: dict[int, int] = {}

@@ -69,12 +69,15 @@ class VirtualChannel:
 
 @dataclass
 class PricedExecutor:
-    """Time passes while it runs, as much as a step costs. Reads end beside that, one after the other."""
+    """A step runs when those before it are done, and takes what it costs; time passes until that is over.
+
+    Reads end beside that, one after the other.
+    """
 
     fleet: Fleet
     clock: Clock
     reads: deque[tuple[int, bool, int]] = field(default_factory=deque)  # when, whether a segment, which
-    queue: list[Step] = field(default_factory=list)
+    queue: list[tuple[Step, int]] = field(default_factory=list)
     brings: int = 0
 
     def prefetch(self, chain: int) -> None:
@@ -109,12 +112,13 @@ class PricedExecutor:
         return [(number, None) for _, _, number in done]
 
     def submit(self, step: Step) -> None:
-        self.queue.append(step)
+        (own,) = self.fleet.instances
+        starts = self.queue[-1][1] if self.queue else self.clock.ticks
+        price, _ = step_price(step, own.pricer, own.limits, is_behind=bool(self.queue))
+        self.queue.append((step, starts + price))
 
     def collect(self) -> StepResult:
-        step = self.queue.pop(0)
-        (own,) = self.fleet.instances
-        self.clock.ticks += step_price(step, own.pricer, own.limits)[0]
+        step, self.clock.ticks = self.queue.pop(0)
         rows = (RowResult(tokens=(answer_token(int(row.request)),) * row.samples, logprobs=()) for row in step.rows)
         return StepResult(step=step.id, rows=tuple(rows))
 
@@ -147,7 +151,7 @@ def served_by_the_engine(own: Fleet, workload: Workload) -> VirtualChannel:
     channel = VirtualChannel(clock=clock, waiting=waiting, reads=executor.reads)
     kv = KvIndex(own.instances[0].limits)
     scheduler = Scheduler(own.instances[0].limits, kv)
-    first = Epoch(number=0, scheduler=scheduler, executor=executor)
+    first = Epoch(number=0, scheduler=scheduler, executor=executor, overlaps=own.instances[0].limits.overlaps)
     Engine(channel=channel, first=first, clock=clock).run()
     assert not scheduler.has_work
     assert executor.brings == scheduler.gauges().block_loads
@@ -173,9 +177,12 @@ arrivals = st.builds(
     parts=st.sampled_from([1, 1, 4]),
     slots=st.sampled_from([None, 1, 2]),
     room=st.sampled_from([None, "tight", "wide"]),
+    overlaps=st.booleans(),
 )
-def test_the_engine_serves_when_the_simulator_says(items, pages, rows, windows, targets, parts, slots, room) -> None:
-    plain = limits(pages=pages, max_rows=rows, windows=windows, parts=parts, max_batched_tokens=32)
+def test_the_engine_serves_when_the_simulator_says(
+    items, pages, rows, windows, targets, parts, slots, room, overlaps
+) -> None:
+    plain = limits(pages=pages, max_rows=rows, windows=windows, parts=parts, max_batched_tokens=32, overlaps=overlaps)
     plain = plain if slots is None else taking_turns(plain, slots)
     plain = plain if room is None else in_a_room(plain, room)
     own = fleet(replace(plain, ttft_targets_s=targets))

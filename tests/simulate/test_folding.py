@@ -45,6 +45,7 @@ plain_limits = st.builds(
     parts=st.sampled_from([1, 1, 4]),
     weights=st.sampled_from([(1.0, 1.0, 2.0), (1.0, 3.0, 0.7)]),
     windows=st.sampled_from([(None, None), (None, 8), (6, None)]),
+    overlaps=st.booleans(),
 )
 
 targets = st.sampled_from([(), (0.02, 0.03, None, 0.01, 0.02, None)])
@@ -61,10 +62,20 @@ def outcome(run: Run):
 
 
 @settings(max_examples=60, deadline=None)
-@given(workload=workloads(), own=own_limits, copies=st.sampled_from([1, 1, 2]))
-def test_folded_is_unfolded(workload, own, copies) -> None:
-    folded = simulate(fleet(own, copies=copies), workload)
-    unfolded = simulate(fleet(own, copies=copies), workload, folds=False)
+@given(
+    workload=workloads(), own=own_limits, copies=st.sampled_from([1, 1, 2]), host_s=st.sampled_from([1e-4, 3e-3, 1e-2])
+)
+def test_folded_is_unfolded(workload, own, copies, host_s) -> None:
+    """``host_s``: less, about as much and more than a decode step takes beside."""
+    made = fleet(own, copies=copies)
+    made = replace(
+        made,
+        instances=tuple(
+            replace(item, pricer=item.pricer.at(replace(item.rates, step_s=host_s))) for item in made.instances
+        ),
+    )
+    folded = simulate(made, workload)
+    unfolded = simulate(made, workload, folds=False)
     assert outcome(folded) == outcome(unfolded)
     assert len(folded.served) == len(workload.arrivals)
     assert sum(i.totals.events for i in folded.instances) <= sum(i.totals.events for i in unfolded.instances)
@@ -121,6 +132,19 @@ def test_folding_takes_many_steps_at_once() -> None:
     totals = run.instances[0].totals
     assert (totals.steps, totals.events) == (50, 2)
     assert totals.sampled_tokens == 50
+
+
+def test_steps_that_overlap_are_folded_and_hide_the_host() -> None:
+    workload = Workload(arrivals=(Arrival(at_s=0.0, app=0, prompt_tokens=4, output_tokens=50),), source="one")
+    plain, overlapping = (
+        simulate(fleet(limits(pages=(200, 200), overlaps=overlaps)), workload) for overlaps in (False, True)
+    )
+    totals = overlapping.instances[0].totals
+    assert totals.steps == 50
+    assert totals.events < 8
+    constant = fleet(limits()).instances[0].pricer.constant(1)
+    assert plain.served[0].end - overlapping.served[0].end == 49 * constant  # all but the first were issued in time
+    assert plain.served[0].first == overlapping.served[0].first
 
 
 def test_full_places_are_folded_while_others_wait() -> None:
