@@ -18,7 +18,7 @@ from blockc.graph import Block, Chain, Embedding, ModelPath
 from blockc.ir import canonical_json, format_structure, json_digest
 from blockc.ir.infer import value_types
 from blockc.merge import Merge
-from blockc.place import Placement, chain_banks, tenant_entries
+from blockc.place import Placement, chain_banks, least_tpot_s, place_rules, tenant_entries
 from blockc.plan import (
     FORMAT_VERSION,
     AgreementEntry,
@@ -39,6 +39,7 @@ from blockc.plan import (
     ModelEntry,
     PathEntry,
     QuantizationEntry,
+    RuleEntry,
     SegmentEntry,
     SharingEntry,
     SideEntry,
@@ -128,6 +129,16 @@ def lower(
         memory=placement.memory,
         baselines=placement.baselines,
         price=placement.price,
+        rules=tuple(
+            RuleEntry(
+                kind=rule.kind,
+                text=rule.text,
+                chains=rule.chains,
+                devices=tuple(sorted(rule.devices)),
+                count=rule.count,
+            )
+            for rule in place_rules(deployment, graph)
+        ),
         tenants=tenant_entries(deployment, graph),
         solver=placement.solver,
         batching=BatchingEntry(
@@ -292,6 +303,7 @@ def _app(app: App, tenant: Tenant, graph: UnifiedGraph, placement: Placement) ->
         isolation_group=isolation_group(app, tenant),
         weight=float(tenant.weight),
         ttft_s=_ttft_s(app),
+        tpot_s=_tpot_s(app, graph),
         priority=app.priority,
         served=float(placement.served.get(app.address, 1)),
     )
@@ -300,6 +312,11 @@ def _app(app: App, tenant: Tenant, graph: UnifiedGraph, placement: Placement) ->
 def _ttft_s(app: App) -> float | None:
     """The target that most requests are to meet, if there are several."""
     target = app.slo.most("ttft")
+    return None if target is None else float(target)
+
+
+def _tpot_s(app: App, graph: UnifiedGraph) -> float | None:
+    target = least_tpot_s(app, graph.chains[graph.chain_of[app.model]].path.max_model_len)
     return None if target is None else float(target)
 
 

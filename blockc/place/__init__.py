@@ -16,6 +16,7 @@ from blockc.place.problem import (
     PlaceSpeed,
     PlaceTurn,
 )
+from blockc.place.rules import least_tpot_s, place_rules
 from blockc.place.tables import Placement
 from blockc.place.tenants import tenant_entries
 from blockc.place.turns import base_blocks, report_residency
@@ -34,8 +35,10 @@ __all__ = [
     "Placement",
     "base_blocks",
     "chain_banks",
+    "least_tpot_s",
     "place",
     "place_problem",
+    "place_rules",
     "report_residency",
     "tenant_entries",
 ]

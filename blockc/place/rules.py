@@ -40,11 +40,16 @@ def _part(app: App, max_model_len: int) -> PlacePart:
         rate_rps=app.traffic.rate_rps or Fraction(0),
         prompt_tokens=_prompt(app, max_model_len),
         output_tokens=output,
-        tpot_s=min(_tpots(app, output), default=None),
+        tpot_s=least_tpot_s(app, max_model_len),
         ttft_s=app.slo.most("ttft"),
         span=app.traffic_span or app.span,
         slo_span=app.slo_span or app.span,
     )
+
+
+def least_tpot_s(app: App, max_model_len: int) -> Fraction | None:
+    """The time to each further token that an app's targets leave; None: it has none."""
+    return min(_tpots(app, _output(app, max_model_len)), default=None)
 
 
 def _prompt(app: App, max_model_len: int) -> int:

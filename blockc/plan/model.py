@@ -308,8 +308,9 @@ class TenantEntry(Entry):
 class AppEntry(Entry):
     """What clients call as ``tenant/app``. ``isolation_group`` keys caches together with content.
 
-    ``ttft_s``: the time to first token that is aimed at; None: none in particular. ``priority``: of requests that say
-    none, among their tenant's; the lowest goes first. ``served``: the part of its expected load that has a place.
+    ``ttft_s``: the time to first token that is aimed at, ``tpot_s``: to each further one, as the spec's targets add up;
+    None: none in particular. ``priority``: of requests that say none, among their tenant's; the lowest goes first.
+    ``served``: the part of its expected load that has a place.
     """
 
     tenant: str
@@ -319,6 +320,7 @@ class AppEntry(Entry):
     isolation_group: Digest
     weight: float
     ttft_s: float | None = None
+    tpot_s: float | None = None
     priority: int = 0
     served: float = 1.0
 
@@ -326,6 +328,19 @@ class AppEntry(Entry):
     def address(self) -> str:
         """What clients send as `model`."""
         return f"{self.tenant}/{self.app}"
+
+
+class RuleEntry(Entry):
+    """A line of the spec that says where chains may run: see `blockc.place.PlaceRule`. Nothing that serves reads it.
+
+    ``chains`` are named in it; ``devices``: those of a pin; ``count``: so many instances, or nodes, at least.
+    """
+
+    kind: Literal["pin", "apart", "alone", "replicas", "nodes"]
+    text: str
+    chains: tuple[int, ...]
+    devices: tuple[int, ...] = ()
+    count: int = 1
 
 
 class AgreementEntry(Entry):
@@ -485,6 +500,7 @@ class ExecutionPlan(Entry):
     memory: tuple[MemoryEntry, ...]
     baselines: BaselineEntry
     price: PriceEntry | None = None  # None: some device has none
+    rules: tuple[RuleEntry, ...] = ()
     tenants: tuple[TenantEntry, ...] = ()
     solver: SolverEntry
     batching: BatchingEntry

@@ -30,6 +30,9 @@ def placement_problems(plan: ExecutionPlan) -> Iterator[str]:
     yield from _instances(plan)
     yield from _routes(plan)
     yield from _memory(plan)
+    for rule in plan.rules:
+        if not _all_in(rule.chains, plan.chains) or not _all_in(rule.devices, plan.devices) or rule.count < 1:
+            yield "a rule is for chains or devices that are not there"
     shares = sum(tenant.fair_bytes for tenant in plan.tenants)
     if plan.tenants and shares != plan.baselines.ours_bytes:
         yield f"the tenants' shares add up to {shares} bytes of {plan.baselines.ours_bytes}"

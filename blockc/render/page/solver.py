@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from blockc.render.binding import TIGHT, Bound, bounds_of
 from blockc.render.facts import Facts
 from blockc.render.page.element import Child, Markup, tag
-from blockc.render.page.table import figure, section, table
+from blockc.render.page.table import MOST_ROWS, figure, section, table
 from blockc.render.page.track import NAMES, TRACK, WIDTH
 from blockc.render.text import price_text
 from blockc.render.units import counted, format_bytes
 
 _ROW = 28
+_NAME_CHARS = 16
+_CLASS = {True: "bar-own", False: "bar-all"}
 
 
 def solver_section(facts: Facts) -> Markup:
@@ -47,6 +50,8 @@ def solver_section(facts: Facts) -> Markup:
         figure(_gap(facts), "Bound and value"),
         tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts_list], class_="facts"),
         _search(facts),
+        tag("h3", "What binds"),
+        binding(facts),
         tag("h3", "What is scarce"),
         _scarce(facts),
         tag("h3", "What sharing saves"),
@@ -112,6 +117,35 @@ def _bars(rows: Sequence[tuple[str, float, str, str]], label: str) -> Markup:
         role="img",
         aria_label=f"{label}: {words}",
     )
+
+
+def binding(facts: Facts) -> list[Markup]:
+    """What the plan has against what it may have, the tightest first; the tightest of each kind as a picture."""
+    bounds = bounds_of(facts.plan)
+    shown: dict[str, Bound] = {}
+    for bound in bounds:
+        if bound.share is not None:
+            shown.setdefault(bound.kind, bound)
+    bars = [
+        (f"{kind}: {short_name(bound.line)}", min(1.0, bound.share or 0.0), bound.words, _CLASS[bound.is_tight])
+        for kind, bound in shown.items()
+    ]
+    rows: list[list[Child]] = [
+        [bound.line, bound.kind, bound.has, bound.limit, bound.left, "tight" if bound.is_tight else ""]
+        for bound in bounds[:MOST_ROWS]
+    ]
+    more = f"; {len(bounds) - MOST_ROWS} looser lines are not shown" if len(bounds) > MOST_ROWS else ""
+    caption = f"Lines that the plan keeps to, the tightest first; tight: less than {1 - TIGHT:.0%} is left{more}"
+    head = ["line", "kind", "has", "may have", "left", ""]
+    return [
+        *([figure(_bars(bars, "The tightest line of each kind"), "The tightest line of each kind")] if bars else []),
+        table(caption, head, rows),
+    ]
+
+
+def short_name(line: str) -> str:
+    """As much of a line as stands beside a bar."""
+    return line if len(line) <= _NAME_CHARS else f"{line[: _NAME_CHARS - 1]}\u2026"
 
 
 def _scarce(facts: Facts) -> Markup:
