@@ -1,8 +1,9 @@
-"""What a plan costs an hour, and what other ways to serve would cost at least.
+"""What a plan costs an hour, and what other ways to serve would cost.
 
 In: a problem whose devices all have prices, and a placement. Out: prices, or None. PM is every model by itself, whole;
-PS is every full model by itself, with the adapters on it. Nobody places those: theirs is the closed form of
-`traffic.aggregate`, which no placement of them undercuts, so that the comparison errs against sharing blocks.
+PS is every full model by itself, with the adapters on it. What they cost lies between the closed form of
+`traffic.aggregate`, which no placement of them undercuts, and what a short search finds on as many devices as they
+need; placing them with the effort that ours gets would take longer than placing ours.
 """
 
 from __future__ import annotations
@@ -10,16 +11,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Final
 
 from blockc.ir.layout import ResidentTensor
 from blockc.place.cells import Views
-from blockc.place.problem import PlaceProblem, PlaceSegment
+from blockc.place.problem import PlaceDevice, PlaceProblem, PlaceSegment
 from blockc.place.traffic.aggregate import cheapest_parts
-from blockc.place.traffic.goals import said, weights
+from blockc.place.traffic.goals import said, spent, weights
+from blockc.place.traffic.greedy import multi_start
+from blockc.place.traffic.improve import improve
 from blockc.place.traffic.units import packing_of
-from blockc.plan import InstanceEntry, PriceEntry
+from blockc.plan import InstanceEntry, PriceEntry, PriceRangeEntry
 
 _Owner = Callable[[int], object]
+_STARTS: Final = 4
+_ROUNDS: Final = 500
+# Units and groups. A thousand models by themselves are too many to place on the side.
+_MOST_PAIRS: Final = 1_000_000
+_MORE: Final = 4
 
 
 def price_of(problem: PlaceProblem, instances: Sequence[InstanceEntry]) -> PriceEntry | None:
@@ -31,16 +40,29 @@ def price_of(problem: PlaceProblem, instances: Sequence[InstanceEntry]) -> Price
     used = {device for instance in instances for device in instance.devices}
     return PriceEntry(
         per_hour=float(sum((known[device] for device in sorted(used)), start=known[0] * 0)),
-        pm_per_hour=_least(_divided(problem, lambda chain: chain, adapters=False)),
-        ps_per_hour=_least(_divided(problem, lambda chain: problem.chains[chain].segments, adapters=True)),
+        pm=_between(_divided(problem, lambda chain: chain, adapters=False)),
+        ps=_between(_divided(problem, lambda chain: problem.chains[chain].segments, adapters=True)),
     )
 
 
-def _least(problem: PlaceProblem) -> float | None:
-    """No placement of it costs less; None where something fits nowhere."""
-    packing = packing_of(Views(problem=replace(problem, objective=("cost",))))
-    found = cheapest_parts(packing, weights(packing))
-    return None if found is None else said("cost", found)
+def _between(problem: PlaceProblem) -> PriceRangeEntry | None:
+    """What it costs at least, and by a placement that was found; None where something fits nowhere."""
+    packing = packing_of(Views(problem=replace(problem, devices=_repeated(problem), objective=("cost",))))
+    least = cheapest_parts(packing, weights(packing))
+    if least is None:
+        return None
+    pairs = sum(group.units for group in packing.groups) * len(packing.groups)
+    cells = multi_start(packing, _STARTS) if pairs <= _MOST_PAIRS else None
+    if cells is not None:
+        cells = improve(packing, cells, rounds=_ROUNDS, least=least)
+    found = None if cells is None else said("cost", spent(packing, cells))
+    return PriceRangeEntry(least=said("cost", least), found=found)
+
+
+def _repeated(problem: PlaceProblem) -> tuple[PlaceDevice, ...]:
+    """Each node several times, those that are there first."""
+    nodes = [f"{number}-" if number else "" for number in range(_MORE)]
+    return tuple(replace(own, address=f"{name}{own.address}") for name in nodes for own in problem.devices)
 
 
 def _divided(problem: PlaceProblem, owner: _Owner, *, adapters: bool) -> PlaceProblem:

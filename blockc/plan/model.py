@@ -275,15 +275,22 @@ class BaselineEntry(Entry):
     ours_bytes: int
 
 
-class PriceEntry(Entry):
-    """Money an hour, in whatever the spec counts in: of the devices that the plan uses, and of other ways at least.
+class PriceRangeEntry(Entry):
+    """Money an hour: no placement costs less than ``least``, and one was ``found`` at that; None: none was tried."""
 
-    ``pm_per_hour``: every model by itself; ``ps_per_hour``: adapters on shared bases; None: that fits nowhere.
+    least: float
+    found: float | None
+
+
+class PriceEntry(Entry):
+    """Money an hour, in whatever the spec counts in: of the devices that the plan uses, and of other ways to serve.
+
+    ``pm``: every model by itself; ``ps``: adapters on shared bases; None: that fits nowhere.
     """
 
     per_hour: float
-    pm_per_hour: float | None
-    ps_per_hour: float | None
+    pm: PriceRangeEntry | None
+    ps: PriceRangeEntry | None
 
 
 class TenantEntry(Entry):

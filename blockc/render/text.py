@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from blockc.plan import ExecutionPlan, MemoryEntry, PriceEntry
+from blockc.plan import ExecutionPlan, MemoryEntry, PriceEntry, PriceRangeEntry
 from blockc.render.units import counted, format_bytes, printable
 
 _BAR = 32
@@ -37,10 +37,16 @@ def render_plan(plan: ExecutionPlan, *, width: int = 100, ascii_only: bool = Fal
 
 
 def price_text(price: PriceEntry) -> str:
-    """What a plan costs, beside what other ways cost at least."""
-    named = (("every model by itself", price.pm_per_hour), ("adapters on shared bases", price.ps_per_hour))
-    others = [f"{name} at least {other:.6g}" for name, other in named if other is not None]
+    """What a plan costs, beside what other ways cost."""
+    named = (("every model by itself", price.pm), ("adapters on shared bases", price.ps))
+    others = [f"{name} {_range_text(other)}" for name, other in named if other is not None]
     return f"price: {price.per_hour:.6g} an hour" + (f"; {', '.join(others)}" if others else "")
+
+
+def _range_text(price: PriceRangeEntry) -> str:
+    if price.found is None:
+        return f"at least {price.least:.6g}"
+    return f"{price.found:.6g}" + (f" (at least {price.least:.6g})" if price.least < price.found else "")
 
 
 def render_weights(plan: ExecutionPlan) -> list[str]:

@@ -132,7 +132,10 @@ def test_what_comes_first_decides_and_the_price_is_said(tmp_path: Path) -> None:
     assert plan.price.per_hour == plan.solver.value == 2.5 * used
     assert plan.solver.objective == ("cost", "peak_load")
     assert plan_problem(plan) is None
-    said = f"{2.5 * used:g} an hour; every model by itself at least"
+    assert plan.price.pm is not None
+    assert plan.price.pm.found is not None
+    assert plan.price.pm.found >= plan.price.per_hour
+    said = f"{2.5 * used:g} an hour; every model by itself {plan.price.pm.found:.6g}"
     assert f"price: {said}" in render_plan(plan)
     assert said in render_page(plan).html
     wrong = plan.solver.model_copy(update={"values": (1.0, 0.5)})

@@ -16,7 +16,7 @@ from blockc.place.cells import Views
 from blockc.place.evaluate import evaluate
 from blockc.place.traffic.aggregate import aggregate, closed_form
 from blockc.place.traffic.flat import fits_flat, least_of_others, least_spent
-from blockc.place.traffic.goals import most_spent, spent, values, weights
+from blockc.place.traffic.goals import most_spent, next_sum, spent, values, weights
 from blockc.place.traffic.greedy import multi_start
 from blockc.place.traffic.improve import improve
 from blockc.place.traffic.packing import PackedCell, Packing, packing_problem
@@ -117,22 +117,32 @@ def test_other_ways_to_serve_cost_no_less() -> None:
     priced = replace(given, devices=tuple(replace(item, price_per_hour=Fraction(5, 2)) for item in given.devices))
     price = placed(priced).price
     assert price is not None
-    assert price.pm_per_hour is not None
-    assert price.pm_per_hour == price.ps_per_hour, "no two have the same base in full"
-    assert price.per_hour <= price.pm_per_hour
-    assert price.pm_per_hour % 2.5 == 0
-    adapters = loaded([14.0], [(0,)] * 3, [load(2)] * 3, nodes=(4,), side_bytes=10**8)
+    assert price.pm is not None
+    assert price.pm == price.ps, "no two have the same base in full"
+    assert price.per_hour <= (price.pm.found or 0)
+    assert price.pm.least % 2.5 == 0
+    adapters = loaded([14.0], [(0,)] * 3, [load(2)] * 3, nodes=(4,), side_bytes=10**8, link=None)
     adapters = replace(adapters, devices=priced.devices)
     price = placed(adapters).price
     assert price is not None
-    assert price.per_hour == price.ps_per_hour
-    assert price.pm_per_hour is not None
-    assert price.pm_per_hour > price.per_hour
+    assert price.pm is not None
+    assert price.ps is not None
+    assert price.per_hour == price.ps.found == price.ps.least
+    assert price.ps.least < price.pm.least <= (price.pm.found or 0)
     assert placed(given).price is None
     twice = replace(adapters, rules=(PlaceRule(kind="replicas", chains=(0,), count=2, text="m0 twice"),))
     again = placed(twice).price
     assert again is not None
-    assert again.ps_per_hour == again.per_hour == 5.0, "replicas are asked of every way to serve"
+    assert again.ps is not None
+    assert again.ps.found == again.per_hour == 5.0, "replicas are asked of every way to serve"
+
+
+@pytest.mark.parametrize(
+    ("weight", "value", "wanted"),
+    [((1, 2), 7, 7), ((9, 18, 32), 14, 18), ((9, 18, 32), 33, 36), ((25, 25), 26, 50), ((4, 7), 17, 18), ((5,), 0, 0)],
+)
+def test_bounds_are_rounded_up_to_what_cells_can_add_up_to(weight: tuple[int, ...], value: int, wanted: int) -> None:
+    assert next_sum(weight, value) == wanted
 
 
 def cheapest(packing: Packing) -> tuple[int, ...] | None:

@@ -10,12 +10,11 @@ all their chains pass are (nesting), and widths that nodes can hold.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from blockc.place.traffic.goals import counted, most_spent, weights
+from blockc.place.traffic.goals import counted, most_spent, next_sum, step_of, weights
 from blockc.place.traffic.packing import CellKind, Packing, most_copies
 
 # Chains alike are one class of this many parts. Shares are rounded down, and the sum of rounded shares is what has to
@@ -80,9 +79,7 @@ def cheapest_parts(packing: Packing, weight: Sequence[int]) -> int | None:
         copies = max(packing.groups[user].copies for user in users)
         busy += copies * min(parts for parts, _ in found)
         memory += copies * min(nbytes for _, nbytes in found)
-    # What is spent is a multiple of what all weights are multiples of.
-    step = max(1, math.gcd(*weight))
-    return max(least, step * _ceil(max(busy, memory) / step))
+    return next_sum(weight, max(least, _ceil(max(busy, memory))))
 
 
 def _ceil(value: float) -> int:
@@ -199,7 +196,7 @@ class Aggregate:
         self._spread()
         self._devices()
         weight = weights(packing)
-        self.step = max(1, math.gcd(*weight))
+        self.step = step_of(weight)
         # In whole steps: of prices in millionths no solver has to see more than what tells them apart.
         self.objective = sum(weight[t.kind] // self.step * self.cells[i] for i, t in enumerate(self.types))
 
@@ -218,7 +215,7 @@ class Aggregate:
         if status == self.cp.INFEASIBLE:
             # Of a packing that is known this cannot be: then the solver errs, and proves nothing.
             return Bound(value=least, kind="counts", infeasible=True, units=spent)
-        bound = self.step * -int(-(solver.best_objective_bound - 1e-6) // 1)
+        bound = next_sum(weights(self.packing), self.step * -int(-(solver.best_objective_bound - 1e-6) // 1))
         return Bound(value=max(least, min(most, bound)), kind="counts", units=spent)
 
     def _through(self) -> list[list[int]]:

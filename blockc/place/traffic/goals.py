@@ -8,6 +8,7 @@ one cell: of all the busiest, and the nearest to what its targets let it be.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
@@ -18,6 +19,8 @@ COUNTED: Final = ("devices", "cost")
 PEAKS: Final = ("peak_load", "slo")
 # Millionths of money an hour.
 MICRO: Final = 10**6
+# Beyond them sums are not looked at one by one.
+_MOST_STEPS: Final = 20_000
 
 
 def counted(packing: Packing) -> str:
@@ -41,6 +44,23 @@ def most_spent(packing: Packing) -> int:
     """What all devices weigh."""
     own = weights(packing)
     return sum(len(block.devices) * own[block.kinds[0]] for block in packing.blocks)
+
+
+def step_of(weight: Sequence[int]) -> int:
+    """What all weights are multiples of."""
+    return max(1, math.gcd(*weight))
+
+
+def next_sum(weight: Sequence[int], value: int) -> int:
+    """The least that cells of these weights can add up to and that is no less than a value."""
+    step = step_of(weight)
+    least, own = -(-value // step), sorted({item // step for item in weight})
+    if least > _MOST_STEPS:
+        return least * step
+    sums = [True] + [False] * (least + own[0])
+    for total in range(1, len(sums)):
+        sums[total] = any(item <= total and sums[total - item] for item in own)
+    return step * next(total for total in range(least, len(sums)) if sums[total])
 
 
 def is_mixed(packing: Packing) -> bool:
