@@ -14,21 +14,12 @@ from blockc.spec.validate import Typed
 def check_placing(
     clusters: Sequence[Typed], tenants: Sequence[Typed], policies: Sequence[Typed], *, diags: Diagnostics
 ) -> None:
-    """Check the cluster's links, the apps' replicas, and what there is to be little of."""
+    """Check the apps' replicas, and what there is to be little of."""
     for policy in policies:
         solver = policy.one("solver")
         goals = None if solver is None else solver.get("objective")
         if solver is not None and isinstance(goals, tuple):
             _check_objective(goals, solver.spans["objective"], clusters, diags)
-    for cluster in clusters:
-        network = cluster.one("network")
-        if network is not None and "latency" in network.given and "inter_node" not in network.given:
-            diags.report(
-                "BC108",
-                "the network has a `latency` between nodes and no `inter_node`",
-                at=network.spans.get("latency", network.header),
-                help="add what one node sends to another, such as `inter_node = 100Gbps`",
-            )
     for app in (app for tenant in tenants for app in tenant.all("app")):
         if "spread" in app.given and "replicas" not in app.given:
             diags.report(

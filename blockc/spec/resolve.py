@@ -7,21 +7,18 @@ either reports or returns one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Literal, cast
 
 from blockc.diag import Diagnostics, Label, Span
 from blockc.spec.addresses import check_addresses
+from blockc.spec.cluster import check_cluster, cluster_of
 from blockc.spec.deployment import (
-    NODE_LATENCY_S,
     App,
     Assumption,
     Base,
     CacheDtype,
-    Cluster,
     Deployment,
-    Device,
     Dtype,
     Expect,
     FineTune,
@@ -41,13 +38,11 @@ from blockc.spec.deployment import (
     Tenant,
     Traffic,
 )
-from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc.spec.digest import deployment_digest
 from blockc.spec.mentions import in_dependency_order
 from blockc.spec.placing import check_placing
 from blockc.spec.residency import check_residency
 from blockc.spec.validate import Typed
-from blockc.spec.valuetypes import Percentage
 
 
 def resolve(blocks: tuple[Typed, ...], *, spec_file: str, start: Span, diags: Diagnostics) -> Deployment | None:
@@ -58,7 +53,7 @@ def resolve(blocks: tuple[Typed, ...], *, spec_file: str, start: Span, diags: Di
     fine_tunes = by_kind.get("finetune", [])
     _check_cycles(fine_tunes, diags)
     _check_weights(fine_tunes, diags)
-    _check_cluster(by_kind.get("cluster", []), start, diags)
+    check_cluster(by_kind.get("cluster", []), start, diags)
     _check_batching(by_kind.get("policy", []), diags)
     check_addresses(by_kind.get("cluster", []), by_kind.get("tenant", []), diags)
     placing = (by_kind.get(name, []) for name in ("cluster", "tenant", "policy"))
@@ -73,7 +68,7 @@ def resolve(blocks: tuple[Typed, ...], *, spec_file: str, start: Span, diags: Di
         spec_file=spec_file,
         bases={b.name: b for b in sorted(map(_base, by_kind.get("base", [])), key=_by_name)},
         fine_tunes={f.name: f for f in sorted(map(_fine_tune, fine_tunes), key=_by_name)},
-        cluster=_cluster(by_kind["cluster"][0]),
+        cluster=cluster_of(by_kind["cluster"][0]),
         tenants={tenant.name: tenant for tenant in sorted(tenants, key=_by_name)},
         policy=_policy(by_kind.get("policy", [])),
         expect=tuple(_expect(block) for block in by_kind.get("expect", [])),
@@ -150,33 +145,6 @@ def _check_assumption(block: Typed, assume: Typed, diags: Diagnostics) -> None:
         message = f"an assumed {noun} has no `{attribute}`"
         known = ", ".join(f"`{item}`" for item in _ASSUMED[kind])
         diags.report("BC102", message, at=assume.spans[attribute], help=f"it has {known}")
-
-
-def _check_cluster(clusters: list[Typed], start: Span, diags: Diagnostics) -> None:
-    line = "cluster box { node local { device d0 : cpu { memory = 16GiB } } }"
-    if not clusters:
-        help_ = f"say what there is to run on, such as `{line}`"
-        diags.report("BC108", "the spec has no `cluster`", at=start, help=help_)
-        return
-    devices = [device for node in clusters[0].all("node") for device in node.all("device")]
-    if not devices and not diags.has_errors:
-        message = f"the cluster `{clusters[0].name}` has no device"
-        diags.report("BC108", message, at=clusters[0].header, help=f"such as `{line}`")
-    for device in devices:
-        memory = _memory_bytes(device)
-        if memory is None and "memory" not in device.given and isinstance(device.parent, str):
-            message = f"the device `{device.name}` has no `memory`"
-            known = ", ".join(f"`{kind.name}`" for kind in DEVICE_KINDS.values() if kind.memory_bytes is not None)
-            help_ = f"add `memory = 16GiB`: a size; these kinds bring their own: {known}"
-            diags.report("BC108", message, at=device.header, help=help_)
-        if memory is not None and _reserve_bytes(device, memory) >= memory:
-            diags.report(
-                "BC109",
-                f"the device `{device.name}` reserves all of its memory",
-                at=device.spans["reserve"],
-                secondary=(Label(span=device.spans.get("memory", device.header), text="what it has"),),
-                help="`reserve` is less than `memory`",
-            )
 
 
 def _check_batching(policies: list[Typed], diags: Diagnostics) -> None:
@@ -261,51 +229,6 @@ def _assumption(assume: Typed) -> Assumption:
 def _source_span(assume: Typed) -> Span:
     """What of an assumption can disagree with the base model: the modules, or the layers."""
     return assume.spans.get("targets") or assume.spans.get("changed_layers") or assume.header
-
-
-def _cluster(block: Typed) -> Cluster:
-    network = block.one("network")
-    return Cluster(
-        name=block.name,
-        devices=tuple(_devices(block)),
-        span=block.header,
-        link_bytes_per_s=cast("Fraction | None", network.get("intra_node")) if network else None,
-        node_bytes_per_s=cast("Fraction | None", network.get("inter_node")) if network else None,
-        node_latency_s=cast("Fraction | None", network.get("latency") if network else None) or NODE_LATENCY_S,
-    )
-
-
-def _devices(cluster: Typed) -> Iterator[Device]:
-    for node in cluster.all("node"):
-        for device in node.all("device"):
-            memory = _memory_bytes(device)
-            assert memory is not None, "a device without memory was reported"
-            price = cast("Fraction | None", device.get("price"))
-            yield Device(
-                address=f"{node.name}/{device.name}",
-                kind=cast("str", device.parent),
-                memory_bytes=memory,
-                reserve_bytes=_reserve_bytes(device, memory),
-                price_per_hour=None if price is None else price * 3600,
-                span=device.header,
-            )
-
-
-def _memory_bytes(device: Typed) -> int | None:
-    """Return what the spec says, or what the catalogue knows of the device's kind."""
-    written = device.get("memory")
-    if isinstance(written, int):
-        return written
-    kind = DEVICE_KINDS.get(device.parent) if isinstance(device.parent, str) else None
-    return None if kind is None or "memory" in device.given else kind.memory_bytes
-
-
-def _reserve_bytes(device: Typed, memory_bytes: int) -> int:
-    """Return what is reserved; a share is rounded up: a plan never uses more than was meant."""
-    reserve = device.get("reserve")
-    if isinstance(reserve, Percentage):
-        return -(-memory_bytes * reserve.of_whole.numerator // reserve.of_whole.denominator)
-    return reserve if isinstance(reserve, int) else 0
 
 
 def _tenant(block: Typed, profiles: dict[str, Typed]) -> Tenant:
