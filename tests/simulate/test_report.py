@@ -136,3 +136,20 @@ def test_a_study_gives_every_fleet_the_same_loads() -> None:
     assert [item.figures for item in found] == [found[0].figures] * 2
     assert found[0].figures["ttft_p95_s"].half_width is not None
     assert len(render_comparison(found).splitlines()) == 3
+
+
+def test_apps_of_the_lowest_priority_go_first_within_their_tenant() -> None:
+    """Two apps of one tenant, one request at a time: who comes later goes before who waits."""
+    own = fleet(limits(pages=(200, 200), max_rows=1))
+    assert own.apps[0].tenant == own.apps[3].tenant
+    requests = [arrival(0.0), *(arrival(1e-6 * (number + 1), app=3 * (number % 2)) for number in range(8))]
+    workload = Workload(arrivals=tuple(requests), source="by hand")
+
+    def order(first: int, last: int) -> list[int]:
+        priorities = {0: first, 3: last}
+        apps = tuple(replace(app, priority=priorities.get(index, 0)) for index, app in enumerate(own.apps))
+        run = simulate(replace(own, apps=apps), workload)
+        return [requests[item.number].app for item in sorted(run.served, key=lambda item: item.end)][1:]
+
+    assert order(0, 1) == [0] * 4 + [3] * 4
+    assert order(1, 0) == [3] * 4 + [0] * 4
