@@ -76,14 +76,27 @@ def _devices(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
     found["cost"] = float(sum(price for price in prices if price is not None))
     loads = [item.load for item in placement.instances if item.load is not None]
     found["peak_load"] = max((load.traffic + load.sweeps for load in loads), default=0.0)
+    found["communication"] = sum(_sent(problem, placement, number) for number in range(len(placement.instances)))
     found["slo"] = max(((load.traffic + load.sweeps) / load.limit for load in loads), default=0.0)
     for goal, value in zip(said.objective, said.values or (said.value,), strict=False):
-        if goal in found and abs(value - found[goal]) > _SLACK * max(1.0, value):
+        if goal in found and abs(value - found[goal]) > _SLACK * max(1.0, abs(found[goal])):
             yield f"`{goal}` is {found[goal]:g}, the solver says {value:g}"
     if said.bound > said.value:
         yield f"the solver says {said.value:g}, at least {said.bound:g}"
     if "cost" in said.objective and None in prices:
         yield "a device is used of which no price is known"
+
+
+def _sent(problem: PlaceProblem, placement: Placement, number: int) -> float:
+    """Bytes a second that the devices of an instance send each other, adding up hidden states in a ring."""
+    instance, found = placement.instances[number], 0.0
+    for chain in instance.chains:
+        load = problem.chains[chain].load
+        if load is not None and problem.work is not None:
+            nbytes = sum(problem.work.segments[segment].reduce_bytes for segment in problem.chains[chain].segments)
+            tokens = float(load.rate_rps * (load.prompt_tokens + load.output_tokens))
+            found += 2 * (len(instance.devices) - 1) * nbytes * tokens * _weights(placement, chain)[number]
+    return found
 
 
 def _routes(problem: PlaceProblem, placement: Placement) -> Iterator[str]:

@@ -107,8 +107,12 @@ def test_the_checker_sees_wrong_figures() -> None:
     found = placed(given)
     for update in ({"value": 0.7, "values": (0.7, found.solver.values[1])}, {"values": (0.8, 0.9)}, {"bound": 0.9}):
         assert evaluate(given, replace(found, solver=found.solver.model_copy(update=update)))
-    unpriced = replace(given, devices=tuple(replace(device, price_per_hour=None) for device in given.devices))
-    assert any("no price" in text for text in evaluate(unpriced, found))
+    large = loaded([100.0], [(0,)], [load(1, tpot_ms=200)], nodes=(2,))
+    large = replace(large, objective=("devices", "communication", "peak_load"))
+    wide = placed(large)
+    assert wide.solver.values[1] > 0
+    silent = wide.solver.model_copy(update={"values": (2.0, 0.0, wide.solver.values[2])})
+    assert evaluate(large, replace(wide, solver=silent))
 
 
 def test_other_ways_to_serve_cost_no_less() -> None:
@@ -169,9 +173,10 @@ ORDERS = (
     ("devices", "cost", "peak_load"),
     ("devices", "memory", "communication", "slo"),
 )
+PEAKS = (("peak_load", "cost"), ("slo", "devices"), ("devices", "communication", "peak_load"))
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(16))
 def test_searches_and_bounds_agree_with_trying_all(seed: int) -> None:
     generator = random.Random(seed)
     prices = generator.choice([("4", "0.8"), ("2.5", "2"), ("1.999", "1"), ("3", "3")])
@@ -203,9 +208,9 @@ def test_searches_and_bounds_agree_with_trying_all(seed: int) -> None:
         assert best[0] <= spent(packing, better) <= spent(packing, cells)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(14))
 def test_every_placement_of_mixed_devices_holds(seed: int) -> None:
-    given = mixed(random_loaded(seed, nodes=(2, 2)), prices=("4", "0.8"), objective=ORDERS[seed % 4])
+    given = mixed(random_loaded(seed, nodes=(2, 2)), prices=("4", "0.8"), objective=(*ORDERS, *PEAKS)[seed % 7])
     found = place(given, diags=Diagnostics())
     if found is not None:
         assert evaluate(given, found) == ()

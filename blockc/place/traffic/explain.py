@@ -131,7 +131,7 @@ def explain_packing(views: Views, packing: Packing, solved: Solved, *, diags: Di
             f"no placement of {len(problem.chains)} models on {len(problem.devices)} devices was found, and none "
             "was ruled out",
             at=problem.cluster_span,
-            notes=(_bound_text(packing, solved),),
+            notes=(_bound_text(solved),),
             help=help_,
         )
         return
@@ -152,8 +152,8 @@ def explain_packing(views: Views, packing: Packing, solved: Solved, *, diags: Di
     )
 
 
-def _bound_text(packing: Packing, solved: Solved) -> str:
-    goal, least = packing.goals[0], said(packing.goals[0], solved.bound)
+def _bound_text(solved: Solved) -> str:
+    goal, least = solved.goal, said(solved.goal, solved.bound)
     if goal == "devices":
         return f"at least {least:.0f} devices are needed ({solved.bound_kind})"
     if goal == "cost":

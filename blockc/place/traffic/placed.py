@@ -38,7 +38,7 @@ def placed(
     filled = [_filled(problem, packing, number, cell, shares) for number, cell in enumerate(cells)]
     routes = tuple(_route(problem, cells, filled, chain, shares[chain]) for chain in range(len(problem.chains)))
     first = packing.goals[0]
-    values = tuple(_value(packing, goal, cells, filled) for goal in packing.goals)
+    values = tuple(_value(packing, goal, cells, filled, shares) for goal in packing.goals)
     bound = min(said(first, solved.bound), values[0])
     entry = SolverEntry(
         objective=packing.goals,
@@ -62,12 +62,22 @@ def placed(
     return filled, routes, entry
 
 
-def _value(packing: Packing, goal: str, cells: Sequence[PackedCell], filled: Sequence[Filled]) -> float:
-    """Of one goal; the busiest with the shares of requests that the routes have."""
+def _value(
+    packing: Packing, goal: str, cells: Sequence[PackedCell], filled: Sequence[Filled],
+    shares: Mapping[int, Mapping[int, float]],
+) -> float:  # fmt: skip
+    """Of one goal; what depends on load with the shares of requests that the routes have."""
     if goal in PEAKS:
         loads = [own.load for own in filled if own.load is not None]
         busy = [(load.traffic + load.sweeps) / (load.limit if goal == "slo" else 1) for load in loads]
         return round(max(busy, default=0.0), 6)
+    if goal == "communication":
+        sent = (
+            packing.kinds[cells[number].kind].unit_sent[group] * packing.groups[group].units * share
+            for group, own in shares.items()
+            for number, share in own.items()
+        )
+        return round(sum(sent), 1)
     return said(goal, max(amount(packing, goal, cells), goal == "devices"))
 
 

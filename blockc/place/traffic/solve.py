@@ -7,7 +7,7 @@ by the clock: starts and rounds are counted, and solvers stop by deterministic t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from blockc.place.traffic.aggregate import aggregate, closed_form
@@ -40,7 +40,7 @@ class Step:
 class Solved:
     """``cells`` None: no packing was found; then ``infeasible`` says whether there is none.
 
-    ``bound``: of the first goal, in its own whole numbers. ``bound_kind``: what proves it: the closed form, counts of
+    ``bound``: of ``goal``, in its own whole numbers. ``bound_kind``: what proves it: the closed form, counts of
     cell types, or the exact model (``flat``).
     """
 
@@ -49,6 +49,7 @@ class Solved:
     bound_kind: str
     infeasible: bool
     history: tuple[Step, ...]
+    goal: str = "devices"
 
 
 def solve(packing: Packing, *, seed: int, limit_s: float, gap: float) -> Solved:
@@ -95,7 +96,10 @@ def solve(packing: Packing, *, seed: int, limit_s: float, gap: float) -> Solved:
         history.append(Step(units=took, value=value(), bound=bound))
     if cells is not None and fits_flat(packing) and len(packing.groups) > 1 and budget > took:
         cells, _ = least_of_others(packing, cells, units=min(_OTHERS_UNITS, budget - took), seed=seed)
-    return Solved(cells=cells, bound=bound, bound_kind=kind, infeasible=infeasible, history=tuple(history))
+    return Solved(
+        cells=cells, bound=bound, bound_kind=kind, infeasible=infeasible, history=tuple(history),
+        goal=packing.goals[0],
+    )  # fmt: skip
 
 
 def _levelled(packing: Packing, *, seed: int, limit_s: float, gap: float) -> Solved:
@@ -122,4 +126,4 @@ def _levelled(packing: Packing, *, seed: int, limit_s: float, gap: float) -> Sol
         return solved
     least = bound * PARTS // _LEVELS
     step = Step(units=0.0, value=amount(packing, goal, solved.cells), bound=least)
-    return Solved(cells=solved.cells, bound=least, bound_kind="closed form", infeasible=False, history=(step,))
+    return replace(solved, bound=least, bound_kind="closed form", history=(step,), goal=goal)
