@@ -107,7 +107,7 @@ def test_the_checker_sees_wrong_figures() -> None:
     found = placed(given)
     for update in ({"value": 0.7, "values": (0.7, found.solver.values[1])}, {"values": (0.8, 0.9)}, {"bound": 0.9}):
         assert evaluate(given, replace(found, solver=found.solver.model_copy(update=update)))
-    large = loaded([100.0], [(0,)], [load(1, tpot_ms=200)], nodes=(2,))
+    large = loaded([30.0], [(0,)], [load(1, tpot_ms=22)], nodes=(2,))
     large = replace(large, objective=("devices", "communication", "peak_load"))
     wide = placed(large)
     assert wide.solver.values[1] > 0
