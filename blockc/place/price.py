@@ -32,21 +32,25 @@ _MORE: Final = 4
 
 
 def price_of(problem: PlaceProblem, instances: Sequence[InstanceEntry]) -> PriceEntry | None:
-    """None where some device has no price, or nothing is expected: then bytes decide, and the rest is idle."""
+    """None where some device has no price."""
     prices = [device.price_per_hour for device in problem.devices]
     known = [price for price in prices if price is not None]
     if len(known) < len(prices):
         return None
     used = {device for instance in instances for device in instance.devices}
+    own = float(sum((known[device] for device in sorted(used)), start=known[0] * 0))
+    shared = _divided(problem, lambda chain: problem.chains[chain].segments, adapters=True)
+    # Where only adapters share anything, the plan is one of PS.
+    is_ours = len(shared.segments) == len(problem.segments)
     return PriceEntry(
-        per_hour=float(sum((known[device] for device in sorted(used)), start=known[0] * 0)),
+        per_hour=own,
         pm=_between(_divided(problem, lambda chain: chain, adapters=False)),
-        ps=_between(_divided(problem, lambda chain: problem.chains[chain].segments, adapters=True)),
+        ps=_between(shared, known=own if is_ours else None),
     )
 
 
-def _between(problem: PlaceProblem) -> PriceRangeEntry | None:
-    """What it costs at least, and by a placement that was found; None where something fits nowhere."""
+def _between(problem: PlaceProblem, *, known: float | None = None) -> PriceRangeEntry | None:
+    """What it costs at least, and by a placement that was found, or is known; None where something fits nowhere."""
     packing = packing_of(Views(problem=replace(problem, devices=_repeated(problem), objective=("cost",))))
     least = cheapest_parts(packing, weights(packing))
     if least is None:
@@ -55,8 +59,9 @@ def _between(problem: PlaceProblem) -> PriceRangeEntry | None:
     cells = multi_start(packing, _STARTS) if pairs <= _MOST_PAIRS else None
     if cells is not None:
         cells = improve(packing, cells, rounds=_ROUNDS, least=least)
-    found = None if cells is None else said("cost", spent(packing, cells))
-    return PriceRangeEntry(least=said("cost", least), found=found)
+    found = [] if cells is None else [said("cost", spent(packing, cells))]
+    found += [] if known is None else [known]
+    return PriceRangeEntry(least=said("cost", least), found=min(found, default=None))
 
 
 def _repeated(problem: PlaceProblem) -> tuple[PlaceDevice, ...]:

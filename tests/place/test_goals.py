@@ -125,13 +125,13 @@ def test_other_ways_to_serve_cost_no_less() -> None:
     assert price.pm == price.ps, "no two have the same base in full"
     assert price.per_hour <= (price.pm.found or 0)
     assert price.pm.least % 2.5 == 0
-    adapters = loaded([14.0], [(0,)] * 3, [load(2)] * 3, nodes=(4,), side_bytes=10**8, link=None)
+    adapters = loaded([14.0], [(0,)] * 3, [load(2)] * 3, nodes=(4,), side_bytes=10**8)
     adapters = replace(adapters, devices=priced.devices)
     price = placed(adapters).price
     assert price is not None
     assert price.pm is not None
     assert price.ps is not None
-    assert price.per_hour == price.ps.found == price.ps.least
+    assert price.per_hour == price.ps.found == price.ps.least, "the plan is one of theirs"
     assert price.ps.least < price.pm.least <= (price.pm.found or 0)
     assert placed(given).price is None
     twice = replace(adapters, rules=(PlaceRule(kind="replicas", chains=(0,), count=2, text="m0 twice"),))

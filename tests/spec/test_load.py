@@ -251,6 +251,15 @@ def test_digest_ignores_order_comments_and_folder(tmp_path: Path) -> None:
     assert deployment_of(MINIMAL + "let _unused = 3\npolicy { }\n", tmp_path).digest == one
 
 
+def test_digest_follows_the_order_of_what_comes_first(tmp_path: Path) -> None:
+    def digest(goals: str) -> str:
+        policy = f"policy {{ solver {{ objective = [{goals}] }} }}\n"
+        return deployment_of(MINIMAL.replace("1GiB", "1GiB  price = 2 / 1h") + policy, tmp_path).digest
+
+    assert digest("cost, devices") != digest("devices, cost")
+    assert digest("cost, devices") == digest("cost,devices")
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

@@ -72,6 +72,7 @@ class Filler:
         self.cells: list[OpenCell] = []
         self.free = [list(block.devices) for block in packing.blocks]
         self.best_kinds = best_kinds
+        self._spread = frozenset(group for group, own in enumerate(packing.groups) if own.copies > 1)
 
     def fit(self, cell: OpenCell, group: int) -> _Fit | None:
         """Whether one more unit of a group has room, and what it adds."""
@@ -83,7 +84,7 @@ class Filler:
             return None
         if cell.rows + own.milli_rows > packing.milli_rows or group in cell.forbidden:
             return None
-        if own.copies > 1 and not self._spreads(group, cell.block, cell):
+        if group in self._spread and not self._spreads(group, cell.block, cell):
             return None
         nbytes = cell.nbytes + kind.unit_bytes[group] + max(cell.activation, kind.activation[group])
         tau_ns, sweep_ns = cell.tau_ns, cell.sweep_ns
@@ -163,7 +164,7 @@ class Filler:
             width = packing.kinds[kind].width
             options = []
             for number, block in enumerate(packing.blocks):
-                if kind not in block.kinds or (own.copies > 1 and not self._spreads(group, number, None)):
+                if kind not in block.kinds or (group in self._spread and not self._spreads(group, number, None)):
                     continue
                 free = [device for device in self.free[number] if allowed is None or device in allowed]
                 if len(free) >= width:
