@@ -112,7 +112,9 @@ HEADS = {
     "a pooling (`modules.json`) beside an adapter or a checkpoint of a decoder": "served at `/v1/embeddings`, in one "
     "batch with generation over the same layers: that of the last token; any other is refused",
     "a whole checkpoint with a classifier": "as an adapter with one",
-    "scores of each token (`TOKEN_CLS`, `QUESTION_ANS`)": "refused",
+    "classes of each token (`TOKEN_CLS`), of an adapter or a whole checkpoint": "served at `/v1/classify`, which then "
+    "has scores for every token; encoders and decoders, in one batch with everything else on the same layers",
+    "where an answer begins and ends (`QUESTION_ANS`)": "refused",
 }
 # Fields of a LoRA configuration that are refused with a value that switches them on.
 LORA_REFUSED = {

@@ -234,6 +234,7 @@ def _chain(graph: UnifiedGraph, index: int, bank: int | None, zoo: Zoo | None) -
         stop_token_ids=chain.stop_token_ids,
         virtual_tokens=chain.virtual_tokens,
         labels=chain.labels,
+        each_token=chain.each_token,
         embedding=None if chain.embedding is None else _embedding(chain.path, chain.embedding),
     )
 
@@ -421,6 +422,8 @@ def _requires(
         needs.add("output:vector")
     if any(chain.labels for chain in chains):
         needs.add("output:scores")
+    if any(chain.each_token for chain in chains):
+        needs.add("output:token_scores")
     needs |= {f"turns:{turn.kept}" for instance in placement.instances for turn in instance.turns}
     needs |= {f"side:{kind}" for chain in chains for kind in chain.side_kinds}
     if any(chain.virtual_tokens for chain in chains):

@@ -139,7 +139,8 @@ class Chain:
 
     ``assets`` maps file names to digests of zoo blobs. ``virtual_tokens`` stand before every prompt: ids whose
     embedding or keys and values its sides give. ``labels``: names of classes, of a model that yields scores of them
-    in place of a next token; ``embedding``: of one that yields a vector. Two models of equal digest are one chain.
+    in place of a next token, or of ``each_token`` that it reads; ``embedding``: of one that yields a vector. Two models
+    of equal digest are one chain.
     """
 
     path: ModelPath
@@ -149,6 +150,7 @@ class Chain:
     virtual_tokens: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
     embedding: Embedding | None = None
+    each_token: bool = False
 
     @cached_property
     def sides_at(self) -> Mapping[int, tuple[Side, ...]]:
@@ -176,6 +178,7 @@ class Chain:
                 "max_model_len": self.path.max_model_len,
                 "virtual": self.virtual_tokens,
                 **({"labels": self.labels} if self.labels else {}),
+                **({"each_token": True} if self.each_token else {}),
                 **({"embedding": astuple(self.embedding)} if self.embedding else {}),
             },
         )

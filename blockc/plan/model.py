@@ -98,11 +98,12 @@ class ChainEntry(Entry):
     virtual_tokens: tuple[int, ...] = ()  # stand before every prompt, and no client sees them
     bank: int | None = None  # of its instance's `side_slots`; None: its sides, if it has any, are always resident
     labels: tuple[str, ...] = ()  # of a model that yields scores of classes: their names, in the order of the scores
+    each_token: bool = False  # of those scores there are some for each token of a text
     embedding: EmbeddingEntry | None = None  # of a model that yields one vector of a text in place of tokens
 
     @property
     def vector_width(self) -> int:
-        """How many values a text yields, scores or an embedding; 0: its model draws tokens."""
+        """How many values a text, or each of its tokens, yields: scores or an embedding; 0: its model draws tokens."""
         return len(self.labels) if self.embedding is None else self.embedding.width
 
 

@@ -49,8 +49,8 @@ def chains_through(plan: ExecutionPlan) -> dict[str, tuple[int, ...]]:
 
 def reads_whole_texts(plan: ExecutionPlan, chain: int) -> bool:
     """Whether a chain's tokens depend on those that follow them: a text has to stand in one step."""
-    last = plan.paths[plan.chains[chain].path].blocks[-1]
-    return "= blockc.pool(" in plan.structures[plan.blocks[last].structure]
+    structures = {plan.blocks[block].structure for block in plan.paths[plan.chains[chain].path].blocks}
+    return any("= blockc.encode(" in plan.structures[digest] for digest in structures)
 
 
 def read_manifest(digest: str, data: bytes) -> SideManifest:

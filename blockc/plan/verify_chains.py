@@ -34,6 +34,10 @@ def chain_problems(plan: ExecutionPlan, structures: Mapping[str, Structure]) -> 
             yield f"chain {index} names {len(chain.labels)} classes, its head yields {width}"
         if not chain.vector_width and any(op.target == "blockc.pool" for op in _head(plan, structures, chain).ops):
             yield f"chain {index} makes one vector of a text, and does not say of what"
+        if chain.each_token and not chain.labels:
+            yield f"chain {index} scores each token, and names no classes"
+        if chain.each_token and any(op.target == "blockc.pool" for op in _head(plan, structures, chain).ops):
+            yield f"chain {index} scores each token, and its head yields one vector for a text"
         if chain.embedding is not None:
             yield from _embedding(plan, structures, index, chain, chain.embedding)
         yield from _segments_of(plan, index, chain)

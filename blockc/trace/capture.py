@@ -75,7 +75,7 @@ class _TokensToVector(nn.Module):
         types = {"token_type_ids": torch.zeros_like(tokens)} if self.has_token_types else {}
         positions = positions + self.first_position if self.first_position else positions
         output = self.model(input_ids=tokens, position_ids=positions, return_dict=True, **types)
-        if self.head.kind == "classification":
+        if self.head.has_classes:
             scores: torch.Tensor = output.logits
             return scores
         hidden: torch.Tensor = output.last_hidden_state
@@ -99,13 +99,19 @@ def _first_position(model: nn.Module) -> int:
 
 def build_meta_model(config: Any, dtype: torch.dtype, head: Head) -> nn.Module:
     """The architecture of ``config`` on the meta device. Raises :class:`UntraceableError`."""
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import (
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+    )
 
     classes = {
         "tokens": AutoModelForCausalLM,
         # A decoder's is taken from the model for tokens, whose blocks it shares then, names and all.
         "embedding": AutoModelForCausalLM if head.causal else AutoModel,
         "classification": AutoModelForSequenceClassification,
+        "token_classification": AutoModelForTokenClassification,
     }
     attention.register()
     config = copy.deepcopy(config)

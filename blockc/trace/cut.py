@@ -29,8 +29,12 @@ class Cuts:
     outputs: tuple[fx.Node, ...]
 
 
-def cut(capture: Capture) -> Cuts:
-    """Partition all ops. Raises :class:`UntraceableError` if the model has no such cuts."""
+def cut(capture: Capture, *, after_layers: bool = False) -> Cuts:
+    """Partition all ops. Raises :class:`UntraceableError` if the model has no such cuts.
+
+    ``after_layers``: also where the last layer ends, which is no branch where a layer ends in a norm and the head reads
+    every token. A head that pools is cut off by that.
+    """
     ops = [node for node in capture.graph.nodes if node.op == "call_function"]
     tokens = capture.placeholder("tokens")
     parameters = {
@@ -47,7 +51,10 @@ def cut(capture: Capture) -> Cuts:
     # Computed from positions and parameters: only the first block takes positions, so it ends after their readers.
     embedded = (_reached_from({capture.placeholder("positions")}, ops) & on_parameters) - on_tokens
     readers = [index for index, node in enumerate(stream) if not embedded.isdisjoint(node.all_input_nodes)]
-    bounds = _boundaries(stream, first=max(readers, default=0))
+    layers = {name for name, full in capture.names.items() if full.startswith(f"{capture.layers.path}.")}
+    of_layers = [index for index, node in enumerate(stream) if any(a.name in layers for a in node.all_input_nodes)]
+    last = max(of_layers, default=-1) if after_layers else -1
+    bounds = _boundaries(stream, first=max(readers, default=0), last_of_layers=last)
     block_of = {node: index for index, run in enumerate(_runs(stream, bounds)) for node in run}
     for node in reversed(ops):  # computed from parameters alone: goes to whichever block reads it
         if node not in block_of and node not in inside:
@@ -74,7 +81,7 @@ def _reached_from(sources: set[fx.Node], ops: list[fx.Node]) -> set[fx.Node]:
     return reached
 
 
-def _boundaries(stream: list[fx.Node], *, first: int) -> list[int]:
+def _boundaries(stream: list[fx.Node], *, first: int, last_of_layers: int) -> list[int]:
     """Indices into ``stream``, from ``first`` on, after which a block ends; the last op is always one."""
     index_of = {node: index for index, node in enumerate(stream)}
     end = len(stream)
@@ -89,7 +96,7 @@ def _boundaries(stream: list[fx.Node], *, first: int) -> list[int]:
         forks = sum(user in index_of for user in node.users) > 1
         joins = sum(argument in index_of for argument in node.all_input_nodes) > 1
         pooled = pooled or node.target is nodes.pool
-        ends = forks or joins or any(user.target is nodes.pool for user in node.users)
+        ends = forks or joins or index == last_of_layers or any(user.target is nodes.pool for user in node.users)
         if index == end - 1 or (alone and ends and not pooled and index >= first):
             bound = _past_reshapes(stream, index)
             start = bounds[-1] + 1 if bounds else 0

@@ -15,13 +15,13 @@ Pooling = Literal["first", "last", "mean"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """What a model yields: logits of the next token, or one vector for a text (an embedding, scores of classes).
+    """What a model yields: logits of the next token, a vector for a text, or scores of classes, for it or each token.
 
     ``pooling``: how an embedding is made of the tokens' hidden states; ``normalize``: scaled to length 1. ``causal``:
     scores or an embedding of a model that reads from left to right, at the text's last token.
     """
 
-    kind: Literal["tokens", "embedding", "classification"] = "tokens"
+    kind: Literal["tokens", "embedding", "classification", "token_classification"] = "tokens"
     pooling: Pooling = "mean"
     normalize: bool = False
     causal: bool = False
@@ -30,6 +30,11 @@ class Head:
     def reads_whole_texts(self) -> bool:
         """Whether tokens depend on those that follow them."""
         return self.kind != "tokens" and not self.causal
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether it yields scores, of a text or of its tokens."""
+        return self.kind in ("classification", "token_classification")
 
 
 TOKENS = Head()

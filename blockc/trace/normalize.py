@@ -29,7 +29,7 @@ def normalize(graph: fx.Graph, head: Head = TOKENS) -> None:
         drop_identities,
         one_value_per_op,
         explicit_shapes,
-        *((pool_tokens,) if head.reads_whole_texts else ()),
+        *((pool_tokens,) if head.reads_whole_texts and head.kind != "token_classification" else ()),
         *((last_rows,) if head.causal else ()),
         fuse_linear,
         fuse_embedding,

@@ -44,7 +44,7 @@ def trace(
         captured = capture(model, head, every_layer=every_layer)
     normalize(captured.graph, head)
     check_token_independence(captured.graph)
-    cuts = cut(captured)
+    cuts = cut(captured, after_layers=head.reads_whole_texts and head.kind == "token_classification")
     # Encoders are `BertModel` to an embedding and its `bert` to scores: in blocks their parameters have one name.
     outside = f"{loading.prefix}." if head.reads_whole_texts else ""
     prelude = _emit_prelude(captured, cuts, outside)

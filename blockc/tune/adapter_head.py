@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
@@ -28,7 +28,7 @@ from blockc.tune.head import MODULES, MOST_CLASSES, UnknownHeadError, class_name
 CLASSIFIERS = ("classifier", "score")
 # The matrix whose rows are classes, in models of transformers.
 _LAST = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
-_OF_TOKENS = {"TOKEN_CLS": "classes of each token", "QUESTION_ANS": "where an answer begins and ends"}
+_OF_TOKENS = {"QUESTION_ANS": "where an answer begins and ends"}
 _VIRTUAL = ("prompt", "prefix")
 
 Found = tuple[Head, tuple[str, ...]]
@@ -58,29 +58,44 @@ def read_adapter_head(
     if isinstance(task, str) and task in _OF_TOKENS:
         diags.report(
             "BC208", f"{written} was trained for {task}: it yields {_OF_TOKENS[task]}", at=at,
-            help="what is served yields tokens, one embedding or one row of scores for a text",
+            help="what is served yields tokens, an embedding, or scores of classes for a text or each of its tokens",
         )  # fmt: skip
         return None
     # Readers refuse virtual tokens of any task but generation, and without tensors `modules_to_save`.
     elsewhere = configuration_only or kind_of_adapter(config) in _VIRTUAL
     if is_for_classes(config) and not elsewhere:
-        return _classes(directory, below, written=written, diags=diags, at=at)
+        kind: Literal["classification", "token_classification"] = (
+            "token_classification" if _is_for_tokens(config) else "classification"
+        )
+        causal = below.config.get("model_type") not in ENCODERS
+        return _classes(directory, below, Head(kind=kind, causal=causal), written=written, diags=diags, at=at)
     if (directory / MODULES).is_file():
         return _pooled(directory, below, written=written, diags=diags, at=at)
     return below.head, below.labels
 
 
 def is_for_classes(config: Mapping[str, Any]) -> bool:
-    """Whether an adapter was trained on a model that yields scores of classes."""
+    """Whether an adapter was trained on a model that yields scores of classes, of texts or of their tokens."""
+    return (
+        config.get("task_type") == "SEQ_CLS"
+        or _was_trained_on(config, "ForSequenceClassification")
+        or (_is_for_tokens(config))
+    )
+
+
+def _is_for_tokens(config: Mapping[str, Any]) -> bool:
+    return config.get("task_type") == "TOKEN_CLS" or _was_trained_on(config, "ForTokenClassification")
+
+
+def _was_trained_on(config: Mapping[str, Any], ending: str) -> bool:
     mapping = config.get("auto_mapping")
-    trained_on = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    return config.get("task_type") == "SEQ_CLS" or str(trained_on).endswith("ForSequenceClassification")
+    return isinstance(mapping, dict) and str(mapping.get("base_model_class")).endswith(ending)
 
 
-def _classes(directory: Path, below: Below, *, written: str, diags: Diagnostics, at: Span) -> Found | None:
+def _classes(directory: Path, below: Below, head: Head, *, written: str, diags: Diagnostics, at: Span) -> Found | None:
     count = class_count(directory)
     if count is None:
-        if below.labels or not _shapes(directory):
+        if (below.labels and below.head.kind == head.kind) or not _shapes(directory):
             return below.head, below.labels
         diags.report(
             "BC211", f"{written} was trained for classification, and holds no classifier", at=at,
@@ -91,7 +106,6 @@ def _classes(directory: Path, below: Below, *, written: str, diags: Diagnostics,
     if not 0 < count <= MOST_CLASSES:
         diags.report("BC202", f"{written} has a classifier for {count} classes", at=at, help="save the adapter again")
         return None
-    head = Head(kind="classification", causal=below.config.get("model_type") not in ENCODERS)
     if not (directory / "config.json").is_file():
         return head, below.labels if len(below.labels) == count else class_names({}, count)
     beside = read_json(directory / "config.json", written=written, diags=diags, at=at)

@@ -250,7 +250,10 @@ def _chain(
     directories = tuple(models[name].directory for name in files.lineage)
     config = next(models[name].config for name in files.lineage if models[name].is_full)
     stop = stop_token_ids(directories, config, diags=diags, at=files.span)
-    return Chain(path=path, sides=sides, assets={}, stop_token_ids=stop, labels=files.labels, embedding=files.embedding)
+    return Chain(
+        path=path, sides=sides, assets={}, stop_token_ids=stop, labels=files.labels,
+        each_token=files.head.kind == "token_classification", embedding=files.embedding,
+    )  # fmt: skip
 
 
 def _origin(files: ModelFiles) -> str:

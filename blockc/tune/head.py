@@ -28,6 +28,7 @@ _OF_TEXTS = {
 }
 _KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
 _SCORES = "ForSequenceClassification"
+_EACH_TOKEN = "ForTokenClassification"  # noqa: S105 - no token of that sort
 
 
 class UnknownHeadError(ValueError):
@@ -41,13 +42,15 @@ def read_head(directory: Path, config: Mapping[str, Any], *, written: str, diags
             return encoder_head(directory, config)
         if _architecture(config).endswith(_SCORES):
             return Head(kind="classification", causal=True)
+        if _architecture(config).endswith(_EACH_TOKEN):
+            return Head(kind="token_classification", causal=True)
         return pooled_head(directory, causal=True) if (directory / MODULES).is_file() else TOKENS
     except (UnknownHeadError, OSError, StrictJsonError) as error:
         diags.report(
             "BC205", f"what {written} yields is not understood: {str(error)[:200]}", at=at,
             help="an encoder yields an embedding (`BertModel`, with sentence-transformers' pooling if it has one) "
-            "or scores of classes (`BertForSequenceClassification`); a decoder with modules.json the embedding of its "
-            "last token, and without it tokens",
+            "or scores of classes (`BertForSequenceClassification`, `BertForTokenClassification`); a decoder with "
+            "modules.json the embedding of its last token, and without it tokens",
         )  # fmt: skip
         return None
 
@@ -57,6 +60,8 @@ def encoder_head(directory: Path, config: Mapping[str, Any]) -> Head:
     architecture = _architecture(config)
     if architecture.endswith(_SCORES):
         return Head(kind="classification")
+    if architecture.endswith(_EACH_TOKEN):
+        return Head(kind="token_classification")
     if not architecture.endswith(("Model", *WITH_UNUSED_HEADS)):
         raise UnknownHeadError(f"`architectures` of its config.json is {json.dumps(config.get('architectures'))[:80]}")
     return pooled_head(directory)

@@ -91,6 +91,7 @@ def under_own_head(
         path=path,
         sides=_moved(parent.sides, shared, places),
         labels=files.labels,
+        each_token=files.head.kind == "token_classification",
         embedding=files.embedding,
     )
 

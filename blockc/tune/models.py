@@ -183,7 +183,7 @@ def _read(
         head = read_head(directory, config, written=written, diags=diags, at=at)
         if head is None:
             return None
-        labels = model_classes(config) if head.kind == "classification" else ()
+        labels = model_classes(config) if head.has_classes else ()
         trained = config
     else:
         assert below is not None, "what is no whole model stands on one"

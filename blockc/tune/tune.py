@@ -285,6 +285,7 @@ def _chain(
         stop_token_ids=stop_token_ids(directories, config, diags=diags, at=files.span),
         virtual_tokens=virtual_tokens,
         labels=files.labels,
+        each_token=files.head.kind == "token_classification",
         embedding=files.embedding,
     )
 

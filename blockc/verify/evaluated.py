@@ -62,6 +62,7 @@ def chain_of(plan: ExecutionPlan, zoo: Zoo, index: int) -> Chain:
         stop_token_ids=entry.stop_token_ids,
         virtual_tokens=entry.virtual_tokens,
         labels=entry.labels,
+        each_token=entry.each_token,
     )
 
 

@@ -50,7 +50,7 @@ class VectorReference:
         self._head = head
 
     def vector(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Float32: an embedding ``[hidden]`` or scores ``[classes]``."""
+        """Float32: an embedding ``[hidden]``, scores ``[classes]``, or of each token ``[len(tokens), classes]``."""
         with torch.inference_mode():
             output = self._model(torch.tensor([list(tokens)]))
         if self._head.kind == "classification":
@@ -113,7 +113,7 @@ def vector_reference(plan: ExecutionPlan, name: str, root: Path, dtype: torch.dt
     chain = plan.models[name].chain
     assert chain is not None, "models of apps have chains"
     if labels := plan.chains[chain].labels:
-        model = _classifier(directory, steps, len(labels), dtype)
+        model = _classifier(directory, steps, len(labels), dtype, each_token=plan.chains[chain].each_token)
         yield VectorReference(model.eval(), Head(kind="classification"))
         return
     where = [directory, *(own for _, own in steps)]
@@ -131,19 +131,28 @@ def vector_reference(plan: ExecutionPlan, name: str, root: Path, dtype: torch.dt
     yield VectorReference(model.eval(), head)
 
 
-def _classifier(directory: Path, steps: Sequence[tuple[str, Path]], classes: int, dtype: torch.dtype) -> Any:
+def _classifier(
+    directory: Path, steps: Sequence[tuple[str, Path]], classes: int, dtype: torch.dtype, *, each_token: bool
+) -> Any:
     """A model with a head for so many classes: its own, or one that a fine-tune brings.
 
     Fine-tunes below that one are merged into the model as it was for them, whose layers are then put under the head.
     """
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import (
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+    )
 
     options = {"num_labels": classes, "ignore_mismatched_sizes": True}
-    model = _loaded(AutoModelForSequenceClassification, directory, dtype, **options)
+    of_classes = AutoModelForTokenClassification if each_token else AutoModelForSequenceClassification
+    model = _loaded(of_classes, directory, dtype, **options)
     config = _config(directory)
     if config["model_type"] not in ENCODERS:
         model.config.get_text_config().pad_token_id = None  # a text by itself has no padding, whatever it ends with
-    own = len(model_classes(config)) if config["architectures"][0].endswith("ForSequenceClassification") else None
+    ending = "ForTokenClassification" if each_token else "ForSequenceClassification"
+    own = len(model_classes(config)) if config["architectures"][0].endswith(ending) else None
     heads = [own]
     for _, step in steps:
         heads.append(_classes(step) or heads[-1])
@@ -152,7 +161,7 @@ def _classifier(directory: Path, steps: Sequence[tuple[str, Path]], classes: int
         return _with_fine_tunes(model, steps)
     below = heads[lower]
     if below is not None:
-        body = _classifier(directory, steps[:lower], below, dtype)
+        body = _classifier(directory, steps[:lower], below, dtype, each_token=each_token)
     else:
         loader = AutoModel if config["model_type"] in ENCODERS else AutoModelForCausalLM
         body = _with_fine_tunes(_loaded(loader, directory, dtype), steps[:lower])

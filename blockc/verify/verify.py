@@ -86,7 +86,8 @@ def verify(
     for index, app in enumerate(plan.apps):
         own = [(question, answer) for question, answer in zip(questions, answers, strict=True) if question.app == index]
         if yields_vectors(plan, index):
-            pairs = [(question, answer.logits[-1]) for question, answer in own]
+            each = plan.chains[app.chain].each_token
+            pairs = [(question, answer.logits if each else answer.logits[-1]) for question, answer in own]
             report = _compare_vectors(plan, app, root, pairs, max_error)
             if is_lossy(plan, app.model) and not reads_whole_texts(plan, app.chain):
                 report = _against_plan(report, EvaluatedReference(plan, zoo, app.chain), pairs)
@@ -178,7 +179,11 @@ def _compare_vectors(
 
 def _against_plan(report: AppReport, oracle: Oracle, pairs: Sequence[tuple[Question, torch.Tensor]]) -> AppReport:
     """Scores of a model that is lossy on purpose, against what the plan says that it serves."""
-    errors = [_distance(ours, oracle.logits(question.tokens)[-1]) for question, ours in pairs]
+    errors = [
+        _distance(ours, theirs if ours.dim() > 1 else theirs[-1])
+        for question, ours in pairs
+        for theirs in [oracle.logits(question.tokens)]
+    ]
     return replace(report, max_error=max(errors), original_error=report.max_error)
 
 

@@ -66,7 +66,7 @@ def _has(entry: str) -> bool:
         case "input":
             return what == "virtual"
         case "output":
-            return what in ("scores", "vector")
+            return what in ("scores", "token_scores", "vector")
         case "turns":
             return what in ("host", "zoo")
         case "device":

@@ -36,7 +36,8 @@ class ChainLimits:
 
     ``virtual_tokens`` stand before every prompt and count toward ``max_model_len``. ``bank``: whose slots its sides
     take turns in; None: they are always in memory. ``blocks``: how many each of its segments has. ``draws``: tokens; if
-    not, a request ends with what its text yields. ``whole``: a text has to stand in one step.
+    not, a request ends with what its text yields, or if there are ``token_classes`` each of its tokens. ``whole``: a
+    text has to stand in one step.
     """
 
     groups: tuple[int, ...]
@@ -48,6 +49,7 @@ class ChainLimits:
     bank: int | None = None
     blocks: tuple[int, ...] = ()
     draws: bool = True
+    token_classes: int = 0
     whole: bool = False
 
 
@@ -103,6 +105,7 @@ def engine_limits(plan: ExecutionPlan) -> EngineLimits:
                 bank=chain.bank if chain.bank in slots else None,
                 blocks=tuple(plan.segments[segment].count for segment in chain.segments),
                 draws=chain.vector_width == 0,
+                token_classes=len(chain.labels) if chain.each_token else 0,
                 whole=reads_whole_texts(plan, index),
             )
             for index, chain in enumerate(plan.chains)

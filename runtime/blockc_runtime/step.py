@@ -34,6 +34,7 @@ class Row:
     likeliest beside each. The last stands behind the token before those that ``samples`` counts, the others before it.
     ``blocks``: first and stop of the run of its chain's blocks that the row passes in this step; None: all of them. A
     row that stops before the last one yields nothing; its hidden states are parked, and its next row goes on from them.
+    ``each``: its chain yields scores of classes for every token, and all of them are wanted.
     ``fed``: where its one token comes from, if the step that draws it was in flight when this one was issued. Until
     then a 0 stands in ``tokens``, and ``history`` is empty: it is that of the other row, and the token (`filled`).
     """
@@ -50,12 +51,13 @@ class Row:
     given: tuple[int, ...] = ()
     given_top: int = 0
     blocks: tuple[int, int] | None = None
+    each: bool = False
     fed: Feed | None = None
 
     @property
     def logits(self) -> int:
         """For how many trailing tokens logits are needed."""
-        return len(self.given) + self.samples
+        return len(self.tokens) if self.each else len(self.given) + self.samples
 
     def filled(self, source: Row, token: int) -> Row:
         """The row with the token that ``source``, which feeds it, has drawn."""
@@ -121,7 +123,7 @@ class RowResult:
     """What a row yielded: as many tokens as it asked samples for (none if ``fault``).
 
     ``given``: log probabilities of the row's ``given`` tokens. ``scores``: of a chain that yields scores of classes, or
-    an embedding, in place of tokens: these values.
+    an embedding, in place of tokens: these values; where each token has scores, those of all, one after the other.
     """
 
     tokens: tuple[int, ...]

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from blockc.cli import main
 from tests.e2e.fleet import chat, client_of, copied
@@ -24,9 +24,10 @@ finetune german : sample { weights = "./german" }
 finetune mood   : sample { weights = "./mood" }
 finetune topic  : german { weights = "./topic" }
 finetune reward : sample { weights = "./reward" }
+finetune tags   : sample { weights = "./tags" }
 cluster box { node local { device d0 : cpu { memory = 2GiB  reserve = 128MiB } } }
 tenant berlin { app chat { model = german }  app topic { model = topic } }
-tenant acme   { app mood { model = mood }  app reward { model = reward } }
+tenant acme   { app mood { model = mood }  app reward { model = reward }  app tags { model = tags } }
 """
 CLASSES = {"mood": 2, "topic": 5, "reward": 1}
 TEXTS = ["What a fine day.", "Wo liegt Paris?", "The archive is closed, and nobody knows until when."]
@@ -36,6 +37,11 @@ def _classifier(base: Path, classes: int) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(base, num_labels=classes, dtype=torch.float32)
 
 
+def _tagger(base: Path) -> Any:
+    torch.manual_seed(7)
+    return AutoModelForTokenClassification.from_pretrained(base, num_labels=3, dtype=torch.float32)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = copied(tmp_path_factory.mktemp("classify") / "models", "base", "german")
@@ -43,6 +49,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS")
         torch.manual_seed(seed)
         save_adapter(root / "base", root / name, config, seed=seed, model=_classifier(root / "base", classes))
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="TOKEN_CLS")
+    save_adapter(root / "base", root / "tags", config, seed=7, model=_tagger(root / "base"))
     (root / "mood" / "config.json").write_text(json.dumps({"id2label": {"0": "gloomy", "1": "bright"}}))
     (root / "spec.blk").write_text(SPEC)
     assert main(["compile", str(root / "spec.blk"), "-o", str(root / "plan.json")]) == 0
@@ -71,7 +79,7 @@ def _scores(folder: Path, name: str, text: str) -> list[float]:
 
 def test_verify_compares_every_app_with_peft(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["verify", str(folder / "plan.json"), "--prompts", "4", "--tokens", "4"]) == 0
-    assert capsys.readouterr().out.count("ok  ") == 4
+    assert capsys.readouterr().out.count("ok  ") == 5
 
 
 def test_scores_and_text_at_once_equal_the_models_alone(folder: Path, http: httpx.Client):
@@ -116,3 +124,23 @@ def test_calls_that_cannot_be_answered(route: str, body: dict[str, Any], says: s
     reply = http.post(route, json=body)
     assert reply.status_code == 400
     assert says in reply.json()["error"]["message"]
+
+
+def test_each_token_has_its_classes(folder: Path, http: httpx.Client):
+    answer = http.post("/v1/classify", json={"model": "acme/tags", "input": TEXTS})
+    assert answer.status_code == 200, answer.text
+    tuned = PeftModel.from_pretrained(_tagger(folder / "base"), folder / "tags").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    for entry, text in zip(answer.json()["data"], TEXTS, strict=True):
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            expected = tuned(ids).logits[0]
+        assert [token["id"] for token in entry["tokens"]] == ids[0].tolist()
+        found = torch.tensor([token["logits"] for token in entry["tokens"]])
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
+        assert [token["label"] for token in entry["tokens"]] == [f"LABEL_{n}" for n in expected.argmax(1).tolist()]
+        probs = torch.tensor([token["probs"] for token in entry["tokens"]])
+        torch.testing.assert_close(probs, expected.softmax(1), atol=1e-4, rtol=1e-3)
+        assert entry["num_classes"] == 3
+    usage = answer.json()["usage"]
+    assert usage["prompt_tokens"] == sum(len(entry["tokens"]) for entry in answer.json()["data"])

@@ -113,7 +113,7 @@ def test_a_text_does_not_change_with_its_neighbours(tmp_path):
 @pytest.mark.parametrize(
     ("architectures", "modules", "says"),
     [
-        (["BertForTokenClassification"], None, "BertForTokenClassification"),
+        (["BertForQuestionAnswering"], None, "BertForQuestionAnswering"),
         (
             ["BertModel"],
             [{"type": "models.Transformer"}, {"type": "models.Pooling"}, {"type": "models.Dense"}],

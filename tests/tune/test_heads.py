@@ -69,7 +69,7 @@ def test_a_head_that_does_not_fit(change, code, says, base, tmp_path):
     assert says in found[code]
 
 
-@pytest.mark.parametrize("task", ["TOKEN_CLS", "QUESTION_ANS"])
+@pytest.mark.parametrize("task", ["QUESTION_ANS"])
 def test_what_is_yielded_for_each_token_is_not_served(task, base, tmp_path):
     found = _refused(base, {"tuned": ("base", _tuned(base, tmp_path / "tuned", task_type=task))}, tmp_path)
     assert found.keys() == {"BC208"}

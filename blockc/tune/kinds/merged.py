@@ -177,9 +177,15 @@ def _load(files: AdapterFiles, tuned: Any) -> bool:
 
 def _model(files: AdapterFiles) -> Any:
     """The model below the adapter as transformers has it, in float32."""
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import (
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+    )
 
-    loader = AutoModelForSequenceClassification if files.parent.labels else AutoModelForCausalLM
+    of_classes = AutoModelForTokenClassification if files.parent.each_token else AutoModelForSequenceClassification
+    loader = of_classes if files.parent.labels else AutoModelForCausalLM
     loader = loader if files.parent.embedding is None else AutoModel
     try:
         model = loader.from_config(config_of(files.model_config), dtype=torch.float32)

@@ -97,14 +97,15 @@ def _allowed(places: Sequence[tuple[Row, int]], masks: Masks | None, vocab: int)
     return dict(zip(asked, masks.allowed(list(asked.values()), vocab), strict=True))
 
 
-def vectors(logits: Tensor) -> list[RowResult]:
-    """``logits [R, classes or width]``: one row of it for each text."""
+def vectors(logits: Tensor, rows: Sequence[Row]) -> list[RowResult]:
+    """``logits [R, classes or width]``: one row of it for each text, or for each token where those are wanted."""
     fault = Fault(scope="row", message="what the model yields is not finite")
+    parts = logits.split_with_sizes([row.logits for row in rows])
     return [
         RowResult(tokens=(), logprobs=(), scores=tuple(own))
         if all(map(math.isfinite, own))
         else RowResult(tokens=(), logprobs=(), fault=fault)
-        for own in logits.tolist()
+        for own in (part.flatten().tolist() for part in parts)
     ]
 
 

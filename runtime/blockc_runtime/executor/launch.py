@@ -322,7 +322,7 @@ class StepRun:
             for row, own in zip(rows, logits.split_with_sizes([entry.logits for entry in entries]), strict=True):
                 self.logits_tap(row, own)
         if entries[0].chain in self.model.vectors:  # and so are all others that pass this head
-            self._results.update(zip(rows, vectors(logits), strict=True))
+            self._results.update(zip(rows, vectors(logits, entries), strict=True))
             return
         self._results.update(zip(rows, draw(logits, entries, self.masks), strict=True))
 

@@ -178,6 +178,11 @@ class NullExecutor:
         except _MisreadError as error:
             return RowResult(tokens=(), logprobs=(), fault=Fault(scope="row", message=f"{row.request}: {error}"))
         given = (TokenLogprob(logprob=0.0, top=()),) * len(row.given)
+        if row.each:
+            width = self._widths[row.chain]
+            likeliest = [_draw(row.chain, _hash(0, (token,)), width, b"") for token in row.tokens]
+            scores = [float(place == token) for token in likeliest for place in range(width)]
+            return RowResult(tokens=(), logprobs=(), scores=tuple(scores))
         if row.samples == 0 or row.sampling is None:
             return RowResult(tokens=(), logprobs=(), given=given)
         if width := self._widths[row.chain]:

@@ -9,7 +9,7 @@ them. Whatever that is based on, nothing is committed, published or told before 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from blockc_runtime.kv.prefix import Prefix
@@ -39,6 +39,8 @@ class LiveRequest:
     prefix: Prefix
     virtual: int = 0
     whole: bool = False  # its tokens have to stand in one step
+    token_classes: int = 0  # so many scores are wanted of each of its tokens
+    scores: list[float] = field(default_factory=list)  # of its first tokens, as far as they are computed
     state: State = "waiting"
     computed: int = 0
     cached: int | None = None  # prompt tokens found when it first ran
@@ -117,5 +119,6 @@ class LiveRequest:
             given=tuple(tokens[max(start, self.virtual) + 1 : end + 1]) if is_scored else (),
             given_top=own.prompt_logprobs or 0,
             blocks=blocks,
+            each=self.token_classes > 0 and (self.chunk is None or self.chunk.is_last),
             fed=self.feed if is_fed else None,
         )

@@ -160,8 +160,9 @@ class Scheduler:
             return (_end(request.id, "error", problem),)
         if request.emitted >= request.max_tokens:
             return (_end(request.id, "length"),)
-        virtual = self._limits.chains[request.chain].virtual_tokens
+        virtual, classes = (chain := self._limits.chains[request.chain]).virtual_tokens, chain.token_classes
         tokens = [*virtual, *request.prompt]
+        # Of what somebody else has computed there are no scores: nothing is found that is not its own.
         item = LiveRequest(
             request=request,
             tenant=self._limits.tenants[request.app],
@@ -169,9 +170,12 @@ class Scheduler:
             due_s=now_s + self._target_s(request.app),
             limit_tokens=self._longest(request),
             tokens=tokens,
-            prefix=Prefix(request.isolation_group, tokens),
+            prefix=Prefix(
+                request.isolation_group if not classes else f"{request.isolation_group}/{request.id}", tokens
+            ),
             virtual=len(virtual),
             whole=self._limits.chains[request.chain].whole,
+            token_classes=classes,
         )
         self._arrivals += 1
         self._live[request.id] = item
@@ -311,6 +315,7 @@ class Scheduler:
         """A waiting request runs from here on, from its first token without KV."""
         item.state = "running"
         item.computed = reused
+        del item.scores[reused * item.token_classes :]
         if item.lacked_s is not None:
             self._residency_wait_s += self._now_s - item.lacked_s
             item.lacked_s = None
@@ -393,7 +398,10 @@ class Scheduler:
         item.computed = row.start + len(row.tokens)
         self._kv.commit(item.id, item.computed)
         if outcome.scores:
-            events.append(self._finish(item, "stop", scores=outcome.scores))
+            item.scores += outcome.scores
+            if item.computed == len(item.tokens) or not item.token_classes:
+                scores = tuple(item.scores[item.virtual * item.token_classes :])
+                events.append(self._finish(item, "stop", scores=scores))
             return
         if outcome.given:
             first = max(row.start, item.virtual) + 1 - item.virtual

@@ -49,8 +49,8 @@ class ServedApp:
 
     ``max_model_len``: prompt and answer; what the chain's virtual tokens take is gone from it, and of a text that is
     read as a whole what no step holds. ``labels``: names of classes, of a model that yields scores of them in place of
-    text; ``embedding``: of one that yields a vector. ``segments``: of the plan, those that it passes. ``priority``: of
-    requests that say none.
+    text, or of ``each_token`` of it; ``embedding``: of one that yields a vector. ``segments``: of the plan, those that
+    it passes. ``priority``: of requests that say none.
     """
 
     epoch: int
@@ -65,6 +65,7 @@ class ServedApp:
     vocab_size: int
     max_model_len: int
     labels: tuple[str, ...] = ()
+    each_token: bool = False
     embedding: EmbeddingEntry | None = None
     segments: tuple[int, ...] = ()
     priority: int = 0
@@ -180,6 +181,7 @@ def _served_app(
         vocab_size=chain.vocab_size,
         max_model_len=most_tokens,
         labels=chain.labels,
+        each_token=chain.each_token,
         embedding=chain.embedding,
         segments=chain.segments,
         priority=entry.priority,

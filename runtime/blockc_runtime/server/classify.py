@@ -1,4 +1,4 @@
-"""``/v1/classify``: scores of classes for whole texts, worded as vLLM words them, with the scores themselves.
+"""``/v1/classify``: scores of classes for texts or their tokens, worded as vLLM words them, with the scores themselves.
 
 ``probs`` are what transformers' text classification makes of the scores where nothing else is asked of it: their
 softmax, of a single class its sigmoid. ``logits`` are the scores as the model yields them: rewards, or the input of
@@ -37,7 +37,7 @@ class ScoresResponse(CallResponse):
             "object": "list",
             "created": int(time.time()),
             "model": submission.app.model,
-            "data": [_entry(index, ends[index].scores, submission.app.labels) for index in sorted(ends)],
+            "data": [self._entry(index, ends[index].scores) for index in sorted(ends)],
             "usage": {
                 "prompt_tokens": prompt,
                 "completion_tokens": 0,
@@ -46,16 +46,30 @@ class ScoresResponse(CallResponse):
             },
         }
 
+    def _entry(self, index: int, scores: Sequence[float]) -> dict[str, Any]:
+        """Of one text: its class, or the class of each of its tokens."""
+        app, width = self._submission.app, len(self._submission.app.labels)
+        tokens = self._submission.requests[index].prompt
+        if len(scores) != width * (len(tokens) if app.each_token else 1):
+            raise ApiError(500, "the engine failed: it gave no scores")
+        if not app.each_token:
+            return {"index": index, **_scored(scores, app.labels), "num_classes": width}
+        text = app.text.vocabulary.token_text
+        return {
+            "index": index,
+            "tokens": [
+                {"id": token, "text": text(token), **_scored(scores[place * width :][:width], app.labels)}
+                for place, token in enumerate(tokens)
+            ],
+            "num_classes": width,
+        }
 
-def _entry(index: int, scores: Sequence[float], labels: Sequence[str]) -> dict[str, Any]:
-    if len(scores) != len(labels):
-        raise ApiError(500, "the engine failed: it gave no scores")
+
+def _scored(scores: Sequence[float], labels: Sequence[str]) -> dict[str, Any]:
     return {
-        "index": index,
         "label": labels[max(range(len(scores)), key=scores.__getitem__)],
         "probs": probabilities(scores),
         "logits": list(scores),
-        "num_classes": len(scores),
     }
 
 

@@ -72,10 +72,20 @@ _CALL = _object(id=_STRING, type={"const": "function"}, function=_object(name=_S
 _MESSAGE = _object(role={"const": "assistant"}, content=_or_null(_STRING))
 _MESSAGE["properties"]["tool_calls"] = _list(_CALL)
 _NUMBERS = _list({"type": "number"})
+_SCORED: Any = {"label": _STRING, "probs": _NUMBERS, "logits": _NUMBERS}
 _SCORES = _object(
     object={"const": "list"},
     model=_STRING,
-    data=_list(_object(index=_INTEGER, label=_STRING, probs=_NUMBERS, logits=_NUMBERS, num_classes=_INTEGER)),
+    data=_list(
+        {
+            "anyOf": [
+                _object(index=_INTEGER, **_SCORED, num_classes=_INTEGER),
+                _object(
+                    index=_INTEGER, tokens=_list(_object(id=_INTEGER, text=_STRING, **_SCORED)), num_classes=_INTEGER
+                ),
+            ]
+        }
+    ),
     usage=_USAGE,
 )
 _VECTORS = _object(
@@ -171,5 +181,6 @@ def _call(summary: str, body: type, answer: dict[str, Any], *, is_streamed: bool
     content = {"application/json": {"schema": {"$ref": _REF.format(model=body.__name__)}}}
     operation["requestBody"] = {"required": True, "content": content}
     if is_streamed:
-        operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": _STRING}
+        # Without a schema: before OpenAPI 3.2 nothing says whether it is one of the stream or of each event.
+        operation["responses"]["200"]["content"]["text/event-stream"] = {}
     return operation

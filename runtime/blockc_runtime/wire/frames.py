@@ -134,6 +134,7 @@ _STEP = record(
             given=_INTS,
             given_top=_INT,
             blocks=optional(_INTS),
+            each=_BOOL,
             fed=optional(record(Feed, step=_INT, row=_INT)),
         )
     ),
