@@ -213,6 +213,18 @@ def activation_bytes(
     """
     step = _StepSize(tokens=tokens, rows=rows, context=context, kv_groups=kv_groups, softcap=softcap)
     types = value_types(structure)
+    parked = sum(_nbytes(types[name], step) for name, _ in structure.inputs) if parks else 0
+    peak = _peak_bytes(structure, types, step)
+    return peak + parked + _kept_bytes(structure, step) + _sampling_bytes(structure, types, step)
+
+
+def pass_bytes(structure: Structure, *, tokens: int, rows: int) -> int:
+    """The most that is alive at once while one block runs by itself."""
+    step = _StepSize(tokens=tokens, rows=rows, context=0, kv_groups=0, softcap=False)
+    return _peak_bytes(structure, value_types(structure), step)
+
+
+def _peak_bytes(structure: Structure, types: Types, step: _StepSize) -> int:
     launches = _launches(structure)
     roots = _roots(structure, launches)
     last_use = _last_uses(structure, launches, roots)
@@ -231,8 +243,7 @@ def activation_bytes(
         gone = {name for name in alive if last_use.get(name, -1) == number}
         current -= sum(sizes[name] for name in gone)
         alive -= gone
-    parked = sum(_nbytes(types[name], step) for name, _ in structure.inputs) if parks else 0
-    return peak + parked + _kept_bytes(structure, step) + _sampling_bytes(structure, types, step)
+    return peak
 
 
 def kernel_count(structures: Iterable[Structure]) -> int:

@@ -16,6 +16,7 @@ from blockc.graph import Block, Chain, ModelPath
 from blockc.ir import Bound, TensorRef
 from blockc.ir.banks import Signature, signature
 from blockc.ir.layout import KERNEL_BYTES, activation_bytes, block_tensors, chain_sides_bytes, kernel_count
+from blockc.ir.recorded import recorded_bytes, row_pages
 from blockc.ir.tensor import cached_bytes
 from blockc.place.before import before_of
 from blockc.place.problem import (
@@ -56,10 +57,11 @@ def place_problem(
     page_tokens = policy.kv_page_tokens
     chains = _chains(deployment, graph)
     activation = _activations(deployment, graph)
-    kernel_bytes = _kernel_bytes(deployment, graph)
     devices = _devices(deployment)
     turns = place_turns(deployment, graph, bases)
     has_to = any(turn.residency is not None for turn in turns.values())
+    groups = _groups(graph, page_tokens)
+    kept_bytes = _kernel_bytes(deployment, graph) + _recorded_bytes(deployment, graph, groups)
     return PlaceProblem(
         devices=devices,
         segments=tuple(
@@ -67,25 +69,13 @@ def place_problem(
                 tensors=frozenset(
                     tensor for block in blocks for tensor in block_tensors(block.structure, block.tensors)
                 ),
-                activation_bytes=kernel_bytes + max(activation(path, block) for block in blocks),
+                activation_bytes=kept_bytes + max(activation(path, block) for block in blocks),
                 turn=turns.get(number),
             )
             for number, (path, blocks) in enumerate(map(partial(_segment_blocks, graph), graph.segments))
         ),
         spare_bytes=min((_spare_bytes(path, activation) for path in graph.paths.values()), default=0),
-        groups=tuple(
-            PlaceGroup(
-                page_bytes=2
-                * group.count
-                * group.shape.kv_heads
-                * page_tokens
-                * cached_bytes(group.shape.dtype, group.shape.head_dim),
-                kv_heads=group.shape.kv_heads,
-                page_tokens=page_tokens,
-                layers=group.count,
-            )
-            for group in graph.groups
-        ),
+        groups=groups,
         chains=chains,
         max_rows=policy.max_rows,
         max_rows_span=policy.max_rows_span,
@@ -194,6 +184,39 @@ def _kernel_bytes(deployment: Deployment, graph: UnifiedGraph) -> int:
         return 0
     structures = {block.structure_digest: block.structure for block in graph.blocks.values()}
     return KERNEL_BYTES * kernel_count(structures.values())
+
+
+def _groups(graph: UnifiedGraph, page_tokens: int) -> tuple[PlaceGroup, ...]:
+    return tuple(
+        PlaceGroup(
+            page_bytes=2
+            * group.count
+            * group.shape.kv_heads
+            * page_tokens
+            * cached_bytes(group.shape.dtype, group.shape.head_dim),
+            kv_heads=group.shape.kv_heads,
+            page_tokens=page_tokens,
+            layers=group.count,
+        )
+        for group in graph.groups
+    )
+
+
+def _recorded_bytes(deployment: Deployment, graph: UnifiedGraph, groups: Sequence[PlaceGroup]) -> int:
+    """What CUDA keeps of recorded decode steps, and a page of each KV group for rows that only fill up a bucket."""
+    if all(device.kind == "cpu" for device in deployment.cluster.devices):
+        return 0
+    structures = {
+        block.structure_digest: block.structure for path in graph.paths.values() for block in path.blocks
+    }.values()
+    positions = max((path.max_model_len for path in graph.paths.values()), default=1)
+    pages = [
+        row_pages(positions=positions, page_tokens=group.page_tokens, window=shaped.shape.window)
+        for group, shaped in zip(groups, graph.groups, strict=True)
+    ]
+    return recorded_bytes(
+        tuple(structures), max_rows=deployment.policy.max_rows, pages=pages, segments=len(graph.segments)
+    ) + sum(group.page_bytes for group in groups)
 
 
 def _has_softcap(block: Block) -> bool:

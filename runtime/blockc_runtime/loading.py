@@ -163,7 +163,7 @@ def _check_room(plan: ExecutionPlan, before: Epoch, carried: Mapping[int, int], 
 
 
 def beside_bytes(old: ExecutionPlan, plan: ExecutionPlan, carried: Mapping[int, int]) -> int:
-    """What two plans take at once. Steps are taken one at a time, so that they have one workspace."""
+    """What two plans take at once. Steps are taken one at a time, so that on a CPU they have one workspace."""
 
     def tensors(of: ExecutionPlan) -> dict[str, int]:
         """Those that are always there."""
@@ -182,6 +182,8 @@ def beside_bytes(old: ExecutionPlan, plan: ExecutionPlan, carried: Mapping[int, 
     adds_sides = any(chain.sides not in manifests for chain in plan.chains)
     pages = {group: count for instance in plan.instances for group, count in instance.kv_pages.items()}
     workspaces = [sum(entry.workspace_bytes for entry in of.memory) for of in (old, plan)]
+    if plan.target == "cuda":  # recorded graphs compute in memory of their own, those of each plan
+        workspaces[0] = 0
     return (
         sum(entry.used_bytes for entry in old.memory)
         + (weights_bytes * new // every if every else 0)

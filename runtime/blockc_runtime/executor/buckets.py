@@ -11,18 +11,12 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from blockc.ir.recorded import row_pages, table_numbers
+
 # Places of one tile of the low-rank kernels (`ops.linear.side_tiles`).
 _TILE_PLACES = 16
 # A tile that nobody uses: no places, slot -1.
 _NO_TILE = (0, 0, -1, 0)
-
-
-def bucket_of(rows: int) -> int:
-    """The size that ``rows`` are filled up to: 1, 2, 4, 8, 16, then by 16, from 128 on by 32, from 256 on by 64."""
-    if rows <= 16:
-        return 1 << max(0, rows - 1).bit_length()
-    step = 16 if rows <= 128 else 32 if rows <= 256 else 64
-    return -(-rows // step) * step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +30,8 @@ class GroupForm:
 
     @property
     def row_pages(self) -> int:
-        """The most pages that a row sees: a window may begin and end within a page."""
-        whole = -(-self.positions // self.page_tokens)
-        return whole if self.window is None else min(whole, -(-self.window // self.page_tokens) + 1)
+        """The most pages that a row sees."""
+        return row_pages(positions=self.positions, page_tokens=self.page_tokens, window=self.window)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +80,7 @@ class DecodeLayout:
     @property
     def size(self) -> int:
         """The most numbers that there can be."""
-        return self.pages_at + sum(self.bucket * group.row_pages + 1 for group in self.groups)
+        return table_numbers(self.bucket, [group.row_pages for group in self.groups], self.segments)
 
     def numbers(self, rows: Sequence[DecodeRow]) -> array[int]:
         """All of it, ending with the last page in use. At most ``bucket`` rows."""

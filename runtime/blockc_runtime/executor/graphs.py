@@ -1,4 +1,4 @@
-"""Decode rows of a segment as a recorded graph: a step's work on the device is one launch a segment.
+"""Decode rows of a segment, or of a part of it, as a recorded graph: a step's work on the device is one launch each.
 
 In: the rows of a launch, if each is of one token. Out: what the segment yields for them, or why it has to be run op by
 op. Rows are filled up to a bucket (`buckets.py`); everything a step reads from the host goes through one pinned buffer
@@ -8,6 +8,7 @@ and one copy, whatever segments the rows pass. Invariant: a replay equals the sa
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,8 +16,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from blockc.ir.recorded import MOST_ROWS, bucket_of, largest_bucket
 from blockc_runtime.executor.batch import TokenBatch
-from blockc_runtime.executor.buckets import DecodeLayout, DecodeRow, GroupForm, bucket_of
+from blockc_runtime.executor.buckets import DecodeLayout, DecodeRow, GroupForm
 from blockc_runtime.executor.model import LoadedModel
 from blockc_runtime.executor.program import LogitRows
 from blockc_runtime.executor.segment import LoadedSegment, PassInputs, reads_states, run_blocks
@@ -31,8 +33,8 @@ from blockc_runtime.step import Row
 
 # Benchmarks compare both ways.
 _SWITCH = "BLOCKC_GRAPHS"
-# Rows beyond which launches cost little beside what they launch.
-_MOST_ROWS = 256
+# Graphs of parts of segments: where prompts go layer by layer, runs of blocks begin and stop at many places.
+_MOST_PARTS = 128
 # Ops whose work depends on what the host must know of the rows.
 _HOST_OPS = {
     "blockc.expert_linear": "experts are called as often as tokens chose them",
@@ -90,6 +92,17 @@ class Replayed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Key:
+    """A run of a segment's blocks, from the first to before ``stop``; ``sided``: with fine-tunes."""
+
+    segment: int
+    first: int
+    stop: int
+    bucket: int
+    sided: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Recorded:
     replay: Callable[[], None]
     states: Tensor | None
@@ -97,11 +110,16 @@ class _Recorded:
 
 
 class SegmentGraphs:
-    """The graphs of a model, recorded when they are first needed. ``most_rows``: of a step."""
+    """The graphs of a model, recorded when they are first needed. ``most_rows``: of a step.
+
+    They share what they read and what they yield, one memory for each width: no two run at once, and what is to last is
+    copied from there. Its size is part of a plan (`blockc.ir.recorded`).
+    """
 
     def __init__(self, model: LoadedModel, *, device: torch.device, recorder: Recorder, most_rows: int) -> None:
         self._model, self._device, self._recorder = model, device, recorder
-        self._most_rows = min(most_rows, _MOST_ROWS)
+        self._most_rows = min(most_rows, MOST_ROWS)
+        self._bucket = largest_bucket(most_rows)
         positions = max((limits.positions for limits in model.limits), default=1)
         self._groups = tuple(
             _form(pool, window, positions) for pool, window in zip(model.pools, model.windows, strict=True)
@@ -109,23 +127,35 @@ class SegmentGraphs:
         self._banks = tuple(tuple(bank for bank in own.banks if _is_tabled(bank, own)) for own in model.segments)
         self._others = tuple(tuple(bank for bank in own.banks if not _is_tabled(bank, own)) for own in model.segments)
         self._refused = {n: why for n, own in enumerate(model.segments) if (why := _refusal(n, own, model)) is not None}
-        size = self._layout(bucket_of(self._most_rows)).size
+        size = self._layout(self._bucket).size
         self._numbers = torch.zeros(size, dtype=torch.int64, device=device)
         self._staged = torch.zeros(size, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._copied: torch.cuda.Event | None = None
         self._filled: tuple[TokenBatch, int] | None = None
-        self._recorded: dict[tuple[int, int, bool], _Recorded] = {}
+        self._recorded: OrderedDict[_Key, _Recorded] = OrderedDict()
+        self._shared: dict[tuple[bool, int, torch.dtype], Tensor] = {}
 
-    def run(self, number: int, batch: TokenBatch, rows: Sequence[Row], states: Callable[[], Tensor]) -> Replayed | str:
-        """Segment ``number`` on ``batch``, or why not. ``states``: gives the hidden states before it."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tables and of what graphs share, without those that they compute in."""
+        return self._numbers.nbytes + sum(own.nbytes for own in self._shared.values())
+
+    def run(
+        self, number: int, blocks: slice, batch: TokenBatch, rows: Sequence[Row], states: Callable[[], Tensor]
+    ) -> Replayed | str:
+        """A run of segment ``number``'s blocks on ``batch``, or why not.
+
+        ``states``: gives the hidden states before them.
+        """
         why = self._why_not(number, batch, rows)
         if why is not None:
             return why
         count, bucket = len(batch.rows), bucket_of(len(batch.rows))
         sided = any(rows[i].chain in bank.slots for bank in self._banks[number] for i in batch.rows)
-        key = number, bucket, sided
+        segment = self._model.segments[number]
+        key = _Key(segment=number, first=blocks.start, stop=blocks.stop, bucket=bucket, sided=sided)
         self._fill(batch, rows, bucket)
-        before = states() if reads_states(self._model.segments[number]) else None
+        before = states() if reads_states(segment.occurrences[blocks]) else None
         recorded = self._recorded.get(key)
         if recorded is None:
             try:
@@ -133,12 +163,14 @@ class SegmentGraphs:
             except Exception as error:  # whatever forbids recording does not forbid running
                 self._refused[number] = f"it cannot be recorded: {type(error).__name__}: {error}"[:300]
                 return self._refused[number]
+            self._forget_parts()
+        self._recorded.move_to_end(key)
         if recorded.states is not None and before is not None:
             recorded.states[:, :count].copy_(before)
         recorded.replay()
         out, finite = recorded.outputs
         # Hidden states are read by later launches, which may replay this very graph first.
-        kept = out[:, :count] if self._model.segments[number].yields_logits else out[:, :count].clone()
+        kept = out[:, :count] if finite is not None else out[:, :count].clone()
         return Replayed(states=kept, finite=None if finite is None else finite[:count])
 
     def _why_not(self, number: int, batch: TokenBatch, rows: Sequence[Row]) -> str | None:
@@ -179,15 +211,31 @@ class SegmentGraphs:
             uses=tuple(_use(banks, row.chain) for banks in self._banks),
         )
 
-    def _record(self, key: tuple[int, int, bool], before: Tensor | None) -> _Recorded:
-        """Static operands are views of the one buffer; hidden states have a tensor of their own."""
-        number, bucket, sided = key
-        segment, layout = self._model.segments[number], self._layout(bucket)
-        states = None if before is None else before.new_zeros((1, bucket, before.shape[2]))
+    def _forget_parts(self) -> None:
+        """Let graphs of parts go that were not replayed for longest."""
+        parts = [key for key in self._recorded if self._is_part(key)]
+        for key in parts[: max(0, len(parts) - _MOST_PARTS)]:
+            del self._recorded[key]
+
+    def _is_part(self, key: _Key) -> bool:
+        return key.stop - key.first < len(self._model.segments[key.segment].occurrences)
+
+    def _share(self, like: Tensor, *, goes_in: bool) -> Tensor:
+        """``[1, bucket, F]``, the largest, which all graphs have that read, or yield, as many values."""
+        key = goes_in, like.shape[2], like.dtype
+        if key not in self._shared:
+            self._shared[key] = like.new_zeros((1, self._bucket, like.shape[2]))
+        return self._shared[key]
+
+    def _record(self, key: _Key, before: Tensor | None) -> _Recorded:
+        """Static operands are views of the one buffer of tables, and of what graphs share."""
+        segment, layout, bucket = self._model.segments[key.segment], self._layout(key.bucket), key.bucket
+        states = None if before is None else self._share(before, goes_in=True)[:, :bucket]
         if states is not None and before is not None:
             states[:, : before.shape[1]].copy_(before)
         batches = {group: self._kv_batch(layout, group) for own in segment.occurrences for group in own.kv_groups}
-        sides = self._sides(number, layout) if sided else [[()] * len(groups) for groups in segment.groups]
+        sides = self._sides(key.segment, layout) if key.sided else [[()] * len(groups) for groups in segment.groups]
+        blocks = slice(key.first, key.stop)
 
         def given_states() -> Tensor:
             assert states is not None
@@ -203,9 +251,12 @@ class SegmentGraphs:
                 states=given_states,
             )
             out = run_blocks(
-                segment.occurrences, self._model.preludes, given, sides=sides, kv_batch=batches.__getitem__
-            )
-            return out, rows.finite
+                segment.occurrences[blocks], self._model.preludes, given, sides=sides[blocks],
+                kv_batch=batches.__getitem__,
+            )  # fmt: skip
+            yielded = self._share(out, goes_in=False)[:, :bucket]
+            yielded.copy_(out)
+            return yielded, rows.finite
 
         replay, outputs = self._recorder.record(run)
         return _Recorded(replay=replay, states=states, outputs=outputs)

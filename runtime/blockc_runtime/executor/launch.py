@@ -201,10 +201,8 @@ class StepRun:
 
     def _pass(self, launch: Launch, blocks: slice, batch: TokenBatch, rows: LogitRows) -> Tensor:
         """Hidden states ``[1, T, F]``, or logits ``[1, R, V]`` after the last segment."""
-        if self.graphs is not None and launch.blocks is not None:
-            self.op_by_op.append("a part of a segment")
-        elif self.graphs is not None:
-            done = self.graphs.run(launch.segment, batch, self.step.rows, lambda: self._states(batch))
+        if self.graphs is not None:
+            done = self.graphs.run(launch.segment, blocks, batch, self.step.rows, lambda: self._states(batch))
             if isinstance(done, Replayed):
                 self.replays += 1
                 rows.finite = done.finite

@@ -83,9 +83,9 @@ def run_blocks(
     return states
 
 
-def reads_states(segment: LoadedSegment) -> bool:
-    """Whether the segment goes on from hidden states."""
-    names = {name for name, _ in segment.occurrences[0].program.structure.inputs}
+def reads_states(blocks: Sequence[Occurrence]) -> bool:
+    """Whether they go on from hidden states."""
+    names = {name for name, _ in blocks[0].program.structure.inputs}
     return not names <= {"tokens", "positions"}
 
 

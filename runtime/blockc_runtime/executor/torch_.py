@@ -147,7 +147,7 @@ class TorchExecutor:
         now, before, after, model = _resident(self.device), self._before_loading, self._after_loading, self._model
         if now is None or before is None or after is None or model is None:
             return None
-        kv_bytes = sum(pool.resident_bytes() for pool in model.pools)
+        kv_bytes = sum(pool.resident_bytes() - pool.scratch_bytes for pool in model.pools)
 
         def most_bytes(seen: Resident) -> int:
             """Of its own and of the zoo's files, at any time until then."""

@@ -1,8 +1,8 @@
 """The memory of KV groups.
 
 In: the plan's groups and pages. Out: for each group and layer its keys and values.
-Invariant: no two pools overlap; bytes are pages times ``KvGroupEntry.page_bytes``, on CUDA of one page more; on CPU
-nothing is resident before it is written.
+Invariant: no two pools overlap; bytes are pages times ``KvGroupEntry.page_bytes``, on CUDA of one page more, which is
+workspace; on CPU nothing is resident before it is written.
 """
 
 from __future__ import annotations
@@ -39,6 +39,11 @@ class KvPool:
     def nbytes(self) -> int:
         """Bytes of it."""
         return sum(own.nbytes for own in self.memory)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of the page that no request is given: a plan counts them as workspace."""
+        return 0 if self.scratch is None else self.nbytes // (self.pages + 1)
 
     def resident_bytes(self) -> int:
         """Bytes of it in memory: on CPU those of the pages that were ever written."""

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockc_runtime.executor.buckets import DecodeLayout, DecodeRow, GroupForm, bucket_of
+from blockc.ir.recorded import bucket_of
+from blockc_runtime.executor.buckets import DecodeLayout, DecodeRow, GroupForm
 from blockc_runtime.ops.attention.rows import KvRow
 
 

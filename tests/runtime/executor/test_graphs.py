@@ -7,21 +7,26 @@ the step was copied to where that lies. Nothing else of a step can reach it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from blockc.ir import parse_structure
+from blockc.ir.recorded import recorded_bytes, row_pages, shared_bytes
+from blockc_runtime.executor import graphs
 from blockc_runtime.executor import model as executor_model
 from blockc_runtime.executor.graphs import CudaRecorder, Outputs, recorder_for
-from blockc_runtime.executor.torch_ import TorchExecutor
+from blockc_runtime.executor.torch_ import StepCounts, TorchExecutor
 from blockc_runtime.kv.pool import kv_pools
 from blockc_runtime.ops.attention import paged_cuda
 from blockc_runtime.ops.linear import grouped_cuda
 from blockc_runtime.ops.table import op_table
-from blockc_runtime.step import SlotFill
+from blockc_runtime.step import Launch, Row, SlotFill, Step
 from tests.runtime.executor.driver import Driver, Sequence_, new_zoo
 from tests.runtime.executor.models import gpt2_spec, llama_spec, make_gpt2, make_llama
 from tests.runtime.executor.plans import ModelSpec, Part, PlanBuilder, Term
@@ -181,6 +186,84 @@ def test_rows_that_fill_up_a_bucket_touch_nobodys_pages(tmp_path: Path) -> None:
     changed = (pool.memory[0] != before).flatten(3).any(-1).any(0).any(0).nonzero()[:, 0].tolist()
     assert set(changed) == slots | {pool.scratch * pool.page_tokens}
     assert pool.scratch == pool.pages
+
+
+def in_parts(driver: Driver, rows: list[Row], cuts: tuple[int, ...], parked: tuple[str, ...] = ()) -> StepCounts:
+    """One step whose rows pass runs of the one segment's blocks: each run with whoever passes it."""
+    launches = [
+        Launch(instance=0, segment=0, micro_batch=0, rows=members, blocks=run)
+        for run in pairwise(cuts)
+        if (members := tuple(i for i, row in enumerate(rows) if row.blocks in (None, run)))
+    ]
+    driver.executor.submit(Step(id=0, epoch=0, rows=tuple(rows), launches=tuple(launches), parked=parked))
+    assert all(result.fault is None for result in driver.executor.collect().rows)
+    return driver.executor.counts
+
+
+@pytest.mark.usefixtures("cuda_ops")
+def test_rows_beside_a_prompt_that_goes_in_parts_are_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of blocks that only decode rows pass are graphs, and the one where the prompt is goes op by op."""
+    builder = PlanBuilder(new_zoo(tmp_path / "zoo"), pages=60)
+    builder.add(llama_spec(make_llama()))
+    recorder, found = recorder_here(), []
+    for own in (recorder, None):
+        driver = driver_of(builder, own)
+        last = driver.plan.segments[0].count
+        runs = ((0, 2), (2, 5), (5, last))
+        ones, prompt = [driver.start(0, tokens) for tokens in ([7, 8, 9], [4, 2])], driver.start(0, range(3, 12))
+        driver.advance([(one, len(one.tokens)) for one in ones])
+        logits, said = [], []
+        for blocks in runs:
+            rows = [driver.row(one, 1, samples=1) for one in ones]
+            reaches = blocks[1] == last
+            row = driver.row(prompt, len(prompt.tokens), samples=int(reaches))
+            rows.append(replace(row, request="prompt", blocks=blocks))
+            parked = () if reaches else ("prompt",)
+            said.append(in_parts(driver, rows, (0, 2, 5, last), parked))
+            logits += [driver.tapped[i] for i in sorted(driver.tapped)]
+            driver.tapped = {}
+            for one in ones:
+                one.tokens.append(5)
+                one.cached += 1
+        found.append((said, logits))
+    (said, ours), (_, wanted) = found
+    assert [(counts.replays, counts.op_by_op) for counts in said] == [(2, ("rows of several tokens",))] * 3
+    assert recorder.recorded == 3
+    assert len(ours) == len(wanted) == 7
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-4)
+    # A bound keeps those that were replayed last.
+    monkeypatch.setattr(graphs, "_MOST_PARTS", 1)
+    driver = driver_of(builder, recorder := recorder_here())
+    one = driver.start(0, [7])
+    for _ in range(2):
+        in_parts(driver, [driver.row(one, 1, samples=1)], (0, 2, last))
+    assert recorder.recorded == 4
+
+
+@pytest.mark.usefixtures("cuda_ops")
+def test_what_graphs_share_is_what_a_plan_counts(tmp_path: Path) -> None:
+    """And a pool's page for rows that only fill up a bucket: the workspace of CUDA's plans has both."""
+    builder = PlanBuilder(new_zoo(tmp_path / "zoo"), pages=20)
+    builder.add(llama_spec(make_llama(layers=1)))
+    driver = driver_of(builder, recorder_here())
+    last, plan = driver.plan.segments[0].count, driver.plan
+    for count in (1, 3):  # of two buckets, by parts and at once
+        rows = [driver.row(driver.start(0, [i]), 1, samples=1) for i in range(count)]
+        in_parts(driver, rows, (0, 1, last))
+        driver.step(rows)
+    own, model = driver.executor._graphs, driver.executor._model
+    assert own is not None
+    assert model is not None
+    (limits,), (group,) = model.limits, plan.kv_groups
+    pages = row_pages(positions=limits.positions, page_tokens=group.page_tokens, window=group.window)
+    (path,) = plan.paths.values()
+    structures = [parse_structure(plan.structures[plan.blocks[b].structure]) for b in path.blocks]
+    shared = shared_bytes(structures, max_rows=plan.batching.max_rows, pages=[pages], segments=1)
+    assert own.nbytes == shared
+    assert shared < recorded_bytes(structures, max_rows=plan.batching.max_rows, pages=[pages], segments=1)
+    (pool,) = model.pools
+    assert pool.nbytes == (pool.pages + 1) * group.page_bytes
+    assert pool.scratch_bytes == group.page_bytes
 
 
 @pytest.mark.usefixtures("cuda_ops")
