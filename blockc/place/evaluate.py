@@ -95,7 +95,7 @@ def _sent(problem: PlaceProblem, placement: Placement, number: int) -> float:
         if load is not None and problem.work is not None:
             nbytes = sum(problem.work.segments[segment].reduce_bytes for segment in problem.chains[chain].segments)
             tokens = float(load.rate_rps * (load.prompt_tokens + load.output_tokens))
-            found += 2 * (len(instance.devices) - 1) * nbytes * tokens * _weights(placement, chain)[number]
+            found += 2 * (len(instance.devices) - 1) * nbytes * tokens * _weights(placement, chain).get(number, 0.0)
     return found
 
 
