@@ -54,7 +54,7 @@ def kinds(given: PlaceProblem, placement: Placement) -> list[str]:
 
 def test_devices_are_chosen_by_price_where_cost_comes_first() -> None:
     light = loaded([4.0, 1.0, 1.0], [(0, 1), (0, 2)], [load(0.5)] * 2, nodes=(2,))
-    heavy = loaded([14.0, 1.0, 1.0], [(0, 1), (0, 2)], [load(9)] * 2, nodes=(4,), link=None)
+    heavy = loaded([14.0, 1.0, 1.0], [(0, 1), (0, 2)], [load(9)] * 2, nodes=(3,), link=None)
     cheap = placed(mixed(light, prices=("4", "0.8"), objective=("cost", "peak_load")))
     assert kinds(mixed(light, prices=("4", "0.8"), objective=()), cheap) == ["slow"]
     assert (cheap.solver.value, cheap.solver.bound) == (0.8, 0.8)
@@ -176,7 +176,7 @@ ORDERS = (
 PEAKS = (("peak_load", "cost"), ("slo", "devices"), ("devices", "communication", "peak_load"))
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", range(12))
 def test_searches_and_bounds_agree_with_trying_all(seed: int) -> None:
     generator = random.Random(seed)
     prices = generator.choice([("4", "0.8"), ("2.5", "2"), ("1.999", "1"), ("3", "3")])
@@ -208,7 +208,7 @@ def test_searches_and_bounds_agree_with_trying_all(seed: int) -> None:
         assert best[0] <= spent(packing, better) <= spent(packing, cells)
 
 
-@pytest.mark.parametrize("seed", range(14))
+@pytest.mark.parametrize("seed", range(7))
 def test_every_placement_of_mixed_devices_holds(seed: int) -> None:
     given = mixed(random_loaded(seed, nodes=(2, 2)), prices=("4", "0.8"), objective=(*ORDERS, *PEAKS)[seed % 7])
     found = place(given, diags=Diagnostics())

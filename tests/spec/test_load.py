@@ -297,3 +297,15 @@ def test_digest_does_not_depend_on_the_hash_seed() -> None:
     }
     assert len(digests) == 1
     assert len(digests.pop().strip()) == 64
+
+
+def test_what_links_nodes(tmp_path: Path) -> None:
+    def links(network: str) -> tuple[object, ...]:
+        text = MINIMAL.replace("cluster box {", f"cluster box {{ network {{ {network} }}")
+        assert network in text
+        own = deployment_of(text, tmp_path).cluster
+        return own.link_bytes_per_s, own.node_bytes_per_s, float(own.node_latency_s)
+
+    assert links("inter_node = 1Gbps") == (None, 125_000_000, 20e-6)
+    assert links("intra_node = 2GB/s  inter_node = 1Gbps  latency = 1ms") == (2 * 10**9, 125_000_000, 1e-3)
+    assert deployment_of(MINIMAL, tmp_path).cluster.node_bytes_per_s is None
