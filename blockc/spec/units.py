@@ -116,6 +116,7 @@ _AMBIGUOUS: dict[str, tuple[str, ...]] = {
     "Gbit": ("GB", "Gbps"),
 }
 
+_MONEY = {"usd", "eur", "gbp", "chf", "cny", "jpy", "dollar", "dollars", "euro", "euros", "cent", "cents"}
 _SYNONYMS: dict[str, str] = {
     "b": "B",
     "bytes": "B",
@@ -223,6 +224,8 @@ def _unknown_unit(digits: str, symbol: str) -> UnitProblem:
             help=f"write {' or '.join(choices)}",
         )
     message = f"no unit `{symbol}`"
+    if symbol.lower().partition("/")[0] in _MONEY:
+        return UnitProblem(code="BC104", message=message, help=f"money has no unit: write `{digits} / 1h`")
     if re.fullmatch(r"[eE][0-9]+", symbol):
         zeros = int(symbol[1:]) if len(symbol) <= 3 else MAX_DIGITS
         exact = Fraction(digits) * 10**zeros
