@@ -140,6 +140,7 @@ def guarded(app: typer.Typer, arguments: list[str]) -> int:
         return int(stop.code) if isinstance(stop.code, int) else int(ExitCode.ERRORS)
     except Exception as error:
         if isinstance(error, usage_error):
+            error.message = str(error.message).replace("Value error, ", "")  # type: ignore[attr-defined]  # pydantic's
             error.show(file=sys.stderr)  # type: ignore[attr-defined]  # every UsageError has it
             return int(ExitCode.USAGE)
         if "--traceback" in arguments:

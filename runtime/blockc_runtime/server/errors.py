@@ -88,6 +88,8 @@ def install(app: FastAPI) -> None:
     async def on_http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = "there is no such route" if error.status_code == 404 else str(error.detail)
+        if error.status_code == 405 and (allowed := (error.headers or {}).get("Allow")):
+            message = f"this route takes {allowed}"
         return ApiError(error.status_code, message, headers=error.headers).response()
 
     async def on_bug(_: Request, __: Exception) -> Response:

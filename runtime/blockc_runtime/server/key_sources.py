@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from blockc.diag import DiagnosticError, Diagnostics
-from blockc_runtime.server.auth import KeyRing, Keys
+from blockc_runtime.server.auth import OPERATOR, KeyRing, Keys
 from blockc_runtime.server.keys_file import KEY_FORM, key_digest, load_keys
 from blockc_runtime.server.secret_places import SecretError, SecretPlaces
 
@@ -78,7 +78,7 @@ class KeySources:
                 "BC603",
                 f"the secret `{name}`, a key of the tenant `{tenant[:80]}`, {why}",
                 help=f"give it in one place: the variable {name}, a file that {name}_FILE names, or a file called "
-                f"{name} in the folder of --secrets",
+                f"{name} in the folder of --secrets; a key, or one on each line",
             )
         return digests
 
@@ -110,8 +110,9 @@ async def watch_keys(
         else:
             if of == plan():  # else a swap has put other secrets in force meanwhile
                 ring.replace(keys)
-                owners = {tenant for tenant, _ in (*keys.owners.values(), *keys.secrets.values())}
-                progress(f"keys read again: {len(keys.owners) + len(keys.secrets)} of {len(owners)}")
+                owners = {tenant for tenant, _ in (*keys.owners.values(), *keys.secrets.values())} - {OPERATOR}
+                count, whose = len(keys.owners) + len(keys.secrets), "tenant" if len(owners) == 1 else "tenants"
+                progress(f"keys read again: {count}, of {len(owners)} {whose} and the operator")
 
 
 def _version(path: Path) -> tuple[int, ...] | None:

@@ -354,7 +354,8 @@ def validate(kind: type[_BodyT], body: dict[str, Any]) -> _BodyT:
         param = echo(".".join(path))
         if first["type"] == "extra_forbidden":
             raise invalid(f"`{param}` is not supported", param=param) from None
-        raise invalid(f"`{param}`: {echo(first['msg'])}", param=param) from None
+        why = first["msg"].removeprefix("Value error, ")  # pydantic's words before ours
+        raise invalid(f"`{param}`: {echo(why)}", param=param) from None
 
 
 def _without_neutral(fields: dict[str, Any], neutral: dict[str, tuple[object, ...]], where: str) -> dict[str, Any]:

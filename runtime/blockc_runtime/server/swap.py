@@ -245,7 +245,7 @@ class Swaps:
 
     def _read(self, data: bytes, epoch: int) -> _Served:
         """Whatever can be wrong with a plan, before an engine is told of it."""
-        plan = read_plan(data, "the plan")
+        plan = read_plan(data, "what was sent")
         require_weights(plan)
         zoo = Zoo(self._zoo)
         _require_there(plan, zoo)
