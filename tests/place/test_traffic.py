@@ -18,7 +18,7 @@ from blockc.place.cells import Views
 from blockc.place.evaluate import evaluate
 from blockc.place.traffic.aggregate import aggregate, closed_form
 from blockc.place.traffic.flat import Flat, least_spent
-from blockc.place.traffic.greedy import multi_start
+from blockc.place.traffic.greedy import Filler, choices_of_kinds, multi_start
 from blockc.place.traffic.improve import improve
 from blockc.place.traffic.packing import devices_of, packing_problem
 from blockc.place.traffic.shares import shares_of
@@ -96,6 +96,25 @@ def test_planted_bins_are_filled_exactly(seed: int) -> None:
     solved = solve(bins(sizes, capacity, 16), seed=7, limit_s=60, gap=0.0)
     assert solved.cells is not None
     assert devices_of(solved.cells) == solved.bound == count
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_is_remembered_of_a_cell_is_as_if_found_afresh(seed: int) -> None:
+    packing = packing_of(Views(problem=random_loaded(seed)))
+    filler = Filler(packing, choices_of_kinds(packing)[0])
+    remembered = 0
+    for group, own in enumerate(packing.groups):
+        for _ in range(own.units):
+            cell = filler.choose(group) or filler.open(group)
+            if cell is not None and filler.fit(cell, group) is not None:
+                filler.add(cell, group)
+        for other in range(len(packing.groups)):
+            found = filler.choose(other)
+            remembered += sum(len(cell.known) for cell in filler.cells)
+            for cell in filler.cells:
+                cell.known = {}
+            assert filler.choose(other) is found
+    assert remembered
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -29,7 +29,7 @@ class OpenCell:
     """A cell that is being filled."""
 
     __slots__ = (
-        "activation", "block", "counts", "devices", "fixed", "forbidden", "kind", "limit", "nbytes", "parts",
+        "activation", "block", "counts", "devices", "fixed", "forbidden", "kind", "known", "limit", "nbytes", "parts",
         "resident", "rows", "sweep_ns", "tau_ns",
     )  # fmt: skip
 
@@ -37,6 +37,8 @@ class OpenCell:
         self.kind, self.block, self.devices = kind, block, devices
         self.counts: dict[int, int] = {}
         self.forbidden: set[int] = set()
+        # What `Filler.choose` found out of it as it is: most cells stay as they are for many rounds.
+        self.known: dict[int, tuple[int, int] | None] = {}
         self.resident: set[int] = set()
         self.tau_ns: int | None = None
         self.limit = PARTS
@@ -115,6 +117,7 @@ class Filler:
 
     def add(self, cell: OpenCell, group: int) -> None:
         """Take a unit in, for which there is room."""
+        cell.known = {}
         kind, own = self.packing.kinds[cell.kind], self.packing.groups[group]
         cell.parts += kind.unit_parts[group]
         cell.nbytes += kind.unit_bytes[group]
@@ -136,15 +139,23 @@ class Filler:
         """An open cell with room: where least is added, then the fullest, then the first."""
         best: tuple[int, int] | None = None
         found = None
+        # Whether it has room depends on that cell alone.
+        alone = self.packing.groups[group].copies <= 1
         needed = [(kind.unit_parts[group], kind.offered_bytes - kind.unit_bytes[group]) for kind in self.packing.kinds]
         for cell in self.cells:
             # As `fit` would find; most cells are full, and a call for each is what takes the time.
             parts, most_bytes = needed[cell.kind]
             if cell.parts + cell.fixed + parts > cell.limit or cell.nbytes > most_bytes:
                 continue
-            fit = self.fit(cell, group)
-            if fit is not None and (best is None or (fit.added // _STEP, fit.spare) < best):
-                best, found = (fit.added // _STEP, fit.spare), cell
+            if group in cell.known:
+                own = cell.known[group]
+            else:
+                fit = self.fit(cell, group)
+                own = None if fit is None else (fit.added // _STEP, fit.spare)
+                if alone:
+                    cell.known[group] = own
+            if own is not None and (best is None or own < best):
+                best, found = own, cell
         return found
 
     def private(self, cell: OpenCell) -> OpenCell:

@@ -1,8 +1,8 @@
 """Packings made better by taking some cells apart and filling their units in again, a fixed number of times.
 
 In: a packing that holds. Out: one that holds, of no more devices (ruin and recreate: Schrimpf et al., J. Comput.
-Phys. 159, 2000). What a round makes is kept if it uses fewer devices, or as many and less of their time, or is more
-uneven.
+Phys. 159, 2000). What a round makes is kept if it uses fewer devices, or as many and less of them, or is more uneven.
+A cell is as full as its time or, a little less, its memory is.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Final
 
 from blockc.place.traffic.goals import PEAKS, amount, weights
 from blockc.place.traffic.greedy import Filler, OpenCell, cheapen, choices_of_kinds, load_of, reopened
-from blockc.place.traffic.packing import PARTS, PackedCell, Packing
+from blockc.place.traffic.packing import PackedCell, Packing
 
 _SEED: Final = 7
 # Cells that are taken apart at once.
 _FEWEST, _MOST = 2, 6
-# How much unevenness counts beside time that is used: sharing saves time, and nearly empty cells can be closed. Of 0 to
-# 1 that were tried on the fleets of `benchmarks/placement.py`, 1 takes one to three devices more.
+# How much unevenness counts beside what is taken: sharing saves, and nearly empty cells can be closed. Of 0 to 1 that
+# were tried on the fleets of `benchmarks/placement.py`, 0.6 and 1 take one to three devices more.
 _UNEVEN: Final = 0.4
-
-
+# How much memory counts beside time, of which whichever a cell has less left is what it is full of.
+_HELD: Final = 0.8
 # Units and cells that all rounds together look at.
 _EFFORT: Final = 100_000_000
-_MOST_ROUNDS: Final = 8_000
+_MOST_ROUNDS: Final = 12_000
 _LEAST_ROUNDS: Final = 500
 
 
@@ -57,7 +57,7 @@ def improve(packing: Packing, cells: Sequence[PackedCell], *, rounds: int, least
         filler.free = [list(free) for free in kept_free]
         for cell in removed:
             filler.free[cell.block] = sorted([*filler.free[cell.block], *cell.devices])
-        score = _score(filler, first) if _refill(filler, removed, load, noise) else None
+        score = _score(filler, first) if _refill(filler, removed, first, load, noise) else None
         if score is not None and score >= best:
             best = score
         else:
@@ -69,14 +69,16 @@ def improve(packing: Packing, cells: Sequence[PackedCell], *, rounds: int, least
 def _score(filler: Filler, first: Sequence[int]) -> tuple[float, ...]:
     """Less spent (``first``: by kind), then less of what else adds up and comes before the peak; higher is better.
 
-    Then less time that is used, more unevenly.
+    Then cells that are less full, more unevenly.
     """
     packing = filler.packing
     kinds = packing.kinds
     score = 0.0
     for cell in filler.cells:
-        part = (cell.parts + cell.fixed) / PARTS
-        score += kinds[cell.kind].width * part * (_UNEVEN * part - 1)
+        kind = kinds[cell.kind]
+        held = (cell.nbytes + cell.activation) / kind.offered_bytes
+        full = max((cell.parts + cell.fixed) / cell.limit, _HELD * held)
+        score += kind.width * full * (_UNEVEN * full - 1)
     spent = sum(first[cell.kind] for cell in filler.cells)
     before = list(itertools.takewhile(lambda goal: goal not in PEAKS, packing.goals))[1:]
     more = [amount(packing, goal, [cell.packed() for cell in filler.cells]) for goal in before]
@@ -93,8 +95,14 @@ def _chosen(filler: Filler, noise: random.Random) -> list[OpenCell]:
     return [first, *noise.sample(pool, min(count - 1, len(pool)))]
 
 
-def _refill(filler: Filler, removed: Sequence[OpenCell], load: Sequence[float], noise: random.Random) -> bool:
-    """All their units, the large ones first, more or less; what is filled in is copied first."""
+def _refill(
+    filler: Filler, removed: Sequence[OpenCell], first: Sequence[int], load: Sequence[float], noise: random.Random
+) -> bool:
+    """All their units, the large ones first, more or less; what is filled in is copied first.
+
+    False where one has no room, or where more is spent than before.
+    """
+    left = sum(first[old.kind] for old in removed)
     counts: dict[int, int] = {}
     for old in removed:
         for group, count in old.counts.items():
@@ -115,6 +123,9 @@ def _refill(filler: Filler, removed: Sequence[OpenCell], load: Sequence[float], 
                 if cell is None:
                     cell = filler.open(group)
                     if cell is None or filler.fit(cell, group) is None:
+                        return False
+                    left -= first[cell.kind]
+                    if left < 0:
                         return False
                     private.add(id(cell))
                 elif id(cell) not in private:
