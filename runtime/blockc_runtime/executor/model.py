@@ -148,7 +148,7 @@ class _Loader:
         self.store = WeightStore(zoo, device=device, linears=refs, kept=store)
         self.pools = kv_pools(plan, device=device, kept=pools)
         # What is read for a slot is copied there and freed: it is no part of what the store keeps.
-        self.reader = WeightStore(zoo, device=device, slabs=Slabs(device, slab_bytes=0))
+        self.reader = WeightStore(zoo, device=device, slabs=Slabs(device, slab_bytes=0), pins=True)
         counts = {bank: count for instance in plan.instances for bank, count in instance.side_slots.items()}
         self.limited = {bank: LimitedBank(number=bank, count=count) for bank, count in sorted(counts.items())}
         self.bank_of = {i: chain.bank for i, chain in enumerate(plan.chains) if chain.bank in self.limited}

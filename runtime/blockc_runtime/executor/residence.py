@@ -19,7 +19,7 @@ import torch
 from blockc.diag import DiagnosticError
 from blockc.ir.layout import READ_AHEAD
 from blockc_runtime.executor.sides import Bank, Stacks
-from blockc_runtime.executor.slots import fill
+from blockc_runtime.executor.slots import fill, tensors_in
 from blockc_runtime.step import SlotFill
 
 # Segment: the stacks of one fine-tune there, with one slot.
@@ -54,6 +54,7 @@ class Residence:
         self._device = device
         self._ahead: OrderedDict[int, ReadSides] = OrderedDict()
         self._lock = Lock()  # of what is ahead
+        self._stream: Any = None
         self._news: deque[tuple[int, str | None]] = deque()
         self._reader = reader
 
@@ -81,6 +82,7 @@ class Residence:
         for segment, stacks in sides.items():
             for place, one in stacks.items():
                 fill(bank.banks[segment].weights[place], entry.slot, one)
+                self._in_use(one)
         bank.slots[entry.chain] = entry.slot
 
     def _drain(self) -> Iterator[tuple[int, str | None]]:
@@ -102,11 +104,19 @@ class Residence:
                     self._ahead.popitem(last=False)
             self._news.append((chain, None))
 
+    def _in_use(self, sides: Any) -> None:
+        """What was read on a stream of its own is not given out again there before the steps are done with it."""
+        if self._device.type == "cuda":
+            steps = torch.cuda.current_stream(self._device)
+            for tensor in tensors_in(sides):
+                tensor.record_stream(steps)
+
     def _on_stream(self, chain: int) -> ReadSides:
         """On CUDA beside the steps, and done when it returns. Untested on hardware."""
         if self._device.type != "cuda":
             return self._read(chain)
-        stream: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        # One for good: memory that a stream's tensors leave is given out again on that stream alone.
+        stream = self._stream = self._stream or torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
             sides = self._read(chain)
         stream.synchronize()

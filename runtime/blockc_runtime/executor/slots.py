@@ -6,7 +6,7 @@ whoever keeps a stack or its address need not be told. Invariant: filling a slot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -64,6 +64,20 @@ def fill(stack: Any, slot: int, one: Any) -> None:
                 fill(held, slot, own)
             elif held:
                 held[slot] = own[0]
+
+
+def tensors_in(stack: Any) -> Iterator[Tensor]:
+    """All tensors of a stack."""
+    if isinstance(stack, Tensor):
+        yield stack
+    elif isinstance(stack, list | tuple):
+        for item in stack:
+            yield from tensors_in(item)
+    elif isinstance(stack, dict):
+        yield from tensors_in(list(stack.values()))
+    elif is_dataclass(stack):
+        for item in fields(stack):
+            yield from tensors_in(getattr(stack, item.name))
 
 
 def _fields(stack: Any) -> list[tuple[str, Any, bool]]:

@@ -50,10 +50,15 @@ class WeightStore:
         linears: Iterable[LinearRefs] = (),
         slabs: Slabs | None = None,
         kept: WeightStore | None = None,
+        pins: bool = False,
     ) -> None:
-        """``kept``: of another plan on this device. What both need is taken from there until `settle`."""
+        """``kept``: of another plan on this device. What both need is taken from there until `settle`.
+
+        ``pins``: copies to CUDA go through pinned memory, so that they run beside a step.
+        """
         self.zoo = zoo
         self.device = device
+        self._pins = pins and device.type == "cuda"
         self.slabs = Slabs(device) if slabs is None else slabs
         self._tensors: dict[str, Tensor] = {}
         self._linears: dict[tuple[str | None, ...], LinearWeights] = {}
@@ -96,7 +101,12 @@ class WeightStore:
 
     def read(self, ref: TensorRef) -> Tensor:
         """The tensor itself, not kept. Read-only on CPU, where it is the zoo's file."""
-        return self.read_host(ref).to(self.device) if self._read_from is None else self._read_from(ref)
+        if self._read_from is not None:
+            return self._read_from(ref)
+        host = self.read_host(ref)
+        if self._pins:  # torch's allocator keeps it until the copy is done
+            return host.pin_memory().to(self.device, non_blocking=True)
+        return host.to(self.device)
 
     def read_host(self, ref: TensorRef) -> Tensor:
         """The tensor in the host's memory: read-only, for it is the zoo's file."""

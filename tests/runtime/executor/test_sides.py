@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from blockc.plan import SideManifest
+from blockc_runtime.executor.slots import tensors_in
 from tests.runtime.executor.driver import Driver, Sequence_, new_zoo
 from tests.runtime.executor.models import llama_spec, make_llama
 from tests.runtime.executor.plans import PlanBuilder, Term
@@ -86,6 +87,17 @@ def test_a_batch_of_all_equals_each_through_peft(driver: Driver, tuned: list[Any
     driver.generate(sequences, 4, chunk=chunk)
     for sequence, prompt in zip(sequences, prompts, strict=True):
         check(sequence, prompt, tuned)
+
+
+def test_all_tensors_of_a_bank_are_found(driver: Driver) -> None:
+    """Those whose memory has to last until the steps are done with them."""
+    model = driver.executor._model
+    assert model is not None
+    banks = [bank for segment in model.segments for bank in segment.banks]
+    assert banks
+    for bank in banks:
+        held = {id(tensor): tensor.nbytes for own in bank.weights.values() for tensor in tensors_in(own)}
+        assert sum(held.values()) == bank.nbytes > 0
 
 
 def test_swapped_adapters_are_caught(driver: Driver, tuned: list[Any]) -> None:
