@@ -7,11 +7,15 @@ plan). Two other shapes are then served by the engine proper in this process, it
 requests that come at their time: Poisson, log-normal lengths, three parts of what the fitted rates say that the machine
 can do. The simulator runs the same requests on the same plan by the fitted rates. Nothing of a shape that is scored, or
 of its requests, is in the fit.
+
+``waited_percent`` says whether the machine was quiet: for how much of a load's time threads of the engine were ready to
+run and something else had the core. Where it is more than a few, errors are the machine's.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import tempfile
@@ -208,14 +212,27 @@ def scored(root: Path, name: str, shape: Shape, rates: DeviceRates, settings: Se
             seconds = max(settings.seconds, _LEAST_REQUESTS / (part * most))
             workload = load_of(plan, part * most, seconds, seed=number)
             simulated = simulated_figures(plan, rates, workload)
-            measured = figures(served(plan, executor, workload), workload)
+            waited_s = core_waits_s()
+            channel = served(plan, executor, workload)
+            waited_s = core_waits_s() - waited_s
+            measured = figures(channel, workload)
             row = {"shape": name, "part": part, "requests_per_s": round(part * most, 2), "measured": measured}
+            row |= {"waited_percent": round(100 * waited_s / max(channel.end_s.values()), 1)}
             row |= {"simulated": simulated, "error_percent": errors(simulated, measured)}
             print(json.dumps(row), flush=True)
             found.append(row)
     finally:
         executor.close()
     return found
+
+
+def core_waits_s() -> float:
+    """How long threads of this process have waited for a core since they began; 0 where the system does not say."""
+    waits_ns = 0
+    for thread in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            waits_ns += int(thread.read_text().split()[1])
+    return waits_ns / 1e9
 
 
 def figures(channel: TimedChannel, workload: Workload) -> dict[str, float]:
@@ -275,10 +292,10 @@ def run(root: Path, fit_shapes: dict[str, Shape], score_shapes: dict[str, Shape]
 def table(found: dict[str, Any]) -> str:
     """The errors, a line for each load."""
     names = list(found["rows"][0]["error_percent"])
-    lines = ["shape     load  " + "  ".join(f"{name:>12}" for name in names)]
+    lines = ["shape     load  " + "  ".join(f"{name:>12}" for name in names) + "        waited"]
     for row in found["rows"]:
         cells = "  ".join(f"{row['error_percent'][name]:+11.1f}%" for name in names)
-        lines.append(f"{row['shape']:8}  {row['part']:4.2f}  {cells}")
+        lines.append(f"{row['shape']:8}  {row['part']:4.2f}  {cells}  {row['waited_percent']:11.1f}%")
     lines.append(f"mean {found['mean_error_percent']} %, median {found['median_error_percent']} %")
     return "\n".join(lines)
 

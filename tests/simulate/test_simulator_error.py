@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +14,7 @@ import pytest
 from benchmarks.fleet import Shape
 from benchmarks.simulator_error import (
     Settings,
+    core_waits_s,
     errors,
     figures,
     joined,
@@ -44,6 +49,29 @@ def test_the_engine_serves_a_load_in_real_time() -> None:
     assert found["ttft_p50_ms"] <= found["ttft_p95_ms"]
     assert found["tpot_p50_ms"] >= 1.0
     assert found["tokens_per_s"] > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="this system does not say how long threads wait")
+def test_threads_that_share_a_core_wait_for_it() -> None:
+    core, ended = min(os.sched_getaffinity(0)), threading.Event()
+    data = bytes(1 << 20)
+
+    def work() -> None:
+        os.sched_setaffinity(0, {core})  # of this thread
+        while not ended.is_set():
+            hashlib.sha256(data)  # without the interpreter's lock
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    before_s, late_s = core_waits_s(), time.monotonic() + 20
+    for thread in threads:
+        thread.start()
+    while core_waits_s() < before_s + 0.02 and time.monotonic() < late_s:
+        time.sleep(0.005)
+    waited_s = core_waits_s() - before_s
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert waited_s >= 0.02
 
 
 def test_works_side_by_side_cost_what_each_costs() -> None:
