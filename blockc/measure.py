@@ -1,9 +1,11 @@
 """Steps of a plan, measured: the runtime's scheduler and executor under loads that are chosen for their shapes.
 
-In: a plan and an executor of it. Out: samples, each the shape of a step with the seconds from its choice to its results
-taken in, which is what a step takes in the engine. Loads: few and many rows, on one chain and on all, with prompts from
-short to two steps' worth, so that steps read, compute and see caches in different parts. A shape that came
-several times counts once, with the median.
+In: a plan and an executor of it. Out: samples, each the shape of a step with the seconds from its choice to the frame
+of its tokens, which is what a step takes in the engine. Loads: few and many rows, on one chain and on all, with prompts
+from short to two steps' worth, so that steps read, compute and see caches in different parts; and prompts that pass the
+blocks in several steps, which tell what a step takes from what its blocks take. All loads run once before any runs
+again, so that what else the machine does for a while falls on few runs of each. A shape that came several times counts
+once, with the median.
 """
 
 from __future__ import annotations
@@ -11,26 +13,40 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from blockc.cost.fit import RowShape, Sample
 from blockc.plan import ExecutionPlan
+from blockc_runtime.engine import step_load
 from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.limits import EngineLimits, engine_limits
-from blockc_runtime.request import EndEvent, Request, Sampling
+from blockc_runtime.request import EndEvent, Request, Sampling, TokensEvent
 from blockc_runtime.scheduler import Scheduler
 from blockc_runtime.step import Executor, Step
 from blockc_runtime.turn import next_step
+from blockc_runtime.wire import Tokens, encode
 
 _OUTPUT_TOKENS: Final = 6
 _PROMPTS: Final = (8, 64, 256, 1024)
+_PROMPTS_IN_PARTS: Final = (8, 64)
+_PARTS: Final = (2, 4, 8)
 _GREEDY: Final = Sampling()
 _READING_S: Final = 0.001  # how long to wait for sides that are being read, when nothing else can run
 
 
 class MeasuringError(Exception):
     """A step failed: what it took says nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class _Load:
+    """``chains``: of each request. ``parts``: in so many steps the prompt of the only one passes its blocks."""
+
+    tokens: int
+    chains: tuple[int, ...]
+    prompt: int
+    parts: int = 1
 
 
 def measure(
@@ -44,50 +60,64 @@ def measure(
 ) -> tuple[Sample, ...]:
     """Run every load ``repeats`` times, and once before to warm up; small ones first, none after ``budget_s``.
 
-    ``on_load``: loads done, of how many.
+    Loads that do not fit half of the budget are left out; repeats that do not fit the rest, too: many loads tell more
+    than many repeats. ``on_load``: loads run, of how many at most.
     """
-    limits = replace(engine_limits(plan), prefill_parts=1)  # prices are of whole passes
-    loads = sorted(_loads(plan, limits), key=lambda load: (len(load[0]) * load[1], load))
-    end_s = clock() + budget_s
-    found: dict[tuple[RowShape, ...], list[float]] = {}
-    for number, chains_and_prompt in enumerate(loads):
-        for turn in range(repeats + 1):
-            for step, seconds in _run(plan, limits, executor, *chains_and_prompt, clock=clock):
+    limits = engine_limits(plan)
+    loads = sorted(_loads(plan, limits))
+    total = len(loads) * (repeats + 1)
+    start_s, done = clock(), 0
+    found: dict[tuple[tuple[RowShape, ...], int], list[float]] = {}
+    for turn in range(repeats + 1):
+        end_s = start_s + (budget_s if turn else budget_s / 2)
+        for number, load in enumerate(loads):
+            for rows, steps, seconds in _run(plan, limits, executor, load, clock=clock):
                 if turn:
-                    found.setdefault(_shape(step), []).append(seconds)
-        on_load(number + 1, len(loads))
-        if clock() >= end_s:
+                    found.setdefault((rows, steps), []).append(seconds)
+            done += 1
+            on_load(done, total)
+            if clock() >= end_s:
+                loads = loads if turn else loads[: number + 1]
+                break
+        if turn and clock() >= end_s:
             break
-    return tuple(Sample(rows=rows, seconds=statistics.median(times)) for rows, times in found.items() if min(times) > 0)
+    return tuple(
+        Sample(rows=rows, seconds=statistics.median(times), steps=steps)
+        for (rows, steps), times in found.items()
+        if min(times) > 0
+    )
 
 
-def _loads(plan: ExecutionPlan, limits: EngineLimits) -> Iterator[tuple[tuple[int, ...], int]]:
-    """The chain of each request, and the tokens of its prompt."""
+def _loads(plan: ExecutionPlan, limits: EngineLimits) -> Iterator[_Load]:
     served = sorted({app.chain for app in plan.apps if not plan.chains[app.chain].labels})
+
+    def fits(chains: Sequence[int], prompt: int) -> bool:
+        longest = min(plan.chains[chain].max_model_len - len(plan.chains[chain].virtual_tokens) for chain in chains)
+        return prompt + _OUTPUT_TOKENS <= longest and prompt * len(chains) <= 2 * limits.max_batched_tokens
+
     rows = sorted({1, 2, 4, 8, 16, 32, 64, limits.max_rows})
     for count in (count for count in rows if count <= limits.max_rows):
         for prompt in _PROMPTS:
             for chains in {(served[0],) * count, tuple(served[i % len(served)] for i in range(count))}:
-                longest = min(
-                    plan.chains[chain].max_model_len - len(plan.chains[chain].virtual_tokens) for chain in chains
-                )
-                if prompt + _OUTPUT_TOKENS <= longest and prompt * count <= 2 * limits.max_batched_tokens:
-                    yield chains, prompt
+                if fits(chains, prompt):
+                    yield _Load(tokens=count * prompt, chains=chains, prompt=prompt)
+    for prompt in _PROMPTS_IN_PARTS:
+        for chain in {served[0], served[-1]}:
+            for parts in _PARTS:
+                if fits((chain,), prompt) and parts <= sum(limits.chains[chain].blocks):
+                    yield _Load(tokens=prompt, chains=(chain,), prompt=prompt, parts=parts)
 
 
 def _run(
-    plan: ExecutionPlan,
-    limits: EngineLimits,
-    executor: Executor,
-    chains: Sequence[int],
-    prompt: int,
-    *,
-    clock: Callable[[], float],
-) -> Iterator[tuple[Step, float]]:
-    """Requests that come at once, until all have ended."""
-    scheduler = Scheduler(limits, KvIndex(limits), max_waiting=len(chains))
+    plan: ExecutionPlan, limits: EngineLimits, executor: Executor, load: _Load, *, clock: Callable[[], float]
+) -> Iterator[tuple[tuple[RowShape, ...], int, float]]:
+    """Requests that come at once, until all have ended. Yielded are passes: their rows, steps and seconds."""
+    limits = replace(limits, prefill_parts=load.parts, overlaps=False)
+    if load.parts > 1:  # room for this prompt alone, whose tokens are too many to pass all blocks at once
+        limits = replace(limits, max_rows=1, max_batched_tokens=load.prompt + 1)
+    scheduler = Scheduler(limits, KvIndex(limits), max_waiting=len(load.chains))
     app_of = {app.chain: index for index, app in reversed(list(enumerate(plan.apps)))}
-    for number, chain in enumerate(chains):
+    for number, chain in enumerate(load.chains):
         vocab = plan.chains[chain].vocab_size
         scheduler.admit(
             Request(
@@ -95,13 +125,14 @@ def _run(
                 app=app_of[chain],
                 chain=chain,
                 isolation_group=f"measured {number}",
-                prompt=tuple((7 * number + 3 * place) % vocab for place in range(prompt)),
+                prompt=tuple((7 * number + 3 * place) % vocab for place in range(load.prompt)),
                 emitted=0,
                 max_tokens=_OUTPUT_TOKENS,
                 stop_token_ids=(),
                 sampling=_GREEDY,
             )
         )
+    steps, total_s, fills = 0, 0.0, False
     while scheduler.has_work:
         start_s = clock()
         ends, step = next_step(scheduler, executor, start_s)
@@ -118,9 +149,15 @@ def _run(
         fault = next((row.fault for row in result.rows if row.fault is not None), None)
         if fault is not None:
             raise MeasuringError(fault.message)
-        scheduler.complete(step, result, clock())
-        if not step.fills:  # what filling slots takes is no part of a step's work
-            yield step, clock() - start_s
+        events = scheduler.complete(step, result, clock())
+        tokens = tuple(event for event in events if isinstance(event, TokensEvent))
+        encode(Tokens(step=step.id, load=step_load(step), started=(), events=tokens))
+        steps, total_s, fills = steps + 1, total_s + clock() - start_s, fills or bool(step.fills)
+        if step.parked:
+            continue  # the pass goes on
+        if not fills:  # what filling slots takes is no part of a step's work
+            yield _shape(step), steps, total_s
+        steps, total_s, fills = 0, 0.0, False
 
 
 def _shape(step: Step) -> tuple[RowShape, ...]:

@@ -108,8 +108,9 @@ def _machine(plan: ExecutionPlan) -> dict[str, str]:
 def _sentence(profile: Profile, output: Path) -> str:
     rates = profile.rates
     return (
-        f"{output}: {profile.samples} steps of {profile.device}; {rates.bytes_per_s / 1e9:.3g} GB/s, "
-        f"{rates.flops_per_s / 1e9:.3g} GFLOP/s, {1e6 * rates.block_s:.3g} us a block, {1e3 * rates.step_s:.3g} ms a "
-        f"step; half of the steps within {100 * profile.error_p50:.1f} % of what they took, "
+        f"{output}: {profile.samples} steps of {profile.device}; {rates.bytes_per_s / 1e9:.3g} GB/s and "
+        f"{rates.flops_per_s / 1e9:.3g} GFLOP/s {'at once' if rates.overlaps_reads else 'in turn'}, "
+        f"{1e6 * rates.block_s:.3g} us a block, {1e3 * rates.step_s:.3g} ms a step; "
+        f"half of the steps within {100 * profile.error_p50:.1f} % of what they took, "
         f"95 % within {100 * profile.error_p95:.1f} %"
     )

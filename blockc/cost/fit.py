@@ -1,10 +1,13 @@
 """Rates of a device from steps that were measured on it.
 
 In: shapes of steps with the seconds that each took, and the work of their plan. Out: the rates by which `StepPricer`
-comes closest to them, and how close. A roofline is a sum of maxima: with the rates at hand each launch is taken to read
-or to compute, whichever takes longer; that makes the time a sum of rates' inverses, which is fitted by least squares
-without negative ones (Lawson and Hanson, 1974, chapter 23) on relative errors; repeated until nothing changes sides,
-from several beginnings. Constants of a step and of its blocks cannot be told apart where all steps have equally many.
+comes closest to them, and how close. Where devices read and compute one after the other, time is a sum of rates'
+inverses, which is fitted by least squares without negative ones (Lawson and Hanson, 1974, chapter 23) on relative
+errors. Where they do both at once it is a sum of maxima: with the rates at hand each launch is taken to read or to
+compute, whichever takes longer, and that is fitted; repeated until nothing changes sides, from several beginnings. Both
+are tried. Errors beyond a bound count by their size and not by its square (Huber, Annals of Mathematical Statistics 35,
+1964): something else ran beside those steps. What a step takes and what its blocks take can only be told apart by
+passes that took several steps.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ _FREE: Final = 1e30
 # Columns: step, row, block; then bytes and operations of launches, of fine-tunes, of attention.
 _LAUNCHES, _SIDES, _ATTENTION = 3, 5, 7
 _COLUMNS: Final = 9
+# Relative errors that are a fit's or a clock's; larger ones are a disturbance's.
+_ORDINARY: Final = 0.1
 _RIDGES: Final = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
@@ -41,10 +46,14 @@ class RowShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A step and the seconds that it took."""
+    """A pass of these rows through their chains, and the seconds that it took.
+
+    ``steps``: in how many steps, of which each passes a part of the blocks.
+    """
 
     rows: tuple[RowShape, ...]
     seconds: float
+    steps: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,19 +72,20 @@ def fit_rates(samples: Sequence[Sample], work: PlanWork) -> Fit:
         raise ValueError("no step was measured")
     terms = _Terms.of(samples, work)
     measured = np.array([sample.seconds for sample in samples])
-    found = [_settle(terms, measured, start) for start in _starts()]
-    inverse = min(found, key=lambda item: item[0])[1]
-    rates = _rates(inverse)
+    beside = [_settle(terms, measured, start, overlaps_reads=True) for start in _starts()]
+    loss, inverse = min(beside, key=lambda item: item[0])
+    summed = _settle(terms, measured, np.zeros(_COLUMNS), overlaps_reads=False)
+    rates = _rates(inverse, overlaps_reads=True) if loss <= summed[0] else _rates(summed[1], overlaps_reads=False)
     errors = np.abs([price_s(sample, work, rates) / sample.seconds - 1 for sample in samples])
     p50, p95 = np.percentile(errors, (50, 95))
     return Fit(rates=rates, samples=len(samples), error_p50=float(p50), error_p95=float(p95))
 
 
 def price_s(sample: Sample, work: PlanWork, rates: DeviceRates) -> float:
-    """What a step costs by these rates."""
+    """What a pass costs by these rates."""
     pricer = StepPricer(work, rates)
     tokens, samples = _by_chain(sample)
-    total = pricer.constant(len(sample.rows)) + pricer.launches(tokens, samples)
+    total = sample.steps * pricer.constant(len(sample.rows)) + pricer.launches(tokens, samples)
     total += sum(pricer.attention(row.chain, row.start, row.tokens) for row in sample.rows)
     return total / TICKS_PER_S
 
@@ -118,16 +128,23 @@ def _starts() -> list[Array]:
     ]
 
 
-def _settle(terms: _Terms, measured: Array, inverse: Array) -> tuple[float, Array]:
-    """Fit, see what reads and what computes by that, and fit again; the best that was met, with its squared error."""
+def _settle(terms: _Terms, measured: Array, inverse: Array, *, overlaps_reads: bool) -> tuple[float, Array]:
+    """Fit, see what reads and what computes by that, and fit again; the best that was met, with its loss.
+
+    Each round weighs errors so that their squares add up to Huber's loss at those of the round before.
+    """
     best = np.inf, inverse
+    weights = np.ones(len(measured))
     for _ in range(_ROUNDS):
-        relative = terms.features(inverse) / measured[:, None]
-        inverse = nonnegative_least_squares(relative, np.ones(len(measured)))
-        error = float(np.sum((terms.features(inverse) @ inverse / measured - 1) ** 2))
-        if error >= best[0] * (1 - 1e-9):
+        features = terms.features(inverse) if overlaps_reads else terms.summed
+        inverse = nonnegative_least_squares(features / measured[:, None] * weights[:, None], weights)
+        features = terms.features(inverse) if overlaps_reads else terms.summed
+        errors = np.abs(features @ inverse / measured - 1)
+        weights = np.sqrt(_ORDINARY / np.maximum(errors, _ORDINARY))
+        loss = float(np.sum(np.where(errors < _ORDINARY, errors**2, _ORDINARY * (2 * errors - _ORDINARY))))
+        if loss >= best[0] * (1 - 1e-9):
             break
-        best = error, inverse
+        best = loss, inverse
     return best
 
 
@@ -135,8 +152,8 @@ def _settle(terms: _Terms, measured: Array, inverse: Array) -> tuple[float, Arra
 class _Terms:
     """What steps consist of.
 
-    ``fixed[s]``: steps, rows and blocks of sample s. Each term is a sample's, has a column of bytes and one of
-    operations beside it, and takes as long as the longer of both.
+    ``fixed[s]``: steps, their rows, and blocks of sample s. Each term is a sample's, has a column of bytes and one of
+    operations beside it, and takes as long as the longer of both, or as both. ``summed[s]``: all of sample s.
     """
 
     fixed: Array
@@ -144,34 +161,37 @@ class _Terms:
     column: np.ndarray[tuple[int, ...], np.dtype[np.intp]]
     nbytes: Array
     flops: Array
+    summed: Array
 
     @classmethod
     def of(cls, samples: Sequence[Sample], work: PlanWork) -> _Terms:
         fixed, found = [], []
         for index, sample in enumerate(samples):
             blocks, terms = _terms_of(sample, work)
-            fixed.append([1.0, float(len(sample.rows)), float(blocks)])
+            fixed.append([float(sample.steps), float(sample.steps * len(sample.rows)), float(blocks)])
             found += [(index, column, nbytes, flops) for column, nbytes, flops in terms]
         table = np.array(found, dtype=float).reshape(-1, 4)
+        owner, column = table[:, 0].astype(np.intp), table[:, 1].astype(np.intp)
+        nbytes, flops = table[:, 2], table[:, 3]
+        summed = np.zeros((len(fixed), _COLUMNS))
+        summed[:, :_LAUNCHES] = fixed
+        np.add.at(summed, (owner, column), nbytes)
+        np.add.at(summed, (owner, column + 1), flops)
         return cls(
-            fixed=np.array(fixed),
-            sample=table[:, 0].astype(np.intp),
-            column=table[:, 1].astype(np.intp),
-            nbytes=table[:, 2],
-            flops=table[:, 3],
-        )
+            fixed=np.array(fixed), sample=owner, column=column, nbytes=nbytes, flops=flops, summed=summed
+        )  # fmt: skip
 
     def features(self, inverse: Array) -> Array:
         """How many of each inverse rate every sample takes, by what takes longer at these rates."""
         reads = self.nbytes * inverse[self.column] >= self.flops * inverse[self.column + 1]
         found = np.zeros((len(self.fixed), _COLUMNS))
-        found[:, :3] = self.fixed
+        found[:, :_LAUNCHES] = self.fixed
         np.add.at(found, (self.sample, self.column + ~reads), np.where(reads, self.nbytes, self.flops))
         return found
 
 
 def _terms_of(sample: Sample, work: PlanWork) -> tuple[int, list[tuple[int, float, float]]]:
-    """Blocks that a step launches, and its terms: column, bytes, operations."""
+    """Blocks that a pass launches, and its terms: column, bytes, operations."""
     tokens, samples = _by_chain(sample)
     found: list[tuple[int, float, float]] = []
     passing: dict[int, tuple[int, int]] = {}
@@ -213,7 +233,7 @@ def _by_chain(sample: Sample) -> tuple[dict[int, int], dict[int, int]]:
     return tokens, samples
 
 
-def _rates(inverse: Array) -> DeviceRates:
+def _rates(inverse: Array, *, overlaps_reads: bool) -> DeviceRates:
     def rate(column: int) -> float:
         return 1.0 / float(inverse[column]) if inverse[column] > 0 else _FREE
 
@@ -225,4 +245,5 @@ def _rates(inverse: Array) -> DeviceRates:
         flops_per_s=rate(4),
         sides=(rate(6), rate(5)),
         attention=(rate(8), rate(7)),
+        overlaps_reads=overlaps_reads,
     )

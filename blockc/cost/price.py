@@ -1,10 +1,10 @@
 """The time of a step, from what its rows are.
 
 In: the work of a plan, the rates of one instance's devices. Out: ticks, of which a second has 10^15: whole numbers, so
-that sums do not depend on their order. A launch takes as long as the longer of what it reads and what it computes;
-attention, fine-tunes and constants come on top, so a step of more rows never takes less. Invariant: a decode row whose
-context grows by one makes its step longer by a constant, as long as no window is full: steps that differ in nothing
-else can be priced together.
+that sums do not depend on their order. A launch takes as long as the longer of what it reads and what it computes, or
+as both together on devices that do one after the other; attention, fine-tunes and constants come on top, so a step of
+more rows never takes less. Invariant: a decode row whose context grows by one makes its step longer by a constant, as
+long as no window is full: steps that differ in nothing else can be priced together.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class StepPricer:
 
     def __init__(self, work: PlanWork, rates: DeviceRates) -> None:
         self._work = work
+        self._overlaps_reads = rates.overlaps_reads
         side_flops_per_s, side_bytes_per_s = rates.side_rates
         self._segments_of = tuple(chain.segments for chain in work.chains)
         self._attention = tuple(tuple(_Attention.of(item, rates) for item in chain.attention) for chain in work.chains)
@@ -93,8 +94,7 @@ class StepPricer:
                 else:
                     found[0] += count
                     found[1] += sampled
-            read, token = self._sides[chain]
-            total += max(read, token * count)
+            total += self.sides(chain, count)
         for segment, (count, sampled) in per_segment.items():
             total += self._launches[segment].price(count, sampled)
         return total
@@ -106,7 +106,7 @@ class StepPricer:
     def sides(self, chain: int, tokens: int) -> int:
         """What a chain's fine-tune adds to all of its launches in a step."""
         read, token = self._sides[chain]
-        return max(read, token * tokens)
+        return max(read, token * tokens) if self._overlaps_reads else read + token * tokens
 
     def constant(self, rows: int) -> int:
         """What a step takes however little its rows ask for."""
@@ -167,6 +167,7 @@ class _Launch:
     constant: int
     reduce_token: int
     experts: tuple[tuple[float, float], ...]
+    overlaps_reads: bool
 
     @classmethod
     def of(cls, work: SegmentWork, rates: DeviceRates) -> _Launch:
@@ -179,15 +180,18 @@ class _Launch:
             constant=ticks(work.blocks * rates.block_s + work.reduces * rates.reduce_s),
             reduce_token=0 if reduce_rate is None else ticks(work.reduce_bytes / reduce_rate),
             experts=_expert_terms(work, rates),
+            overlaps_reads=rates.overlaps_reads,
         )
 
     def price(self, tokens: int, samples: int) -> int:
         read = self.read
         for all_, missed in self.experts:  # expected to be read where every token chooses by chance
             read += round(all_ * (1 - missed**tokens))
-        total = max(read, self.token * tokens) + self.constant + self.reduce_token * tokens
+        total = self.constant + self.reduce_token * tokens
+        total += max(read, self.token * tokens) if self.overlaps_reads else read + self.token * tokens
         if samples:
-            total += max(self.row_read, self.row * samples)
+            own = self.row * samples
+            total += max(self.row_read, own) if self.overlaps_reads else self.row_read + own
         return total
 
 
@@ -208,21 +212,25 @@ class _Attention:
     token: int
     flops: int
     pair: int
+    overlaps_reads: bool
 
     @classmethod
     def of(cls, work: AttentionWork, rates: DeviceRates) -> _Attention:
         flops_per_s, bytes_per_s = rates.attention_rates
         token, flops = ticks(work.token_bytes / bytes_per_s), ticks(work.pair_flops / flops_per_s)
-        return cls(window=work.window, token=token, flops=flops, pair=max(token, flops))
+        pair = max(token, flops) if rates.overlaps_reads else token + flops
+        return cls(window=work.window, token=token, flops=flops, pair=pair, overlaps_reads=rates.overlaps_reads)
 
     def price(self, start: int, count: int) -> int:
         end = start + count
         if count == 1:
             return self.pair * (end if self.window is None else min(end, self.window))
         if self.window is None:
-            return max(self.token * end, self.flops * (count * start + count * (count + 1) // 2))
-        seen = min(end, self.window - 1 + count)
-        return max(self.token * seen, self.flops * sum_of_seen(start, count, self.window))
+            read, computed = self.token * end, self.flops * (count * start + count * (count + 1) // 2)
+        else:
+            read = self.token * min(end, self.window - 1 + count)
+            computed = self.flops * sum_of_seen(start, count, self.window)
+        return max(read, computed) if self.overlaps_reads else read + computed
 
 
 def sum_of_seen(start: int, count: int, window: int) -> int:

@@ -36,6 +36,7 @@ class ProfileRates(BaseModel):
     block_s: float = _Constant
     row_s: float = _Constant
     step_s: float = _Constant
+    overlaps_reads: bool
 
 
 class Profile(BaseModel):
@@ -43,7 +44,7 @@ class Profile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     device: str
     machine: dict[str, str]
     structures: tuple[str, ...]
@@ -64,6 +65,7 @@ class Profile(BaseModel):
             block_s=own.block_s,
             row_s=own.row_s,
             step_s=own.step_s,
+            overlaps_reads=own.overlaps_reads,
         )
 
 
@@ -88,6 +90,7 @@ def profile_of(fit: Fit, *, device: str, machine: dict[str, str], structures: tu
             block_s=fit.rates.block_s,
             row_s=fit.rates.row_s,
             step_s=fit.rates.step_s,
+            overlaps_reads=fit.rates.overlaps_reads,
         ),
     )
 

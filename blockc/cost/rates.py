@@ -36,6 +36,7 @@ class DeviceRates:
     ``reduce_bytes_per_s``: of adding up hidden states over a cell; 0 and None for a device alone. ``sides`` and
     ``attention``: (operations, bytes) a second of fine-tunes and of attention, where they differ from all else.
     ``read_bytes_per_s``: of fine-tunes from the zoo, beside the steps; ``fill_bytes_per_s``: into a slot, before one.
+    ``overlaps_reads``: a launch reads and computes at the same time, as GPUs do; False: one after the other.
     """
 
     flops_per_s: float
@@ -49,6 +50,11 @@ class DeviceRates:
     fill_bytes_per_s: float = FILL_BYTES_PER_S
     sides: tuple[float, float] | None = None
     attention: tuple[float, float] | None = None
+    overlaps_reads: bool = True
+
+    def both(self, reading: float, computing: float) -> float:
+        """How long a launch takes that reads and computes for so long."""
+        return max(reading, computing) if self.overlaps_reads else reading + computing
 
     @property
     def side_rates(self) -> tuple[float, float]:
@@ -81,7 +87,8 @@ def node_link(plan: ExecutionPlan, kind: str) -> float | None:
 def slower(rates: DeviceRates, factor: float) -> DeviceRates:
     """Rates at which everything takes ``factor`` times as long."""
     reduce_rate = rates.reduce_bytes_per_s
-    return DeviceRates(
+    return replace(
+        rates,
         flops_per_s=rates.flops_per_s / factor,
         bytes_per_s=rates.bytes_per_s / factor,
         block_s=rates.block_s * factor,

@@ -54,6 +54,16 @@ def test_a_launch_takes_as_long_as_reading_or_computing() -> None:
     assert us(price.launches({0: 1}, {0: 1})) == 1500  # the head is read where logits are wanted
 
 
+def test_a_launch_takes_as_long_as_both_where_a_device_does_one_after_the_other() -> None:
+    price = pricer(replace(RATES, overlaps_reads=False))
+    assert us(price.launches({0: 1}, {})) == 1000 + 100
+    assert us(price.launches({0: 20}, {})) == 1000 + 2000
+    assert us(price.launches({0: 1}, {0: 2})) == 1000 + 100 + 500 + 2 * 50
+    assert us(price.launches({1: 1}, {})) == 1000 + 100 + 200 + 40 == 1100 + us(price.sides(1, 1))
+    assert us(price.attention(0, 9, 1)) == 10 * (10 + 20)
+    assert us(price.attention(0, 0, 4)) == 4 * 10 + 20 * (1 + 2 + 3 + 4)
+
+
 def test_chains_on_one_segment_share_its_launch_and_each_reads_its_own_sides() -> None:
     price = pricer()
     assert us(price.launches({0: 1, 1: 1}, {})) == 1000 + 200
@@ -79,13 +89,13 @@ def test_pairs_under_a_window(window: int, start: int, count: int) -> None:
     assert sum_of_seen(start, count, window) == sum(min(p + 1, window) for p in range(start, start + count))
 
 
-@given(window=st.one_of(st.none(), st.integers(1, 40)), position=st.integers(0, 60))
-def test_decode_rows_grow_by_a_constant_as_long_as_it_is_said(window: int | None, position: int) -> None:
+@given(window=st.one_of(st.none(), st.integers(1, 40)), position=st.integers(0, 60), beside=st.booleans())
+def test_decode_rows_grow_by_a_constant_as_long_as_it_is_said(window: int | None, position: int, beside: bool) -> None:
     attention = (
         AttentionWork(window=window, token_bytes=7, pair_flops=3),
         AttentionWork(window=None, token_bytes=1, pair_flops=5),
     )
-    price = pricer(chain=replace(CHAIN, attention=attention))
+    price = pricer(replace(RATES, overlaps_reads=beside), chain=replace(CHAIN, attention=attention))
     now, growth, steps = price.decode(0, position)
     for step in range(min(50, steps or 50)):
         assert price.attention(0, position + step, 1) == now + growth * step
@@ -96,9 +106,10 @@ def test_decode_rows_grow_by_a_constant_as_long_as_it_is_said(window: int | None
     tokens=st.integers(1, 300),
     more=st.integers(0, 300),
     experts=st.sampled_from([(), (ExpertWork(nbytes=9000, experts=8, chosen=2),)]),
+    beside=st.booleans(),
 )
-def test_more_tokens_never_take_less_and_never_more_than_the_affine(tokens, more, experts) -> None:
-    price = pricer(segment=replace(SEGMENT, experts=experts))
+def test_more_tokens_never_take_less_and_never_more_than_the_affine(tokens, more, experts, beside) -> None:
+    price = pricer(replace(RATES, overlaps_reads=beside), segment=replace(SEGMENT, experts=experts))
     few, many = price.launches({0: tokens}, {0: 1}), price.launches({0: tokens + more}, {0: 1})
     assert few <= many
     if not experts:
@@ -133,8 +144,11 @@ def test_cells_are_faster_and_talk() -> None:
         cell_rates(alone, width=2, link_bytes_per_s=None)
 
 
-def test_slower_rates_scale_every_price() -> None:
-    rates = replace(RATES, block_s=1e-6, row_s=1e-6, step_s=1e-6, reduce_s=1e-6, reduce_bytes_per_s=1e6)
+@pytest.mark.parametrize("beside", [True, False])
+def test_slower_rates_scale_every_price(beside: bool) -> None:
+    rates = replace(
+        RATES, overlaps_reads=beside, block_s=1e-6, row_s=1e-6, step_s=1e-6, reduce_s=1e-6, reduce_bytes_per_s=1e6
+    )
     quick, slow = pricer(rates), pricer(slower(rates, 3))
     for tokens in ({0: 1}, {0: 40, 1: 3}):
         assert slow.launches(tokens, tokens) == pytest.approx(3 * quick.launches(tokens, tokens))

@@ -62,10 +62,10 @@ def chain_times(
     context = prompt + output / 2
     decode = prefill = 0.0
     for item in work.attention:
-        pair = max(item.token_bytes / bytes_per_s, item.pair_flops / flops_per_s)
+        pair = rates.both(item.token_bytes / bytes_per_s, item.pair_flops / flops_per_s)
         decode += pair * (context if item.window is None else min(context, item.window))
         pairs = prompt * (prompt + 1) / 2 if item.window is None else prompt * min((prompt + 1) / 2, item.window)
-        prefill += max(item.token_bytes * prompt / bytes_per_s, item.pair_flops * pairs / flops_per_s)
+        prefill += rates.both(item.token_bytes * prompt / bytes_per_s, item.pair_flops * pairs / flops_per_s)
     chunks = math.ceil(prompt / step_tokens)
     return ChainTimes(
         prompt_s=prompt * per_token + prefill + (chunks - 1) * rates.row_s + per_row,
