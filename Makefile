@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CLIENTS := .clients
-SECURITY := $(addprefix tests/runtime/server/test_,access.py routes.py keys.py quotas.py refusals.py ui.py) \
+SECURITY := $(addprefix tests/runtime/server/test_,access.py routes.py keys.py key_secrets.py quotas.py refusals.py ui.py) \
   tests/e2e/test_canary.py
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
