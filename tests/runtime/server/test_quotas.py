@@ -13,7 +13,7 @@ import pytest
 
 from blockc_runtime.server.auth import KeyRing, Keys
 from blockc_runtime.server.catalogue import Catalogue
-from blockc_runtime.server.keys_file import _digest
+from blockc_runtime.server.keys_file import key_digest
 from blockc_runtime.server.quotas import Quota, QuotaExceededError, Quotas
 from tests.runtime.server.running import RunningServer, running
 
@@ -126,7 +126,7 @@ def test_limits_may_change():
 def ring(quota: Quota) -> KeyRing:
     owners = {}
     for tenant, key in (("acme", "sk-acme-first"), ("birch", "sk-birch-only"), ("*", "sk-operator-key")):
-        digest = _digest(key)
+        digest = key_digest(key)
         assert digest is not None
         owners[digest] = (tenant, 1)
     return KeyRing(Keys(owners=owners, quotas={"acme": quota}))
