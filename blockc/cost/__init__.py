@@ -8,7 +8,7 @@ for each block, row and step. Rates come from the device catalogue, times the pa
 from blockc.cost.graph import graph_work
 from blockc.cost.price import TICKS_PER_S, Affine, StepPricer, ticks
 from blockc.cost.rates import DeviceRates, catalogue_rates, cell_rates, node_link, slower
-from blockc.cost.work import AttentionWork, ChainWork, PlanWork, SegmentWork, plan_work
+from blockc.cost.work import AttentionWork, ChainWork, PlanWork, SegmentWork, plan_work, stage_works
 
 __all__ = [
     "TICKS_PER_S",
@@ -25,5 +25,6 @@ __all__ = [
     "node_link",
     "plan_work",
     "slower",
+    "stage_works",
     "ticks",
 ]

@@ -79,6 +79,12 @@ class PlanWork:
 
 def plan_work(plan: ExecutionPlan) -> PlanWork:
     """Count a plan's work."""
+    most = max((len(path.blocks) for path in plan.paths.values()), default=0)
+    return stage_works(plan, [(0, most)])[0]
+
+
+def stage_works(plan: ExecutionPlan, stages: Sequence[tuple[int, int]]) -> tuple[PlanWork, ...]:
+    """The work of parts of all paths: ``(first, count)`` of blocks each. Parts that cover the paths add up to all."""
     structures = {digest: parse_structure(text) for digest, text in plan.structures.items()}
     types = {digest: value_types(structure) for digest, structure in structures.items()}
     blocks = {
@@ -86,15 +92,31 @@ def plan_work(plan: ExecutionPlan) -> PlanWork:
         for digest, block in plan.blocks.items()
     }
     sides = side_bytes_of(plan)
-    return PlanWork(
-        segments=tuple(
-            segment_work(
-                blocks[digest] for digest in plan.paths[entry.path].blocks[entry.first : entry.first + entry.count]
-            )
-            for entry in plan.segments
-        ),
-        chains=tuple(_chain(plan, blocks, chain, sides[index]) for index, chain in enumerate(plan.chains)),
+    return tuple(
+        PlanWork(
+            segments=tuple(
+                segment_work(
+                    blocks[digest]
+                    for digest in plan.paths[entry.path].blocks[
+                        max(first, entry.first) : max(0, min(first + count, entry.first + entry.count))
+                    ]
+                )
+                for entry in plan.segments
+            ),
+            chains=tuple(
+                _chain(plan, blocks, chain, sides[index], range(first, first + count))
+                for index, chain in enumerate(plan.chains)
+            ),
+        )
+        for first, count in stages
     )
+
+
+def part_of_sides(nbytes: int, blocks: int, part: range) -> int:
+    """Bytes of a fine-tune in a part of its ``blocks``, as if each had as many. Parts add up to all."""
+    if not blocks:
+        return 0
+    return nbytes * min(part.stop, blocks) // blocks - nbytes * min(part.start, blocks) // blocks
 
 
 def side_bytes_of(plan: ExecutionPlan) -> tuple[int, ...]:
@@ -163,7 +185,7 @@ class BlockWork:
             row_read_bytes=read[True],
             token_flops=flops[False],
             row_flops=flops[True],
-            state_bytes=_state_bytes(structure),
+            state_bytes=state_bytes(structure),
             experts=tuple(experts),
             pair_flops=tuple(_pair_flops(op, types) for op in structure.ops if op.target == "blockc.attention"),
         )
@@ -226,10 +248,16 @@ def chain_work(
     )
 
 
-def _chain(plan: ExecutionPlan, blocks: dict[str, BlockWork], chain: ChainEntry, side_bytes: int) -> ChainWork:
+def _chain(
+    plan: ExecutionPlan, blocks: dict[str, BlockWork], chain: ChainEntry, side_bytes: int, part: range
+) -> ChainWork:
     path = plan.paths[chain.path]
-    passed = (blocks[digest] for digest in path.blocks)
-    return chain_work(chain.segments, passed, path.kv_layers, side_bytes=side_bytes, dtype=path.dtype)
+    every = [blocks[digest] for digest in path.blocks]
+    passed = every[part.start : part.stop]
+    before = sum(len(block.pair_flops) for block in every[: part.start])
+    layers = path.kv_layers[before : before + sum(len(block.pair_flops) for block in passed)]
+    own = part_of_sides(side_bytes, len(every), part)
+    return chain_work(chain.segments, passed, layers, side_bytes=own, dtype=path.dtype)
 
 
 def _params(args: Iterable[Arg]) -> Iterator[str]:
@@ -278,7 +306,7 @@ def _pair_flops(op: Op, types: Types) -> int:
     return _MULTIPLY_ADD * heads * (query_dim + value_dim)
 
 
-def _state_bytes(structure: Structure) -> int:
+def state_bytes(structure: Structure) -> int:
     """Of the hidden states of one token that the block is given."""
     for _, type_ in structure.inputs:
         width = type_.shape[-1]

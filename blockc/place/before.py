@@ -28,11 +28,16 @@ def before_of(plan: ExecutionPlan, digests: Sequence[str], devices: Sequence[Pla
             for chain in instance.chains
             if (digest := plan.chains[chain].digest) in chain_of
         )
-        for place in known:
-            tensors[place] = _tensors(plan, instance.chains)
+        for device in instance.devices:
+            place = now[device]
+            if place is None:
+                continue
+            stage = instance.stage_of(device)
+            part = slice(None) if stage is None else slice(stage.first, stage.first + stage.count)
+            tensors[place] = _tensors(plan, instance.chains, part)
             chains[place] = frozenset(chain for chain, _ in kept)
-            widths[place] = len(instance.devices)
-        if len(known) == len(instance.devices):
+            widths[place] = instance.width
+        if not instance.stages and len(known) == len(instance.devices):
             cells.append(BeforeCell(devices=known, chains=kept))
     return PlaceBefore(cells=tuple(cells), tensors=tensors, chains=chains, widths=widths)
 
@@ -43,9 +48,9 @@ def _weights(plan: ExecutionPlan, chain: int) -> Mapping[int, float]:
     return {way[0]: weight for way, weight in zip(route.alternatives, given, strict=True)}
 
 
-def _tensors(plan: ExecutionPlan, chains: Sequence[int]) -> frozenset[str]:
+def _tensors(plan: ExecutionPlan, chains: Sequence[int], part: slice) -> frozenset[str]:
     found: set[str] = set()
-    for digest in {block for chain in chains for block in plan.paths[plan.chains[chain].path].blocks}:
+    for digest in {block for chain in chains for block in plan.paths[plan.chains[chain].path].blocks[part]}:
         block = plan.blocks[digest]
         found |= {tensor.digest for tensor in block.tensors.values()}
         if block.prelude is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 
 from blockc.cost import catalogue_rates, graph_work
@@ -19,6 +20,7 @@ from blockc.ir.layout import KERNEL_BYTES, activation_bytes, block_tensors, chai
 from blockc.ir.recorded import recorded_bytes, row_pages
 from blockc.ir.tensor import cached_bytes
 from blockc.place.before import before_of
+from blockc.place.blocks import path_blocks
 from blockc.place.problem import (
     PlaceChain,
     PlaceDevice,
@@ -56,12 +58,17 @@ def place_problem(
     policy = deployment.policy
     page_tokens = policy.kv_page_tokens
     chains = _chains(deployment, graph)
+    works = any(chain.load for chain in chains)
     activation = _activations(deployment, graph)
     devices = _devices(deployment)
     turns = place_turns(deployment, graph, bases)
     has_to = any(turn.residency is not None for turn in turns.values())
     groups = _groups(graph, page_tokens)
     kept_bytes = _kernel_bytes(deployment, graph) + _recorded_bytes(deployment, graph, groups)
+    blocks = path_blocks(graph, activation, kept_bytes, works=works)
+    chains = tuple(
+        replace(chain, blocks=blocks[own.path.digest]) for chain, own in zip(chains, graph.chains, strict=True)
+    )
     return PlaceProblem(
         devices=devices,
         segments=tuple(
@@ -96,7 +103,7 @@ def place_problem(
         blocks_reading_bytes=max((turn.reading_bytes for turn in turns.values()), default=0) if has_to else 0,
         host_limit_bytes=policy.host_limit_bytes,
         max_batched_tokens=policy.max_batched_tokens,
-        work=graph_work(graph, side_bytes=_own_sides(graph)) if any(chain.load for chain in chains) else None,
+        work=graph_work(graph, side_bytes=_own_sides(graph)) if works else None,
         speeds=_speeds(deployment, profile),
         rules=place_rules(deployment, graph),
         headroom=policy.headroom,
@@ -106,6 +113,10 @@ def place_problem(
         sheds=policy.overload == "shed",
         before=None if before is None else before_of(before, [chain.digest for chain in graph.chains], devices),
         move_budget_bytes=policy.move_budget_bytes,
+        stages=policy.stages,
+        stages_span=policy.stages_span,
+        node_bytes_per_s=None if (rate := deployment.cluster.node_bytes_per_s) is None else float(rate),
+        node_latency_s=float(deployment.cluster.node_latency_s),
     )
 
 

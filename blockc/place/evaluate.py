@@ -14,6 +14,7 @@ from blockc.ir.layout import tensor_share
 from blockc.place.loads import all_parts, with_served
 from blockc.place.problem import PlaceProblem, PlaceRule
 from blockc.place.sizes import sizes_of
+from blockc.place.stages.evaluate import stage_bytes, stage_faults, stage_sent, stage_times
 from blockc.place.tables import Placement
 from blockc.place.traffic.times import (
     IN_FLIGHT_MARGIN,
@@ -62,6 +63,12 @@ def _served(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
 def _devices(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
     used: set[int] = set()
     for number, instance in enumerate(placement.instances):
+        if instance.stages:
+            yield from stage_faults(problem, instance, number)
+            if used & set(instance.devices):
+                yield f"instance {number} is on a device that another has"
+            used |= set(instance.devices)
+            continue
         devices = [problem.devices[index] for index in instance.devices]
         if len({(device.node, device.kind, device.offered_bytes) for device in devices}) != 1:
             yield f"instance {number} is on devices that differ or are of several nodes"
@@ -90,6 +97,8 @@ def _devices(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
 def _sent(problem: PlaceProblem, placement: Placement, number: int) -> float:
     """Bytes a second that the devices of an instance send each other, adding up hidden states in a ring."""
     instance, found = placement.instances[number], 0.0
+    if instance.stages:
+        return stage_sent(problem, placement, number)
     for chain in instance.chains:
         load = problem.chains[chain].load
         if load is not None and problem.work is not None:
@@ -146,6 +155,9 @@ def _spread(problem: PlaceProblem, placement: Placement, rule: PlaceRule) -> Ite
 def _bytes(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
     entries = {entry.device: entry for entry in placement.memory}
     for number, instance in enumerate(placement.instances):
+        if instance.stages:
+            yield from stage_bytes(problem, placement, number)
+            continue
         sizes = sizes_of(problem, width=len(instance.devices))
         for device in instance.devices:
             own = problem.devices[device]
@@ -198,6 +210,9 @@ def _pages(problem: PlaceProblem, chain: int, group: int) -> float:
 def _times(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
     for number, instance in enumerate(placement.instances):
         if instance.load is None or problem.work is None:
+            continue
+        if instance.stages:
+            yield from stage_times(problem, placement, number)
             continue
         loads = {chain: load for chain in instance.chains if (load := problem.chains[chain].load) is not None}
         if not loads:

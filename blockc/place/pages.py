@@ -10,15 +10,30 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Protocol
 
-from blockc.place.sizes import Sizes
+from blockc.ir.layout import Layout
+from blockc.place.problem import PlaceProblem
 
 _NONE: Final[Mapping[int, int]] = MappingProxyType({})
 
 
+class Paged(Protocol):
+    """What a device takes with so many pages: of a cell (`Sizes`), or the fullest of a pipeline."""
+
+    @property
+    def problem(self) -> PlaceProblem:
+        """Whose ``max_rows`` counts."""
+
+    def least_pages(self, chains: Sequence[int], /) -> dict[int, int]:
+        """By group those of the longest sequence."""
+
+    def layout(self, chains: Sequence[int], pages: dict[int, int], /, *, reserve_bytes: int) -> Layout:
+        """The bytes."""
+
+
 def share_pages(
-    sizes: Sizes, chains: Sequence[int], *, offered_bytes: int, expected: Mapping[int, int] = _NONE
+    sizes: Paged, chains: Sequence[int], *, offered_bytes: int, expected: Mapping[int, int] = _NONE
 ) -> dict[int, int]:
     """``max_rows`` full sequences if there is room; else all groups as far on the way there as there is.
 

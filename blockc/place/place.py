@@ -23,6 +23,10 @@ from blockc.place.price import price_of
 from blockc.place.problem import DEFAULT_OBJECTIVE, PlaceProblem
 from blockc.place.sizes import Sizes
 from blockc.place.slots import check_slots
+from blockc.place.stages.explain import report_no_pipeline, report_nothing_left
+from blockc.place.stages.pipelines import pipelines_of, staged_chains
+from blockc.place.stages.rest import rest_of
+from blockc.place.stages.tables import joined
 from blockc.place.tables import Filled, Placement, placement_of
 from blockc.place.traffic.explain import check_targets, explain_packing
 from blockc.place.traffic.packing import Packing
@@ -44,11 +48,38 @@ def place(problem: PlaceProblem, *, diags: Diagnostics) -> Placement | None:
         return None
     views = Views(problem=problem)
     _report_unknown(problem, diags)
-    placement = (place_traffic if goes_by_traffic(problem) else place_bytes)(views, diags=diags)
+    placement = place_staged(views, diags=diags) if staged_chains(views) else None
+    if placement is None and not diags.has_errors:
+        placement = _place_cells(views, diags=diags)
     if placement is not None:
         _report_gap(problem, placement.solver, diags)
         _check_expectations(problem, placement.memory, diags)
     return placement
+
+
+def place_staged(views: Views, *, diags: Diagnostics) -> Placement | None:
+    """Pipelines first, all else on the devices that are left. None without an error: there are no such pipelines."""
+    problem = views.problem
+    pipelines = pipelines_of(views)
+    if pipelines is None:
+        report_no_pipeline(views, diags=diags)
+        return None
+    divided = {chain for own in pipelines for chain in own.staged.chains}
+    taken = {device for own in pipelines for device in own.devices}
+    rest = None
+    if len(divided) < len(problem.chains):
+        left = rest_of(problem, divided, taken)
+        if not left.devices:
+            report_nothing_left(views, divided, diags=diags)
+            return None
+        rest = _place_cells(Views(problem=left), diags=diags)
+        if rest is None:
+            return None
+    return _checked(problem, joined(views, pipelines, rest), diags)
+
+
+def _place_cells(views: Views, *, diags: Diagnostics) -> Placement | None:
+    return (place_traffic if goes_by_traffic(views.problem) else place_bytes)(views, diags=diags)
 
 
 def _check_rules(problem: PlaceProblem, diags: Diagnostics) -> bool:

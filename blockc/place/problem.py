@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Final, Literal
 
-from blockc.cost import DeviceRates, PlanWork, cell_rates
+from blockc.cost import AttentionWork, DeviceRates, PlanWork, cell_rates
+from blockc.cost.work import BlockWork
 from blockc.diag import Span
 from blockc.ir.layout import ResidentTensor
 
@@ -65,6 +66,23 @@ class PlaceSegment:
     tensors: frozenset[ResidentTensor]
     activation_bytes: int
     turn: PlaceTurn | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceBlock:
+    """One block of a path: what a stage of a pipeline takes one after the other.
+
+    ``groups``: the KV group of each of its attentions; ``state_bytes``: of a token's hidden states, as it gets them.
+    ``work``: what it reads and computes, ``attention``: beside that; None and empty where nothing is expected.
+    """
+
+    digest: str
+    tensors: frozenset[ResidentTensor]
+    activation_bytes: int
+    groups: tuple[int, ...]
+    state_bytes: int
+    work: BlockWork | None = None
+    attention: tuple[AttentionWork, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +158,8 @@ class PlaceChain:
     """A model version. ``label``: how the spec calls it; ``load``: what is expected of it, if that is known.
 
     ``bank``: number of the bank whose slots it shares with chains alike; ``side_bytes`` are then those of a slot. None:
-    without sides, or where those of all chains stay resident.
+    without sides, or where those of all chains stay resident. ``blocks``: of its path, in order; empty: it cannot be
+    divided into stages.
     """
 
     label: str
@@ -151,6 +170,7 @@ class PlaceChain:
     load: PlaceLoad | None = None
     span: Span | None = None
     bank: int | None = None
+    blocks: tuple[PlaceBlock, ...] = ()
 
     @property
     def rate_rps(self) -> Fraction | None:
@@ -198,7 +218,9 @@ class PlaceProblem:
     ``objective``: what there is to be little of, first things first, with ``devices`` or ``cost`` among it. ``sheds``:
     where not all load fits, that of the apps with the highest ``priority`` is left out. ``gap``: from which distance to
     the bound on a plan is good enough. ``before``: an earlier plan, of which as much as
-    ``move_budget_bytes`` allow may be changed for fewer devices; None: as much as that takes.
+    ``move_budget_bytes`` allow may be changed for fewer devices; None: as much as that takes. ``stages``:
+    into how many every model is divided; 0: only what fits no cell, into as few as can be; None: nothing is.
+    ``node_bytes_per_s`` and ``node_latency_s``: of what travels between nodes; None: nothing does.
     """
 
     devices: tuple[PlaceDevice, ...]
@@ -232,6 +254,10 @@ class PlaceProblem:
     sheds: bool = False
     before: PlaceBefore | None = None
     move_budget_bytes: int | None = None
+    stages: int | None = 0
+    stages_span: Span | None = None
+    node_bytes_per_s: float | None = None
+    node_latency_s: float = 0.0
 
     def rates_of(self, kind: str, width: int) -> DeviceRates | None:
         """Rates of so many devices of a kind together; None where nothing is known, or they cannot be a cell."""

@@ -36,6 +36,7 @@ from blockc.plan.model import (
     SegmentEntry,
     SharingEntry,
     SolverEntry,
+    StageEntry,
     TenantEntry,
     TurnEntry,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "SideEntry",
     "SideManifest",
     "SolverEntry",
+    "StageEntry",
     "TenantEntry",
     "TensorEvidenceEntry",
     "TermEntry",

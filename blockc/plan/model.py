@@ -206,9 +206,19 @@ class TurnEntry(Entry):
     uses_rps: float = 0.0
 
 
+class StageEntry(Entry):
+    """Blocks ``first .. first + count - 1`` of each chain of an instance, on devices that split each of them."""
+
+    first: int  # occurrence index, as in `SegmentEntry`
+    count: int
+    devices: tuple[int, ...]
+
+
 class InstanceEntry(Entry):
     """A run of segments on devices, with the pages it owns of each KV group.
 
+    ``stages``: a pipeline. Its devices hold parts of the path one after the other, and of every page the layers of
+    their own part; hidden states go from stage to stage. Empty: all devices split all blocks.
     ``side_slots``: so many fine-tunes of a bank have their sides in memory at once; a bank that is not named has a slot
     for each of its own. ``turns``: segments whose weights are in memory by turns, at once no more than ``room_bytes``
     of them on each device; those of all others always are.
@@ -222,7 +232,17 @@ class InstanceEntry(Entry):
     side_slots: dict[int, int] = Field(default_factory=dict)  # bank -> slots
     turns: tuple[TurnEntry, ...] = ()
     room_bytes: int = 0
-    load: LoadEntry | None = None  # None: placed by bytes
+    load: LoadEntry | None = None  # None: placed by bytes; of a pipeline that of its busiest stage
+    stages: tuple[StageEntry, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Devices that split one block."""
+        return len(self.stages[0].devices if self.stages else self.devices)
+
+    def stage_of(self, device: int) -> StageEntry | None:
+        """What a device holds of a pipeline; None: it has a share of everything."""
+        return next((stage for stage in self.stages if device in stage.devices), None)
 
 
 class EdgeEntry(Entry):

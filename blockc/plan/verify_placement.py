@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from blockc.ir.layout import page_share
 from blockc.plan.model import ExecutionPlan, InstanceEntry, LoadEntry, RouteEntry, SolverEntry
+from blockc.plan.verify_stages import held_page_bytes, stage_problems
 
 
 def placement_problems(plan: ExecutionPlan) -> Iterator[str]:
@@ -83,6 +84,7 @@ def _instances(plan: ExecutionPlan) -> Iterator[str]:
                 pages = instance.kv_pages.get(entry.group, 0)
                 if pages * plan.kv_groups[entry.group].page_tokens < chain.max_model_len:
                     yield f"{name} has {pages} pages of KV group {entry.group}, too few for chain {number}"
+        yield from stage_problems(plan, instance, name)
         yield from _slots(plan, instance, name)
         yield from _turns(plan, instance, name)
         if instance.load is not None:
@@ -191,10 +193,11 @@ def _memory(plan: ExecutionPlan) -> Iterator[str]:
             yield f"device {device.address} is filled beyond its memory"
         own = [instance for instance in plan.instances if entry.device in instance.devices]
         kv_bytes = sum(
-            pages * page_share(group.page_bytes, kv_heads=group.kv_heads, devices=len(instance.devices))
+            pages * page_share(held_page_bytes(plan, instance, index, entry.device), kv_heads=heads, devices=width)
             for instance in own
+            for width in (instance.width,)
             for index, pages in instance.kv_pages.items()
-            for group in (plan.kv_groups[index],)
+            for heads in (plan.kv_groups[index].kv_heads,)
         )
         if (room_bytes := sum(instance.room_bytes for instance in own)) > entry.blocks_bytes:
             yield f"device {device.address} counts {entry.blocks_bytes} bytes of room, its instances have {room_bytes}"

@@ -7,7 +7,7 @@ measured. Invariant: the parts of a way add up to the price of its steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -21,8 +21,10 @@ from blockc.cost import (
     cell_rates,
     node_link,
     plan_work,
+    stage_works,
 )
-from blockc.plan import ExecutionPlan
+from blockc.cost.hops import stage_links
+from blockc.plan import ExecutionPlan, InstanceEntry
 from blockc.spec.device_kinds import DEVICE_KINDS
 
 if TYPE_CHECKING:
@@ -42,26 +44,33 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hop:
-    """One segment on the devices that run it."""
+    """One segment, or as much of it as a stage of a pipeline has, on the devices that run it."""
 
     segment: int
+    first: int
+    count: int
     devices: tuple[int, ...]
     cost: Cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """Hops in order, and what comes on top: the fine-tune's own, attention, and what every step takes."""
+    """Hops in order, and what comes on top: the fine-tune's own, attention, and what every step takes.
+
+    ``travel``: from stage to stage of a pipeline, where ``sent_bytes`` of each token pass; nothing is read for it.
+    """
 
     hops: tuple[Hop, ...]
     sides: Cost
     attention: Cost
     steps: Cost
+    travel: Cost = Cost(read_bytes=0, token_s=0.0, prompt_s=0.0)
+    sent_bytes: int = 0
 
     @property
     def costs(self) -> tuple[Cost, ...]:
         """All of them."""
-        return (*(hop.cost for hop in self.hops), self.sides, self.attention, self.steps)
+        return (*(hop.cost for hop in self.hops), self.sides, self.attention, self.steps, self.travel)
 
     @property
     def read_bytes(self) -> int:
@@ -131,9 +140,9 @@ class _Pricing:
 
     def knows(self, number: int) -> bool:
         """Whether an instance can be priced: a cell needs a link that is known, too."""
-        devices = self.plan.instances[number].devices
-        kind = self.plan.devices[devices[0]].kind
-        return kind in self.rates and (len(devices) == 1 or node_link(self.plan, kind) is not None)
+        instance = self.plan.instances[number]
+        kind = self.plan.devices[instance.devices[0]].kind
+        return kind in self.rates and (instance.width == 1 or node_link(self.plan, kind) is not None)
 
     def way(self, chain: int, instances: tuple[int, ...], prompt: int) -> Way:
         """``instances``: those that the chain travels through, in order."""
@@ -142,14 +151,11 @@ class _Pricing:
         first = pricers[instances[0]]  # what is no hop's is counted where the chain begins
         budget = max(1, self.plan.batching.max_batched_tokens)
         chunks = [(start, min(budget, prompt - start)) for start in range(0, prompt, budget)]
-        hops = []
-        for segment in self.plan.chains[chain].segments:
-            own, work = pricers[place[segment]], self.work.segments[segment]
-            reading = [own.launch(segment, count, samples=start + count == prompt) for start, count in chunks]
-            nbytes = work.read_bytes + work.row_read_bytes
-            nbytes += sum(expert.nbytes * expert.chosen // expert.experts for expert in work.experts)
-            cost = _cost(nbytes, own.launch(segment, 1, samples=1), sum(reading))
-            hops.append(Hop(segment=segment, devices=self.plan.instances[place[segment]].devices, cost=cost))
+        hops = [
+            hop
+            for segment in self.plan.chains[chain].segments
+            for hop in self._hops(segment, self.plan.instances[place[segment]], chunks, prompt)
+        ]
         side_bytes = self.work.chains[chain].side_bytes
         sides = _cost(side_bytes, first.sides(chain, 1), sum(first.sides(chain, count) for _, count in chunks))
         attention = _cost(
@@ -157,14 +163,51 @@ class _Pricing:
             first.attention(chain, prompt, 1),
             sum(first.attention(chain, start, count) for start, count in chunks),
         )
-        steps = _cost(0, first.constant(1), first.constant(1) * len(chunks))
-        return Way(hops=tuple(hops), sides=sides, attention=attention, steps=steps)
+        stages = max(1, sum(max(1, len(self.plan.instances[number].stages)) for number in instances))
+        steps = _cost(0, stages * first.constant(1), stages * first.constant(1) * len(chunks))
+        links = [link for number in instances for link in stage_links(self.plan, self.plan.instances[number])]
+        sent = [(link, nbytes) for link, nbytes in links if link is not None]
+        travel = Cost(
+            read_bytes=0,
+            token_s=sum(link.latency_s + nbytes / link.bytes_per_s for link, nbytes in sent),
+            prompt_s=sum(len(chunks) * link.latency_s + prompt * nbytes / link.bytes_per_s for link, nbytes in sent),
+        )
+        return Way(
+            hops=tuple(hops), sides=sides, attention=attention, steps=steps, travel=travel,
+            sent_bytes=sum(nbytes for _, nbytes in links),
+        )  # fmt: skip
+
+    def _hops(
+        self, segment: int, instance: InstanceEntry, chunks: Sequence[tuple[int, int]], prompt: int
+    ) -> Iterator[Hop]:
+        """The segment on its cell; on a pipeline a hop for each stage that has any of its blocks."""
+        entry = self.plan.segments[segment]
+        rates = self._rates(instance)
+        parts: list[tuple[int, int, tuple[int, ...], PlanWork]] = [
+            (entry.first, entry.first + entry.count, instance.devices, self.work)
+        ]
+        if instance.stages:
+            works = stage_works(self.plan, [(stage.first, stage.count) for stage in instance.stages])
+            parts = [
+                (max(entry.first, own.first), min(entry.first + entry.count, own.first + own.count), own.devices, work)
+                for own, work in zip(instance.stages, works, strict=True)
+            ]
+        for first, stop, devices, work in parts:
+            if first >= stop:
+                continue
+            own, launch = StepPricer(work, rates), work.segments[segment]
+            reading = [own.launch(segment, count, samples=start + count == prompt) for start, count in chunks]
+            nbytes = launch.read_bytes + launch.row_read_bytes
+            nbytes += sum(expert.nbytes * expert.chosen // expert.experts for expert in launch.experts)
+            cost = _cost(nbytes, own.launch(segment, 1, samples=1), sum(reading))
+            yield Hop(segment=segment, first=first, count=stop - first, devices=devices, cost=cost)
+
+    def _rates(self, instance: InstanceEntry) -> DeviceRates:
+        kind = self.plan.devices[instance.devices[0]].kind
+        return cell_rates(self.rates[kind], width=instance.width, link_bytes_per_s=node_link(self.plan, kind))
 
     def _pricer(self, number: int) -> StepPricer:
-        devices = self.plan.instances[number].devices
-        kind = self.plan.devices[devices[0]].kind
-        link = node_link(self.plan, kind)
-        return StepPricer(self.work, cell_rates(self.rates[kind], width=len(devices), link_bytes_per_s=link))
+        return StepPricer(self.work, self._rates(self.plan.instances[number]))
 
 
 def _cost(read_bytes: int, token: int, prompt: int) -> Cost:

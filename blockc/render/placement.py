@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from blockc.plan import LoadEntry
+from blockc.plan import InstanceEntry, LoadEntry
 from blockc.render.units import counted, format_bytes, printable
 
 if TYPE_CHECKING:
@@ -21,6 +21,13 @@ def load_text(load: LoadEntry) -> str:
         f"{load.limit:.0%} "
         f"(traffic {load.traffic:.0%}, sweeps {load.sweeps:.0%}), {load.rows:.1f} requests at once"
     )
+
+
+def stage_lines(instance: InstanceEntry, addresses: Sequence[str]) -> Iterator[str]:
+    """The stages of a pipeline."""
+    for number, stage in enumerate(instance.stages):
+        where = ", ".join(printable(addresses[device]) for device in stage.devices)
+        yield f"    stage {number}: blocks {stage.first} to {stage.first + stage.count - 1} on {where}"
 
 
 def render_placement(problem: PlaceProblem, placement: Placement | None) -> str:
@@ -69,6 +76,7 @@ def _placement(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
         yield f"  instance {index} on {devices}: {counted(instance.max_rows, 'row')}"
         yield f"    segments {', '.join(map(str, instance.segments))}"
         yield f"    chains {', '.join(map(str, instance.chains))}"
+        yield from stage_lines(instance, [device.address for device in problem.devices])
         if instance.load is not None:
             yield f"    {load_text(instance.load)}"
         for group, pages in instance.kv_pages.items():

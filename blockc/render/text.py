@@ -110,6 +110,9 @@ def _devices(plan: ExecutionPlan, ascii_only: bool, bar_width: int) -> Iterator[
         ]
         yield "    " + ", ".join(f"{name} {format_bytes(size)}" for name, size in parts)
         for instance in plan.instances:
+            if (stage := instance.stage_of(memory.device)) is not None:
+                place, stop = instance.stages.index(stage), stage.first + stage.count - 1
+                yield f"    stage {place} of {len(instance.stages)}: blocks {stage.first} to {stop}"
             if memory.device in instance.devices and instance.side_slots:
                 members = sum(plan.chains[chain].bank in instance.side_slots for chain in instance.chains)
                 yield f"    adapters of {sum(instance.side_slots.values())} of {members} fine-tunes at a time"

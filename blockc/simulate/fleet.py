@@ -6,16 +6,18 @@ and KV groups are the plan's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
-from blockc.cost import DeviceRates, StepPricer, catalogue_rates, cell_rates, node_link, plan_work, slower
+from blockc.cost import DeviceRates, StepPricer, catalogue_rates, cell_rates, node_link, plan_work, slower, stage_works
+from blockc.cost.hops import stage_links
 from blockc.cost.profile import Profile
 from blockc.cost.rates import LINK_LATENCY_S
 from blockc.diag import Diagnostics
-from blockc.plan import ExecutionPlan, RouteEntry
+from blockc.plan import ExecutionPlan, InstanceEntry, RouteEntry
 from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc_runtime.limits import EngineLimits, engine_limits, turn_limits
 from blockc_runtime.router import Link, Network
@@ -24,14 +26,27 @@ _NO_SLOTS: Final[Mapping[int, int]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StageHop:
+    """From a stage to the next: the link, and a token's hidden states on it."""
+
+    link: Link
+    token_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetInstance:
-    """Devices that batch together. ``name``: their addresses."""
+    """Devices that batch together. ``name``: their addresses.
+
+    ``stages``: of a pipeline, the prices of each; ``pricer``: of all stages one after the other, as one device.
+    """
 
     name: str
     width: int
     limits: EngineLimits
     rates: DeviceRates
     pricer: StepPricer
+    stages: tuple[StepPricer, ...] = ()
+    hops: tuple[StageHop, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +90,7 @@ def fleet_of(plan: ExecutionPlan, rates: Mapping[str, DeviceRates]) -> Fleet:
         instances=tuple(
             FleetInstance(
                 name="+".join(plan.devices[device].address for device in instance.devices),
-                width=len(instance.devices),
+                width=instance.width,
                 limits=replace(
                     instance_limits(
                         plan, instance.kv_pages, max_rows=instance.max_rows, side_slots=instance.side_slots
@@ -85,14 +100,38 @@ def fleet_of(plan: ExecutionPlan, rates: Mapping[str, DeviceRates]) -> Fleet:
                 ),
                 rates=own,
                 pricer=StepPricer(work, own),
+                stages=stage_pricers(plan, instance, own),
+                hops=stage_hops(plan, instance),
             )
             for instance in plan.instances
-            for own in (instance_rates(plan, instance.devices, rates),)
+            for own in (instance_rates(plan, instance.devices[: instance.width], rates),)
         ),
         devices=len({device for instance in plan.instances for device in instance.devices}),
         weights_bytes=sum(entry.weights_bytes + entry.blocks_bytes + entry.sides_bytes for entry in plan.memory),
         network=network_of(plan, [instance.devices for instance in plan.instances]),
     )  # fmt: skip
+
+
+def stage_pricers(plan: ExecutionPlan, instance: InstanceEntry, rates: DeviceRates) -> tuple[StepPricer, ...]:
+    """Of each stage the price of its part of a step; empty without stages."""
+    if not instance.stages:
+        return ()
+    return tuple(
+        StepPricer(work, rates) for work in stage_works(plan, [(own.first, own.count) for own in instance.stages])
+    )
+
+
+def stage_hops(plan: ExecutionPlan, instance: InstanceEntry) -> tuple[StageHop, ...]:
+    """Links between stages, which the plan names or devices have. Of devices without any a hop takes no time."""
+    return tuple(
+        StageHop(
+            link=Link(bytes_per_s=math.inf, latency_s=0.0)
+            if link is None
+            else Link(bytes_per_s=link.bytes_per_s, latency_s=link.latency_s),
+            token_bytes=nbytes,
+        )
+        for link, nbytes in stage_links(plan, instance)
+    )
 
 
 def apps_of(plan: ExecutionPlan) -> tuple[FleetApp, ...]:

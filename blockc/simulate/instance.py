@@ -22,7 +22,7 @@ from blockc_runtime.request import EndEvent, Event, Request, TokensEvent
 from blockc_runtime.router import PREFIX_TOKENS
 from blockc_runtime.step import RowResult, Step, StepResult
 
-_NOTHING = RowResult(tokens=(), logprobs=())
+NOTHING = RowResult(tokens=(), logprobs=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +233,7 @@ class Instance:
     def _land(self, flight: _Flight) -> None:
         """A step is done."""
         self.now, step, live = flight.end, flight.step, self._live
-        results = tuple([live[row.request].token if row.samples else _NOTHING for row in step.rows])
+        results = tuple([live[row.request].token if row.samples else NOTHING for row in step.rows])
         sampled = sum([row.samples for row in step.rows])
         self._count(flight.start, steps=1, rows=len(step.rows), tokens=flight.tokens, sampled=sampled)
         self._take(self._scheduler.complete(step, StepResult(step=step.id, rows=results), self.now / TICKS_PER_S))
@@ -299,8 +299,10 @@ class Instance:
         self._take(self._scheduler.fold(run, taken, self._answers))
         return True
 
-    def _count(self, start: int, *, steps: int, rows: int, tokens: int, sampled: int) -> None:
-        totals, spent = self.totals, self.now - start
+    def _count(self, start: int, *, steps: int, rows: int, tokens: int, sampled: int, spent: int | None = None) -> None:
+        """``spent``: of the time since then, where something else was under way meanwhile."""
+        totals = self.totals
+        spent = self.now - start if spent is None else spent
         totals.busy += spent
         totals.steps += steps
         totals.events += 1

@@ -75,7 +75,8 @@ class InstanceReport:
     """``busy``: part of the time in which a step ran. ``mean_rows``: of a step, by time.
 
     ``side_loads``: fine-tunes that were put in a slot, where they take turns; ``block_loads``: segments whose weights
-    were read, where those do.
+    were read, where those do. ``stages``: of a pipeline,
+    whose ``busy`` is the mean of its stages; ``hop_bytes``: hidden states that went from stage to stage.
     """
 
     name: str
@@ -87,6 +88,8 @@ class InstanceReport:
     preemptions: int
     side_loads: int
     block_loads: int = 0
+    stages: int = 0
+    hop_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +169,8 @@ def report(run: Run, targets: Mapping[str, Targets]) -> Report:
                 preemptions=item.preemptions,
                 side_loads=item.side_loads,
                 block_loads=item.block_loads,
+                stages=item.stages,
+                hop_bytes=item.hop_bytes,
             )
             for item in run.instances
         ),

@@ -16,6 +16,7 @@ from blockc.cost import ticks
 from blockc.simulate.counted import is_countable
 from blockc.simulate.fleet import Fleet
 from blockc.simulate.instance import Instance, Moment, Served, Totals
+from blockc.simulate.pipeline import PipelinedInstance
 from blockc.simulate.prompts import Prompts
 from blockc.simulate.routing import Dispatch
 from blockc.simulate.workload import Arrival, Workload
@@ -28,7 +29,7 @@ _HORIZON = 1 << 62
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceRun:
-    """What one instance did. ``moments`` only if they were asked for."""
+    """What one instance did. ``moments`` only if they were asked for; ``hop_bytes`` went from stage to stage."""
 
     name: str
     width: int
@@ -37,6 +38,8 @@ class InstanceRun:
     side_loads: int
     block_loads: int
     moments: tuple[Moment, ...]
+    stages: int = 0
+    hop_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +76,10 @@ def simulate(
         and all(is_countable(item.limits) for item in fleet.instances)
     )
     instances = [
-        Instance(fleet=item, folds=folds, counts=counts, keeps_moments=keeps_moments) for item in fleet.instances
+        (PipelinedInstance if item.stages else Instance)(
+            fleet=item, folds=folds, counts=counts, keeps_moments=keeps_moments
+        )
+        for item in fleet.instances
     ]
     driver = _Driver(fleet, workload, instances, counts=counts)
     for members in _components(fleet):
@@ -93,6 +99,8 @@ def simulate(
                 side_loads=item.side_loads,
                 block_loads=item.block_loads,
                 moments=tuple(item.moments),
+                stages=len(item.fleet.stages),
+                hop_bytes=item.sent_bytes if isinstance(item, PipelinedInstance) else 0,
             )
             for item in instances
         ),

@@ -86,6 +86,7 @@ def _instances(report: Report) -> Iterator[str]:
             f"{counted(item.steps, 'step')}, {item.tokens} tokens, {counted(item.preemptions, 'preemption')}"
             + (f", {counted(item.side_loads, 'fine-tune')} put in a slot" if item.side_loads else "")
             + (f", weights of {counted(item.block_loads, 'segment')} read" if item.block_loads else "")
+            + (f", {item.stages} stages, {format_bytes(item.hop_bytes)} between them" if item.stages else "")
         )
 
 

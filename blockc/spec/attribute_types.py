@@ -146,6 +146,18 @@ SHARE = Either(
         ),
     ),
 )
+PIPELINE = Either(
+    otherwise=words("auto", "off", noun="way to divide models"),
+    forms=(
+        Form(
+            name="stages",
+            named={"count": Amount(dimension=NUMBER, whole=True, least=Fraction(1), most=Fraction(64))},
+            required=("count",),
+            make=lambda given: given["count"],
+            example="stages(count = 2)",
+        ),
+    ),
+)
 PREFILL = Either(
     otherwise=words("chunked", noun="way to read prompts"),
     forms=(

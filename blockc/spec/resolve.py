@@ -335,7 +335,13 @@ def _policy(blocks: list[Typed]) -> Policy:
         gap=cast("Fraction", solver.get("gap")) if solver else default.gap,
         objective=cast("tuple[Goal, ...]", (solver.get("objective") if solver else None) or ()),
         move_budget_bytes=cast("int | None", replan.get("move_budget")) if replan else None,
+        stages=_stages(policy.get("pipeline")),
+        stages_span=policy.spans.get("pipeline"),
     )
+
+
+def _stages(pipeline: object) -> int | None:
+    return pipeline if isinstance(pipeline, int) else None if pipeline == "off" else 0
 
 
 def _expect(block: Typed) -> Expect:

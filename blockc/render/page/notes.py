@@ -35,7 +35,12 @@ def _devices(facts: Facts) -> Iterator[tuple[str, Note]]:
         for instance in instances:
             if len(instance.devices) > 1:
                 others = [plan.devices[d].address for d in instance.devices if d != index]
-                rows.append((f"1/{len(instance.devices)} of each block", f"the rest is on {listed(others)}"))
+                stage = instance.stage_of(index)
+                share = "each block" if instance.width == 1 else f"1/{instance.width} of each block"
+                if stage is not None:
+                    span = span_words("block", stage.first, stage.first + stage.count - 1)
+                    share = f"stage {instance.stages.index(stage)} of {len(instance.stages)}: {share} of {span}"
+                rows.append((share, f"the rest is on {listed(others)}"))
             names = [plan.apps[app].address for chain in instance.chains for app in facts.apps_of_chain[chain]]
             rows += [("apps", listed(names)), ("requests a step", f"at most {instance.max_rows}")]
         yield f"d{index}", (device.address, rows)

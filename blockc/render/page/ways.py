@@ -88,10 +88,12 @@ def _parts(facts: Facts, way: Way) -> Iterator[tuple[str, str, Cost]]:
         entry = facts.plan.segments[hop.segment]
         level = facts.level(len(facts.apps_of_segment(entry)))
         colour = family_class(facts.family_of_path[entry.path])
-        span = span_words("block", entry.first, entry.first + entry.count - 1)
+        span = span_words("block", hop.first, hop.first + hop.count - 1)
         yield f"segment {hop.segment} ({span})", f"c {colour} s{level}", hop.cost
     for (name, tone), cost in zip(_REST, (way.sides, way.attention, way.steps), strict=True):
         yield name, tone, cost
+    if way.sent_bytes:
+        yield f"between stages, {format_bytes(way.sent_bytes)} a token", _REST[-1][1], way.travel
 
 
 def _legend() -> Markup:
@@ -141,11 +143,11 @@ def _table(facts: Facts, ways: Ways, lanes: Sequence[Lane]) -> Markup:
     for lane in lanes:
         way = _way(facts, ways, lane)
         assert way is not None
-        devices = {f"segment {hop.segment} ": hop.devices for hop in way.hops}
-        for name, _, cost in _parts(facts, way):
+        devices = [hop.devices for hop in way.hops]
+        for number, (name, _, cost) in enumerate(_parts(facts, way)):
             if not (cost.read_bytes or cost.prompt_s):
                 continue
-            own = next((found for start, found in devices.items() if name.startswith(start)), ())
+            own = devices[number] if number < len(devices) else ()
             where = ", ".join(facts.plan.devices[device].address for device in own)
             rows.append([_name(facts, lane), name, where, format_bytes(cost.read_bytes), *_times(cost)])
         beside = _beside_target(facts, ways, lane).lstrip(", ")

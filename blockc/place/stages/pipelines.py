@@ -1,0 +1,177 @@
+"""Which chains run as pipelines, into how many stages they are divided, and on which devices.
+
+In: a problem. Out: pipelines; empty if none is called for, None if some chain fits no pipeline either. Chains on paths
+with equally many blocks share one where that takes fewer devices. The fewest devices are taken, of equals the fewest
+nodes, then stages. Invariant: no device is in two pipelines; deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Final
+
+from blockc.place.cells import WIDTHS, Views
+from blockc.place.problem import PlaceProblem
+from blockc.place.stages.parts import Parts
+from blockc.place.stages.staged import Staged, staged
+
+_MOST_STAGES: Final = 64
+# Copies of a pipeline that are tried beyond those that are asked for.
+_MORE_COPIES: Final = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """A division, and the devices of each copy, stage by stage."""
+
+    staged: Staged
+    copies: tuple[tuple[tuple[int, ...], ...], ...]
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """All of them."""
+        return tuple(device for copy in self.copies for stage in copy for device in stage)
+
+
+def staged_chains(views: Views) -> tuple[int, ...]:
+    """Those that are to run as pipelines: what fits no cell of a node, or all if the spec asks for stages."""
+    problem = views.problem
+    able = [index for index, chain in enumerate(problem.chains) if chain.blocks]
+    if problem.stages is None or len(problem.devices) == 1:
+        return ()
+    if problem.stages:
+        return tuple(able)
+    blocks = views.blocks()
+    return tuple(chain for chain in able if all(views.least_width(chain, block) is None for block in blocks))
+
+
+def pipelines_of(views: Views) -> tuple[Pipeline, ...] | None:
+    """Divide all that is to be, the first chains first."""
+    problem = views.problem
+    every = range(len(problem.devices))
+    groups: list[tuple[tuple[int, ...], Pipeline]] = []
+    for chain in staged_chains(views):
+        alone = _best(problem, (chain,), every)
+        if alone is None:
+            return None
+        for place, (members, own) in enumerate(groups):
+            together = (*members, chain)
+            if not _may_share(problem, members, chain):
+                continue
+            joined = _best(problem, together, every)
+            if joined is not None and len(joined.devices) < len(own.devices) + len(alone.devices):
+                groups[place] = together, joined
+                break
+        else:
+            groups.append(((chain,), alone))
+    free = set(every)
+    found: list[Pipeline] = []
+    for members, _ in groups:
+        chosen = _best(problem, members, sorted(free))
+        if chosen is None:
+            return None
+        free -= set(chosen.devices)
+        found.append(chosen)
+    return tuple(found)
+
+
+def _may_share(problem: PlaceProblem, members: Sequence[int], chain: int) -> bool:
+    if len(problem.chains[members[0]].blocks) != len(problem.chains[chain].blocks):
+        return False
+    for rule in problem.rules:
+        inside = [member in rule.chains for member in members]
+        if rule.kind == "apart" and chain in rule.chains and any(inside):
+            return False
+        if rule.kind == "alone" and any(item != (chain in rule.chains) for item in inside):
+            return False
+    return True
+
+
+def _best(problem: PlaceProblem, chains: tuple[int, ...], free: Collection[int]) -> Pipeline | None:
+    """On the fewest of these devices."""
+    for rule in problem.rules:
+        if rule.kind == "pin" and set(rule.chains) & set(chains):
+            free = [device for device in free if device in rule.devices]
+    least = max(
+        [1, *(r.count for r in problem.rules if r.kind in ("replicas", "nodes") and set(r.chains) & set(chains))]
+    )
+    most = least + (_MORE_COPIES if any(problem.chains[chain].load is not None for chain in chains) else 0)
+    found: list[tuple[object, Pipeline]] = []
+    for copies in range(least, most + 1):
+        options = _options(problem, chains, free, copies)
+        first = next((item for item in options if len(item.copies) == copies), None)
+        if first is not None and _spreads(problem, first):
+            found.append(((_spent(problem, first), copies), first))
+    return min(found, key=lambda item: item[0])[1] if found else None  # type: ignore[arg-type,return-value]
+
+
+def _spent(problem: PlaceProblem, pipeline: Pipeline) -> Fraction:
+    """Devices, or money if that is what there is to be little of."""
+    prices = [problem.devices[device].price_per_hour for device in pipeline.devices]
+    known = [price for price in prices if price is not None]
+    if problem.objective[0] == "cost" and len(known) == len(prices):
+        return sum(known, Fraction(0))
+    return Fraction(len(prices))
+
+
+def _spreads(problem: PlaceProblem, pipeline: Pipeline) -> bool:
+    """Whether it is on as many nodes as rules want."""
+    nodes = {problem.devices[device].node for device in pipeline.devices}
+    wanted = [r.count for r in problem.rules if r.kind == "nodes" and set(r.chains) & set(pipeline.staged.chains)]
+    return len(nodes) >= max(wanted, default=1)
+
+
+def _options(problem: PlaceProblem, chains: tuple[int, ...], free: Collection[int], copies: int) -> Iterator[Pipeline]:
+    """Those that hold, what takes the fewest devices first."""
+    blocks = len(problem.chains[chains[0]].blocks)
+    parts = {width: Parts(problem, chains, width) for width in WIDTHS}
+    shapes: list[tuple[int, int, int, int, list[tuple[tuple[int, ...], ...]]]] = []
+    for number, nodes in enumerate(_alike(problem, free)):
+        for width in WIDTHS:
+            count = sum(len(own) // width for own in nodes)
+            wanted = [problem.stages] if problem.stages else range(2, min(_MOST_STAGES, blocks, count) + 1)
+            for stages in wanted:
+                taken = _taken(nodes, width, stages, copies)
+                if taken is not None:
+                    spread = max(len({problem.devices[s[0]].node for s in copy}) for copy in taken)
+                    shapes.append((width * stages, spread, stages, number, taken))
+    for _, _, _, _, taken in sorted(shapes):
+        found = staged(problem, parts[len(taken[0][0])], taken[0], copies=copies)
+        # Of copies on other nodes, hops may take other links: each is judged by itself, and the worst is what is said.
+        others = [staged(problem, parts[len(copy[0])], copy, copies=copies) for copy in taken[1:]]
+        every = [item for item in (found, *others) if item is not None]
+        if len(every) == len(taken):
+            worst = max(every, key=lambda item: max(map(sum, zip(item.traffic, item.sweeps, strict=True)), default=0.0))
+            yield Pipeline(staged=replace(worst, stages=taken[0]), copies=tuple(taken))
+
+
+def _alike(problem: PlaceProblem, free: Collection[int]) -> list[list[list[int]]]:
+    """Devices of one kind, node by node, for each kind; all that a stage could be on is alike."""
+    found: dict[tuple[object, ...], dict[str, list[int]]] = {}
+    for index in sorted(free):
+        own = problem.devices[index]
+        key = (own.kind, own.memory_bytes, own.reserve_bytes, own.price_per_hour)
+        found.setdefault(key, {}).setdefault(own.node, []).append(index)
+    return [list(nodes.values()) for nodes in found.values()]
+
+
+def _taken(
+    nodes: Sequence[Sequence[int]], width: int, stages: int, copies: int
+) -> list[tuple[tuple[int, ...], ...]] | None:
+    """Cells for the stages of each copy: on one node where one has room, the smallest such; else the largest first."""
+    left = [[tuple(own[at : at + width]) for at in range(0, len(own) - width + 1, width)] for own in nodes]
+    found = []
+    for _ in range(copies):
+        if sum(map(len, left)) < stages:
+            return None
+        enough = [cells for cells in left if len(cells) >= stages]
+        order = [min(enough, key=len)] if enough else sorted(left, key=len, reverse=True)
+        copy: list[tuple[int, ...]] = []
+        for cells in order:
+            count = min(len(cells), stages - len(copy))
+            copy += cells[:count]
+            del cells[:count]
+        found.append(tuple(copy))
+    return found
