@@ -108,9 +108,14 @@ def _machine(plan: ExecutionPlan) -> dict[str, str]:
 def _sentence(profile: Profile, output: Path) -> str:
     rates = profile.rates
     return (
-        f"{output}: {profile.samples} steps of {profile.device}; {rates.bytes_per_s / 1e9:.3g} GB/s and "
-        f"{rates.flops_per_s / 1e9:.3g} GFLOP/s {'at once' if rates.overlaps_reads else 'in turn'}, "
+        f"{output}: {profile.samples} steps of {profile.device}; {_giga(rates.bytes_per_s)} GB/s and "
+        f"{_giga(rates.flops_per_s)} GFLOP/s {'at once' if rates.overlaps_reads else 'in turn'}, "
         f"{1e6 * rates.block_s:.3g} us a block, {1e3 * rates.step_s:.3g} ms a step; "
         f"half of the steps within {100 * profile.error_p50:.1f} % of what they took, "
         f"95 % within {100 * profile.error_p95:.1f} %"
     )
+
+
+def _giga(rate: float) -> str:
+    """A rate that no step was seen to wait for has no figure: blocks' constants may stand for it (decision 0095)."""
+    return f"{rate / 1e9:.3g}" if rate < 1e20 else "unlimited"
