@@ -268,7 +268,7 @@ def _report_gap(problem: PlaceProblem, solver: SolverEntry, diags: Diagnostics) 
             f"{_gap_text(solver)} is all that is proven (a gap of {100 * solver.gap:.1f} %)",
             at=problem.cluster_span,
             help="nothing more is tried with this many models, or where one takes several devices"
-            if solver.solver.startswith("greedy")
+            if solver.solver.startswith(("greedy", "stages"))
             else "`gap` of the policy's `solver` says from which gap on a plan is good enough"
             if solver.history
             else "a higher `time_limit` of the policy's `solver` may find a better plan or prove this one",
