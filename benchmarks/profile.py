@@ -76,7 +76,8 @@ def watched(clock: Clock) -> Iterator[None]:
     def op_table(device: Any) -> Any:
         ops = table(device)
         named = {"linears": "sides", "rms_norm": "norms", "gated": "gates", "cached": "sides"}
-        own = {f.name: clock.around(named.get(f.name, f.name), getattr(ops, f.name)) for f in fields(ops)}
+        there = {f.name: op for f in fields(ops) if (op := getattr(ops, f.name)) is not None}
+        own = {name: clock.around(named.get(name, name), op) for name, op in there.items()}
         return replace(ops, **own)
 
     with ExitStack() as stack:
