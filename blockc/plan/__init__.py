@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
-from blockc.plan.file import dump_plan, load_plan, plan_bytes, read_plan, require_weights, verify_plan, write_plan
-from blockc.plan.manifests import EvidenceManifest, SideEntry, SideManifest, TensorEvidenceEntry, TermEntry
-from blockc.plan.model import (
-    FORMAT_VERSION,
+from blockc.plan.app_entries import (
     AgreementEntry,
     AppEntry,
     BaselineEntry,
-    BatchingEntry,
+    MergeEntry,
+    ModelEntry,
+    PriceEntry,
+    PriceRangeEntry,
+    QuantizationEntry,
+    SharingEntry,
+    TenantEntry,
+)
+from blockc.plan.file import dump_plan, load_plan, plan_bytes, read_plan, require_weights, verify_plan, write_plan
+from blockc.plan.graph_entries import (
     BlockEntry,
     ChainEntry,
     ChainKvEntry,
     CutEntry,
-    DeviceEntry,
-    EdgeEntry,
     EmbeddingEntry,
-    ExecutionPlan,
-    InstanceEntry,
     KvGroupEntry,
     KvLayerEntry,
+    PathEntry,
+    SegmentEntry,
+)
+from blockc.plan.manifests import EvidenceManifest, SideEntry, SideManifest, TensorEvidenceEntry, TermEntry
+from blockc.plan.model import FORMAT_VERSION, BatchingEntry, ExecutionPlan
+from blockc.plan.place_entries import (
+    DeviceEntry,
+    EdgeEntry,
+    InstanceEntry,
     LinkEntry,
     LoadEntry,
     MemoryEntry,
-    MergeEntry,
-    ModelEntry,
-    PathEntry,
-    PriceEntry,
-    PriceRangeEntry,
-    QuantizationEntry,
     RouteEntry,
     RuleEntry,
     SearchEntry,
-    SegmentEntry,
-    SharingEntry,
     SolverEntry,
     StageEntry,
-    TenantEntry,
     TurnEntry,
 )
 from blockc.plan.turns import segment_blocks, turning_tensors

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+Digest = str
+
 
 class Entry(BaseModel):
     """Frozen, and strict about unknown fields: a plan is written by the compiler only."""

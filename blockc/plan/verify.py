@@ -14,7 +14,8 @@ from blockc.ir.infer import value_types
 from blockc.ir.parse import StructureError, parse_structure
 from blockc.ir.structure import Structure, ValueType, format_structure, structure_digest
 from blockc.ir.tensor import CACHE_DTYPE_BYTES, DTYPE_BYTES, QuantizedRef, TensorRef, quantized_ref
-from blockc.plan.model import BlockEntry, ExecutionPlan
+from blockc.plan.graph_entries import BlockEntry
+from blockc.plan.model import ExecutionPlan
 from blockc.plan.verify_chains import chain_problems
 from blockc.plan.verify_placement import placement_problems
 

@@ -12,8 +12,9 @@ from blockc.ir.identity import differing_parts
 from blockc.ir.infer import value_types
 from blockc.ir.structure import Structure
 from blockc.ir.tensor import CACHE_DTYPE_BYTES
+from blockc.plan.graph_entries import ChainEntry, EmbeddingEntry, SegmentEntry
 from blockc.plan.laminar import crosses, find_crossing
-from blockc.plan.model import ChainEntry, EmbeddingEntry, ExecutionPlan, SegmentEntry
+from blockc.plan.model import ExecutionPlan
 
 
 def chain_problems(plan: ExecutionPlan, structures: Mapping[str, Structure]) -> Iterator[str]:

@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterator
 
 from blockc.ir.layout import page_share
-from blockc.plan.model import ExecutionPlan, InstanceEntry, LoadEntry, RouteEntry, SolverEntry
+from blockc.plan.model import ExecutionPlan
+from blockc.plan.place_entries import InstanceEntry, LoadEntry, RouteEntry, SolverEntry
 from blockc.plan.verify_stages import held_page_bytes, stage_problems
 
 

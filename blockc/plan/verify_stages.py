@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from blockc.plan.model import ChainEntry, ExecutionPlan, InstanceEntry, StageEntry
+from blockc.plan.graph_entries import ChainEntry
+from blockc.plan.model import ExecutionPlan
+from blockc.plan.place_entries import InstanceEntry, StageEntry
 
 
 def stage_problems(plan: ExecutionPlan, instance: InstanceEntry, name: str) -> Iterator[str]:
