@@ -9,14 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from blockc.cli import main
 from blockc.samples import root
+from blockc.zoo.pack import read_pack_spans
 
 MODEL_OF = {
     "harbour/crew": "pirate",
@@ -48,6 +50,13 @@ def copied(folder: Path, *models: str) -> Path:
     shutil.copy(root() / "fleet.blk", folder)
     (folder / "small.blk").write_text(SMALL, encoding="utf-8")
     return folder
+
+
+def compiled_with_all_and_few(folder: Path, spec: str, *, residency: str) -> None:
+    """``all.json``: memory for everybody; ``few.json``: as much as ``residency`` gives. Both with one zoo."""
+    for name, policy in (("all", ""), ("few", f"policy {{ residency {{ {residency} }} }}\n")):
+        (folder / f"{name}.blk").write_text(spec + policy)
+        assert main(["compile", str(folder / f"{name}.blk"), "-o", str(folder / f"{name}.json")]) == 0
 
 
 class Command:
@@ -157,3 +166,11 @@ def flipped(path: Path, *, at: int) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 4
     path.write_bytes(data)
+
+
+def damaged(zoo: Path, tensors: Container[str]) -> None:
+    """A bit of each of these tensors is another one in its pack."""
+    for path in (zoo / "packs").iterdir():
+        for place in read_pack_spans(path):
+            if place.name in tensors:
+                flipped(path, at=(place.start + place.end) // 2)

@@ -16,8 +16,7 @@ from blockc.plan import load_plan, read_manifest
 from blockc.samples import root
 from blockc.samples.manners import PROMPTS, manner
 from blockc.zoo import Zoo
-from blockc.zoo.pack import read_pack_spans
-from tests.e2e.fleet import Command, answer, chat, flipped, metric, serving
+from tests.e2e.fleet import Command, answer, chat, compiled_with_all_and_few, damaged, metric, serving
 
 COUNT = 24
 LIMIT = "3MiB"
@@ -29,7 +28,6 @@ cluster box {{ node local {{ device d0 : cpu {{ memory = 1GiB  reserve = 128MiB 
 tenant library {{
 {apps}
 }}
-{policy}
 """
 
 
@@ -44,9 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_file({name: own * (1 - number / 512) if "lora_B" in name else own for name, own in tensors.items()}, file)
     fine_tunes = "\n".join(f'finetune a{n} : sample {{ weights = "./a{n}" }}' for n in range(COUNT))
     apps = "\n".join(f"  app a{n} {{ model = a{n} }}" for n in range(COUNT))
-    for name, policy in (("all", ""), ("few", f"policy {{ residency {{ fine_tunes = {LIMIT} }} }}")):
-        (folder / f"{name}.blk").write_text(SPEC.format(fine_tunes=fine_tunes, apps=apps, policy=policy))
-        assert main(["compile", str(folder / f"{name}.blk"), "-o", str(folder / f"{name}.json")]) == 0
+    compiled_with_all_and_few(folder, SPEC.format(fine_tunes=fine_tunes, apps=apps), residency=f"fine_tunes = {LIMIT}")
     return folder
 
 
@@ -95,10 +91,7 @@ def test_a_damaged_one_stops_only_itself(folder: Path, tmp_path: Path):
     others = set[str]().union(*(own for app, own in tensors.items() if app != "a5"))
     wanted = tensors["a5"] - others
     assert wanted
-    for path in (copy / "zoo" / "packs").iterdir():
-        for place in read_pack_spans(path):
-            if place.name in wanted:
-                flipped(path, at=(place.start + place.end) // 2)
+    damaged(copy / "zoo", wanted)
     with serving(copy / "few.json", tmp_path, keys=False) as command, command.ready().http() as http:
         replies = {app.app: http.post("/v1/chat/completions", json=chat(app.address, "Hello!")) for app in plan.apps}
         assert {app for app, reply in replies.items() if reply.status_code != 200} == {"a5"}

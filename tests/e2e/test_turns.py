@@ -15,9 +15,7 @@ from blockc.cli import main
 from blockc.plan import load_plan, turning_tensors
 from blockc.samples import root
 from blockc.samples.manners import PROMPTS, manner
-from blockc.zoo import Zoo
-from blockc.zoo.pack import read_pack_spans
-from tests.e2e.fleet import Command, answer, chat, flipped, metric, serving
+from tests.e2e.fleet import Command, answer, chat, compiled_with_all_and_few, damaged, metric, serving
 
 # Every layer of the lawyer is its own, two of six of the poet.
 MODELS = ("lawyer", "lawyer", "lawyer", "poet", "poet")
@@ -31,7 +29,6 @@ tenant public {{ app ask {{ model = sample }} }}
 tenant chamber {{
 {apps}
 }}
-{policy}
 """
 
 
@@ -51,9 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_file(weaker, file, {"format": "pt"})
     fine_tunes = "\n".join(f'finetune m{n} : sample {{ weights = "./m{n}" }}' for n in range(len(MODELS)))
     apps = "\n".join(f"  app m{n} {{ model = m{n} }}" for n in range(len(MODELS)))
-    for name, policy in (("all", ""), ("few", f"policy {{ residency {{ blocks = {LIMIT} }} }}")):
-        (folder / f"{name}.blk").write_text(SPEC.format(fine_tunes=fine_tunes, apps=apps, policy=policy))
-        assert main(["compile", str(folder / f"{name}.blk"), "-o", str(folder / f"{name}.json")]) == 0
+    compiled_with_all_and_few(folder, SPEC.format(fine_tunes=fine_tunes, apps=apps), residency=f"blocks = {LIMIT}")
     return folder
 
 
@@ -99,10 +94,7 @@ def test_a_damaged_one_stops_only_itself(folder: Path, tmp_path: Path):
     own = turning_tensors(plan)
     chain = plan.chains[plan.models["m1"].chain or 0]
     wanted = set().union(*(own.get(segment, frozenset()) for segment in chain.segments))
-    for path in (Zoo(copy / "zoo").root / "packs").iterdir():
-        for place in read_pack_spans(path):
-            if place.name in wanted:
-                flipped(path, at=(place.start + place.end) // 2)
+    damaged(copy / "zoo", wanted)
     with serving(copy / "few.json", tmp_path, keys=False) as command, command.ready().http() as http:
         replies = {
             app.app: http.post("/v1/chat/completions", json=chat(app.address, "Hello!", max_tokens=8))

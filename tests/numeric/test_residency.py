@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 
 import pytest
@@ -11,14 +10,13 @@ from peft import IA3Config, LNTuningConfig, LoraConfig, PeftConfig, PrefixTuning
 
 from blockc.measure import measure
 from blockc.spec.deployment import Policy
-from blockc.verify.served import Answer, Question, serve_greedily
 from blockc_runtime.executor.torch_ import TorchExecutor
 from blockc_runtime.step import Step
 from tests.support.adapters import LLAMA_LINEARS
 from tests.support.deployments import deployment
 from tests.support.device import DEVICE
 from tests.support.fine_tunes import save_adapter
-from tests.support.serving import Compiled, compiled
+from tests.support.serving import Compiled, answers, compiled
 from tests.support.tiny_models import save_model
 
 EACH = 3  # fine-tunes of a kind
@@ -56,18 +54,6 @@ def fleets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Compiled, Compiled
     policy = replace(POLICY, sides_limit_bytes=limit)
     few = compiled(deployment(base, saved, max_model_len=64, policy=policy), root / "zoo")
     return everyone, few
-
-
-def answers(found: Compiled, steps: list[Step] | None = None, *, rounds: int = 2) -> list[Answer]:
-    """Every app is asked in random order, ``rounds`` times."""
-    rng = random.Random(5)
-    questions = [
-        Question(app=app, tokens=tuple(rng.randrange(90) for _ in range(rng.randint(3, 12))), output_tokens=5)
-        for _ in range(rounds)
-        for app in rng.sample(range(len(found.plan.apps)), len(found.plan.apps))
-    ]
-    on_step = (lambda step: None) if steps is None else steps.append
-    return serve_greedily(found.plan, found.zoo, questions, together=True, on_step=on_step)
 
 
 def test_the_plan_says_how_many_are_resident(fleets: tuple[Compiled, Compiled]) -> None:

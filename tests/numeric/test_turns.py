@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +11,12 @@ from peft import LoraConfig
 
 from blockc.ir.layout import format_bytes
 from blockc.spec.deployment import Policy, Quantize
-from blockc.verify.served import Answer, Question, serve_greedily
 from blockc_runtime.limits import engine_limits
 from blockc_runtime.step import Step
 from tests.support.adapters import LLAMA_LINEARS
 from tests.support.deployments import deployment
 from tests.support.fine_tunes import save_adapter, save_full
-from tests.support.serving import Compiled, compiled
+from tests.support.serving import Compiled, answers, compiled
 from tests.support.tiny_models import save_model
 
 POLICY = Policy(max_rows=4, max_batched_tokens=128)
@@ -50,18 +48,6 @@ def fleets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Compiled, Compiled
 def tight(everyone: Compiled) -> Policy:
     """Room for two thirds of what fine-tunes have of their own."""
     return replace(POLICY, blocks_limit_bytes=everyone.plan.memory[0].weights_bytes * 4 // 10)
-
-
-def answers(found: Compiled, steps: list[Step] | None = None, *, rounds: int = 2) -> list[Answer]:
-    """Every app is asked in random order, ``rounds`` times."""
-    rng = random.Random(5)
-    questions = [
-        Question(app=app, tokens=tuple(rng.randrange(90) for _ in range(rng.randint(3, 12))), output_tokens=5)
-        for _ in range(rounds)
-        for app in rng.sample(range(len(found.plan.apps)), len(found.plan.apps))
-    ]
-    on_step = (lambda step: None) if steps is None else steps.append
-    return serve_greedily(found.plan, found.zoo, questions, together=True, on_step=on_step)
 
 
 def test_the_plan_says_what_takes_turns(fleets: tuple[Compiled, Compiled]) -> None:

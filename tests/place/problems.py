@@ -7,12 +7,14 @@ import itertools
 import random
 from fractions import Fraction
 
-from blockc.diag import Span
+from blockc.diag import Diagnostics, Span
 from blockc.ir import TensorRef
 from blockc.ir.layout import ResidentTensor
-from blockc.place import PlaceChain, PlaceDevice, PlaceGroup, PlaceLoad, PlaceProblem, PlaceSegment
+from blockc.place import PlaceChain, PlaceDevice, PlaceGroup, PlaceLoad, PlaceProblem, PlaceSegment, place
+from blockc.place.bound import devices_bound
 from blockc.place.greedy import Assignment
-from blockc.place.sizes import Sizes
+from blockc.place.sizes import Load, Sizes, sizes_of
+from blockc.place.tables import Placement
 
 
 def span(line: int) -> Span:
@@ -122,11 +124,35 @@ def every_assignment(sizes: Sizes) -> list[Assignment]:
     found = []
     for assignment in itertools.product(devices, repeat=len(sizes.problem.chains)):
         members: dict[int, list[int]] = {}
-        for index, place in enumerate(assignment):
-            members.setdefault(place, []).append(index)
+        for index, number in enumerate(assignment):
+            members.setdefault(number, []).append(index)
         if all(
             sizes.least(chains).used_bytes <= sizes.problem.devices[place].offered_bytes
             for place, chains in members.items()
         ):
             found.append(assignment)
     return found
+
+
+def placed_on_fewest(given: PlaceProblem) -> Placement | None:
+    """Its placement, held against trying everything: None where nothing fits, else on as few devices as can be."""
+    every = every_assignment(sizes_of(given))
+    placement = place(given, diags=Diagnostics())
+    assert (placement is None) == (not every)
+    if placement is None:
+        return None
+    fewest = min(len(set(assignment)) for assignment in every)
+    assert placement.solver.value == fewest
+    assert devices_bound(sizes_of(given)) <= fewest
+    assert all(entry.used_bytes <= entry.capacity_bytes for entry in placement.memory)
+    return placement
+
+
+def assert_grows_by_chains(sizes: Sizes) -> None:
+    """A load to which chains are added one by one is what they take together."""
+    growing, held = Load(sizes), []
+    for number in range(len(sizes.problem.chains)):
+        held.append(number)
+        assert growing.used_with(number) == sizes.least(held).used_bytes
+        growing.add(number)
+        assert growing.used_bytes == sizes.least(held).used_bytes

@@ -14,8 +14,17 @@ from blockc.place import PlaceExpect, Placement, PlaceProblem, cpsat, place
 from blockc.place.bound import devices_bound
 from blockc.place.cpsat import holds, solve
 from blockc.place.greedy import greedy
-from blockc.place.sizes import Load, sizes_of
-from tests.place.problems import chain, device, every_assignment, problem, random_problem, segment, span
+from blockc.place.sizes import sizes_of
+from tests.place.problems import (
+    assert_grows_by_chains,
+    chain,
+    device,
+    every_assignment,
+    problem,
+    random_problem,
+    segment,
+    span,
+)
 
 SEEDS = range(120)
 
@@ -89,14 +98,7 @@ def test_every_placement_holds(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_sums_agree(seed: int) -> None:
     """The incremental sums of greedy, the sums of the model and the layout are one."""
-    sizes = sizes_of(random_problem(seed))
-    load, chains = Load(sizes), []
-    for index in range(len(sizes.problem.chains)):
-        expected = sizes.least([*chains, index]).used_bytes
-        assert load.used_with(index) == expected
-        load.add(index)
-        chains.append(index)
-        assert load.used_bytes == expected
+    assert_grows_by_chains(sizes_of(random_problem(seed)))
 
 
 @pytest.mark.parametrize("seed", range(60))
