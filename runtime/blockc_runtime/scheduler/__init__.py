@@ -5,10 +5,11 @@ a simulator with virtual time, the fault tests with a seeded adversary. Invarian
 it yields depends neither on its neighbours nor on preemption; a page that a step in flight may touch is in no other
 hands before that step completes.
 
-One idea a file: `fair_queue` says whose turn it is, `draft` fills a step, `launches` turns its rows into launches,
-`scheduler` keeps requests and takes results in.
+One idea a file: `admission` says which requests are taken on, `fair_queue` whose turn it is, `draft` fills a step,
+`launches` turns its rows into launches, `scheduler` keeps requests and takes results in.
 """
 
-from blockc_runtime.scheduler.scheduler import Gauges, Scheduler
+from blockc_runtime.scheduler.gauges import Gauges
+from blockc_runtime.scheduler.scheduler import Scheduler
 
 __all__ = ["Gauges", "Scheduler"]

@@ -8,51 +8,21 @@ while it runs, or, if it ended under a step in flight, until that step completes
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from blockc_runtime.kv.index import KvIndex
-from blockc_runtime.kv.pages import PageUsage
-from blockc_runtime.kv.prefix import Prefix
 from blockc_runtime.limits import EngineLimits
 from blockc_runtime.request import EndEvent, Event, FinishReason, Request, TokensEvent
+from blockc_runtime.scheduler.admission import Admission
 from blockc_runtime.scheduler.draft import StepDraft
 from blockc_runtime.scheduler.fair_queue import FairQueue
+from blockc_runtime.scheduler.gauges import Gauges
 from blockc_runtime.scheduler.launches import LaunchPlan
 from blockc_runtime.scheduler.live_request import LiveRequest
 from blockc_runtime.scheduler.residents import Residents
 from blockc_runtime.scheduler.sessions import Sessions
 from blockc_runtime.step import Fault, Feed, Row, RowResult, SegmentTurn, Step, StepResult
-
-# For apps without a target.
-_LENIENT_TTFT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gauges:
-    """State for metrics. All but ``running``, ``waiting``, ``sessions`` and ``pages`` (by KV group) only grow.
-
-    ``preemptions``: requests that had to give their place or pages back; ``side_loads``: fine-tunes put in a slot;
-    ``block_loads`` and ``block_evictions``: segments whose weights came and went; ``residency_wait_s``: seconds that
-    requests, each for itself, waited for either.
-    ``overlapped``: steps that were issued while another one was in flight; ``waits``: how often, by reason, none was
-    though requests were there (`draft.Wait`). ``sessions`` pause now; ``sessions_lost``: so many with their pages.
-    """
-
-    running: int
-    waiting: int
-    steps_in_flight: int
-    steps: int
-    preemptions: int
-    side_loads: int
-    pages: tuple[PageUsage, ...]
-    block_loads: int = 0
-    block_evictions: int = 0
-    residency_wait_s: float = 0.0
-    overlapped: int = 0
-    waits: Mapping[str, int] = field(default_factory=dict)
-    sessions: int = 0
-    sessions_lost: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,11 +58,11 @@ class Scheduler:
         self._limits = limits
         self._kv = kv
         self._epoch = epoch
-        self._max_waiting = max_waiting
         self._max_running = limits.max_rows if max_running is None else max_running
         self._worker_tries = worker_tries
         self._queue = FairQueue(limits, served)
         self._residents = Residents(limits)
+        self._admission = Admission(limits, kv, queue=self._queue, residents=self._residents, max_waiting=max_waiting)
         self.sessions = Sessions() if sessions is None else sessions
         self._launch_plan = LaunchPlan(limits)
         self._live: dict[str, LiveRequest] = {}  # not ended, or ended under a step in flight
@@ -100,7 +70,6 @@ class Scheduler:
         self._in_flight: dict[int, _InFlight] = {}
         self._all_decoded = True  # in the last step; if not, none goes before those who decode
         self._now_s = 0.0
-        self._arrivals = 0
         self._steps = 0
         self._preemptions = 0
         self._residency_wait_s = 0.0
@@ -155,29 +124,12 @@ class Scheduler:
         """Queue a request; its end, if it can never run. Raises ValueError if the id is in use."""
         if request.id in self._live:
             raise ValueError(f"request {request.id!r} is here already")
-        problem = self._problem(request)
+        problem = self._admission.problem(request)
         if problem is not None:
             return (_end(request.id, "error", problem),)
         if request.emitted >= request.max_tokens:
             return (_end(request.id, "length"),)
-        virtual, classes = (chain := self._limits.chains[request.chain]).virtual_tokens, chain.token_classes
-        tokens = [*virtual, *request.prompt]
-        # Of what somebody else has computed there are no scores: nothing is found that is not its own.
-        item = LiveRequest(
-            request=request,
-            tenant=self._limits.tenants[request.app],
-            arrival=self._arrivals,
-            due_s=now_s + self._target_s(request.app),
-            limit_tokens=self._longest(request),
-            tokens=tokens,
-            prefix=Prefix(
-                request.isolation_group if not classes else f"{request.isolation_group}/{request.id}", tokens
-            ),
-            virtual=len(virtual),
-            whole=self._limits.chains[request.chain].whole,
-            token_classes=classes,
-        )
-        self._arrivals += 1
+        item = self._admission.item(request, now_s)
         self._live[request.id] = item
         self._queue.enter(item)
         return ()
@@ -271,45 +223,6 @@ class Scheduler:
         waiting = [item for item in self._live.values() if item.state == "waiting"]
         told = [(item, self._residents.problem(item.request.chain)) for item in waiting]
         return tuple(self._finish(item, "error", message) for item, message in told if message is not None)
-
-    def _problem(self, request: Request) -> str | None:
-        """Say why a request cannot be taken, in words that tell nothing of other tenants."""
-        if not (0 <= request.app < len(self._limits.tenants) and 0 <= request.chain < len(self._limits.chains)):
-            return "the plan in force does not have this model"
-        if not request.prompt:
-            return "the prompt is empty"
-        if (problem := self._residents.problem(request.chain)) is not None:
-            return problem
-        chain = self._limits.chains[request.chain]
-        most = self._room(request.chain) - chain.draws
-        if len(request.prompt) > most:
-            room = "with room for an answer " if chain.draws else ""
-            return f"the prompt has {len(request.prompt)} tokens; {room}{most} fit"
-        if chain.whole and len(request.prompt) > self._limits.max_batched_tokens:
-            return f"a text of {len(request.prompt)} tokens is too long for a step of {self._limits.max_batched_tokens}"
-        shortage = self._kv.shortage(request.chain, self._longest(request) - chain.draws)  # the last one needs no KV
-        if shortage is not None:
-            return f"prompt and answer are too long for the KV cache: {shortage}"
-        if self._queue.waiting(self._limits.tenants[request.app]) >= self._max_waiting:
-            return f"{self._max_waiting} requests are waiting already"
-        return None
-
-    def _target_s(self, app: int) -> float:
-        """How long after its arrival the first token of a request is due."""
-        target_s = self._limits.ttft_targets_s[app] if self._limits.ttft_targets_s else None
-        return _LENIENT_TTFT_S if target_s is None else target_s
-
-    def _longest(self, request: Request) -> int:
-        """Virtual tokens, prompt and all tokens that may still come."""
-        chain = self._limits.chains[request.chain]
-        wanted = len(request.prompt) + (max(1, request.max_tokens - request.emitted) if chain.draws else 0)
-        virtual = len(chain.virtual_tokens)
-        return virtual + min(wanted, self._room(request.chain))
-
-    def _room(self, chain: int) -> int:
-        """The most tokens of prompt and answer."""
-        limits = self._limits.chains[chain]
-        return limits.max_model_len - len(limits.virtual_tokens)
 
     def _start(self, item: LiveRequest, reused: int) -> None:
         """A waiting request runs from here on, from its first token without KV."""

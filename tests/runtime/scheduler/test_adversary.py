@@ -68,7 +68,7 @@ def _same_domain_for_all(run):
 
 
 def _no_isolation(run):
-    import blockc_runtime.scheduler.scheduler as module
+    import blockc_runtime.scheduler.admission as module
 
     original = module.Prefix
     admit = run.scheduler.admit
