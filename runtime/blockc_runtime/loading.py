@@ -269,6 +269,8 @@ def _executor(
         plan, Zoo(options.zoo), device=plan.target, before=old if isinstance(old, TorchExecutor) else None,
         carried=carried, alone=alone,
     )  # fmt: skip
+    for why in executor.kernel_problems if plan.target == "cuda" and triton_.problem() is None else ():
+        print(f"kernels: torch's own, which are slower, for attention over a KV cache: {why}", flush=True)
     if plan.target == "cuda" and old is None:
         print(f"decode steps: {'recorded graphs' if executor.records else 'launched op by op'}", flush=True)
     unusable = [(app.address, executor.disabled[app.chain]) for app in plan.apps if app.chain in executor.disabled]

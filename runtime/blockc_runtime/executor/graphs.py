@@ -26,7 +26,7 @@ from blockc_runtime.executor.sides import Bank
 from blockc_runtime.kv.pool import KvPool
 from blockc_runtime.ops import triton_
 from blockc_runtime.ops.attention.batch import DecodeBatch, PagedRows
-from blockc_runtime.ops.attention.narrow import kernels_take
+from blockc_runtime.ops.attention.narrow import kernel_problem
 from blockc_runtime.ops.linear.side_tiles import FEW_PLACES, SideTiles, StaticSides
 from blockc_runtime.ops.linear.sides import SideWeights
 from blockc_runtime.step import Row
@@ -323,6 +323,6 @@ def _refusal(number: int, segment: LoadedSegment, model: LoadedModel) -> str | N
             if op.target in _HOST_OPS:
                 return _HOST_OPS[op.target]
         for group in occurrence.kv_groups:
-            if any(layer.keys.shape[2] % 2 or not kernels_take(layer.keys) for layer in model.pools[group].layers):
+            if any(kernel_problem(layer.keys) is not None for layer in model.pools[group].layers):
                 return "a cache that the kernels of attention do not take"
     return None

@@ -22,6 +22,7 @@ from blockc_runtime.executor.graphs import Recorder, SegmentGraphs, recorder_for
 from blockc_runtime.executor.launch import StepRun
 from blockc_runtime.executor.model import Kept, LoadedModel, kept_of, load_model
 from blockc_runtime.memory import MemoryUse, Resident, machine_bytes, resident
+from blockc_runtime.ops.attention.narrow import kernel_problem
 from blockc_runtime.step import Fault, RowResult, SegmentTurn, Step, StepResult
 
 # Called with a row's index in its step and its logits, float32 ``[samples, vocab]``.
@@ -119,6 +120,13 @@ class TorchExecutor:
     def records(self) -> bool:
         """Whether decode steps are recorded graphs, where they can be."""
         return self._graphs is not None
+
+    @property
+    def kernel_problems(self) -> tuple[str, ...]:
+        """Why Triton's kernels, where they are used, leave attention over some KV caches to torch's functions."""
+        pools = () if self._model is None else self._model.pools
+        found = {kernel_problem(layer.keys) for pool in pools for layer in pool.layers}
+        return tuple(sorted(why for why in found if why is not None))
 
     @property
     def disabled(self) -> dict[int, str]:

@@ -28,9 +28,9 @@ def make_llama(seed: int = 0, dtype: torch.dtype = torch.float32, layers: int = 
     return LlamaForCausalLM(config).to(dtype).eval()
 
 
-def make_gpt2(seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+def make_gpt2(seed: int = 0, dtype: torch.dtype = torch.float32, *, heads: int = 3) -> Any:
     torch.manual_seed(seed)
-    config = GPT2Config(vocab_size=89, n_embd=48, n_head=3, n_layer=3, n_positions=128, initializer_range=0.3)
+    config = GPT2Config(vocab_size=89, n_embd=48, n_head=heads, n_layer=3, n_positions=128, initializer_range=0.3)
     return GPT2LMHeadModel(config).to(dtype).eval()
 
 

@@ -193,3 +193,12 @@ def test_a_seeded_draw_is_the_same_alone_and_in_company(tmp_path: Path) -> None:
     together = driver.step([company, driver.row(driver.start(0, [3, 4]), 2, samples=2, sampling=warm)])
     assert together[1] == alone[0]
     assert len(alone[0].tokens) == 2
+
+
+@pytest.mark.parametrize(("heads", "said"), [(16, ("its heads have 3 values, an odd number",)), (3, ())])
+def test_caches_that_kernels_of_a_device_do_not_take_are_told(
+    tmp_path: Path, heads: int, said: tuple[str, ...]
+) -> None:
+    builder = PlanBuilder(new_zoo(tmp_path))
+    builder.add(gpt2_spec(make_gpt2(heads=heads)))
+    assert Driver(builder.build(), builder.zoo).executor.kernel_problems == said

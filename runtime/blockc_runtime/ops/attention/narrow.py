@@ -54,6 +54,10 @@ def as_bytes(cache: Tensor) -> Tensor:
     return cache.view(torch.uint8) if cache.dtype == FP8 else cache
 
 
-def kernels_take(cache: Tensor) -> bool:
-    """Whether Triton's kernels read and write such a cache where it lies."""
-    return cache.dtype != FP8 or not cache.is_cuda or torch.cuda.get_device_capability(cache.device) >= _CAPABILITY
+def kernel_problem(cache: Tensor) -> str | None:
+    """Why Triton's kernels do not read and write such a cache ``[slots, K, D]`` where it lies; None: they do."""
+    if cache.shape[2] % 2:
+        return f"its heads have {cache.shape[2]} values, an odd number"  # keys are written by halves
+    if cache.dtype == FP8 and cache.is_cuda and torch.cuda.get_device_capability(cache.device) < _CAPABILITY:
+        return "it is of fp8, which this device does not convert by itself"
+    return None

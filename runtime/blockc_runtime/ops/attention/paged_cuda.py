@@ -18,7 +18,7 @@ from blockc_runtime.ops.attention import cpu
 from blockc_runtime.ops.attention.batch import DecodeBatch, KvBatch, PagedRows
 from blockc_runtime.ops.attention.cpu import PagedLayer, Scores
 from blockc_runtime.ops.attention.kernels import attend_chunks, attend_pages, join_parts, write_heads
-from blockc_runtime.ops.attention.narrow import FP8, INT8, kernels_take
+from blockc_runtime.ops.attention.narrow import FP8, INT8, kernel_problem
 from blockc_runtime.ops.cache.cpu import cached
 from blockc_runtime.ops.norm.cpu import rotary
 from blockc_runtime.ops.norm.native import angles_fit
@@ -80,11 +80,6 @@ def heads(
     return _attention(q, k, v, angles, layer, batch, Scores(scale=scale, softcap=softcap, sinks=sinks), window)
 
 
-def takes(layer: PagedLayer) -> bool:
-    """Whether the kernels take such a cache: keys are written by halves."""
-    return layer.keys.shape[2] % 2 == 0 and kernels_take(layer.keys)
-
-
 def _attention(
     q: Tensor,
     k: Tensor,
@@ -95,7 +90,7 @@ def _attention(
     form: Scores,
     window: int | None,
 ) -> Tensor:
-    if isinstance(batch, KvBatch) and not takes(layer):
+    if isinstance(batch, KvBatch) and kernel_problem(layer.keys) is not None:
         if angles:
             cos, sin = angles
             q, k = (rotary(x, cos, sin, x.shape[3] // 2) for x in (q, k))
