@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from blockc.diag import DiagnosticError, Diagnostics
+from blockc.diag import refuse
 from blockc.ir import Side, SiteKind, TensorRef, Term
 from blockc.ir.layout import padded_rank
 from blockc_runtime.executor.weights import WeightStore
@@ -99,9 +99,7 @@ def _pair(term: Term, store: WeightStore) -> tuple[Tensor, Tensor]:
 
 
 def _refuse() -> NoReturn:
-    diags = Diagnostics()
-    diags.report("BC203", "a fine-tune holds values that are not finite")
-    raise DiagnosticError(diags)
+    refuse("BC203", "a fine-tune holds values that are not finite")
 
 
 def _stack_linears(places: Places, store: WeightStore, dtype: torch.dtype) -> SideWeights:

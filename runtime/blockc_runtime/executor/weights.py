@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from blockc.diag import DiagnosticError, Diagnostics
+from blockc.diag import refuse
 from blockc.ir import QuantizedRef, TensorRef
 from blockc.zoo import Zoo
 from blockc_runtime.executor.slabs import Slabs
@@ -112,13 +112,11 @@ class WeightStore:
         """The tensor in the host's memory: read-only, for it is the zoo's file."""
         stored = self.zoo.tensor(ref.digest)
         if (stored.dtype, stored.shape) != (ref.dtype, ref.shape):
-            diags = Diagnostics()
-            diags.report(
+            refuse(
                 "BC901",
                 f"the plan has tensor {ref.digest} as {ref.dtype}{list(ref.shape)}, "
                 f"the zoo as {stored.dtype}{list(stored.shape)}",
             )
-            raise DiagnosticError(diags)
         dtype = torch_dtype(ref.dtype)
         if not len(stored.data):
             return torch.zeros(ref.shape, dtype=dtype)
