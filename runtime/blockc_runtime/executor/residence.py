@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from blockc.diag import DiagnosticError
 from blockc.ir.layout import READ_AHEAD
+from blockc_runtime.executor.beside import ReadStream, problem_of
 from blockc_runtime.executor.sides import Bank, Stacks
 from blockc_runtime.executor.slots import fill, tensors_in
 from blockc_runtime.step import SlotFill
@@ -54,7 +54,7 @@ class Residence:
         self._device = device
         self._ahead: OrderedDict[int, ReadSides] = OrderedDict()
         self._lock = Lock()  # of what is ahead
-        self._stream: Any = None
+        self._stream = ReadStream(device)
         self._news: deque[tuple[int, str | None]] = deque()
         self._reader = reader
 
@@ -91,12 +91,9 @@ class Residence:
 
     def _prefetch(self, chain: int) -> None:
         try:
-            with torch.inference_mode():
-                sides = self._on_stream(chain)
-        except DiagnosticError as error:
-            self._news.append((chain, str(error)))
+            sides = self._stream.run(lambda: self._read(chain))
         except Exception as error:
-            self._news.append((chain, f"{type(error).__name__}: {error}"[:500]))
+            self._news.append((chain, problem_of(error)))
         else:
             with self._lock:
                 self._ahead[chain] = sides
@@ -110,14 +107,3 @@ class Residence:
             steps = torch.cuda.current_stream(self._device)
             for tensor in tensors_in(sides):
                 tensor.record_stream(steps)
-
-    def _on_stream(self, chain: int) -> ReadSides:
-        """On CUDA beside the steps, and done when it returns. Untested on hardware."""
-        if self._device.type != "cuda":
-            return self._read(chain)
-        # One for good: memory that a stream's tensors leave is given out again on that stream alone.
-        stream = self._stream = self._stream or torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream):
-            sides = self._read(chain)
-        stream.synchronize()
-        return sides

@@ -10,16 +10,15 @@ Weights are made where they stay, by a thread beside the steps: nothing is copie
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, MutableSequence, Sequence
+from collections.abc import Mapping, MutableSequence, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from blockc.diag import DiagnosticError
 from blockc.ir import TensorRef
+from blockc_runtime.executor.beside import ReadStream, problem_of
 from blockc_runtime.executor.segment import LoadedSegment
 from blockc_runtime.executor.weights import WeightStore
 from blockc_runtime.step import SegmentTurn
@@ -65,7 +64,7 @@ class TurningBlocks:
         self._here: dict[int, WeightStore] = {}
         self._news: deque[tuple[int, LoadedSegment, WeightStore] | tuple[int, str]] = deque()
         self._hosts = {number: HostCopies(store) for number, entry in turning.items() if entry.from_host}
-        self._stream: Any = None
+        self._stream = ReadStream(store.device)
 
     @property
     def nbytes(self) -> int:
@@ -112,29 +111,13 @@ class TurningBlocks:
         host = self._hosts.get(segment)
         store = self._store.beside(None if host is None else host.read)
         try:
-            with torch.inference_mode():
-                loaded = self._on_stream(lambda: self._fill(segment, store))
-        except DiagnosticError as error:
-            self._news.append((segment, str(error)))
+            loaded = self._stream.run(lambda: self._fill(segment, store), behind_steps=True)
         except Exception as error:
-            self._news.append((segment, f"{type(error).__name__}: {error}"[:500]))
+            self._news.append((segment, problem_of(error)))
         else:
             self._news.append((segment, loaded, store))
             return
         store.drop()
-
-    def _on_stream(self, fill: Callable[[], LoadedSegment]) -> LoadedSegment:
-        """On CUDA beside the steps, and done when it returns. Untested on hardware."""
-        device = self._store.device
-        if device.type != "cuda":
-            return fill()
-        # One for good: what is let go is given out again on the stream that it was made on, and on no other.
-        stream = self._stream = self._stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(device))  # what was let go may be what is written to
-        with torch.cuda.stream(stream):
-            loaded = fill()
-        stream.synchronize()
-        return loaded
 
 
 class HostCopies:
