@@ -15,19 +15,8 @@ from types import TracebackType
 from blockc_runtime.request import EndEvent, Request
 from blockc_runtime.server.engine_life import PlanFile
 from blockc_runtime.server.supervisor import engine_command
-from blockc_runtime.wire import (
-    End,
-    EngineError,
-    FrameBuffer,
-    Message,
-    Ready,
-    Shutdown,
-    Stats,
-    StatsQuery,
-    Submit,
-    Tokens,
-    encode,
-)
+from blockc_runtime.wire.frames import FrameBuffer, encode
+from blockc_runtime.wire.messages import End, EngineError, Message, Ready, Shutdown, Stats, StatsQuery, Submit, Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ from benchmarks.pairs import paired_values, text_of, write
 from benchmarks.server_overhead import drive, first_model, serving
 from blockc.plan import load_plan
 from blockc_runtime.request import Request, Sampling
-from blockc_runtime.wire import End, Submit, Tokens
+from blockc_runtime.wire.messages import End, Submit, Tokens
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 128, 512
 

@@ -49,7 +49,7 @@ from blockc_runtime.memory import before_loading, before_serving
 from blockc_runtime.request import Request, Sampling
 from blockc_runtime.scheduler import Scheduler
 from blockc_runtime.step import Executor
-from blockc_runtime.wire import Drain, End, Message, Submit, Tokens
+from blockc_runtime.wire.messages import Drain, End, Message, Submit, Tokens
 
 FITTED = {
     "narrow": Shape(hidden=384, layers=8, heads=6, kv_heads=3, intermediate=1024, vocab=8192),

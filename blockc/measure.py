@@ -25,7 +25,8 @@ from blockc_runtime.request import EndEvent, Request, Sampling, TokensEvent
 from blockc_runtime.scheduler import Scheduler
 from blockc_runtime.step import Executor, Step
 from blockc_runtime.turn import next_step
-from blockc_runtime.wire import Tokens, encode
+from blockc_runtime.wire.frames import encode
+from blockc_runtime.wire.messages import Tokens
 
 _OUTPUT_TOKENS: Final = 6
 _PROMPTS: Final = (8, 64, 256, 1024)

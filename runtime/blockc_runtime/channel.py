@@ -12,7 +12,8 @@ import socket
 import threading
 import time
 
-from blockc_runtime.wire import FrameBuffer, Message, encode
+from blockc_runtime.wire.frames import FrameBuffer, encode
+from blockc_runtime.wire.messages import Message
 
 _RECEIVE_BYTES = 1 << 18
 _ORPHAN_GRACE_S = 3.0

@@ -1,6 +1,6 @@
 """What schedulers have counted, those of plans that are gone included.
 
-In: their gauges. Out: sums that only grow while an engine lives, for `wire.Stats`.
+In: their gauges. Out: sums that only grow while an engine lives, for `messages.Stats`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from blockc_runtime.scheduler import Gauges
-from blockc_runtime.wire import Wait
+from blockc_runtime.wire.messages import Wait
 
 
 @dataclass(slots=True)

@@ -27,7 +27,8 @@ from blockc_runtime.memory import before_loading, before_serving
 from blockc_runtime.request import EndEvent, Event, Request, TokensEvent
 from blockc_runtime.step import Executor, Step, StepResult
 from blockc_runtime.turn import next_step
-from blockc_runtime.wire import (
+from blockc_runtime.wire.codecs import ProtocolError
+from blockc_runtime.wire.messages import (
     Cancel,
     Drain,
     End,
@@ -36,7 +37,6 @@ from blockc_runtime.wire import (
     Loaded,
     LoadFailed,
     Message,
-    ProtocolError,
     Ready,
     Retire,
     Shutdown,

@@ -22,7 +22,7 @@ from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.request import Request, Sampling
 from blockc_runtime.scheduler import Scheduler
 from blockc_runtime.step import RowResult, SegmentTurn, Step, StepResult
-from blockc_runtime.wire import Drain, End, Message, Submit, Tokens
+from blockc_runtime.wire.messages import Drain, End, Message, Submit, Tokens
 from tests.runtime.scheduler.harness import limits
 from tests.simulate.fleets import fleet, in_a_room, taking_turns
 

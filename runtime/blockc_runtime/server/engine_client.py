@@ -17,16 +17,8 @@ from enum import Enum
 
 from blockc_runtime.request import EndEvent, FinishReason, Request, TokensEvent
 from blockc_runtime.server.metrics import AppMetrics, Metrics
-from blockc_runtime.wire import (
-    Cancel,
-    End,
-    Message,
-    ProtocolError,
-    Stats,
-    StatsQuery,
-    Submit,
-    Tokens,
-)
+from blockc_runtime.wire.codecs import ProtocolError
+from blockc_runtime.wire.messages import Cancel, End, Message, Stats, StatsQuery, Submit, Tokens
 
 _STATS_PATIENCE_S = 0.5
 

@@ -15,19 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from blockc_runtime.server.engine_client import EngineClient
-from blockc_runtime.wire import (
-    EngineError,
-    FrameBuffer,
-    Load,
-    Loaded,
-    LoadFailed,
-    Message,
-    ProtocolError,
-    Ready,
-    Retire,
-    Shutdown,
-    encode,
-)
+from blockc_runtime.wire.codecs import ProtocolError
+from blockc_runtime.wire.frames import FrameBuffer, encode
+from blockc_runtime.wire.messages import EngineError, Load, Loaded, LoadFailed, Message, Ready, Retire, Shutdown
 
 _END_S = 1.0  # for each way to end an engine; nothing is lost with one that is killed
 _LINE_BYTES = 4096

@@ -21,7 +21,7 @@ from blockc_runtime.server import sse, ui
 from blockc_runtime.server.engine_client import EngineClient
 from blockc_runtime.server.errors import ApiError
 from blockc_runtime.server.metrics import AppMetrics, Metrics
-from blockc_runtime.wire import Stats
+from blockc_runtime.wire.messages import Stats
 
 MOST_LISTENERS: Final = 16
 EVERY_S: Final = 1.0

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from blockc.plan import MemoryEntry
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
-from blockc_runtime.wire import Loaded, Stats, StepLoad
+from blockc_runtime.wire.messages import Loaded, Stats, StepLoad
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -20,12 +20,7 @@ from blockc.diag import CODES, DiagnosticError, Diagnostics
 from blockc_runtime.server.engine_client import EngineClient
 from blockc_runtime.server.engine_life import EngineConnection, EngineGoneError, EngineLife, PlanFile
 from blockc_runtime.server.metrics import Metrics
-from blockc_runtime.wire import (
-    EngineError,
-    Loaded,
-    LoadFailed,
-    Retire,
-)
+from blockc_runtime.wire.messages import EngineError, Loaded, LoadFailed, Retire
 
 EngineCommand = Callable[[Path, PlanFile], Sequence[str]]
 

@@ -30,7 +30,7 @@ from blockc_runtime.server.errors import ApiError, unavailable
 from blockc_runtime.server.key_sources import KeySources
 from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.supervisor import Supervisor
-from blockc_runtime.wire import Loaded, LoadFailed
+from blockc_runtime.wire.messages import Loaded, LoadFailed
 
 _PATIENCE_S = 600.0
 _SHOWN = 5

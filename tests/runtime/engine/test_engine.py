@@ -24,12 +24,12 @@ from blockc_runtime.epoch import Epoch
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.request import Request, Sampling, Steering, TokensEvent
 from blockc_runtime.step import Fault, RowResult, Step, StepResult
-from blockc_runtime.wire import (
+from blockc_runtime.wire.frames import FrameBuffer, encode
+from blockc_runtime.wire.messages import (
     Cancel,
     Drain,
     End,
     EngineError,
-    FrameBuffer,
     Message,
     Ready,
     Shutdown,
@@ -37,7 +37,6 @@ from blockc_runtime.wire import (
     StatsQuery,
     Submit,
     Tokens,
-    encode,
 )
 from tests.plan.fleet import fleet_plan
 from tests.runtime.server.standin import (

@@ -19,7 +19,7 @@ from blockc_runtime.engine import Engine, serve
 from blockc_runtime.executor.null import next_token
 from blockc_runtime.loading import Origin, load_epoch
 from blockc_runtime.request import Request, Sampling
-from blockc_runtime.wire import End, Load, Loaded, LoadFailed, Ready, Retire, StatsQuery, Submit, Tokens
+from blockc_runtime.wire.messages import End, Load, Loaded, LoadFailed, Ready, Retire, StatsQuery, Submit, Tokens
 from tests.runtime.engine.test_engine import Peer
 from tests.runtime.server import world
 

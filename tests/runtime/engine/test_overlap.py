@@ -10,7 +10,7 @@ import pytest
 from blockc_runtime.executor.null import NullExecutor
 from blockc_runtime.request import Request
 from blockc_runtime.step import Step, StepResult
-from blockc_runtime.wire import Cancel, Loaded, Retire, Stats, StatsQuery, Submit, Tokens, Wait
+from blockc_runtime.wire.messages import Cancel, Loaded, Retire, Stats, StatsQuery, Submit, Tokens, Wait
 from tests.runtime.engine.test_epochs import Running, request, said
 
 

@@ -21,13 +21,8 @@ from blockc_runtime.request import EndEvent, Event, Request, TokenLogprob, Token
 from blockc_runtime.scheduler import Gauges
 from blockc_runtime.scheduler.sessions import Sessions
 from blockc_runtime.step import Launch, Row, RowResult, SegmentTurn, Step, StepResult
-from blockc_runtime.wire import (
-    Ready,
-    decode_step,
-    decode_step_result,
-    encode_step,
-    encode_step_result,
-)
+from blockc_runtime.wire.frames import decode_step, decode_step_result, encode_step, encode_step_result
+from blockc_runtime.wire.messages import Ready
 
 PAGE_TOKENS = 16
 PAGES = 4096

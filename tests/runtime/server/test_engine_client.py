@@ -16,7 +16,7 @@ from blockc_runtime.server.auth import Caller
 from blockc_runtime.server.catalogue import Catalogue
 from blockc_runtime.server.engine_client import EngineClient, EngineUnavailableError, PlanChangedError
 from blockc_runtime.server.metrics import Metrics
-from blockc_runtime.wire import End, Message, Submit
+from blockc_runtime.wire.messages import End, Message, Submit
 from tests.runtime.server.running import running
 
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockc_runtime import wire
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
 from blockc_runtime.request import EndEvent, Request, Sampling, Steering, TokenLogprob, TokensEvent
 from blockc_runtime.step import Fault, Feed, Launch, Row, RowResult, Step, StepResult
+from blockc_runtime.wire import codecs, frames, messages
 
 ints = st.integers(-(2**63), 2**64 - 1)
 ids = st.integers(0, 2**31)
@@ -54,34 +54,34 @@ end_events = st.builds(
     EndEvent, request=texts, reason=st.sampled_from(["stop", "length", "cancelled", "error"]),
     message=texts, cached_tokens=ids, scores=st.lists(floats, max_size=4).map(tuple),
 )  # fmt: skip
-messages = st.one_of(
-    st.builds(wire.Submit, request=requests),
-    st.builds(wire.Cancel, request=texts),
-    st.just(wire.StatsQuery()),
-    st.builds(wire.Load, epoch=ids, plan=texts, plan_digest=texts, alone=st.booleans()),
-    st.builds(wire.Retire, epoch=ids),
-    st.just(wire.Drain()),
-    st.just(wire.Shutdown()),
-    st.builds(wire.Ready, plan_digest=texts, capabilities=many(texts)),
+any_message = st.one_of(
+    st.builds(messages.Submit, request=requests),
+    st.builds(messages.Cancel, request=texts),
+    st.just(messages.StatsQuery()),
+    st.builds(messages.Load, epoch=ids, plan=texts, plan_digest=texts, alone=st.booleans()),
+    st.builds(messages.Retire, epoch=ids),
+    st.just(messages.Drain()),
+    st.just(messages.Shutdown()),
+    st.builds(messages.Ready, plan_digest=texts, capabilities=many(texts)),
     st.builds(
-        wire.Loaded, epoch=ids, plan_digest=texts, kept_bytes=ids, loaded_bytes=ids, kv_groups=ids, kv_kept=ids,
+        messages.Loaded, epoch=ids, plan_digest=texts, kept_bytes=ids, loaded_bytes=ids, kv_groups=ids, kv_kept=ids,
         load_s=floats, longest_turn_s=floats,
     ),
-    st.builds(wire.LoadFailed, epoch=ids, code=texts, message=texts, is_crowded=st.booleans()),
+    st.builds(messages.LoadFailed, epoch=ids, code=texts, message=texts, is_crowded=st.booleans()),
     st.builds(
-        wire.Tokens, step=ids,
-        load=st.builds(wire.StepLoad, rows=ids, tokens=ids, launches=ids, chains=ids),
+        messages.Tokens, step=ids,
+        load=st.builds(messages.StepLoad, rows=ids, tokens=ids, launches=ids, chains=ids),
         started=many(texts), events=many(token_events),
     ),
-    st.builds(wire.End, events=many(end_events)),
+    st.builds(messages.End, events=many(end_events)),
     st.builds(
-        wire.Stats, unfinished=ids, steps=ids, preemptions=ids, side_loads=ids,
+        messages.Stats, unfinished=ids, steps=ids, preemptions=ids, side_loads=ids,
         pages=many(st.builds(PageUsage, total=ids, free=ids, idle=ids, held=ids, saved=ids, evicted=ids)),
         block_loads=ids, block_evictions=ids, residency_wait_s=floats, overlapped=ids,
-        waits=many(st.builds(wire.Wait, reason=texts, count=ids)), memory=st.none() | memories,
+        waits=many(st.builds(messages.Wait, reason=texts, count=ids)), memory=st.none() | memories,
         sessions=ids, sessions_lost=ids,
     ),
-    st.builds(wire.EngineError, code=texts, message=texts),
+    st.builds(messages.EngineError, code=texts, message=texts),
 )  # fmt: skip
 faults = st.builds(Fault, scope=st.sampled_from(["row", "launch", "worker"]), message=texts)
 steps = st.builds(
@@ -109,10 +109,10 @@ results = st.builds(
 )  # fmt: skip
 
 
-@given(st.lists(messages, max_size=4), st.integers(1, 50))
+@given(st.lists(any_message, max_size=4), st.integers(1, 50))
 def test_messages_survive_however_the_stream_is_cut(sent, piece):
-    stream = b"".join(wire.encode(message) for message in sent)
-    buffer = wire.FrameBuffer()
+    stream = b"".join(frames.encode(message) for message in sent)
+    buffer = frames.FrameBuffer()
     received = []
     for start in range(0, len(stream), piece):
         received += buffer.feed(stream[start : start + piece])
@@ -121,18 +121,18 @@ def test_messages_survive_however_the_stream_is_cut(sent, piece):
 
 @given(steps)
 def test_steps_survive(step):
-    assert wire.decode_step(wire.encode_step(step)) == step
+    assert frames.decode_step(frames.encode_step(step)) == step
 
 
 @given(results)
 def test_step_results_survive(result):
-    assert wire.decode_step_result(wire.encode_step_result(result)) == result
+    assert frames.decode_step_result(frames.encode_step_result(result)) == result
 
 
 @given(st.binary(max_size=64))
 def test_random_bytes_are_a_protocol_error(data):
-    for decode in (wire.decode, wire.decode_step, wire.decode_step_result):
-        with pytest.raises(wire.ProtocolError):
+    for decode in (frames.decode, frames.decode_step, frames.decode_step_result):
+        with pytest.raises(codecs.ProtocolError):
             decode(data)
 
 
@@ -143,41 +143,41 @@ json_like = st.recursive(
 )
 
 
-@given(messages, st.data())
+@given(any_message, st.data())
 def test_a_changed_field_is_refused_or_another_message(message, data):
-    frame = msgpack.unpackb(wire.encode(message)[4:])
+    frame = msgpack.unpackb(frames.encode(message)[4:])
     place = data.draw(st.integers(0, len(frame) - 1))
     frame[place] = data.draw(json_like)
     try:
-        decoded = wire.decode(msgpack.packb(frame))
-    except wire.ProtocolError:
+        decoded = frames.decode(msgpack.packb(frame))
+    except codecs.ProtocolError:
         return
-    assert wire.decode(wire.encode(decoded)[4:]) == decoded
+    assert frames.decode(frames.encode(decoded)[4:]) == decoded
 
 
-@given(messages, st.data())
+@given(any_message, st.data())
 def test_a_truncated_frame_is_refused(message, data):
-    payload = wire.encode(message)[4:]
-    with pytest.raises(wire.ProtocolError):
-        wire.decode(payload[: data.draw(st.integers(0, len(payload) - 1))])
+    payload = frames.encode(message)[4:]
+    with pytest.raises(codecs.ProtocolError):
+        frames.decode(payload[: data.draw(st.integers(0, len(payload) - 1))])
 
 
 @pytest.mark.parametrize(
     "frame",
     [
-        [wire.WIRE_VERSION - 1, "drain"],
+        [frames.WIRE_VERSION - 1, "drain"],
         ["1", "drain"],
         [True, "drain"],
-        [wire.WIRE_VERSION, "unload"],
-        [wire.WIRE_VERSION, b"drain"],
-        [wire.WIRE_VERSION, ["drain"]],
-        [wire.WIRE_VERSION, "drain", 0],
-        [wire.WIRE_VERSION, "cancel"],
-        [wire.WIRE_VERSION, "cancel", 7],
-        [wire.WIRE_VERSION, "cancel", True],
-        [wire.WIRE_VERSION, "stats", 1, 1, 0, 0, [[1, 1, 0, 0, 0, "x"]]],
-        [wire.WIRE_VERSION, "stats", 1, True, 0, 0, []],
-        [wire.WIRE_VERSION, "end", [["r", "finished", "", 0, []]]],
+        [frames.WIRE_VERSION, "unload"],
+        [frames.WIRE_VERSION, b"drain"],
+        [frames.WIRE_VERSION, ["drain"]],
+        [frames.WIRE_VERSION, "drain", 0],
+        [frames.WIRE_VERSION, "cancel"],
+        [frames.WIRE_VERSION, "cancel", 7],
+        [frames.WIRE_VERSION, "cancel", True],
+        [frames.WIRE_VERSION, "stats", 1, 1, 0, 0, [[1, 1, 0, 0, 0, "x"]]],
+        [frames.WIRE_VERSION, "stats", 1, True, 0, 0, []],
+        [frames.WIRE_VERSION, "end", [["r", "finished", "", 0, []]]],
         [1],
         [],
         {"version": 1},
@@ -185,48 +185,48 @@ def test_a_truncated_frame_is_refused(message, data):
     ],
 )
 def test_malformed_frames_are_refused(frame):
-    with pytest.raises(wire.ProtocolError):
-        wire.decode(msgpack.packb(frame))
+    with pytest.raises(codecs.ProtocolError):
+        frames.decode(msgpack.packb(frame))
 
 
 def test_version_mismatch_says_both_versions():
-    with pytest.raises(wire.ProtocolError, match=f"version 99 of the wire, this is version {wire.WIRE_VERSION}"):
-        wire.decode(msgpack.packb([99, "drain"]))
+    with pytest.raises(codecs.ProtocolError, match=f"version 99 of the wire, this is version {frames.WIRE_VERSION}"):
+        frames.decode(msgpack.packb([99, "drain"]))
 
 
 def test_deep_nesting_is_refused():
-    with pytest.raises(wire.ProtocolError):
-        wire.decode(b"\x91" * 100_000)
+    with pytest.raises(codecs.ProtocolError):
+        frames.decode(b"\x91" * 100_000)
 
 
 def test_oversized_frames_are_refused_before_they_are_buffered():
-    buffer = wire.FrameBuffer()
-    with pytest.raises(wire.ProtocolError):
-        buffer.feed(struct.pack(">I", wire.MAX_FRAME_BYTES + 1))
+    buffer = frames.FrameBuffer()
+    with pytest.raises(codecs.ProtocolError):
+        buffer.feed(struct.pack(">I", frames.MAX_FRAME_BYTES + 1))
 
 
 def test_what_cannot_be_written_is_refused(monkeypatch):
-    with pytest.raises(wire.ProtocolError):
-        wire.encode(wire.Cancel(request="\ud800"))
+    with pytest.raises(codecs.ProtocolError):
+        frames.encode(messages.Cancel(request="\ud800"))
     sampling = Sampling(seed=2**70)
-    with pytest.raises(wire.ProtocolError):
-        wire.encode(
-            wire.Submit(
+    with pytest.raises(codecs.ProtocolError):
+        frames.encode(
+            messages.Submit(
                 request=Request(
                     id="r", app=0, chain=0, isolation_group="", prompt=(1,), emitted=0,
                     max_tokens=1, stop_token_ids=(), sampling=sampling,
                 )
             )
         )  # fmt: skip
-    monkeypatch.setattr(wire.frames, "MAX_FRAME_BYTES", 100)
-    with pytest.raises(wire.ProtocolError, match="exceeds 100"):
-        wire.encode(wire.Cancel(request="x" * 200))
+    monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 100)
+    with pytest.raises(codecs.ProtocolError, match="exceeds 100"):
+        frames.encode(messages.Cancel(request="x" * 200))
 
 
 def test_infinite_log_probabilities_survive():
     event = TokensEvent(request="r", tokens=(1,), logprobs=(TokenLogprob(logprob=-math.inf, top=()),))
-    frame = wire.Tokens(
-        step=0, load=wire.StepLoad(rows=1, tokens=1, launches=1, chains=1), started=(),
+    frame = messages.Tokens(
+        step=0, load=messages.StepLoad(rows=1, tokens=1, launches=1, chains=1), started=(),
         events=(event,),
     )  # fmt: skip
-    assert wire.decode(wire.encode(frame)[4:]) == frame
+    assert frames.decode(frames.encode(frame)[4:]) == frame
