@@ -11,7 +11,6 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -90,9 +89,6 @@ def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
-_NO_FEEDS: Mapping[int, DeviceFeed] = MappingProxyType({})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowLimits:
     """What rows of a chain must keep to: exclusive bounds of token ids and positions, and its KV groups' pools.
@@ -114,7 +110,7 @@ def token_batch(
     order: Sequence[int],
     *,
     device: torch.device,
-    feeds: Mapping[int, DeviceFeed] = _NO_FEEDS,
+    feeds: Mapping[int, DeviceFeed],
 ) -> TokenBatch:
     """``members``: rows that travel together; ``order[chain]``: where rows of a chain stand among them.
 

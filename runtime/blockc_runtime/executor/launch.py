@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -51,7 +50,7 @@ class _Unsettled:
 
 
 class StepRun:
-    """A step in progress: ``launch``, then ``settle``; or ``run``, which is both.
+    """A step in progress: ``launch``, then ``settle``. Errors of rows and launches are faults in the results.
 
     ``op_by_op``: why launches were not replayed, of graphs.
     ``defers``: the host runs ahead. ``feeds``: by row, where its token lies if only the device knows it.
@@ -65,18 +64,18 @@ class StepRun:
         step: Step,
         *,
         device: torch.device,
-        masks: Masks | None = None,
-        graphs: SegmentGraphs | None = None,
-        logits_tap: Callable[[int, Tensor], None] | None = None,
-        parked: Mapping[str, Tensor] | None = None,
-        defers: bool = False,
-        feeds: Mapping[int, DeviceFeed] = MappingProxyType({}),
+        masks: Masks,
+        graphs: SegmentGraphs | None,
+        logits_tap: Callable[[int, Tensor], None] | None,
+        parked: Mapping[str, Tensor],
+        defers: bool,
+        feeds: Mapping[int, DeviceFeed],
     ) -> None:
         self.model, self.step, self.device, self.masks, self.graphs = model, step, device, masks, graphs
         self.logits_tap = logits_tap
         self._defers, self._feeds = defers, feeds
         self._unsettled: list[_Unsettled] = []
-        self._parked = parked or {}
+        self._parked = parked
         self.parked: dict[str, Tensor] = {}
         self.replays = 0
         self.op_by_op: list[str] = []
@@ -89,11 +88,6 @@ class StepRun:
         self._batches: dict[tuple[int, ...], TokenBatch] = {}
         self._contexts: dict[tuple[int, ...], dict[str, tuple[Tensor, ...]]] = {}
         self._kv: dict[tuple[int, tuple[int, ...]], KvBatch] = {}
-
-    def run(self) -> tuple[RowResult, ...]:
-        """All launches. Errors of rows and launches are faults in the results."""
-        self.launch()
-        return self.settle()
 
     def settle(self) -> tuple[RowResult, ...]:
         """What came of the rows, once the device is done. Idempotent."""
