@@ -18,17 +18,9 @@ from blockc.diag import Span
 from blockc.spec.deployment import Deployment, LocalSource
 
 _VERSION = "blockc-spec-1"
-_NOT_MEANING = {
-    "digest",
-    "spec_file",
-    "pin_span",
-    "apart_span",
-    "traffic_span",
-    "slo_span",
-    "headroom_span",
-    "max_rows_span",
-    "replicas_span",
-}
+_NOT_MEANING = {"digest", "spec_file"}
+# Where something is said is no meaning. These stood in the first digests as null where nothing is said, and still do.
+_NULL_SPANS = {"quantize_span", "share_span", "sides_limit_span"}
 
 
 def deployment_digest(deployment: Deployment) -> Deployment:
@@ -57,7 +49,11 @@ def _canonical(value: object) -> object:
     for field in fields(value):
         item = getattr(value, field.name)
         unsaid = "later" in field.metadata and item == field.default
-        if not isinstance(item, Span | Path) and field.name not in _NOT_MEANING and not unsaid:
+        if not (unsaid or isinstance(item, Span | Path) or field.name in _NOT_MEANING or _is_place(field.name)):
             ordered = [_canonical(part) for part in item] if "ordered" in field.metadata else None
             document[field.name] = _canonical(item) if ordered is None else ordered
     return document
+
+
+def _is_place(name: str) -> bool:
+    return name.endswith("_span") and name not in _NULL_SPANS

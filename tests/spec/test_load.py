@@ -251,6 +251,13 @@ def test_digest_ignores_order_comments_and_folder(tmp_path: Path) -> None:
     assert deployment_of(MINIMAL + "let _unused = 3\npolicy { }\n", tmp_path).digest == one
 
 
+def test_what_came_later_leaves_the_digest_of_a_spec_that_does_not_say_it(tmp_path: Path) -> None:
+    text = MINIMAL + 'finetune f : tiny { weights = "./f" }\n'
+    first = "f99f9fffbeb61d528caaf004ecb58329ddbbfbe23841f4b7c0669a0affcd7e30"
+    assert deployment_of(text, tmp_path).digest == first
+    assert deployment_of(text + "policy { pipeline = auto  overload = refuse }\n", tmp_path).digest == first
+
+
 def test_digest_follows_the_order_of_what_comes_first(tmp_path: Path) -> None:
     def digest(goals: str) -> str:
         policy = f"policy {{ solver {{ objective = [{goals}] }} }}\n"
