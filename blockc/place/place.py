@@ -23,7 +23,7 @@ from blockc.place.price import price_of
 from blockc.place.problem import DEFAULT_OBJECTIVE, PlaceProblem
 from blockc.place.sizes import Sizes
 from blockc.place.slots import check_slots
-from blockc.place.stages.explain import report_no_pipeline, report_nothing_left
+from blockc.place.stages.explain import report_no_pipeline, report_nothing_left, report_without_effect
 from blockc.place.stages.pipelines import pipelines_of, staged_chains
 from blockc.place.stages.rest import rest_of
 from blockc.place.stages.tables import joined
@@ -66,6 +66,7 @@ def place_staged(views: Views, *, diags: Diagnostics) -> Placement | None:
         return None
     divided = {chain for own in pipelines for chain in own.staged.chains}
     taken = {device for own in pipelines for device in own.devices}
+    report_without_effect(problem, divided, diags=diags)
     rest = None
     if len(divided) < len(problem.chains):
         left = rest_of(problem, divided, taken)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from blockc.compiler import Clock, Prepared, arrange, prepare
 from blockc.cost import plan_work, stage_works
 from blockc.diag import DiagnosticError, Diagnostics, Severity
+from blockc.diag.render import render
 from blockc.plan import ExecutionPlan, dump_plan
 from blockc.plan.verify import plan_problem
 from blockc.render import render_plan
@@ -38,14 +40,14 @@ LINKED = "network { inter_node = 100Gbps }"
 _PREPARED: list[Prepared] = []  # models are traced once
 
 
-def compiled(folder: Path, **changed: str) -> ExecutionPlan:
+def compiled(folder: Path, *, diags: Diagnostics | None = None, **changed: str) -> ExecutionPlan:
     values = {"memory": "11GiB", "devices": "0", "network": LINKED, "traffic": "", "policy": ""} | changed
     spec = folder / "fleet.blk"
     spec.write_text(SPEC.format(models=MODELS, **values))
     deployment = load(spec, variables={}, environ={}).require()
     if not _PREPARED:
         _PREPARED.append(prepare(deployment, zoo=None, target="sim", clock=Clock(Diagnostics())))
-    return arrange(_PREPARED[0], deployment, clock=Clock(Diagnostics())).plan
+    return arrange(_PREPARED[0], deployment, clock=Clock(Diagnostics() if diags is None else diags)).plan
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +124,17 @@ def test_what_cannot_be_is_said(tmp_path: Path, code: str, words: str, changed: 
     found = [(item.code.id, item.message) for item in caught.value.diagnostics if item.severity is Severity.ERROR]
     assert [name for name, _ in found] == [code]
     assert words in found[0][1]
+
+
+def test_what_has_no_effect_beside_a_pipeline_is_said(tmp_path: Path, golden: Callable[[str, str], None]) -> None:
+    diags = Diagnostics()
+    policy = "overload = shed  residency { fine_tunes = 1GiB }"
+    compiled(tmp_path, diags=diags, policy=policy)
+    text = "\n".join(render(item, {}) for item in diags if item.code.id == "BC804")
+    golden("place/without-effect.txt", text.replace(str(tmp_path), "."))
+    diags = Diagnostics()
+    compiled(tmp_path, diags=diags, policy=policy, devices="1")
+    assert "BC804" not in {item.code.id for item in diags}, "nothing is divided where a node holds the model"
 
 
 CONTRADICTIONS: list[tuple[str, Any]] = [

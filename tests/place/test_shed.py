@@ -70,6 +70,14 @@ def test_the_highest_priority_loses_first_and_equals_lose_equally() -> None:
     assert codes == ["BC402"]
 
 
+@pytest.mark.parametrize(("sheds", "advised"), [(False, True), (None, False)])
+def test_leaving_load_out_is_advised_where_it_can_be(sheds: bool | None, advised: bool) -> None:
+    given = fleet([part("a", 0, 3)], [part("b", 1, 3), part("c", 2, 6)], [part("d", 2, 4)])
+    diags = Diagnostics()
+    assert place(replace(given, sheds=sheds), diags=diags) is None
+    assert any("with `overload = shed`" in (item.help or "") for item in diags) == advised
+
+
 def test_what_is_far_too_much_takes_all_of_the_highest_and_part_of_the_next() -> None:
     given = fleet([part("a", 0, 4)], [part("b", 1, 60), part("c", 2, 1)])
     placement, _ = placed(given)

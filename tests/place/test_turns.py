@@ -11,6 +11,7 @@ from blockc.diag import Diagnostics
 from blockc.place import PlaceProblem, PlaceTurn, place
 from blockc.place.evaluate import evaluate
 from blockc.place.sizes import sizes_of
+from blockc.place.stages.explain import report_without_effect
 from blockc.place.turns import Room, check_room, share_room
 from tests.place.loads import random_loaded
 from tests.place.problems import (
@@ -151,6 +152,14 @@ def test_a_room_that_is_too_small_names_its_line_and_what_is_needed() -> None:
     assert item.primary.span == span(4)
     assert "`blocks` of the policy's `residency` to 11.0 GiB" in (item.help or "")
     assert check_room(fleet(limit_gib=11), Diagnostics())
+
+
+def test_a_room_is_said_to_do_nothing_for_what_runs_in_stages() -> None:
+    diags = Diagnostics()
+    report_without_effect(fleet(limit_gib=60), {1}, diags=diags)
+    (item,) = diags
+    assert (item.code.id, item.primary and item.primary.span) == ("BC804", span(4))
+    assert "`blocks` of `residency` acts on nothing in stages" in item.message
 
 
 @pytest.mark.parametrize("limit_gib", [15, 25, 35])

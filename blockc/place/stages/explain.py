@@ -1,16 +1,18 @@
-"""Why no pipeline was found: for want of memory, of a link, or of time (BC402, BC501).
+"""Why no pipeline was found: for want of memory, of a link, or of time (BC402, BC501); what has no effect beside one.
 
 In: a problem of which some chain fits no pipeline. Out: a diagnostic, unless bytes alone are to blame and nobody asked
-for stages: then `blockc.place.explain` says what a whole model needs.
+for stages: then `blockc.place.explain` says what a whole model needs. Of pipelines: a warning (BC804) for each line of
+the spec that they leave without effect.
 """
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import replace
 
 from blockc.diag import Diagnostics
 from blockc.place.cells import Views
+from blockc.place.problem import PlaceProblem
 from blockc.place.stages.pipelines import pipelines_of, staged_chains
 
 
@@ -19,7 +21,7 @@ def report_no_pipeline(views: Views, *, diags: Diagnostics) -> None:
     problem = views.problem
     chains = staged_chains(views)
     chain = problem.chains[chains[0]]
-    names = ", ".join(f"`{problem.chains[index].label}`" for index in chains[:4])
+    names = _names(problem, chains)
     silent = tuple(replace(own, load=None) for own in problem.chains)
     still = views.with_problem(replace(problem, chains=silent))
     if pipelines_of(still) is not None:
@@ -59,10 +61,39 @@ def report_nothing_left(views: Views, divided: Set[int], *, diags: Diagnostics) 
     """Report that pipelines take all devices and that others need some, too (BC402)."""
     problem = views.problem
     others = [chain for number, chain in enumerate(problem.chains) if number not in divided]
-    names = ", ".join(f"`{problem.chains[number].label}`" for number in sorted(divided)[:4])
+    names = _names(problem, sorted(divided))
     diags.report(
         "BC402",
         f"no device is left for `{others[0].label}`: {names} take all {len(problem.devices)} in stages",
         at=problem.cluster_span,
         help="more devices, devices with more memory, or lower rates",
     )
+
+
+def report_without_effect(problem: PlaceProblem, divided: Set[int], *, diags: Diagnostics) -> None:
+    """Warn of `overload = shed`, and of `residency` of what runs in stages (BC804)."""
+    chains = sorted(divided)
+    names = _names(problem, chains)
+    if problem.sheds:
+        diags.report(
+            "BC804",
+            f"`overload = shed` leaves out no load of a plan with stages, and {names} run in stages",
+            at=problem.sheds_span,
+            help="what does not fit is refused: lower rates by hand; `pipeline = off` divides no model",
+        )
+    turns = [problem.segments[segment].turn for chain in chains for segment in problem.chains[chain].segments]
+    for name, span, acts in (
+        ("fine_tunes", problem.sides_limit_span, any(problem.chains[chain].bank is not None for chain in chains)),
+        ("blocks", problem.blocks_limit_span, any(turn is not None for turn in turns)),
+    ):
+        if acts:
+            diags.report(
+                "BC804",
+                f"`{name}` of `residency` acts on nothing in stages, and {names} run in stages",
+                at=span,
+                help="all that they have stays in memory; `pipeline = off` divides no model",
+            )
+
+
+def _names(problem: PlaceProblem, chains: Sequence[int]) -> str:
+    return ", ".join(f"`{problem.chains[chain].label}`" for chain in chains[:4])

@@ -223,7 +223,7 @@ def _relaxations(views: Views) -> list[str]:
             found.append(f"with `rate` of `{hottest.label}` at {rate:.3g}rps or less")
         else:
             found.append(f"with every `rate` at {float(100 * factor):.0f} % or less (`{hottest.label}`: {rate:.3g}rps)")
-        if not problem.sheds:
+        if problem.sheds is False:
             found.append("with `overload = shed` in the policy: load that does not fit is left out by `priority`")
     return [f"{'smallest relaxations found: ' if place == 0 else ''}{text}" for place, text in enumerate(found)]
 
