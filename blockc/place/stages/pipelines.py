@@ -14,6 +14,7 @@ from typing import Final
 
 from blockc.place.cells import WIDTHS, Views
 from blockc.place.problem import PlaceProblem
+from blockc.place.stages.links import hop_links
 from blockc.place.stages.parts import Parts
 from blockc.place.stages.staged import Staged, staged
 
@@ -98,13 +99,12 @@ def _best(problem: PlaceProblem, chains: tuple[int, ...], free: Collection[int])
         [1, *(r.count for r in problem.rules if r.kind in ("replicas", "nodes") and set(r.chains) & set(chains))]
     )
     most = least + (_MORE_COPIES if any(problem.chains[chain].load is not None for chain in chains) else 0)
-    found: list[tuple[object, Pipeline]] = []
+    found: list[tuple[tuple[Fraction, int], Pipeline]] = []
     for copies in range(least, most + 1):
-        options = _options(problem, chains, free, copies)
-        first = next((item for item in options if len(item.copies) == copies), None)
+        first = next(_options(problem, chains, free, copies), None)
         if first is not None and _spreads(problem, first):
             found.append(((_spent(problem, first), copies), first))
-    return min(found, key=lambda item: item[0])[1] if found else None  # type: ignore[arg-type,return-value]
+    return min(found, key=lambda item: item[0])[1] if found else None
 
 
 def _spent(problem: PlaceProblem, pipeline: Pipeline) -> Fraction:
@@ -138,11 +138,13 @@ def _options(problem: PlaceProblem, chains: tuple[int, ...], free: Collection[in
                     spread = max(len({problem.devices[s[0]].node for s in copy}) for copy in taken)
                     shapes.append((width * stages, spread, stages, number, taken))
     for _, _, _, _, taken in sorted(shapes):
-        found = staged(problem, parts[len(taken[0][0])], taken[0], copies=copies)
-        # Of copies on other nodes, hops may take other links: each is judged by itself, and the worst is what is said.
-        others = [staged(problem, parts[len(copy[0])], copy, copies=copies) for copy in taken[1:]]
-        every = [item for item in (found, *others) if item is not None]
-        if len(every) == len(taken):
+        # Of copies on other nodes, hops may take other links: each such is judged, and the worst is what is said.
+        alike: dict[object, tuple[tuple[int, ...], ...]] = {}
+        for copy in taken:
+            alike.setdefault(hop_links(problem, copy), copy)
+        divided = [staged(problem, parts[len(copy[0])], copy, copies=copies) for copy in alike.values()]
+        every = [item for item in divided if item is not None]
+        if len(every) == len(divided):
             worst = max(every, key=lambda item: max(map(sum, zip(item.traffic, item.sweeps, strict=True)), default=0.0))
             yield Pipeline(staged=replace(worst, stages=taken[0]), copies=tuple(taken))
 
