@@ -16,7 +16,7 @@ from itertools import accumulate
 from blockc.cost import ChainWork, DeviceRates, SegmentWork
 from blockc.cost.work import part_of_sides, segment_work
 from blockc.ir.layout import KvPages, Layout, ResidentTensor, gather_bytes, page_share, tensor_share
-from blockc.place.problem import PlaceChain, PlaceProblem
+from blockc.place.problem import PlaceChain, PlaceLoad, PlaceProblem
 from blockc.place.traffic.times import ChainTimes, chain_times, sides_sweep_s, sweep_s
 
 
@@ -33,7 +33,7 @@ class Parts:
         self._layers = tuple(_layers(chain) for chain in self._own)
         number: dict[ResidentTensor, int] = {}
         self._tensors = tuple(
-            frozenset(number.setdefault(t, len(number)) for chain in self._own for t in sorted_tensors(chain, place))
+            frozenset(number.setdefault(t, len(number)) for chain in self._own for t in _sorted_tensors(chain, place))
             for place in range(self.blocks)
         )
         self._shares = tuple(tensor_share(tensor, width) for tensor in number)
@@ -108,8 +108,10 @@ class Parts:
         return sums[stop] - sums[first]
 
     def _block_sweep_s(self, place: int, rates: DeviceRates) -> float:
-        loaded = [chain for chain in self._own if chain.load is not None] or list(self._own)
-        there = {chain.blocks[place].digest: chain.blocks[place].work for chain in loaded}
+        chains = self.problem.chains
+        loaded = [chain for chain in self.chains if chains[chain].load is not None] or self.chains
+        blocks = [chains[chain].blocks[place] for chain in loaded]
+        there = {block.digest: block.work for block in blocks}
         seconds = sum(sweep_s(segment_work([work]), rates) for _, work in sorted(there.items()) if work is not None)
         return seconds + sum(sides_sweep_s(self._work(chain, place)[0], rates) for chain in loaded)
 
@@ -120,7 +122,7 @@ class Parts:
         key = chain, rates
         if key not in self._times:
             free = replace(rates, row_s=0.0)
-            own = [self._block_times(self.problem.chains[chain], place, free) for place in range(self.blocks)]
+            own = [self._block_times(chain, load, place, free) for place in range(self.blocks)]
             prompts, tokens = _sums([item.prompt_s for item in own]), _sums([item.token_s for item in own])
             self._times[key] = list(zip(prompts, tokens, strict=True))
         sums = self._times[key]
@@ -130,26 +132,26 @@ class Parts:
             token_s=sums[stop][1] - sums[first][1] + rates.row_s,
         )
 
-    def _block_times(self, chain: PlaceChain, place: int, rates: DeviceRates) -> ChainTimes:
-        assert chain.load is not None
+    def _block_times(self, chain: int, load: PlaceLoad, place: int, rates: DeviceRates) -> ChainTimes:
         work, segment = self._work(chain, place)
-        return chain_times(work, (segment,), rates, chain.load, step_tokens=self.problem.max_batched_tokens)
+        return chain_times(work, (segment,), rates, load, step_tokens=self.problem.max_batched_tokens)
 
-    def _work(self, chain: PlaceChain, place: int) -> tuple[ChainWork, SegmentWork]:
+    def _work(self, chain: int, place: int) -> tuple[ChainWork, SegmentWork]:
         """One block as a segment; a fine-tune computes twice what it reads for each token, as in `chain_work`."""
-        block = chain.blocks[place]
+        own = self.problem.chains[chain]
+        block = own.blocks[place]
         part = range(place, place + 1)
-        whole = None if self.problem.work is None else self.problem.work.chains[self.chains[self._own.index(chain)]]
+        whole = None if self.problem.work is None else self.problem.work.chains[chain]
         work = ChainWork(
             segments=(0,),
             attention=block.attention,
-            side_bytes=part_of_sides(chain.side_bytes, self.blocks, part),
+            side_bytes=part_of_sides(own.side_bytes, self.blocks, part),
             side_token_flops=0 if whole is None else part_of_sides(whole.side_token_flops, self.blocks, part),
         )
         return work, segment_work([] if block.work is None else [block.work])
 
 
-def sorted_tensors(chain: PlaceChain, place: int) -> list[ResidentTensor]:
+def _sorted_tensors(chain: PlaceChain, place: int) -> list[ResidentTensor]:
     """Of one block, in an order that no hash decides."""
     return sorted(chain.blocks[place].tensors, key=lambda tensor: (tensor.ref.digest, tensor.form))
 

@@ -37,7 +37,6 @@ class Staged:
     stages: tuple[tuple[int, ...], ...]
     begins: tuple[int, ...]
     copies: int
-    pages: dict[int, int]
     tau_s: float | None = None
     tpot_s: float | None = None
     limit: float = DEFAULT_BUSY_LIMIT
@@ -50,11 +49,6 @@ class Staged:
     def chains(self) -> tuple[int, ...]:
         """What it runs."""
         return self.parts.chains
-
-    @property
-    def devices(self) -> int:
-        """Of one copy."""
-        return sum(map(len, self.stages))
 
 
 def staged(problem: PlaceProblem, parts: Parts, stages: Sequence[tuple[int, ...]], *, copies: int) -> Staged | None:
@@ -75,7 +69,7 @@ def staged(problem: PlaceProblem, parts: Parts, stages: Sequence[tuple[int, ...]
         begins = partition(parts.blocks, len(stages), used)
         if begins is None:
             return None
-        return Staged(parts=parts, stages=tuple(stages), begins=begins, copies=copies, pages=pages)
+        return Staged(parts=parts, stages=tuple(stages), begins=begins, copies=copies)
     known = [link for link in links if link is not None]
     target_s = min(cadence_s(load) for load in loads.values())
     rows = sum(float(load.rate_rps * load.output_tokens) for load in loads.values()) / copies * target_s
@@ -108,7 +102,7 @@ def staged(problem: PlaceProblem, parts: Parts, stages: Sequence[tuple[int, ...]
     if any(load.ttft_s is not None and ttft_s[chain] > load.ttft_s for chain, load in loads.items()):
         return None
     return Staged(
-        parts=parts, stages=tuple(stages), begins=begins, copies=copies, pages=pages, tau_s=tau_s,
+        parts=parts, stages=tuple(stages), begins=begins, copies=copies, tau_s=tau_s,
         tpot_s=tau_s * len(stages) + hops_s, limit=limit, traffic=tuple(item[0] for item in found),
         sweeps=tuple(item[1] for item in found), ttft_s=ttft_s, rows=rows,
     )  # fmt: skip
