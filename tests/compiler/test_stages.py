@@ -108,6 +108,13 @@ def test_a_node_that_holds_a_model_is_not_divided(tmp_path: Path) -> None:
     assert plan_problem(asked) is None
 
 
+@pytest.mark.parametrize("traffic", ["", "traffic { rate = 1rps  prompt = 256tok  output = 64tok }"])
+def test_copies_go_to_as_many_nodes_as_are_asked_for(tmp_path: Path, traffic: str) -> None:
+    where = f"{traffic}  replicas = 2  spread = node"
+    plan = compiled(tmp_path, devices="3", traffic=where, policy="pipeline = stages(count = 2)")
+    assert [[stage.devices for stage in own.stages] for own in plan.instances] == [[(0,), (1,)], [(4,), (5,)]]
+
+
 @pytest.mark.parametrize(
     ("code", "words", "changed"),
     [

@@ -95,14 +95,13 @@ def _best(problem: PlaceProblem, chains: tuple[int, ...], free: Collection[int])
     for rule in problem.rules:
         if rule.kind == "pin" and set(rule.chains) & set(chains):
             free = [device for device in free if device in rule.devices]
-    least = max(
-        [1, *(r.count for r in problem.rules if r.kind in ("replicas", "nodes") and set(r.chains) & set(chains))]
-    )
+    least, least_nodes = _asked(problem, chains, "replicas", "nodes"), _asked(problem, chains, "nodes")
     most = least + (_MORE_COPIES if any(problem.chains[chain].load is not None for chain in chains) else 0)
     found: list[tuple[tuple[Fraction, int], Pipeline]] = []
     for copies in range(least, most + 1):
-        first = next(_options(problem, chains, free, copies), None)
-        if first is not None and _spreads(problem, first):
+        options = _options(problem, chains, free, copies, least_nodes)
+        first = next((item for item in options if _nodes(problem, item) >= least_nodes), None)
+        if first is not None:
             found.append(((_spent(problem, first), copies), first))
     return min(found, key=lambda item: item[0])[1] if found else None
 
@@ -116,14 +115,21 @@ def _spent(problem: PlaceProblem, pipeline: Pipeline) -> Fraction:
     return Fraction(len(prices))
 
 
-def _spreads(problem: PlaceProblem, pipeline: Pipeline) -> bool:
-    """Whether it is on as many nodes as rules want."""
-    nodes = {problem.devices[device].node for device in pipeline.devices}
-    wanted = [r.count for r in problem.rules if r.kind == "nodes" and set(r.chains) & set(pipeline.staged.chains)]
-    return len(nodes) >= max(wanted, default=1)
+def _nodes(problem: PlaceProblem, pipeline: Pipeline) -> int:
+    """On how many nodes it is."""
+    return len({problem.devices[device].node for device in pipeline.devices})
 
 
-def _options(problem: PlaceProblem, chains: tuple[int, ...], free: Collection[int], copies: int) -> Iterator[Pipeline]:
+def _asked(problem: PlaceProblem, chains: Sequence[int], *kinds: str) -> int:
+    """In how many copies, or on how many nodes, rules of these kinds want it to be."""
+    return max(
+        (rule.count for rule in problem.rules if rule.kind in kinds and set(rule.chains) & set(chains)), default=1
+    )
+
+
+def _options(
+    problem: PlaceProblem, chains: tuple[int, ...], free: Collection[int], copies: int, least_nodes: int
+) -> Iterator[Pipeline]:
     """Those that hold, what takes the fewest devices first."""
     blocks = len(problem.chains[chains[0]].blocks)
     parts = {width: Parts(problem, chains, width) for width in WIDTHS}
@@ -133,7 +139,7 @@ def _options(problem: PlaceProblem, chains: tuple[int, ...], free: Collection[in
             count = sum(len(own) // width for own in nodes)
             wanted = [problem.stages] if problem.stages else range(2, min(_MOST_STAGES, blocks, count) + 1)
             for stages in wanted:
-                taken = _taken(nodes, width, stages, copies)
+                taken = _taken(nodes, width, stages, copies, least_nodes)
                 if taken is not None:
                     spread = max(len({problem.devices[s[0]].node for s in copy}) for copy in taken)
                     shapes.append((width * stages, spread, stages, number, taken))
@@ -160,20 +166,29 @@ def _alike(problem: PlaceProblem, free: Collection[int]) -> list[list[list[int]]
 
 
 def _taken(
-    nodes: Sequence[Sequence[int]], width: int, stages: int, copies: int
+    nodes: Sequence[Sequence[int]], width: int, stages: int, copies: int, least_nodes: int
 ) -> list[tuple[tuple[int, ...], ...]] | None:
-    """Cells for the stages of each copy: on one node where one has room, the smallest such; else the largest first."""
+    """Cells for the stages of each copy: on one node where one has room, the smallest such; else the largest first.
+
+    A node that no copy is on yet comes before others while there are to be more.
+    """
     left = [[tuple(own[at : at + width]) for at in range(0, len(own) - width + 1, width)] for own in nodes]
+    used: set[int] = set()
     found = []
     for _ in range(copies):
         if sum(map(len, left)) < stages:
             return None
-        enough = [cells for cells in left if len(cells) >= stages]
-        order = [min(enough, key=len)] if enough else sorted(left, key=len, reverse=True)
+        enough = [node for node, cells in enumerate(left) if len(cells) >= stages]
+        new = [node for node in enough if node not in used] if len(used) < least_nodes else []
+        if enough:
+            order = [min(new or enough, key=lambda node: len(left[node]))]
+        else:
+            order = sorted(range(len(left)), key=lambda node: -len(left[node]))
         copy: list[tuple[int, ...]] = []
-        for cells in order:
-            count = min(len(cells), stages - len(copy))
-            copy += cells[:count]
-            del cells[:count]
+        for node in order:
+            cells = left[node][: stages - len(copy)]
+            copy += cells
+            del left[node][: len(cells)]
+            used |= {node} if cells else set()
         found.append(tuple(copy))
     return found
