@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from blockc.ir.layout import Layout
 from blockc.place.cells import Cell, Views
 from blockc.place.pages import share_pages
+from blockc.place.problem import PlaceProblem
 from blockc.place.sizes import Sizes
 from blockc.place.slots import share_slots, slot_bytes
 from blockc.place.turns import Room, share_room
@@ -50,7 +52,7 @@ def placement_of(
     """Write the tables. Routes name instances by their place in ``filled``."""
     problem = views.problem
     instances: list[InstanceEntry] = []
-    memory = {device: _memory(views.at(1), device, [], {}, {}, Room()) for device in range(len(problem.devices))}
+    memory = {device: empty_entry(problem, device) for device in range(len(problem.devices))}
     for item in filled:
         sizes = views.at(len(item.cell))
         offered_bytes = problem.devices[item.cell[0]].offered_bytes
@@ -87,16 +89,41 @@ def _memory(
     sizes: Sizes, device: int, chains: Sequence[int], pages: dict[int, int], slots: dict[int, int], room: Room
 ) -> MemoryEntry:
     """One device's share of its cell."""
-    entry = sizes.problem.devices[device]
-    used = sizes.layout(chains, pages, reserve_bytes=entry.reserve_bytes)
-    assert used.used_bytes <= entry.memory_bytes, "a placement must fit the memory that it was made for"
+    problem = sizes.problem
+    used = sizes.layout(chains, pages, reserve_bytes=problem.devices[device].reserve_bytes)
+    entry = memory_entry(problem, device, used)
+    return entry.model_copy(
+        update={
+            "weights_bytes": used.weights_bytes + room.kept_bytes,
+            "blocks_bytes": room.room_bytes + room.reading_bytes,
+            "sides_bytes": slot_bytes(problem, chains, slots),
+        }
+    )
+
+
+def memory_entry(problem: PlaceProblem, device: int, used: Layout) -> MemoryEntry:
+    """A layout of a device, all of which is there at once."""
+    own = problem.devices[device]
+    assert used.used_bytes <= own.memory_bytes, "a placement must fit the memory that it was made for"
     return MemoryEntry(
         device=device,
-        weights_bytes=used.weights_bytes + room.kept_bytes,
-        blocks_bytes=room.room_bytes + room.reading_bytes,
-        sides_bytes=slot_bytes(sizes.problem, chains, slots),
+        weights_bytes=used.weights_bytes,
+        blocks_bytes=used.blocks_bytes,
+        sides_bytes=used.sides_bytes,
         kv_bytes=used.kv_bytes,
         workspace_bytes=used.workspace_bytes,
         reserve_bytes=used.reserve_bytes,
-        capacity_bytes=entry.memory_bytes,
+        capacity_bytes=own.memory_bytes,
     )
+
+
+def empty_entry(problem: PlaceProblem, device: int) -> MemoryEntry:
+    """Of a device that runs nothing."""
+    used = Layout(
+        weights_bytes=0,
+        sides_bytes=0,
+        kv_bytes=0,
+        workspace_bytes=0,
+        reserve_bytes=problem.devices[device].reserve_bytes,
+    )
+    return memory_entry(problem, device, used)

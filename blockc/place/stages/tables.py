@@ -19,7 +19,7 @@ from blockc.place.stages.parts import Parts
 from blockc.place.stages.pipelines import Pipeline
 from blockc.place.stages.rest import kept
 from blockc.place.stages.staged import Staged, expected_pages
-from blockc.place.tables import Placement
+from blockc.place.tables import Placement, empty_entry, memory_entry
 from blockc.plan import BaselineEntry, InstanceEntry, LoadEntry, MemoryEntry, RouteEntry, SolverEntry, StageEntry
 
 _MOST_BATCH = 256
@@ -53,7 +53,7 @@ def joined(views: Views, pipelines: Sequence[Pipeline], rest: Placement | None) 
     staged_chains = {chain for own in pipelines for chain in own.staged.chains}
     devices = kept(len(problem.devices), taken)
     chains = kept(len(problem.chains), staged_chains)
-    memory = {device: _nothing(problem, device) for device in range(len(problem.devices))}
+    memory = {device: empty_entry(problem, device) for device in range(len(problem.devices))}
     instances: list[InstanceEntry] = []
     routes: dict[int, RouteEntry] = {}
     if rest is not None:
@@ -111,20 +111,9 @@ def _instance(problem: PlaceProblem, own: Staged) -> tuple[InstanceEntry, list[M
     for (first, stop), devices in zip(pairwise(own.begins), own.stages, strict=True):
         stages.append(StageEntry(first=first, count=stop - first, devices=devices))
         for device in devices:
-            entry = problem.devices[device]
-            used = parts.layout(first, stop, pages, reserve_bytes=entry.reserve_bytes)
-            assert used.used_bytes <= entry.memory_bytes, "a placement must fit the memory that it was made for"
-            entries.append(
-                MemoryEntry(
-                    device=device,
-                    weights_bytes=used.weights_bytes,
-                    sides_bytes=used.sides_bytes,
-                    kv_bytes=used.kv_bytes,
-                    workspace_bytes=used.workspace_bytes,
-                    reserve_bytes=used.reserve_bytes,
-                    capacity_bytes=entry.memory_bytes,
-                )
-            )
+            reserve_bytes = problem.devices[device].reserve_bytes
+            used = parts.layout(first, stop, pages, reserve_bytes=reserve_bytes)
+            entries.append(memory_entry(problem, device, used))
     segments = sorted({segment for chain in own.chains for segment in problem.chains[chain].segments})
     instance = InstanceEntry(
         segments=tuple(segments),
@@ -157,14 +146,6 @@ def _load(problem: PlaceProblem, own: Staged) -> LoadEntry | None:
         rows=round(own.rows, 3),
         batches={s: min(_MOST_BATCH, 1 << max(0, int(1.5 * rate)).bit_length()) for s, rate in sorted(tokens.items())},
     )
-
-
-def _nothing(problem: PlaceProblem, device: int) -> MemoryEntry:
-    entry = problem.devices[device]
-    return MemoryEntry(
-        device=device, weights_bytes=0, sides_bytes=0, kv_bytes=0, workspace_bytes=0, reserve_bytes=entry.reserve_bytes,
-        capacity_bytes=entry.memory_bytes,
-    )  # fmt: skip
 
 
 def _solver(
