@@ -20,9 +20,8 @@ from blockc.place.stages.pipelines import Pipeline
 from blockc.place.stages.rest import kept
 from blockc.place.stages.staged import Staged, expected_pages
 from blockc.place.tables import Placement, empty_entry, memory_entry
+from blockc.place.traffic.placed import batch_of
 from blockc.plan import BaselineEntry, InstanceEntry, LoadEntry, MemoryEntry, RouteEntry, SolverEntry, StageEntry
-
-_MOST_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,19 +131,19 @@ def _load(problem: PlaceProblem, own: Staged) -> LoadEntry | None:
     if own.tau_s is None:
         return None
     busiest = max(range(len(own.traffic)), key=lambda stage: (own.traffic[stage] + own.sweeps[stage], -stage))
-    tokens: dict[int, float] = {}
+    rates: dict[int, float] = {}
     for chain in own.chains:
         load = problem.chains[chain].load
         for segment in problem.chains[chain].segments if load is not None else ():
             rate = float(load.rate_rps * load.output_tokens) / own.copies if load is not None else 0.0
-            tokens[segment] = tokens.get(segment, 0.0) + rate * own.tau_s
+            rates[segment] = rates.get(segment, 0.0) + rate
     return LoadEntry(
         cadence_s=round(own.tau_s, 9),
         traffic=round(own.traffic[busiest], 6),
         sweeps=round(own.sweeps[busiest], 6),
         limit=round(own.limit, 6),
         rows=round(own.rows, 3),
-        batches={s: min(_MOST_BATCH, 1 << max(0, int(1.5 * rate)).bit_length()) for s, rate in sorted(tokens.items())},
+        batches={segment: batch_of(rate, own.tau_s) for segment, rate in sorted(rates.items())},
     )
 
 

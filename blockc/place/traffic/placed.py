@@ -111,7 +111,7 @@ def _filled(
 
 
 def _batches(problem: PlaceProblem, units: Mapping[int, float], packing: Packing, tau_s: float) -> dict[int, int]:
-    """Tokens of each segment's launch: what arrives in a cadence, with a margin, as a power of two."""
+    """Tokens of each segment's launch."""
     tokens: dict[int, float] = {}
     for group, count in units.items():
         chain = problem.chains[group]
@@ -120,10 +120,12 @@ def _batches(problem: PlaceProblem, units: Mapping[int, float], packing: Packing
             rate = part * float(chain.load.rate_rps * chain.load.output_tokens)
             for segment in chain.segments:
                 tokens[segment] = tokens.get(segment, 0.0) + rate
-    return {
-        segment: min(_MOST_BATCH, 1 << (max(1, math.ceil(_BATCH_MARGIN * rate * tau_s)) - 1).bit_length())
-        for segment, rate in sorted(tokens.items())
-    }
+    return {segment: batch_of(rate, tau_s) for segment, rate in sorted(tokens.items())}
+
+
+def batch_of(rate_per_s: float, tau_s: float) -> int:
+    """Tokens of a launch: what arrives in a cadence, with a margin, as a power of two."""
+    return min(_MOST_BATCH, 1 << (max(1, math.ceil(_BATCH_MARGIN * rate_per_s * tau_s)) - 1).bit_length())
 
 
 def _route(
