@@ -6,7 +6,7 @@ each device. Chains and tensors are known by digest and devices by address: what
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from blockc.place.problem import BeforeCell, PlaceBefore, PlaceDevice
 from blockc.plan import ExecutionPlan
@@ -17,14 +17,13 @@ def before_of(plan: ExecutionPlan, digests: Sequence[str], devices: Sequence[Pla
     chain_of = {digest: index for index, digest in enumerate(digests)}
     device_of = {device.address: index for index, device in enumerate(devices)}
     now = {index: device_of.get(device.address) for index, device in enumerate(plan.devices)}
-    weights = [_weights(plan, chain) for chain in range(len(plan.chains))]
     cells, tensors, widths = [], {}, {}
     chains: dict[int, frozenset[int]] = {}
     for number, instance in enumerate(plan.instances):
         places = [now[device] for device in instance.devices]
         known = tuple(sorted(place for place in places if place is not None))
         kept = tuple(
-            (chain_of[digest], weights[chain].get(number, 0.0))
+            (chain_of[digest], plan.routes[chain].shares.get(number, 0.0))
             for chain in instance.chains
             if (digest := plan.chains[chain].digest) in chain_of
         )
@@ -40,12 +39,6 @@ def before_of(plan: ExecutionPlan, digests: Sequence[str], devices: Sequence[Pla
         if not instance.stages and len(known) == len(instance.devices):
             cells.append(BeforeCell(devices=known, chains=kept))
     return PlaceBefore(cells=tuple(cells), tensors=tensors, chains=chains, widths=widths)
-
-
-def _weights(plan: ExecutionPlan, chain: int) -> Mapping[int, float]:
-    route = plan.routes[chain]
-    given = route.weights or (1 / len(route.alternatives),) * len(route.alternatives)
-    return {way[0]: weight for way, weight in zip(route.alternatives, given, strict=True)}
 
 
 def _tensors(plan: ExecutionPlan, chains: Sequence[int], part: slice) -> frozenset[str]:

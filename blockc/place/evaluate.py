@@ -63,20 +63,17 @@ def _served(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
 def _devices(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
     used: set[int] = set()
     for number, instance in enumerate(placement.instances):
+        if used & set(instance.devices):
+            yield f"instance {number} is on a device that another has"
+        used |= set(instance.devices)
         if instance.stages:
             yield from stage_faults(problem, instance, number)
-            if used & set(instance.devices):
-                yield f"instance {number} is on a device that another has"
-            used |= set(instance.devices)
             continue
         devices = [problem.devices[index] for index in instance.devices]
         if len({(device.node, device.kind, device.offered_bytes) for device in devices}) != 1:
             yield f"instance {number} is on devices that differ or are of several nodes"
         if len(devices) not in (1, 2, 4, 8):
             yield f"instance {number} is on {len(devices)} devices"
-        if used & set(instance.devices):
-            yield f"instance {number} is on a device that another has"
-        used |= set(instance.devices)
     said = placement.solver
     found = {"devices": float(max(1, len(used)))}
     prices = [problem.devices[index].price_per_hour for index in used]
@@ -104,13 +101,13 @@ def _sent(problem: PlaceProblem, placement: Placement, number: int) -> float:
         if load is not None and problem.work is not None:
             nbytes = sum(problem.work.segments[segment].reduce_bytes for segment in problem.chains[chain].segments)
             tokens = float(load.rate_rps * (load.prompt_tokens + load.output_tokens))
-            found += 2 * (len(instance.devices) - 1) * nbytes * tokens * _weights(placement, chain).get(number, 0.0)
+            found += 2 * (len(instance.devices) - 1) * nbytes * tokens * placement.routes[chain].shares.get(number, 0.0)
     return found
 
 
 def _routes(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
     for chain, route in enumerate(placement.routes):
-        weights = _weights(placement, chain)
+        weights = route.shares
         if route.chain != chain or not weights or abs(sum(weights.values()) - 1) > 1e-6:
             yield f"chain {chain} is not served in full"
         running = {number for number, item in enumerate(placement.instances) if chain in item.chains}
@@ -118,12 +115,6 @@ def _routes(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
             yield f"chain {chain} is on instances that its route does not name, or the reverse"
     if len(placement.routes) != len(problem.chains):
         yield "not every chain has a route"
-
-
-def _weights(placement: Placement, chain: int) -> dict[int, float]:
-    route = placement.routes[chain]
-    weights = route.weights or (1 / len(route.alternatives),) * len(route.alternatives)
-    return {way[0]: weight for way, weight in zip(route.alternatives, weights, strict=True)}
 
 
 def _rules(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
@@ -145,7 +136,7 @@ def _rules(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
 
 def _spread(problem: PlaceProblem, placement: Placement, rule: PlaceRule) -> Iterator[str]:
     for chain in rule.chains:
-        serving = [placement.instances[number] for number, part in _weights(placement, chain).items() if part > 0]
+        serving = [placement.instances[number] for number, part in placement.routes[chain].shares.items() if part > 0]
         nodes = {problem.devices[device].node for instance in serving for device in instance.devices}
         found = len(nodes) if rule.kind == "nodes" else len(serving)
         if found < rule.count:
@@ -173,7 +164,7 @@ def _bytes(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
                 IN_FLIGHT_MARGIN * in_flight(load) * weight * _pages(problem, chain, group)
                 for chain in instance.chains
                 if (load := problem.chains[chain].load) is not None and group in problem.chains[chain].groups
-                for weight in (_weights(placement, chain).get(number, 0.0),)
+                for weight in (placement.routes[chain].shares.get(number, 0.0),)
             )
             if pages < longest or (
                 instance.load is not None and pages < min(0.99 * expected - 1, longest * problem.max_rows)
@@ -234,7 +225,7 @@ def _times(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
             times = chain_times(
                 problem.work.chains[chain], problem.work.segments, rates, load, step_tokens=problem.max_batched_tokens
             )
-            weight = _weights(placement, chain).get(number, 0.0)
+            weight = placement.routes[chain].shares.get(number, 0.0)
             busy += weight * float(load.rate_rps) * times.request_s(load)
             rows += weight * least_rows(load, _fastest_sweep_s(problem, chain))
             own = busy_limit(times.prompt_s, load)

@@ -121,6 +121,12 @@ class RouteEntry(Entry):
     ttft_s: float | None = None
     tpot_s: float | None = None
 
+    @property
+    def shares(self) -> dict[int, float]:
+        """By instance that a way begins at: the part of the requests that goes there; equal where nobody has said."""
+        given = self.weights or (1 / len(self.alternatives),) * len(self.alternatives)
+        return {way[0]: weight for way, weight in zip(self.alternatives, given, strict=True)}
+
 
 class MemoryEntry(Entry):
     """Bytes on one device, by the same `Layout` that the runtime allocates by.

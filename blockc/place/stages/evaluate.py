@@ -45,9 +45,7 @@ def _parts(problem: PlaceProblem, instance: InstanceEntry) -> Parts:
 
 
 def _share(placement: Placement, chain: int, number: int) -> float:
-    route = placement.routes[chain]
-    weights = route.weights or (1 / len(route.alternatives),) * len(route.alternatives)
-    return sum(weight for way, weight in zip(route.alternatives, weights, strict=True) if way == (number,))
+    return placement.routes[chain].shares.get(number, 0.0)
 
 
 def stage_bytes(problem: PlaceProblem, placement: Placement, number: int) -> Iterator[str]:
