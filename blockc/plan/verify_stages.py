@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from blockc.plan.graph_entries import ChainEntry
 from blockc.plan.model import ExecutionPlan
 from blockc.plan.place_entries import InstanceEntry, StageEntry
 
@@ -60,16 +59,15 @@ def held_page_bytes(plan: ExecutionPlan, instance: InstanceEntry, group: int, de
 def held_layers(plan: ExecutionPlan, instance: InstanceEntry, stage: StageEntry, group: int) -> int:
     """Layers of a KV group whose attention is in a stage, the most of any chain."""
     own = [plan.chains[c] for c in instance.chains if any(kv.group == group for kv in plan.chains[c].kv)]
-    return max((_layers(plan, chain, stage, group) for chain in own), default=0)
+    paths = sorted({chain.path for chain in own} & plan.paths.keys())
+    return max((_layers(plan, path, stage, group) for path in paths), default=0)
 
 
-def _layers(plan: ExecutionPlan, chain: ChainEntry, stage: StageEntry, group: int) -> int:
+def _layers(plan: ExecutionPlan, path: str, stage: StageEntry, group: int) -> int:
     own = plan.kv_groups[group]
-    if chain.path not in plan.paths:
-        return 0
     counts = [
         plan.structures[plan.blocks[digest].structure].count("= blockc.attention(")
-        for digest in plan.paths[chain.path].blocks
+        for digest in plan.paths[path].blocks
     ]
     first = sum(counts[: stage.first])
     stop = first + sum(counts[stage.first : stage.first + stage.count])
