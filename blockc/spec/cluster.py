@@ -5,7 +5,7 @@ In: typed blocks. Out: BC108 and BC109 for what does not hold together; a :class
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import cast
 
@@ -31,7 +31,7 @@ def check_cluster(clusters: list[Typed], start: Span, diags: Diagnostics) -> Non
             at=network.spans.get("latency", network.header),
             help="add what one node sends to another, such as `inter_node = 100Gbps`",
         )
-    devices = [device for node in clusters[0].all("node") for device in node.all("device")]
+    devices = devices_in(clusters[:1])
     if not devices and not diags.has_errors:
         message = f"the cluster `{clusters[0].name}` has no device"
         diags.report("BC108", message, at=clusters[0].header, help=f"such as `{line}`")
@@ -50,6 +50,11 @@ def check_cluster(clusters: list[Typed], start: Span, diags: Diagnostics) -> Non
                 secondary=(Label(span=device.spans.get("memory", device.header), text="what it has"),),
                 help="`reserve` is less than `memory`",
             )
+
+
+def devices_in(clusters: Iterable[Typed]) -> list[Typed]:
+    """The devices of all nodes, in the order of the spec."""
+    return [device for cluster in clusters for node in cluster.all("node") for device in node.all("device")]
 
 
 def cluster_of(block: Typed) -> Cluster:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from blockc.diag import Diagnostics, Label, Span
+from blockc.spec.cluster import devices_in
 from blockc.spec.validate import Typed
 
 
@@ -44,8 +45,7 @@ def _check_objective(goals: tuple[str, ...], at: Span, clusters: Sequence[Typed]
             at=at,
             help=f"it decides between plans that are equal otherwise: `[devices, {later}]`",
         )
-    devices = [device for cluster in clusters for node in cluster.all("node") for device in node.all("device")]
-    free = [device for device in devices if "price" not in device.given]
+    free = [device for device in devices_in(clusters) if "price" not in device.given]
     if "cost" in goals and free:
         more = f" ({len(free)} have none)" if len(free) > 1 else ""
         diags.report(

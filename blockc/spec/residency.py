@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from blockc.diag import Diagnostics, Label
+from blockc.spec.cluster import devices_in
 from blockc.spec.validate import Typed
 
 
@@ -16,13 +17,7 @@ def check_residency(
 ) -> None:
     """Report fine-tunes whose blocks come and go without room for them, and hosts whose memory is a device's own."""
     room = next((residency for policy in policies if (residency := policy.one("residency")) is not None), None)
-    cpus = [
-        device
-        for cluster in clusters
-        for node in cluster.all("node")
-        for device in node.all("device")
-        if device.parent == "cpu"
-    ]
+    cpus = [device for device in devices_in(clusters) if device.parent == "cpu"]
     turning = [block for block in fine_tunes if block.get("residency") in ("stream", "cold")]
     for block in turning:
         if room is None or "blocks" not in room.given:
