@@ -5,8 +5,7 @@
 Three ways of the same executor in one run: torch's functions op by op, Triton's kernels op by op, and recorded graphs.
 Layers share their weights and so do a LoRA's, so that it loads in a minute; a layer is many times a GPU's second
 cache, so every step reads it anew 32 times. The limit is the bytes that a step must read over the rate of a copy, or
-the multiplications of a prompt over the rate of a large product, both measured in the same run. Untested on hardware
-so far.
+the multiplications of a prompt over the rate of a large product, both measured in the same run.
 """
 
 from __future__ import annotations
@@ -147,23 +146,57 @@ def wait() -> None:
 
 
 class Runner:
-    """An executor in one of three ways, and what its last step's logits were."""
+    """An executor in one of three ways. Its steps follow each other as an engine's do: one is queued behind another."""
 
     def __init__(self, way: str, plan: ExecutionPlan, zoo: Zoo) -> None:
         os.environ["BLOCKC_TRITON"] = "0" if way == "torch" else "1"
         triton_.problem.cache_clear()
-        self.logits: dict[int, torch.Tensor] = {}
         self.executor = TorchExecutor(
-            plan, zoo, device=DEVICE, logits_tap=self._tap,
-            recorder=recorder_for if way == "graphs" else lambda device: None,
-        )  # fmt: skip
+            plan, zoo, device=DEVICE, recorder=recorder_for if way == "graphs" else lambda device: None
+        )
 
-    def _tap(self, row: int, logits: torch.Tensor) -> None:
-        self.logits[row] = logits[-1].clone()
+    def logits(self, step: Step) -> dict[int, torch.Tensor]:
+        """Of the last token of each row."""
+        found: dict[int, torch.Tensor] = {}
+        self.executor.logits_tap = lambda row, logits: found.update({row: logits[-1].clone()})
+        self(step)
+        self.executor.logits_tap = None
+        return found
 
     def __call__(self, step: Step) -> None:
         """Run it and wait."""
         self.executor.submit(step)
+        self._collect()
+
+    def ms_each(self, step: Step, repeats: int) -> tuple[float, float]:
+        """(medians of a step among steps, of what the host does to launch it)."""
+        times, launches = [], []
+        for _ in range(3):
+            self(step)
+        self.executor.submit(step)
+        begin = time.perf_counter()
+        for _ in range(repeats):
+            self.executor.submit(step)
+            launched = time.perf_counter()
+            self._collect()
+            end = time.perf_counter()
+            launches.append(launched - begin)
+            times.append(end - begin)
+            begin = end
+        self._collect()
+        return statistics.median(times) * 1e3, statistics.median(launches) * 1e3
+
+    def kernels(self, step: Step, most: int, repeats: int = 3) -> dict[str, list[float]]:
+        """By kernel: microseconds and launches of a step, of those that take most."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+            for _ in range(repeats):
+                self(step)
+        found = sorted(profiler.key_averages(), key=lambda own: -own.self_device_time_total)
+        each = {own.key[:90]: [own.self_device_time_total / repeats, own.count / repeats] for own in found}
+        total = [sum(own[i] for own in each.values()) for i in range(2)]
+        return {name: [round(value, 1) for value in own] for name, own in [("all", total), *list(each.items())[:most]]}
+
+    def _collect(self) -> None:
         for row in self.executor.collect().rows:
             assert row.fault is None, row.fault
 
@@ -177,6 +210,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512, help="tokens of a prompt, of which 8 are read at once")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--kernels", type=int, default=0, help="of each case so many that take most time, on a GPU")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -186,45 +220,50 @@ def main() -> None:
         report["device"] = torch.cuda.get_device_name()
     print(json.dumps({key: report[key] for key in report if key != "cases"}), flush=True)
     ranks = [RANKS[i % len(RANKS)] for i in range(max(options.loras))]
+    first: dict[tuple[int, int, int], dict[int, torch.Tensor]] = {}
     with tempfile.TemporaryDirectory() as folder:
         zoo = Zoo(Path(folder) / "zoo", create=True)
-        tokens = max(max(options.rows) * (options.context + 1), 8 * options.prompt)
-        pages = tokens // PAGE_TOKENS + max(options.rows) + 8
-        builder = PlanBuilder(zoo, pages=pages, page_tokens=PAGE_TOKENS)
-        builder.add(shape.spec(), ((), *map(shape.lora, ranks)))
-        plan = builder.build(target="cuda" if DEVICE == "cuda" else "cpu")
-        plan = plan.model_copy(update={"batching": plan.batching.model_copy(update={"max_rows": max(options.rows)})})
-        builder.tensors.clear()
-        first: dict[tuple[int, int, int], dict[int, torch.Tensor]] = {}
+        plan = plan_of(shape, zoo, ranks, options)
         for way in options.ways:
             begin = time.perf_counter()
             runner = Runner(way, plan, zoo)
             print(f"{way}: loaded in {time.perf_counter() - begin:.1f} s", flush=True)
             for rows, start, count in ((8, 0, options.prompt), *((n, options.context, 1) for n in options.rows)):
-                for loras in options.loras:
-                    if loras > rows:
-                        continue
-                    chains = [1 + i % loras if loras else 0 for i in range(rows)]
-                    step = step_of(plan, chains, start=start, count=count)
-                    took = median_ms(lambda runner=runner, step=step: runner(step), options.repeats)
+                for loras in (n for n in options.loras if n <= rows):
+                    step = step_of(plan, [1 + i % loras if loras else 0 for i in range(rows)], start=start, count=count)
                     limit = limit_ms(shape, measured, rows, ranks[:loras], start, count)
-                    wanted = first.setdefault((rows, loras, count), dict(runner.logits))
-                    error = max(float((runner.logits[i] - wanted[i]).norm() / wanted[i].norm()) for i in range(rows))
-                    counts = runner.executor.counts
+                    logits = runner.logits(step)
+                    wanted = first.setdefault((rows, loras, count), logits)
+                    error = max(float((logits[i] - wanted[i]).norm() / wanted[i].norm()) for i in range(rows))
+                    took, launch = runner.ms_each(step, options.repeats)
                     case = {
                         "way": way, "rows": rows, "loras": loras, "tokens": count, "ms": round(took, 3),
-                        "limit_ms": round(limit, 3), "of_limit": round(limit / took, 3),
-                        "tokens_per_s": round(1e3 * rows * count / took), "replays": counts.replays,
-                        "op_by_op": counts.op_by_op, "logits_differ_by": round(error, 5),
+                        "launch_ms": round(launch, 3), "limit_ms": round(limit, 3), "of_limit": round(limit / took, 3),
+                        "tokens_per_s": round(1e3 * rows * count / took), "replays": runner.executor.counts.replays,
+                        "op_by_op": runner.executor.counts.op_by_op, "logits_differ_by": round(error, 5),
                     }  # fmt: skip
-                    report["cases"].append(case)
                     print(json.dumps(case), flush=True)
+                    if options.kernels and DEVICE == "cuda":
+                        case["kernels"] = runner.kernels(step, options.kernels)
+                        print(*(f"    {own}: {name}" for name, own in case["kernels"].items()), sep="\n", flush=True)
+                    report["cases"].append(case)
             runner.executor.close()
             del runner
             if DEVICE == "cuda":
                 torch.cuda.empty_cache()
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def plan_of(shape: Shape, zoo: Zoo, ranks: list[int], options: argparse.Namespace) -> ExecutionPlan:
+    """The base and a LoRA of each rank, with pages for the largest step."""
+    rows = max(options.rows)
+    tokens = max(rows * (options.context + 1), 8 * options.prompt)
+    builder = PlanBuilder(zoo, pages=tokens // PAGE_TOKENS + rows + 8, page_tokens=PAGE_TOKENS)
+    builder.add(shape.spec(), ((), *map(shape.lora, ranks)))
+    plan = builder.build(target="cuda" if DEVICE == "cuda" else "cpu")
+    batching = plan.batching.model_copy(update={"max_rows": rows, "overlaps": DEVICE == "cuda"})
+    return plan.model_copy(update={"batching": batching})
 
 
 def limit_ms(shape: Shape, measured: dict[str, float], rows: int, ranks: list[int], start: int, count: int) -> float:
