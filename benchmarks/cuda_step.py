@@ -192,9 +192,11 @@ class Runner:
             for _ in range(repeats):
                 self(step)
         found = sorted(profiler.key_averages(), key=lambda own: -own.self_device_time_total)
-        each = {own.key[:90]: [own.self_device_time_total / repeats, own.count / repeats] for own in found}
-        total = [sum(own[i] for own in each.values()) for i in range(2)]
-        return {name: [round(value, 1) for value in own] for name, own in [("all", total), *list(each.items())[:most]]}
+        each = [(own.key, own.self_device_time_total / repeats, own.count / repeats) for own in found]
+        total = ("all", *(sum(own[i] for own in each) for i in (1, 2)))
+        return {
+            f"{i}: {own[0]}"[:120]: [round(own[1], 1), round(own[2], 1)] for i, own in enumerate([total, *each[:most]])
+        }
 
     def _collect(self) -> None:
         for row in self.executor.collect().rows:
@@ -229,7 +231,7 @@ def main() -> None:
             runner = Runner(way, plan, zoo)
             print(f"{way}: loaded in {time.perf_counter() - begin:.1f} s", flush=True)
             for rows, start, count in ((8, 0, options.prompt), *((n, options.context, 1) for n in options.rows)):
-                for loras in (n for n in options.loras if n <= rows):
+                for loras in sorted({min(n, rows) for n in options.loras}):
                     step = step_of(plan, [1 + i % loras if loras else 0 for i in range(rows)], start=start, count=count)
                     limit = limit_ms(shape, measured, rows, ranks[:loras], start, count)
                     logits = runner.logits(step)

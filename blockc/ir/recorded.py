@@ -42,9 +42,9 @@ def row_pages(*, positions: int, page_tokens: int, window: int | None) -> int:
 
 
 def table_numbers(bucket: int, pages: Sequence[int], segments: int) -> int:
-    """Tokens and positions; for each KV group slots and rows, and the ``pages`` of each row; for each segment tiles."""
+    """Tokens and positions; slots, rows and each row's ``pages`` of each KV group; each segment's tiles, counted."""
     fixed = (2 + 5 * len(pages) + 4 * segments) * bucket
-    return fixed + sum(bucket * count + 1 for count in pages)
+    return fixed + segments + sum(bucket * count + 1 for count in pages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

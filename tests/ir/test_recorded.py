@@ -21,8 +21,9 @@ def test_tables_and_buffers_by_hand() -> None:
     assert [largest_bucket(rows) for rows in (3, 200, 5000)] == [4, 224, 256]
     assert row_pages(positions=100, page_tokens=16, window=None) == 7
     assert row_pages(positions=100, page_tokens=16, window=17) == 3
-    # Tokens and positions; slots and rows of two groups; tiles of three segments; pages, and a scratch page each.
-    assert table_numbers(4, [7, 3], 3) == 4 * (2 + 2 * 5 + 3 * 4) + (4 * 7 + 1) + (4 * 3 + 1)
+    # Tokens and positions; slots and rows of two groups; three segments' tiles and their number; pages, and a scratch
+    # page each.
+    assert table_numbers(4, [7, 3], 3) == 4 * (2 + 2 * 5 + 3 * 4) + 3 + (4 * 7 + 1) + (4 * 3 + 1)
     assert row_buffers(BLOCKS) == {
         RowBuffer(goes_in=True, width=HIDDEN, dtype="BF16"),
         RowBuffer(goes_in=False, width=HIDDEN, dtype="BF16"),

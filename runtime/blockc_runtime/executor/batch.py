@@ -7,7 +7,6 @@ Invariant: a row that cannot be run safely is refused by :func:`row_problem` bef
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from blockc_runtime.ops.attention.rows import KvRow
+from blockc_runtime.ops.transfer import on_device
 from blockc_runtime.step import Row
 
 
@@ -81,12 +81,6 @@ class DeviceFeed:
 
     tokens: Tensor
     place: int
-
-
-def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """``[n]`` of int64. On CUDA by a copy that is queued behind what the device has to do, and not waited for."""
-    values = torch.frombuffer(array("q", numbers), dtype=torch.int64) if len(numbers) else torch.zeros(0).long()
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +171,6 @@ def row_problem(row: Row, limits: RowLimits) -> str | None:
         needed = table[lowest // page_tokens : (end - 1) // page_tokens + 1]
         if len(table) * page_tokens < end or None in needed:
             return f"its page table does not cover positions {lowest} to {end - 1}"
-        held = [page for page in needed if page is not None]
-        if min(held) < 0 or max(held) >= pages:
+        if min(needed) < 0 or max(needed) >= pages:  # type: ignore[type-var, operator]  # there is no None
             return f"a page lies outside the pool's {pages}"
     return None

@@ -15,8 +15,6 @@ from blockc.ir.recorded import row_pages, table_numbers
 
 # Places of one tile of the low-rank kernels (`ops.linear.side_tiles`).
 _TILE_PLACES = 16
-# A tile that nobody uses: no places, slot -1.
-_NO_TILE = (0, 0, -1, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +50,8 @@ class DecodeLayout:
     """Where a bucket's numbers lie.
 
     ``tokens [B]``, ``positions [B]``; for each KV group ``slots [B]`` and ``rows [B, 4]``; for each segment ``tiles
-    [B, 4]``; last the pages of all groups, one row after the other, to which ``rows`` points. Forms as in
-    `ops.attention.batch` and `ops.linear.side_tiles`.
+    [B, 4]`` and how many of them are used; last the pages of all groups, one row after the other, to which ``rows``
+    points. Forms as in `ops.attention.batch` and `ops.linear.side_tiles`.
     """
 
     bucket: int
@@ -70,7 +68,7 @@ class DecodeLayout:
 
     def tiles_at(self, segment: int) -> int:
         """Where the tiles of a segment begin."""
-        return (2 + 5 * len(self.groups) + 4 * segment) * self.bucket
+        return (2 + 5 * len(self.groups)) * self.bucket + segment * (4 * self.bucket + 1)
 
     @property
     def pages_at(self) -> int:
@@ -125,7 +123,7 @@ def _group(
 
 
 def _tiles(uses: Sequence[tuple[int, int] | None], bucket: int) -> list[int]:
-    """Neighbours that use one slot together; as many tiles as rows, the last ones empty."""
+    """Neighbours that use one slot together: as many tiles as there may be, and how many there are."""
     tiles: list[list[int]] = []
     for place, use in enumerate(uses):
         if use is None:
@@ -135,4 +133,4 @@ def _tiles(uses: Sequence[tuple[int, int] | None], bucket: int) -> list[int]:
             tiles[-1][1] += 1
         else:
             tiles.append([place, 1, slot, bank])
-    return [number for tile in [*tiles, *[_NO_TILE] * (bucket - len(tiles))] for number in tile]
+    return [*(number for tile in tiles for number in tile), *[0] * (4 * (bucket - len(tiles))), len(tiles)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blockc_runtime.executor.batch import on_device
+from blockc_runtime.ops.transfer import on_device
 from blockc_runtime.sampling import is_filtered, uniform_bits, whole_weights
 from blockc_runtime.step import Row
 

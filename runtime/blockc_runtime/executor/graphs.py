@@ -277,8 +277,13 @@ class SegmentGraphs:
     def _sides(self, number: int, layout: DecodeLayout) -> list[list[tuple[tuple[SideWeights, StaticSides], ...]]]:
         """All fine-tunes that are tabled, whoever uses them: which do is read on the device."""
         first = layout.tiles_at(number)
-        values = self._numbers[first : first + 4 * layout.bucket].view(layout.bucket, 4)
-        tiles = SideTiles(values=values, count=layout.bucket, places=FEW_PLACES)
+        last = first + 4 * layout.bucket
+        tiles = SideTiles(
+            values=self._numbers[first:last].view(layout.bucket, 4),
+            used=self._numbers[last : last + 1],
+            count=layout.bucket,
+            places=FEW_PLACES,
+        )
         users = [StaticSides(number=bank, tiles=tiles) for bank in range(len(self._banks[number]))]
         return [
             [

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blockc_runtime.ops.transfer import on_device
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeSides:
@@ -85,7 +87,7 @@ class SideBatch:
                 runs.append((row.first, []))
             runs[-1][1].append(row.slot)
         return tuple(
-            DecodeSides(start=start, stop=start + len(slots), slots=torch.tensor(slots).to(self.device))
+            DecodeSides(start=start, stop=start + len(slots), slots=on_device(slots, self.device))
             for start, slots in runs
         )
 
@@ -105,13 +107,13 @@ class SideBatch:
     def tokens(self) -> Tensor:
         """``[n]``: the places that use a slot, in order."""
         places = [row.first + i for row in self.rows for i in range(row.count)]
-        return torch.tensor(places, dtype=torch.int64).to(self.device)
+        return on_device(places, self.device)
 
     @cached_property
     def slots(self) -> Tensor:
         """``[n]``: the slot of each of ``tokens``."""
         slots = [row.slot for row in self.rows for _ in range(row.count)]
-        return torch.tensor(slots, dtype=torch.int64).to(self.device)
+        return on_device(slots, self.device)
 
     @cached_property
     def by_slot(self) -> tuple[tuple[int, Tensor], ...]:
@@ -119,7 +121,7 @@ class SideBatch:
         places: dict[int, list[int]] = {}
         for row in self.rows:
             places.setdefault(row.slot, []).extend(range(row.first, row.first + row.count))
-        return tuple((slot, torch.tensor(own).to(self.device)) for slot, own in places.items())
+        return tuple((slot, on_device(own, self.device)) for slot, own in places.items())
 
 
 def runs_of(rows: Sequence[SideRow]) -> list[tuple[int, int, int]]:

@@ -95,5 +95,13 @@ def _cuda() -> OpTable:
     # Here alone: where Triton is missing, importing these fails.
     from blockc_runtime.ops.attention import paged_cuda
     from blockc_runtime.ops.linear import grouped_cuda
+    from blockc_runtime.ops.norm import fused_cuda
 
-    return replace(table, attention=paged_cuda.attention, heads=paged_cuda.heads, linears=grouped_cuda.linears)
+    return replace(
+        table,
+        attention=paged_cuda.attention,
+        heads=paged_cuda.heads,
+        linears=grouped_cuda.linears,
+        rms_norm=fused_cuda.rms_norm,
+        gated=fused_cuda.gated,
+    )

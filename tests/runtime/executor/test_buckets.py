@@ -89,8 +89,10 @@ def test_tiles_cover_each_use_once(given_rows: tuple[DecodeLayout, list[DecodeRo
     numbers = layout.numbers(rows)
     for segment in range(2):
         found: dict[int, tuple[int, int]] = {}
-        for first, count, slot, bank in fours(numbers, layout.tiles_at(segment), layout.bucket):
-            assert (count == 0) == (slot < 0)
+        tiles_at = layout.tiles_at(segment)
+        used = numbers[tiles_at + 4 * layout.bucket]
+        for first, count, slot, bank in fours(numbers, tiles_at, used):
+            assert count
             for place in range(first, first + count):
                 assert place not in found
                 found[place] = bank, slot
@@ -100,8 +102,9 @@ def test_tiles_cover_each_use_once(given_rows: tuple[DecodeLayout, list[DecodeRo
 def test_tiles_are_no_longer_than_kernels_take() -> None:
     row = DecodeRow(token=0, position=0, pages=(), uses=((0, 5),))
     layout = DecodeLayout(bucket=32, groups=(), segments=1)
-    tiles = fours(layout.numbers([row] * 20), layout.tiles_at(0), 32)
-    assert tiles[:3] == [(0, 16, 5, 0), (16, 4, 5, 0), (0, 0, -1, 0)]
+    numbers = layout.numbers([row] * 20)
+    assert numbers[layout.tiles_at(0) + 4 * 32] == 2
+    assert fours(numbers, layout.tiles_at(0), 2) == [(0, 16, 5, 0), (16, 4, 5, 0)]
 
 
 def test_a_page_that_is_gone_is_never_read() -> None:

@@ -98,7 +98,7 @@ def test_an_exception_in_a_launch_is_the_fault_of_its_rows(driver: Driver, monke
 
     good = driver.step([driver.row(driver.start(0, [1]), 1, samples=1)])
     with monkeypatch.context() as patch:
-        patch.setattr("blockc_runtime.executor.launch.kv_batch", broken)
+        patch.setattr("blockc_runtime.executor.launch.StepRun._pass", broken)
         rows = [driver.row(driver.start(0, [token]), 1, samples=1) for token in (1, 2)]
         results = driver.step(rows)
     for result in results:

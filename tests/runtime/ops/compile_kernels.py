@@ -15,11 +15,24 @@ from triton.compiler import ASTSource
 
 from blockc_runtime.ops.attention import kernels as attention
 from blockc_runtime.ops.linear import kernels as linear
+from blockc_runtime.ops.norm import kernels as norm
 
 TARGET = GPUTarget("cuda", 90, 32)
 _SCALES, _KEPT = ("key_scales", "value_scales"), {"*fp8e4nv": 1, "*i8": 2}
 # Arguments that are not multiples of 16, whatever the model.
-_ODD = {"count", "kv_count", "group", "splits", "outputs", "chunks", "first_bank", "first_output"}
+_ODD = {
+    "count",
+    "kv_count",
+    "group",
+    "splits",
+    "outputs",
+    "chunks",
+    "first_bank",
+    "first_output",
+    "held",
+    "blocks",
+    "used",
+}
 
 
 def compiled(
@@ -45,15 +58,15 @@ def compiled(
 
 
 def low_rank(dtype: str, places: int, ranks: int, **single: int) -> None:
-    tables = dict.fromkeys(("tiles", "bank_0", "bank_1", "bank_2", "bank_3"), "*i64")
+    tables = dict.fromkeys(("tiles", "used", "bank_0", "bank_1", "bank_2", "bank_3"), "*i64")
     sizes = {"PLACES": places, "RANKS": ranks, "ALIGNED": 8, **single}
     compiled(linear.low_rank_inner, {"x": dtype, "inner": "*fp32", **tables}, {**sizes, "COLUMNS": 64})
     ys = {f"y_{i}": dtype for i in range(4)}
-    compiled(linear.low_rank_outer, {"inner": "*fp32", **tables, **ys}, {**sizes, "WIDTH": 128})
+    compiled(linear.low_rank_outer, {"inner": "*fp32", **tables, **ys}, {**sizes, "WIDTH": 128, "SPLITS": 8})
 
 
 def inputs(dtype: str) -> None:
-    tables = dict.fromkeys(("tiles", "bank_0", "bank_1", "bank_2", "bank_3"), "*i64")
+    tables = dict.fromkeys(("tiles", "used", "bank_0", "bank_1", "bank_2", "bank_3"), "*i64")
     compiled(linear.scaled_inputs, {"x": dtype, **tables}, {"PLACES": 16, "COLUMNS": 128})
 
 
@@ -98,11 +111,19 @@ def prompts(dtype: str, size: int, queries: int, has_more: bool, cache: str | No
     )  # fmt: skip
 
 
+def norms(dtype: str, size: int) -> None:
+    compiled(norm.scaled_rows, dict.fromkeys(("x", "weight", "out"), dtype), {"BLOCK": size}, ("eps",), num_warps=8)
+    gated = dict.fromkeys(("gate", "up", "out"), dtype)
+    for is_silu in (True, False):
+        compiled(norm.gated_rows, gated, {"IS_SILU": is_silu, "BLOCK": 1024})
+
+
 if __name__ == "__main__":
     # Numbers that are 1 are constants to Triton, and tables are of both widths.
     low_rank("*bf16", 16, 16)
     low_rank("*bf16", 64, 64, outputs=1, chunks=1)
     inputs("*bf16")
+    norms("*bf16", 4096)
     heads("*bf16", True)
     heads("*bf16", False, kv_count=1)
     heads("*bf16", True, "*fp8e4nv")

@@ -119,8 +119,8 @@ def test_every_place_gets_its_own_terms(
         for number in range(len(banks))
     }
     tiles: list[int] = tile_values(((number, users[number].rows) for number in users), FEW_PLACES)
-    table = torch.tensor([*tiles, *([0, 0, -1, 0] * 2)]).view(-1, 4).to(DEVICE)
-    shared = SideTiles(values=table, count=len(table), places=FEW_PLACES)
+    table = torch.tensor([*tiles, *([0, 1, 0, 0] * 2), len(tiles) // 4]).to(DEVICE)
+    shared = SideTiles(values=table[:-1].view(-1, 4), used=table[-1:], count=len(tiles) // 4 + 2, places=FEW_PLACES)
     sides = tuple(
         (SideWeights(low_rank=own), StaticSides(number=number, tiles=shared) if static else users[number])
         for number, own in enumerate(banks)
@@ -163,8 +163,9 @@ def test_stacks_are_applied_by_kernels_alone(
         held = replace(held, in_scales=((frozenset(range(3)), scale),))
     users = side_batch([(count, slot if bank else None) for bank, slot, count in rows], device=torch.device("cpu"))
     x = random(1, users.total + 1, FAN_IN, seed=1)
-    values = torch.tensor([*tile_values([(2, users.rows)], FEW_PLACES), 0, 0, -1, 0]).view(-1, 4)
-    static = StaticSides(number=2, tiles=SideTiles(values=values, count=len(values), places=FEW_PLACES))
+    tiles = tile_values([(2, users.rows)], FEW_PLACES)
+    values, used = torch.tensor([*tiles, 0, 1, 0, 2]).view(-1, 4), torch.tensor([len(tiles) // 4])
+    static = StaticSides(number=2, tiles=SideTiles(values=values, used=used, count=len(values), places=FEW_PLACES))
     got = grouped_cuda.linears(x, DenseWeights(matrices, biases), ((held, static),))  # type: ignore[arg-type]
     slots = [slot if bank else None for bank, slot, count in rows for _ in range(count)] + [None]
     for output, y in enumerate(got):

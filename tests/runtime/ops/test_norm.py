@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from blockc.ir.ops import OPS
 from blockc_runtime.ops.aten import aten_function
-from blockc_runtime.ops.norm import cpu, native, reference
+from blockc_runtime.ops.norm import cpu, fused_cuda, native, reference
+from tests.support.device import DEVICE
 from tests.support.native import LEVELS, using
 
 
@@ -40,6 +41,25 @@ def test_gated() -> None:
     gate, up = torch.randn(2, 1, 3, 20)
     torch.testing.assert_close(cpu.gated(gate, up, "silu"), reference.gated(gate, up, "silu"))
     torch.testing.assert_close(cpu.gated(gate, up, "gelu_tanh"), reference.gated(gate, up, "gelu_tanh"))
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+@settings(max_examples=10, deadline=None)
+@given(tokens=st.integers(0, 5), size=st.sampled_from([1, 5, 64, 200]), activation=st.sampled_from(cpu.GATES))
+def test_kernels_for_cuda_equal_the_definitions(
+    dtype: torch.dtype, error: float, tokens: int, size: int, activation: str
+) -> None:
+    made = torch.Generator().manual_seed(size)
+    joined = torch.randn(1, tokens, size * 2, generator=made).to(dtype)
+    gate, up = joined.split_with_sizes([size, size], 2)
+    weight = torch.randn(size, generator=made).to(dtype)
+    on = joined.to(DEVICE).split_with_sizes([size, size], 2)
+    pairs = [
+        (fused_cuda.rms_norm(on[0], weight.to(DEVICE), 1e-5), reference.rms_norm(gate, weight, 1e-5)),
+        (fused_cuda.gated(*on, activation), reference.gated(gate, up, activation)),
+    ]
+    for got, wanted in pairs:
+        torch.testing.assert_close(got.cpu(), wanted, rtol=error, atol=error)
 
 
 @pytest.mark.parametrize("level", LEVELS)

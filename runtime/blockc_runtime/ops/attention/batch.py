@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from blockc_runtime.ops.attention.rows import KvRow
+from blockc_runtime.ops.transfer import moved, on_device
 
 # A bucket of fewer pages than this is not worth a launch of its own.
 _SMALL_PAGES = 4
@@ -168,7 +169,7 @@ class KvBatch:
     def chunks_on_device(self) -> PagedChunks:
         """The same where attention runs."""
         own = self.paged_chunks
-        return PagedChunks(rows=own.rows.to(self.device), pages=own.pages.to(self.device))
+        return PagedChunks(rows=moved(own.rows, self.device), pages=moved(own.pages, self.device))
 
     def chunk_tiles(self, tokens: int) -> Tensor:
         """Rows of several tokens, ``tokens`` at a time: int32 ``[n, 2]`` on the device, which row and where in it.
@@ -179,14 +180,14 @@ class KvBatch:
             rows = self.rows[self.singles :]
             tiles = [(i, begin) for i, row in enumerate(rows) for begin in range(0, row.count, tokens)]
             tiles.sort(key=lambda tile: -(rows[tile[0]].start + tile[1]))
-            self._tiles[tokens] = torch.tensor(tiles, dtype=torch.int32).view(-1, 2).to(self.device)
+            self._tiles[tokens] = moved(torch.tensor(tiles, dtype=torch.int32).view(-1, 2), self.device)
         return self._tiles[tokens]
 
     @cached_property
     def on_device(self) -> PagedRows:
         """Rows of one token where attention runs."""
         own = self.paged
-        return PagedRows(rows=own.rows.to(self.device), pages=own.pages.to(self.device), longest=own.longest)
+        return PagedRows(rows=moved(own.rows, self.device), pages=moved(own.pages, self.device), longest=own.longest)
 
 
 def kv_batch(
@@ -208,7 +209,7 @@ def kv_batch(
         window=window,
         dtype=dtype,
         device=device,
-        slots=torch.tensor(slots).to(device),
+        slots=on_device(slots, device),
     )
 
 
@@ -296,9 +297,9 @@ def _chunk(row: KvRow, *, page_tokens: int, window: int | None, dtype: torch.dty
 def _bucket_to(bucket: DecodeBucket, device: torch.device) -> DecodeBucket:
     return DecodeBucket(
         rows=bucket.rows,
-        index=None if bucket.index is None else bucket.index.to(device),
-        pages=bucket.pages.to(device),
-        mask=bucket.mask.to(device),
+        index=None if bucket.index is None else moved(bucket.index, device),
+        pages=moved(bucket.pages, device),
+        mask=moved(bucket.mask, device),
     )
 
 
@@ -306,6 +307,6 @@ def _chunk_to(chunk: Chunk, device: torch.device) -> Chunk:
     return Chunk(
         first=chunk.first,
         count=chunk.count,
-        pages=None if chunk.pages is None else chunk.pages.to(device),
-        mask=None if chunk.mask is None else chunk.mask.to(device),
+        pages=None if chunk.pages is None else moved(chunk.pages, device),
+        mask=None if chunk.mask is None else moved(chunk.mask, device),
     )

@@ -2,13 +2,14 @@
 
 In and out: as in `cuda.py`. One launch multiplies by A of all slots in use; one more applies B, scales and biases to up
 to four outputs: tokens and spans of prompts, banks of different ranks and kinds, side by side. What is not stacked by
-slot (rows, and changes that are not of low rank) is done as on any device. Invariant: equals `reference.py` up to
-rounding. Tested in Triton's interpreter; untested on hardware so far.
+slot (rows, and changes that are not of low rank) is done as on any device. Programs take what the tiles in use have to
+be done in turn, so that a table with room for more costs nothing. Invariant: equals `reference.py` up to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from blockc_runtime.ops.linear.addresses import address_table
 from blockc_runtime.ops.linear.kernels import low_rank_inner, low_rank_outer, scaled_inputs
-from blockc_runtime.ops.linear.side_tiles import SideTiles, tiles_of
+from blockc_runtime.ops.linear.side_tiles import FEW_PLACES, SideTiles, tiles_of
 from blockc_runtime.ops.linear.sides import SideWeights, apply_outputs, products
 from blockc_runtime.ops.linear.weights import LinearWeights
 from blockc_runtime.ops.sides import SideSet
@@ -30,8 +31,10 @@ _LEAST_RANKS, _MOST_RANKS = 16, 64
 _ALIGNED = 8
 # Columns of x, and of an output, that a program holds at once.
 _COLUMNS, _WIDTH = 64, 128
-# Programs that keep a large device busy; x is split among them where tiles are too few.
-_PROGRAMS = 256
+# Programs that a multiprocessor has at once, and multiprocessors where there are none.
+_EACH, _SOME = 4, 2
+# x is split into parts of so many columns where rows are of one token, and else where tiles are too few.
+_PART, _MOST_SPLITS = 512, 16
 
 
 def linears(x: Tensor, weights: LinearWeights, sides: SideSet) -> tuple[Tensor, ...]:
@@ -65,7 +68,7 @@ def _products(
         inputs = x.clone(memory_format=torch.contiguous_format) if inputs is x else inputs
         size = x.shape[2]
         scaled_inputs[(tiles.count, triton.cdiv(size, _WIDTH))](
-            inputs, size, tiles.values, *_tables(near, first, weights.count, x.device), first, size,
+            inputs, size, tiles.values, tiles.used, *_tables(near, first, weights.count, x.device), first, size,
             PLACES=tiles.places, COLUMNS=_WIDTH,
         )  # fmt: skip
     return weights(inputs)
@@ -81,25 +84,39 @@ def _apply(ys: Sequence[Tensor], x: Tensor, tiles: SideTiles, first: int, banks:
     divides = all(value % _ALIGNED == 0 for value in (*(y.shape[2] for y in ys), *(own.rank for own in held)))
     aligned = _ALIGNED if divides else 1
     ranks = min(_MOST_RANKS, max(_LEAST_RANKS, triton.next_power_of_2(rank)))
-    chunks, steps = triton.cdiv(rank, ranks), triton.cdiv(size, _COLUMNS)
-    splits = max(1, min(_PROGRAMS // (tiles.count * outputs * max(chunks, 1)), steps // 4))
-    columns = triton.cdiv(steps, splits) * _COLUMNS
+    chunks, programs = triton.cdiv(rank, ranks), _programs(x.device)
+    columns = _part(size, tiles, outputs * max(chunks, 1), programs)
     splits = triton.cdiv(size, columns)
-    shape = (splits, tiles.count, outputs, chunks, tiles.places, ranks)
+    shape = (tiles.count, outputs, chunks, splits, tiles.places, ranks)
     inner = torch.empty(shape, dtype=torch.float32, device=x.device)
     if held:
-        low_rank_inner[(tiles.count, splits, outputs * chunks)](
-            x, x.stride(0), tiles.values, *tables, first, inner, outputs, chunks, size, columns,
+        low_rank_inner[(min(programs, tiles.count * outputs * chunks * splits),)](
+            x, x.stride(0), tiles.values, tiles.used, *tables, first, inner, outputs, chunks, splits, size, columns,
             PLACES=tiles.places, RANKS=ranks, COLUMNS=_COLUMNS, ALIGNED=aligned,
         )  # fmt: skip
     for output in range(0, outputs, _AT_ONCE):
         own = ys[output : output + _AT_ONCE]
         given = [own[min(i, len(own) - 1)] for i in range(_AT_ONCE)]
-        low_rank_outer[(tiles.count, triton.cdiv(max(y.shape[2] for y in own), _WIDTH), len(own))](
-            inner, splits, outputs, chunks, tiles.values, *tables, first, output,
+        blocks = triton.cdiv(max(y.shape[2] for y in own), _WIDTH)
+        low_rank_outer[(min(programs, tiles.count * len(own) * blocks),)](
+            inner, outputs, chunks, tiles.values, tiles.used, *tables, first, output, len(own), blocks,
             *given, *(y.stride(1) for y in given),
-            PLACES=tiles.places, RANKS=ranks, WIDTH=_WIDTH, ALIGNED=aligned,
+            PLACES=tiles.places, RANKS=ranks, SPLITS=splits, WIDTH=_WIDTH, ALIGNED=aligned,
         )  # fmt: skip
+
+
+def _part(size: int, tiles: SideTiles, each: int, programs: int) -> int:
+    """Columns of a part of ``size``: of a tile in ``each`` pieces. Whoever adds up parts reads all of them."""
+    steps = -(-size // _COLUMNS)
+    splits = size // _PART if tiles.places == FEW_PLACES else min(programs // (tiles.count * each), steps // 4)
+    return -(-steps // max(1, min(splits, _MOST_SPLITS))) * _COLUMNS
+
+
+@cache
+def _programs(device: torch.device) -> int:
+    """As many as a device has at once."""
+    count = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else _SOME
+    return _EACH * count
 
 
 def _by_four(banks: Mapping[int, SideWeights]) -> list[tuple[int, dict[int, SideWeights]]]:
@@ -110,5 +127,11 @@ def _by_four(banks: Mapping[int, SideWeights]) -> list[tuple[int, dict[int, Side
 
 def _tables(banks: Mapping[int, SideWeights], first: int, outputs: int, device: torch.device) -> list[Any]:
     """What kernels know of four banks; of those that have nothing here, that they have nothing."""
-    nobody = None if len(banks) == _AT_ONCE else torch.zeros(5, dtype=torch.int64, device=device)
-    return [address_table(banks[n], outputs, device) if n in banks else nobody for n in range(first, first + _AT_ONCE)]
+    own = range(first, first + _AT_ONCE)
+    return [address_table(banks[n], outputs, device) if n in banks else _nobody(device) for n in own]
+
+
+@cache
+def _nobody(device: torch.device) -> Tensor:
+    """The table of a bank that has nothing."""
+    return torch.zeros(5, dtype=torch.int64, device=device)

@@ -89,7 +89,7 @@ def one_of(number, a, b, c, d):
 
 @triton.jit
 def scaled_inputs(
-    x, x_stride, tiles, bank_0, bank_1, bank_2, bank_3, first_bank, size,
+    x, x_stride, tiles, used, bank_0, bank_1, bank_2, bank_3, first_bank, size,
     PLACES: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Scale, in place, what linears read: ``COLUMNS`` of ``x [T, size]`` a program, for one tile."""
@@ -98,7 +98,7 @@ def scaled_inputs(
     count = tl.load(tiles + tile * 4 + 1)
     slot = tl.load(tiles + tile * 4 + 2).to(tl.int64)
     bank = tl.load(tiles + tile * 4 + 3) - first_bank
-    if (slot >= 0) & (bank >= 0) & (bank < 4):
+    if (tile < tl.load(used)) & (bank >= 0) & (bank < 4):
         address = tl.load(one_of(bank, bank_0, bank_1, bank_2, bank_3) + 4)
         if address != 0:
             is_column = column < size
@@ -113,99 +113,109 @@ def scaled_inputs(
 
 @triton.jit
 def low_rank_inner(
-    x, x_stride, tiles, bank_0, bank_1, bank_2, bank_3, first_bank, inner, outputs, chunks, size, columns,
+    x, x_stride, tiles, used, bank_0, bank_1, bank_2, bank_3, first_bank, inner, outputs, chunks, splits, size, columns,
     PLACES: tl.constexpr, RANKS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr,
 ) -> None:  # fmt: skip
-    """``x A`` of every place in a tile: ``inner [splits, tiles, outputs, chunks, PLACES, RANKS]`` float32.
+    """``x A`` of every place in a tile: ``inner [tiles, outputs, chunks, splits, PLACES, RANKS]`` float32.
 
-    A program takes ``columns`` of x's ``size`` and ``RANKS`` ranks, for one tile and one output. Parts are added up by
-    `low_rank_outer`, in one order. Programs of empty tiles, and of banks other than ``first_bank .. first_bank + 3``,
-    write nothing. ``ALIGNED`` divides all ranks and widths.
+    A task takes ``columns`` of x's ``size`` and ``RANKS`` ranks, for one tile and one output; programs take tasks of
+    the ``used`` tiles in turn. Parts are added up by `low_rank_outer`, in one order. For banks other than ``first_bank
+    .. first_bank + 3`` nothing is written. ``ALIGNED`` divides all ranks and widths.
     """
-    tile, split, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    output, begin = part // chunks, part % chunks * RANKS
-    first = tl.load(tiles + tile * 4)
-    count = tl.load(tiles + tile * 4 + 1)
-    slot = tl.load(tiles + tile * 4 + 2).to(tl.int64)
-    bank = tl.load(tiles + tile * 4 + 3) - first_bank
-    if (slot >= 0) & (bank >= 0) & (bank < 4):
-        table = one_of(bank, bank_0, bank_1, bank_2, bank_3)
-        ranks, rank = tl.multiple_of(tl.load(table + 1), ALIGNED), tl.load(table + 2)
-        is_held = output < tl.load(table + 3)
-        is_held = is_held & (tl.load(table + 5 + output * 5, mask=is_held, other=0) != 0)
-        if is_held & (begin < rank):
-            a = tl.multiple_of(tl.load(table).to(tl.pointer_type(x.dtype.element_ty)), 16)
-            a += slot * size * ranks + tl.multiple_of(tl.load(table + 5 + output * 5 + 2), ALIGNED) + begin
-            place, number, column = tl.arange(0, PLACES), tl.arange(0, RANKS), tl.arange(0, COLUMNS)
-            rows = x + (first + place).to(tl.int64)[:, None] * x_stride
-            is_place, is_rank = place < count, begin + number < rank
-            total = tl.zeros((PLACES, RANKS), dtype=tl.float32)
-            start = split * columns
-            stop = min(start + columns, size)
-            for step in range(start, stop, COLUMNS):
-                at = step + column
-                is_column = at < stop
-                value = tl.load(rows + at[None, :], mask=is_place[:, None] & is_column[None, :], other=0.0)
-                weight = tl.load(
-                    a + at.to(tl.int64)[:, None] * ranks + number[None, :], mask=is_column[:, None] & is_rank[None, :],
-                    other=0.0,
-                )  # fmt: skip
-                total += tl.dot(value, weight, input_precision="ieee")
-            own = (split.to(tl.int64) * tl.num_programs(0) + tile) * outputs * chunks + part
-            tl.store(inner + own * PLACES * RANKS + place[:, None] * RANKS + number[None, :], total)
+    place, number, column = tl.arange(0, PLACES), tl.arange(0, RANKS), tl.arange(0, COLUMNS)
+    wide = tl.full((), PLACES * RANKS, dtype=tl.int64)
+    tasks = tl.load(used).to(tl.int32) * outputs * chunks * splits
+    for task in range(tl.program_id(0), tasks, tl.num_programs(0)):
+        split, rest = task % splits, task // splits
+        begin, output, tile = rest % chunks * RANKS, rest // chunks % outputs, rest // chunks // outputs
+        first = tl.load(tiles + tile * 4)
+        count = tl.load(tiles + tile * 4 + 1)
+        slot = tl.load(tiles + tile * 4 + 2).to(tl.int64)
+        bank = tl.load(tiles + tile * 4 + 3) - first_bank
+        if (bank >= 0) & (bank < 4):
+            table = one_of(bank, bank_0, bank_1, bank_2, bank_3)
+            ranks, rank = tl.multiple_of(tl.load(table + 1), ALIGNED), tl.load(table + 2)
+            is_held = output < tl.load(table + 3)
+            is_held = is_held & (tl.load(table + 5 + output * 5, mask=is_held, other=0) != 0)
+            if is_held & (begin < rank):
+                a = tl.multiple_of(tl.load(table).to(tl.pointer_type(x.dtype.element_ty)), 16)
+                a += slot * size * ranks + tl.multiple_of(tl.load(table + 5 + output * 5 + 2), ALIGNED) + begin
+                rows = x + (first + place).to(tl.int64)[:, None] * x_stride
+                is_place, is_rank = place < count, begin + number < rank
+                total = tl.zeros((PLACES, RANKS), dtype=tl.float32)
+                start = split * columns
+                stop = min(start + columns, size)
+                for step in range(start, stop, COLUMNS):
+                    at = step + column
+                    is_column = at < stop
+                    value = tl.load(rows + at[None, :], mask=is_place[:, None] & is_column[None, :], other=0.0)
+                    weight = tl.load(
+                        a + at.to(tl.int64)[:, None] * ranks + number[None, :],
+                        mask=is_column[:, None] & is_rank[None, :], other=0.0,
+                    )  # fmt: skip
+                    total += tl.dot(value, weight, input_precision="ieee")
+                part = inner + task * wide
+                is_own = is_place[:, None] & is_rank[None, :]
+                tl.store(part + place[:, None] * RANKS + number[None, :], total, mask=is_own)
 
 
 @triton.jit
 def low_rank_outer(
-    inner, splits, outputs, chunks, tiles, bank_0, bank_1, bank_2, bank_3, first_bank, first_output,
+    inner, outputs, chunks, tiles, used, bank_0, bank_1, bank_2, bank_3, first_bank, first_output, held, blocks,
     y_0, y_1, y_2, y_3, stride_0, stride_1, stride_2, stride_3,
-    PLACES: tl.constexpr, RANKS: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr,
+    PLACES: tl.constexpr, RANKS: tl.constexpr, SPLITS: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr,
 ) -> None:  # fmt: skip
     """``y = scale * y + bias + inner B``, of which each bank has what it has.
 
-    ``y_n [T, out]``: outputs from ``first_output`` on, ``WIDTH`` of one a program.
+    ``y_n [T, out]``: ``held`` outputs from ``first_output`` on. A task takes one of ``blocks`` of ``WIDTH`` columns of
+    an output for a tile; programs take tasks of the ``used`` tiles in turn.
     """
-    tile, number, start = tl.program_id(0), tl.program_id(2), tl.program_id(1) * WIDTH
-    output = first_output + number
-    first = tl.load(tiles + tile * 4)
-    count = tl.load(tiles + tile * 4 + 1)
-    slot = tl.load(tiles + tile * 4 + 2).to(tl.int64)
-    bank = tl.load(tiles + tile * 4 + 3) - first_bank
-    if (slot >= 0) & (bank >= 0) & (bank < 4):
-        table = one_of(bank, bank_0, bank_1, bank_2, bank_3)
-        is_held = output < tl.load(table + 3)
-        address = tl.load(table + 5 + output * 5, mask=is_held, other=0)
-        width = tl.multiple_of(tl.load(table + 5 + output * 5 + 1, mask=is_held, other=0), ALIGNED)
-        rank = tl.load(table + 2, mask=address != 0, other=0)
-        scale_address = tl.load(table + 5 + output * 5 + 3, mask=is_held, other=0)
-        bias_address = tl.load(table + 5 + output * 5 + 4, mask=is_held, other=0)
-        if start < width:
-            y = one_of(number, y_0, y_1, y_2, y_3)
-            stride = one_of(number, stride_0, stride_1, stride_2, stride_3)
-            b = tl.multiple_of(address.to(tl.pointer_type(y_0.dtype.element_ty)), 16) + slot * rank * width
-            place, row, column = tl.arange(0, PLACES), tl.arange(0, RANKS), start + tl.arange(0, WIDTH)
-            is_place, is_column = place < count, column < width
-            # Programs of a tile's output wrote its chunks one after the other.
-            parts = inner + (tile.to(tl.int64) * outputs + output) * chunks * PLACES * RANKS
-            parts += place[:, None] * RANKS + row[None, :]
-            between_splits = tl.num_programs(0).to(tl.int64) * outputs * chunks * PLACES * RANKS
-            total = tl.zeros((PLACES, WIDTH), dtype=tl.float32)
-            for begin in range(0, rank, RANKS):
-                values = tl.zeros((PLACES, RANKS), dtype=tl.float32)
-                for split in range(splits):
-                    values += tl.load(parts + split * between_splits + begin * PLACES)
-                at = begin + row
-                weight = tl.load(
-                    b + at.to(tl.int64)[:, None] * width + column[None, :],
-                    mask=(at < rank)[:, None] & is_column[None, :], other=0.0,
-                )  # fmt: skip
-                total += tl.dot(values.to(weight.dtype), weight, input_precision="ieee")
-            at = y + (first + place).to(tl.int64)[:, None] * stride + column[None, :]
-            is_own = is_place[:, None] & is_column[None, :]
-            value = tl.load(at, mask=is_own, other=0.0).to(tl.float32)
-            own = slot * width + column
-            scale = scale_address.to(tl.pointer_type(y_0.dtype.element_ty)) + own
-            value *= tl.load(scale, mask=is_column & (scale_address != 0), other=1.0).to(tl.float32)[None, :]
-            bias = bias_address.to(tl.pointer_type(y_0.dtype.element_ty)) + own
-            value += tl.load(bias, mask=is_column & (bias_address != 0), other=0.0).to(tl.float32)[None, :]
-            tl.store(at, value + total, mask=is_own)
+    place, row = tl.arange(0, PLACES), tl.arange(0, RANKS)
+    wide = tl.full((), PLACES * RANKS, dtype=tl.int64)
+    tasks = tl.load(used).to(tl.int32) * held * blocks
+    for task in range(tl.program_id(0), tasks, tl.num_programs(0)):
+        start, number, tile = task % blocks * WIDTH, task // blocks % held, task // blocks // held
+        output = first_output + number
+        first = tl.load(tiles + tile * 4)
+        count = tl.load(tiles + tile * 4 + 1)
+        slot = tl.load(tiles + tile * 4 + 2).to(tl.int64)
+        bank = tl.load(tiles + tile * 4 + 3) - first_bank
+        if (bank >= 0) & (bank < 4):
+            table = one_of(bank, bank_0, bank_1, bank_2, bank_3)
+            is_held = output < tl.load(table + 3)
+            address = tl.load(table + 5 + output * 5, mask=is_held, other=0)
+            width = tl.multiple_of(tl.load(table + 5 + output * 5 + 1, mask=is_held, other=0), ALIGNED)
+            rank = tl.load(table + 2, mask=address != 0, other=0)
+            scale_address = tl.load(table + 5 + output * 5 + 3, mask=is_held, other=0)
+            bias_address = tl.load(table + 5 + output * 5 + 4, mask=is_held, other=0)
+            if start < width:
+                y = one_of(number, y_0, y_1, y_2, y_3)
+                stride = one_of(number, stride_0, stride_1, stride_2, stride_3)
+                b = tl.multiple_of(address.to(tl.pointer_type(y_0.dtype.element_ty)), 16) + slot * rank * width
+                column = start + tl.arange(0, WIDTH)
+                is_place, is_column = place < count, column < width
+                at_y = y + (first + place).to(tl.int64)[:, None] * stride + column[None, :]
+                is_own = is_place[:, None] & is_column[None, :]
+                value = tl.load(at_y, mask=is_own, other=0.0).to(tl.float32)
+                total = tl.zeros((PLACES, WIDTH), dtype=tl.float32)
+                for begin in range(0, rank, RANKS):
+                    at = begin + row
+                    is_rank = at < rank
+                    weight = tl.load(
+                        b + at.to(tl.int64)[:, None] * width + column[None, :],
+                        mask=is_rank[:, None] & is_column[None, :], other=0.0,
+                    )  # fmt: skip
+                    part = ((tile * outputs + output) * chunks + begin // RANKS) * SPLITS
+                    parts = inner + part * wide + place[:, None] * RANKS + row[None, :]
+                    values = tl.zeros((PLACES, RANKS), dtype=tl.float32)
+                    for split in tl.static_range(SPLITS):
+                        values += tl.load(
+                            parts + split * PLACES * RANKS, mask=is_place[:, None] & is_rank[None, :], other=0.0
+                        )
+                    total += tl.dot(values.to(weight.dtype), weight, input_precision="ieee")
+                own = slot * width + column
+                scale = scale_address.to(tl.pointer_type(y_0.dtype.element_ty)) + own
+                value *= tl.load(scale, mask=is_column & (scale_address != 0), other=1.0).to(tl.float32)[None, :]
+                bias = bias_address.to(tl.pointer_type(y_0.dtype.element_ty)) + own
+                value += tl.load(bias, mask=is_column & (bias_address != 0), other=0.0).to(tl.float32)[None, :]
+                tl.store(at_y, value + total, mask=is_own)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from blockc_runtime.ops.sides import SideBatch, SideRow, runs_of
+from blockc_runtime.ops.transfer import on_device
 
 # Places of a tile: tensor cores take no fewer than the least, and the more read a fine-tune less often.
 FEW_PLACES, MANY_PLACES = 16, 64
@@ -20,12 +20,13 @@ FEW_PLACES, MANY_PLACES = 16, 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SideTiles:
-    """``values`` integers ``[count, 4]``: first place, number of places, slot (-1: an empty tile), bank.
+    """``values`` integers ``[count, 4]``: first place, number of places, slot, bank.
 
-    ``places``: the most places of a tile.
+    ``used [1]``: how many of them there are, the others say nothing; ``places``: the most places of a tile.
     """
 
     values: Tensor
+    used: Tensor
     count: int
     places: int
 
@@ -67,5 +68,7 @@ def _made(batches: Sequence[SideBatch]) -> SideTiles:
     banks = [(number, batch.rows) for number, batch in enumerate(batches)]
     longest = max((count for _, rows in banks for _, count, _ in runs_of(rows)), default=0)
     places = FEW_PLACES if longest <= FEW_PLACES else MANY_PLACES
-    values = torch.tensor(tile_values(banks, places), dtype=torch.int64).view(-1, 4)
-    return SideTiles(values=values.to(batches[0].device), count=len(values), places=places)
+    values = tile_values(banks, places)
+    count = len(values) // 4
+    numbers = on_device([*values, count], batches[0].device)
+    return SideTiles(values=numbers[:-1].view(-1, 4), used=numbers[-1:], count=count, places=places)

@@ -33,3 +33,10 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, half: int) -> Tensor:
     out_first.addcmul_(second, sin_first, value=-1)
     out_second.addcmul_(first, sin_second)
     return out
+
+
+def row_stride(x: Tensor) -> int | None:
+    """The distance of rows, if all that is before the last axis is rows at one distance."""
+    if x.is_contiguous():
+        return x.shape[-1]  # strides of axes of length one say nothing
+    return x.stride(-2) if x.stride(-1) == 1 and x.shape[:-2].numel() == 1 else None

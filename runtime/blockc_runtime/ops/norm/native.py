@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blockc_runtime.native.library import DTYPES, loaded
 from blockc_runtime.ops.norm import cpu
+from blockc_runtime.ops.norm.cpu import row_stride
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -19,7 +20,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if dtype is None or weight.dtype != x.dtype or weight.ndim != 1 or not weight.is_contiguous():
         return cpu.rms_norm(x, weight, eps)
     size = x.shape[-1]
-    stride = _row_stride(x)
+    stride = row_stride(x)
     if stride is None:
         x, stride = x.contiguous(), size
     out = x.new_empty(x.shape)
@@ -30,7 +31,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """``activation(gate) * up``, both ``[..., inner]``."""
     dtype = DTYPES.get(gate.dtype)
-    strides = _row_stride(gate), _row_stride(up)
+    strides = row_stride(gate), row_stride(up)
     if dtype is None or up.dtype != gate.dtype or up.shape != gate.shape or None in strides:
         return cpu.gated(gate, up, activation)
     out = gate.new_empty(gate.shape)
@@ -56,13 +57,6 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, half: int) -> Tensor:
         out.data_ptr(), tokens, heads, half,
     )  # fmt: skip
     return out.transpose(1, 2)
-
-
-def _row_stride(x: Tensor) -> int | None:
-    """The distance of rows, if all that is before the last axis is rows at one distance."""
-    if x.is_contiguous():
-        return x.shape[-1]  # strides of axes of length one say nothing
-    return x.stride(-2) if x.stride(-1) == 1 and x.shape[:-2].numel() == 1 else None
 
 
 def angles_fit(x: Tensor, size: int, angles: Sequence[Tensor]) -> bool:
