@@ -222,7 +222,7 @@ def main() -> None:
         report["device"] = torch.cuda.get_device_name()
     print(json.dumps({key: report[key] for key in report if key != "cases"}), flush=True)
     ranks = [RANKS[i % len(RANKS)] for i in range(max(options.loras))]
-    first: dict[tuple[int, int, int], dict[int, torch.Tensor]] = {}
+    firsts: dict[tuple[int, int, int], dict[int, torch.Tensor]] = {}
     with tempfile.TemporaryDirectory() as folder:
         zoo = Zoo(Path(folder) / "zoo", create=True)
         plan = plan_of(shape, zoo, ranks, options)
@@ -234,27 +234,30 @@ def main() -> None:
                 for loras in sorted({min(n, rows) for n in options.loras}):
                     step = step_of(plan, [1 + i % loras if loras else 0 for i in range(rows)], start=start, count=count)
                     limit = limit_ms(shape, measured, rows, ranks[:loras], start, count)
+                    begin = time.perf_counter()
                     logits = runner.logits(step)
-                    wanted = first.setdefault((rows, loras, count), logits)
+                    first_s = time.perf_counter() - begin
+                    wanted = firsts.setdefault((rows, loras, count), logits)
                     error = max(float((logits[i] - wanted[i]).norm() / wanted[i].norm()) for i in range(rows))
                     took, launch = runner.ms_each(step, options.repeats)
                     case = {
                         "way": way, "rows": rows, "loras": loras, "tokens": count, "ms": round(took, 3),
-                        "launch_ms": round(launch, 3), "limit_ms": round(limit, 3), "of_limit": round(limit / took, 3),
-                        "tokens_per_s": round(1e3 * rows * count / took), "replays": runner.executor.counts.replays,
-                        "op_by_op": runner.executor.counts.op_by_op, "logits_differ_by": round(error, 5),
+                        "launch_ms": round(launch, 3), "first_s": round(first_s, 2), "limit_ms": round(limit, 3),
+                        "of_limit": round(limit / took, 3), "tokens_per_s": round(1e3 * rows * count / took),
+                        "replays": runner.executor.counts.replays, "op_by_op": runner.executor.counts.op_by_op,
+                        "logits_differ_by": round(error, 5),
                     }  # fmt: skip
                     print(json.dumps(case), flush=True)
                     if options.kernels and DEVICE == "cuda":
                         case["kernels"] = runner.kernels(step, options.kernels)
                         print(*(f"    {own}: {name}" for name, own in case["kernels"].items()), sep="\n", flush=True)
                     report["cases"].append(case)
+                    if options.json is not None:
+                        options.json.write_text(json.dumps(report, indent=2) + "\n")
             runner.executor.close()
             del runner
             if DEVICE == "cuda":
                 torch.cuda.empty_cache()
-    if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def plan_of(shape: Shape, zoo: Zoo, ranks: list[int], options: argparse.Namespace) -> ExecutionPlan:

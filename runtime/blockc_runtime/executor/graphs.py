@@ -54,7 +54,7 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """By CUDA graphs, which share one pool of memory: no two run at once. Untested on hardware so far."""
+    """By CUDA graphs, which share one pool of memory: no two run at once."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

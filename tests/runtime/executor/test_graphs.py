@@ -76,7 +76,7 @@ def cuda_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor_model, "kv_pools", partial(kv_pools, scratch=True))
     if DEVICE == "cpu":  # the interpreter takes its time over each program
         monkeypatch.setattr(paged_cuda, "_PROGRAMS", 1)
-        monkeypatch.setattr(grouped_cuda, "_programs", lambda device: 1)
+        monkeypatch.setattr(grouped_cuda, "_PROGRAMS", 1)
 
 
 def driver_of(builder: PlanBuilder, recorder: Again | None) -> Driver:

@@ -20,23 +20,17 @@ from blockc_runtime.ops.norm import kernels as norm
 TARGET = GPUTarget("cuda", 90, 32)
 _SCALES, _KEPT = ("key_scales", "value_scales"), {"*fp8e4nv": 1, "*i8": 2}
 # Arguments that are not multiples of 16, whatever the model.
-_ODD = {
-    "count",
-    "kv_count",
-    "group",
-    "splits",
-    "outputs",
-    "chunks",
-    "first_bank",
-    "first_output",
-    "held",
-    "blocks",
-    "used",
-}
+_ODD = {"count", "kv_count", "group", "splits", "outputs", "chunks", "first_bank", "first_output", "used"}
 
 
 def compiled(
-    kernel: Any, pointers: Mapping[str, str], constants: Mapping[str, Any], floats: tuple[str, ...] = (), **options: int
+    kernel: Any,
+    pointers: Mapping[str, str],
+    constants: Mapping[str, Any],
+    floats: tuple[str, ...] = (),
+    *,
+    name: str | None = None,
+    **options: int,
 ) -> None:
     names = kernel.arg_names
     signature = {
@@ -54,15 +48,17 @@ def compiled(
         target=TARGET,
         options=options,
     )
-    print(kernel.__name__, made.asm["ptx"].count("cp.async.cg"))
+    print(name or kernel.__name__, made.asm["ptx"].count("cp.async.cg"), sep="\t")
 
 
 def low_rank(dtype: str, places: int, ranks: int, **single: int) -> None:
     tables = dict.fromkeys(("tiles", "used", "bank_0", "bank_1", "bank_2", "bank_3"), "*i64")
     sizes = {"PLACES": places, "RANKS": ranks, "ALIGNED": 8, **single}
     compiled(linear.low_rank_inner, {"x": dtype, "inner": "*fp32", **tables}, {**sizes, "COLUMNS": 64})
-    ys = {f"y_{i}": dtype for i in range(4)}
-    compiled(linear.low_rank_outer, {"inner": "*fp32", **tables, **ys}, {**sizes, "WIDTH": 128, "SPLITS": 8})
+    operands = {"inner": "*fp32", **tables} | {f"y_{i}": dtype for i in range(4)}
+    sizes |= {"WIDTH": 128, "SPLITS": 8, "BLOCKS": 4}
+    compiled(linear.low_rank_outer, operands, {**sizes, "HAS_MORE": False})
+    compiled(linear.low_rank_outer, operands, {**sizes, "HAS_MORE": True}, name="of more ranks")
 
 
 def inputs(dtype: str) -> None:

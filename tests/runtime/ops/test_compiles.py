@@ -24,7 +24,7 @@ def test_every_kernel_compiles_for_an_h100(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    copies = [line.split() for line in done.stdout.splitlines()]
+    copies = [line.split("\t") for line in done.stdout.splitlines()]
     assert {name for name, _ in copies} >= {
         "low_rank_inner",
         "low_rank_outer",
@@ -32,6 +32,6 @@ def test_every_kernel_compiles_for_an_h100(tmp_path: Path) -> None:
         "attend_pages",
         "attend_chunks",
     }
-    # What streams through memory does so 16 bytes at a time, ahead of what is multiplied.
-    streaming = ("low_rank_inner", "attend_pages", "attend_chunks")
-    assert all(int(count) > 0 for name, count in copies if name in streaming)
+    # What streams through memory does so 16 bytes at a time, ahead of what is multiplied: both operands of a product.
+    streaming = {"low_rank_inner": 6, "low_rank_outer": 6, "attend_pages": 1, "attend_chunks": 1}
+    assert all(int(count) >= streaming[name] for name, count in copies if name in streaming)

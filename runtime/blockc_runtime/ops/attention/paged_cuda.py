@@ -2,8 +2,7 @@
 
 In and out: as in `cpu.py`, whose functions take what these do not. Query heads of a KV head are one product. Rows of
 one token are split among programs where they are few; those of several tokens go in tiles, of which none keeps a score.
-Invariant: equals the reference; a row reads its own pages only. Tested in Triton's interpreter; untested on hardware so
-far.
+Invariant: equals the reference; a row reads its own pages only.
 """
 
 from __future__ import annotations
@@ -151,7 +150,7 @@ def _attend(q: Tensor, layer: PagedLayer, rows: PagedRows, form: Scores, out: Te
         float(form.scale), float(form.softcap or 1),
         GROUP=max(_LEAST, triton.next_power_of_2(count // kv_count)), KEY_SIZE=size, VALUE_SIZE=value_size, KEY=key,
         VALUE=value, PAGE=layer.page_tokens, BLOCK=block, HAS_SCALES=layer.scales is not None,
-        HAS_SOFTCAP=form.softcap is not None, HAS_SINKS=form.sinks is not None, IS_PART=splits > 1, num_stages=2,
+        HAS_SOFTCAP=form.softcap is not None, HAS_SINKS=form.sinks is not None, IS_PART=splits > 1, num_stages=3,
     )  # fmt: skip
     if splits > 1:
         join_parts[(row_count, count)](

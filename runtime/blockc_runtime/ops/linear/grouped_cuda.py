@@ -2,8 +2,8 @@
 
 In and out: as in `cuda.py`. One launch multiplies by A of all slots in use; one more applies B, scales and biases to up
 to four outputs: tokens and spans of prompts, banks of different ranks and kinds, side by side. What is not stacked by
-slot (rows, and changes that are not of low rank) is done as on any device. Programs take what the tiles in use have to
-be done in turn, so that a table with room for more costs nothing. Invariant: equals `reference.py` up to rounding.
+slot (rows, and changes that are not of low rank) is done as on any device. Invariant: equals `reference.py` up to
+rounding.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ _AT_ONCE = 4
 _LEAST_RANKS, _MOST_RANKS = 16, 64
 # Values that a thread reads at once where ranks and widths are multiples of as many: 16 bytes.
 _ALIGNED = 8
-# Columns of x, and of an output, that a program holds at once.
-_COLUMNS, _WIDTH = 64, 128
-# Programs that a multiprocessor has at once, and multiprocessors where there are none.
-_EACH, _SOME = 4, 2
+# Columns of x, and of an output, that a program holds at once; and how often it does so with those of an output.
+_COLUMNS, _WIDTH, _BLOCKS = 64, 128, 4
+# How far A is read ahead.
+_STAGES = 4
+# Programs that keep a large device busy.
+_PROGRAMS = 512
 # x is split into parts of so many columns where rows are of one token, and else where tiles are too few.
 _PART, _MOST_SPLITS = 512, 16
 
@@ -84,39 +86,32 @@ def _apply(ys: Sequence[Tensor], x: Tensor, tiles: SideTiles, first: int, banks:
     divides = all(value % _ALIGNED == 0 for value in (*(y.shape[2] for y in ys), *(own.rank for own in held)))
     aligned = _ALIGNED if divides else 1
     ranks = min(_MOST_RANKS, max(_LEAST_RANKS, triton.next_power_of_2(rank)))
-    chunks, programs = triton.cdiv(rank, ranks), _programs(x.device)
-    columns = _part(size, tiles, outputs * max(chunks, 1), programs)
+    chunks = triton.cdiv(rank, ranks)
+    columns = _part(size, tiles, outputs * max(chunks, 1))
     splits = triton.cdiv(size, columns)
     shape = (tiles.count, outputs, chunks, splits, tiles.places, ranks)
     inner = torch.empty(shape, dtype=torch.float32, device=x.device)
     if held:
-        low_rank_inner[(min(programs, tiles.count * outputs * chunks * splits),)](
-            x, x.stride(0), tiles.values, tiles.used, *tables, first, inner, outputs, chunks, splits, size, columns,
-            PLACES=tiles.places, RANKS=ranks, COLUMNS=_COLUMNS, ALIGNED=aligned,
+        low_rank_inner[(tiles.count, splits, outputs * chunks)](
+            x, x.stride(0), tiles.values, tiles.used, *tables, first, inner, outputs, chunks, size, columns,
+            PLACES=tiles.places, RANKS=ranks, COLUMNS=_COLUMNS, ALIGNED=aligned, num_stages=_STAGES,
         )  # fmt: skip
     for output in range(0, outputs, _AT_ONCE):
         own = ys[output : output + _AT_ONCE]
         given = [own[min(i, len(own) - 1)] for i in range(_AT_ONCE)]
-        blocks = triton.cdiv(max(y.shape[2] for y in own), _WIDTH)
-        low_rank_outer[(min(programs, tiles.count * len(own) * blocks),)](
-            inner, outputs, chunks, tiles.values, tiles.used, *tables, first, output, len(own), blocks,
+        low_rank_outer[(tiles.count, triton.cdiv(max(y.shape[2] for y in own), _BLOCKS * _WIDTH), len(own))](
+            inner, outputs, chunks, tiles.values, tiles.used, *tables, first, output,
             *given, *(y.stride(1) for y in given),
-            PLACES=tiles.places, RANKS=ranks, SPLITS=splits, WIDTH=_WIDTH, ALIGNED=aligned,
+            PLACES=tiles.places, RANKS=ranks, SPLITS=splits, BLOCKS=_BLOCKS, WIDTH=_WIDTH, ALIGNED=aligned,
+            HAS_MORE=chunks > 1,
         )  # fmt: skip
 
 
-def _part(size: int, tiles: SideTiles, each: int, programs: int) -> int:
+def _part(size: int, tiles: SideTiles, each: int) -> int:
     """Columns of a part of ``size``: of a tile in ``each`` pieces. Whoever adds up parts reads all of them."""
     steps = -(-size // _COLUMNS)
-    splits = size // _PART if tiles.places == FEW_PLACES else min(programs // (tiles.count * each), steps // 4)
+    splits = size // _PART if tiles.places == FEW_PLACES else min(_PROGRAMS // (tiles.count * each), steps // 4)
     return -(-steps // max(1, min(splits, _MOST_SPLITS))) * _COLUMNS
-
-
-@cache
-def _programs(device: torch.device) -> int:
-    """As many as a device has at once."""
-    count = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else _SOME
-    return _EACH * count
 
 
 def _by_four(banks: Mapping[int, SideWeights]) -> list[tuple[int, dict[int, SideWeights]]]:

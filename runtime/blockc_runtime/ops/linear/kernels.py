@@ -113,109 +113,124 @@ def scaled_inputs(
 
 @triton.jit
 def low_rank_inner(
-    x, x_stride, tiles, used, bank_0, bank_1, bank_2, bank_3, first_bank, inner, outputs, chunks, splits, size, columns,
+    x, x_stride, tiles, used, bank_0, bank_1, bank_2, bank_3, first_bank, inner, outputs, chunks, size, columns,
     PLACES: tl.constexpr, RANKS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr,
 ) -> None:  # fmt: skip
     """``x A`` of every place in a tile: ``inner [tiles, outputs, chunks, splits, PLACES, RANKS]`` float32.
 
-    A task takes ``columns`` of x's ``size`` and ``RANKS`` ranks, for one tile and one output; programs take tasks of
-    the ``used`` tiles in turn. Parts are added up by `low_rank_outer`, in one order. For banks other than ``first_bank
-    .. first_bank + 3`` nothing is written. ``ALIGNED`` divides all ranks and widths.
+    A program takes ``columns`` of x's ``size`` and ``RANKS`` ranks, for one tile and one output. Parts are added up by
+    `low_rank_outer`, in one order. Programs of tiles that are not ``used``, and of banks other than ``first_bank ..
+    first_bank + 3``, write nothing. ``ALIGNED`` divides all ranks and widths.
     """
-    place, number, column = tl.arange(0, PLACES), tl.arange(0, RANKS), tl.arange(0, COLUMNS)
-    wide = tl.full((), PLACES * RANKS, dtype=tl.int64)
-    tasks = tl.load(used).to(tl.int32) * outputs * chunks * splits
-    for task in range(tl.program_id(0), tasks, tl.num_programs(0)):
-        split, rest = task % splits, task // splits
-        begin, output, tile = rest % chunks * RANKS, rest // chunks % outputs, rest // chunks // outputs
-        first = tl.load(tiles + tile * 4)
-        count = tl.load(tiles + tile * 4 + 1)
-        slot = tl.load(tiles + tile * 4 + 2).to(tl.int64)
-        bank = tl.load(tiles + tile * 4 + 3) - first_bank
-        if (bank >= 0) & (bank < 4):
-            table = one_of(bank, bank_0, bank_1, bank_2, bank_3)
-            ranks, rank = tl.multiple_of(tl.load(table + 1), ALIGNED), tl.load(table + 2)
-            is_held = output < tl.load(table + 3)
-            is_held = is_held & (tl.load(table + 5 + output * 5, mask=is_held, other=0) != 0)
-            if is_held & (begin < rank):
-                a = tl.multiple_of(tl.load(table).to(tl.pointer_type(x.dtype.element_ty)), 16)
-                a += slot * size * ranks + tl.multiple_of(tl.load(table + 5 + output * 5 + 2), ALIGNED) + begin
-                rows = x + (first + place).to(tl.int64)[:, None] * x_stride
-                is_place, is_rank = place < count, begin + number < rank
-                total = tl.zeros((PLACES, RANKS), dtype=tl.float32)
-                start = split * columns
-                stop = min(start + columns, size)
-                for step in range(start, stop, COLUMNS):
-                    at = step + column
-                    is_column = at < stop
-                    value = tl.load(rows + at[None, :], mask=is_place[:, None] & is_column[None, :], other=0.0)
-                    weight = tl.load(
-                        a + at.to(tl.int64)[:, None] * ranks + number[None, :],
-                        mask=is_column[:, None] & is_rank[None, :], other=0.0,
-                    )  # fmt: skip
-                    total += tl.dot(value, weight, input_precision="ieee")
-                part = inner + task * wide
-                is_own = is_place[:, None] & is_rank[None, :]
-                tl.store(part + place[:, None] * RANKS + number[None, :], total, mask=is_own)
+    tile, split, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    output, begin = part // chunks, part % chunks * RANKS
+    first = tl.load(tiles + tile * 4)
+    count = tl.load(tiles + tile * 4 + 1)
+    slot = tl.load(tiles + tile * 4 + 2).to(tl.int64)
+    bank = tl.load(tiles + tile * 4 + 3) - first_bank
+    if (tile < tl.load(used)) & (bank >= 0) & (bank < 4):
+        table = one_of(bank, bank_0, bank_1, bank_2, bank_3)
+        # What is masked is read many values at a time only if the mask's bound is known to divide, too.
+        ranks, rank = tl.multiple_of(tl.load(table + 1), ALIGNED), tl.multiple_of(tl.load(table + 2), ALIGNED)
+        is_held = output < tl.load(table + 3)
+        is_held = is_held & (tl.load(table + 5 + output * 5, mask=is_held, other=0) != 0)
+        if is_held & (begin < rank):
+            a = tl.multiple_of(tl.load(table).to(tl.pointer_type(x.dtype.element_ty)), 16)
+            a += slot * size * ranks + tl.multiple_of(tl.load(table + 5 + output * 5 + 2), ALIGNED) + begin
+            place, number, column = tl.arange(0, PLACES), tl.arange(0, RANKS), tl.arange(0, COLUMNS)
+            rows = x + (first + place).to(tl.int64)[:, None] * x_stride
+            is_place, is_rank = place < count, begin + number < rank
+            total = tl.zeros((PLACES, RANKS), dtype=tl.float32)
+            start = split * columns
+            stop = min(start + columns, size)
+            for step in range(start, stop, COLUMNS):
+                at = step + column
+                is_column = at < stop
+                value = tl.load(rows + at[None, :], mask=is_place[:, None] & is_column[None, :], other=0.0)
+                weight = tl.load(
+                    a + at.to(tl.int64)[:, None] * ranks + number[None, :], mask=is_column[:, None] & is_rank[None, :],
+                    other=0.0,
+                )  # fmt: skip
+                total += tl.dot(value, weight, input_precision="ieee")
+            own = (tile.to(tl.int64) * outputs * chunks + part) * tl.num_programs(1) + split
+            tl.store(
+                inner + own * PLACES * RANKS + place[:, None] * RANKS + number[None, :], total,
+                mask=is_place[:, None] & is_rank[None, :],
+            )  # fmt: skip
+
+
+@triton.jit
+def added_up(parts, is_own, PLACES: tl.constexpr, RANKS: tl.constexpr, SPLITS: tl.constexpr):
+    """``[PLACES, RANKS]``: the parts that `low_rank_inner` left of one tile, output and run of ranks."""
+    at = tl.arange(0, PLACES)[:, None] * RANKS + tl.arange(0, RANKS)[None, :]
+    total = tl.zeros((PLACES, RANKS), dtype=tl.float32)
+    for split in tl.static_range(SPLITS):
+        total += tl.load(parts + split * PLACES * RANKS + at, mask=is_own, other=0.0)
+    return total
 
 
 @triton.jit
 def low_rank_outer(
-    inner, outputs, chunks, tiles, used, bank_0, bank_1, bank_2, bank_3, first_bank, first_output, held, blocks,
+    inner, outputs, chunks, tiles, used, bank_0, bank_1, bank_2, bank_3, first_bank, first_output,
     y_0, y_1, y_2, y_3, stride_0, stride_1, stride_2, stride_3,
-    PLACES: tl.constexpr, RANKS: tl.constexpr, SPLITS: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr,
+    PLACES: tl.constexpr, RANKS: tl.constexpr, SPLITS: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr,
+    ALIGNED: tl.constexpr, HAS_MORE: tl.constexpr,
 ) -> None:  # fmt: skip
     """``y = scale * y + bias + inner B``, of which each bank has what it has.
 
-    ``y_n [T, out]``: ``held`` outputs from ``first_output`` on. A task takes one of ``blocks`` of ``WIDTH`` columns of
-    an output for a tile; programs take tasks of the ``used`` tiles in turn.
+    ``y_n [T, out]``: outputs from ``first_output`` on, ``BLOCKS`` times ``WIDTH`` columns of one a program, for one
+    tile. ``HAS_MORE``: some bank has more than ``RANKS`` ranks.
     """
-    place, row = tl.arange(0, PLACES), tl.arange(0, RANKS)
-    wide = tl.full((), PLACES * RANKS, dtype=tl.int64)
-    tasks = tl.load(used).to(tl.int32) * held * blocks
-    for task in range(tl.program_id(0), tasks, tl.num_programs(0)):
-        start, number, tile = task % blocks * WIDTH, task // blocks % held, task // blocks // held
-        output = first_output + number
-        first = tl.load(tiles + tile * 4)
-        count = tl.load(tiles + tile * 4 + 1)
-        slot = tl.load(tiles + tile * 4 + 2).to(tl.int64)
-        bank = tl.load(tiles + tile * 4 + 3) - first_bank
-        if (bank >= 0) & (bank < 4):
-            table = one_of(bank, bank_0, bank_1, bank_2, bank_3)
-            is_held = output < tl.load(table + 3)
-            address = tl.load(table + 5 + output * 5, mask=is_held, other=0)
-            width = tl.multiple_of(tl.load(table + 5 + output * 5 + 1, mask=is_held, other=0), ALIGNED)
-            rank = tl.load(table + 2, mask=address != 0, other=0)
-            scale_address = tl.load(table + 5 + output * 5 + 3, mask=is_held, other=0)
-            bias_address = tl.load(table + 5 + output * 5 + 4, mask=is_held, other=0)
-            if start < width:
-                y = one_of(number, y_0, y_1, y_2, y_3)
-                stride = one_of(number, stride_0, stride_1, stride_2, stride_3)
-                b = tl.multiple_of(address.to(tl.pointer_type(y_0.dtype.element_ty)), 16) + slot * rank * width
-                column = start + tl.arange(0, WIDTH)
-                is_place, is_column = place < count, column < width
-                at_y = y + (first + place).to(tl.int64)[:, None] * stride + column[None, :]
+    tile, number, start = tl.program_id(0), tl.program_id(2), tl.program_id(1) * BLOCKS * WIDTH
+    output = first_output + number
+    first = tl.load(tiles + tile * 4)
+    count = tl.load(tiles + tile * 4 + 1)
+    slot = tl.load(tiles + tile * 4 + 2).to(tl.int64)
+    bank = tl.load(tiles + tile * 4 + 3) - first_bank
+    if (tile < tl.load(used)) & (bank >= 0) & (bank < 4):
+        table = one_of(bank, bank_0, bank_1, bank_2, bank_3)
+        is_held = output < tl.load(table + 3)
+        address = tl.load(table + 5 + output * 5, mask=is_held, other=0)
+        width = tl.multiple_of(tl.load(table + 5 + output * 5 + 1, mask=is_held, other=0), ALIGNED)
+        rank = tl.multiple_of(tl.load(table + 2, mask=address != 0, other=0), ALIGNED)
+        scale_address = tl.load(table + 5 + output * 5 + 3, mask=is_held, other=0)
+        bias_address = tl.load(table + 5 + output * 5 + 4, mask=is_held, other=0)
+        if start < width:
+            y = one_of(number, y_0, y_1, y_2, y_3)
+            stride = one_of(number, stride_0, stride_1, stride_2, stride_3)
+            b = tl.multiple_of(address.to(tl.pointer_type(y_0.dtype.element_ty)), 16) + slot * rank * width
+            place, row = tl.arange(0, PLACES), tl.arange(0, RANKS)
+            is_place = place < count
+            rows = y + (first + place).to(tl.int64)[:, None] * stride
+            parts = inner + (tile.to(tl.int64) * outputs + output) * chunks * SPLITS * PLACES * RANKS
+            values = added_up(parts, is_place[:, None] & (row < rank)[None, :], PLACES, RANKS, SPLITS)
+            values = values.to(y_0.dtype.element_ty)
+            for begin in range(start, min(start + BLOCKS * WIDTH, width), WIDTH):
+                column = begin + tl.arange(0, WIDTH)
+                is_column = column < width
+                weight = tl.load(
+                    b + row.to(tl.int64)[:, None] * width + column[None, :],
+                    mask=(row < rank)[:, None] & is_column[None, :], other=0.0,
+                )  # fmt: skip
+                total = tl.dot(values, weight, input_precision="ieee")
+                if HAS_MORE:
+                    # Not read ahead: parts would fill the shared memory.
+                    for chunk in tl.range(1, (rank + RANKS - 1) // RANKS, num_stages=1):
+                        at = chunk * RANKS + row
+                        others = added_up(
+                            parts + chunk * SPLITS * PLACES * RANKS, is_place[:, None] & (at < rank)[None, :],
+                            PLACES, RANKS, SPLITS,
+                        )  # fmt: skip
+                        weight = tl.load(
+                            b + at.to(tl.int64)[:, None] * width + column[None, :],
+                            mask=(at < rank)[:, None] & is_column[None, :], other=0.0,
+                        )  # fmt: skip
+                        total += tl.dot(others.to(weight.dtype), weight, input_precision="ieee")
                 is_own = is_place[:, None] & is_column[None, :]
-                value = tl.load(at_y, mask=is_own, other=0.0).to(tl.float32)
-                total = tl.zeros((PLACES, WIDTH), dtype=tl.float32)
-                for begin in range(0, rank, RANKS):
-                    at = begin + row
-                    is_rank = at < rank
-                    weight = tl.load(
-                        b + at.to(tl.int64)[:, None] * width + column[None, :],
-                        mask=is_rank[:, None] & is_column[None, :], other=0.0,
-                    )  # fmt: skip
-                    part = ((tile * outputs + output) * chunks + begin // RANKS) * SPLITS
-                    parts = inner + part * wide + place[:, None] * RANKS + row[None, :]
-                    values = tl.zeros((PLACES, RANKS), dtype=tl.float32)
-                    for split in tl.static_range(SPLITS):
-                        values += tl.load(
-                            parts + split * PLACES * RANKS, mask=is_place[:, None] & is_rank[None, :], other=0.0
-                        )
-                    total += tl.dot(values.to(weight.dtype), weight, input_precision="ieee")
+                value = tl.load(rows + column[None, :], mask=is_own, other=0.0).to(tl.float32)
                 own = slot * width + column
                 scale = scale_address.to(tl.pointer_type(y_0.dtype.element_ty)) + own
                 value *= tl.load(scale, mask=is_column & (scale_address != 0), other=1.0).to(tl.float32)[None, :]
                 bias = bias_address.to(tl.pointer_type(y_0.dtype.element_ty)) + own
                 value += tl.load(bias, mask=is_column & (bias_address != 0), other=0.0).to(tl.float32)[None, :]
-                tl.store(at_y, value + total, mask=is_own)
+                tl.store(rows + column[None, :], value + total, mask=is_own)
