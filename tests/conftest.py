@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from blockc.cli import main
 from tests.support.device import DEVICE
 from tests.support.triton_interpreter import interpret
 
@@ -24,6 +26,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", default=False, help="write the golden files anew")
     parser.addoption("--fleet-requests", type=int, default=10_000, help="of the long test of manners")
     parser.addoption("--soak-s", type=float, default=600.0, help="how long the soak test lasts")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _traced_once() -> Iterator[None]:
+    """What `compile` does with a trace is the same for the first and for the tenth model of a configuration."""
+    from tests.support.traced_once import traced_once  # here, since it imports torch
+
+    with traced_once():
+        yield
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    errors: str
+
+
+@pytest.fixture
+def blockc(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """The command line in this process: torch is imported once. No traceback, whatever happens."""
+
+    def run(*arguments: object) -> Ended:
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, errors = capfd.readouterr()
+        assert "Traceback" not in errors + out
+        assert "BC999" not in errors + out
+        return Ended(code, out, errors)
+
+    return run
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The command line from outside: exit codes, what goes where, what is imported, how long it takes."""
+"""The command line: exit codes, what goes where; from outside what is imported and how long it takes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,26 +23,41 @@ ERRORS = ROOT / "tests" / "errors"
 Finished = subprocess.CompletedProcess[str]
 
 
-def blockc(*arguments: str | Path, cwd: Path = ROOT) -> Finished:
+def outside(*arguments: str | Path) -> Finished:
+    """A process of its own."""
     program = "import sys; from blockc.cli import main; sys.exit(main())"
     return subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
         capture_output=True,
         text=True,
-        cwd=cwd,
+        cwd=ROOT,
         env={**os.environ, "NO_COLOR": "1"},
         check=False,
     )
 
 
+@pytest.fixture
+def blockc(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+    """The same in this process."""
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*arguments: str | Path, cwd: Path = ROOT) -> Finished:
+        monkeypatch.chdir(cwd)
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Finished(arguments, code, *capfd.readouterr())
+
+    return run
+
+
 def test_a_good_spec() -> None:
-    done = blockc("check", "--no-files", SPECS / "large.blk")
+    done = outside("check", "--no-files", SPECS / "large.blk")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{SPECS}/large.blk: ok (3 apps, 2 tenants, 3 fine-tunes, 2 bases, 12 devices)\n"
 
 
-def test_missing_models_are_errors_unless_left_alone() -> None:
-    done = blockc("check", "specs/small.blk")
+def test_missing_models_are_errors_unless_left_alone(blockc: Callable[..., Finished]) -> None:
+    done = outside("check", "specs/small.blk")
     assert done.returncode == 1
     assert done.stdout == ""
     assert "error[BC201]: no folder `./models/tiny` for the base `tiny`" in done.stderr
@@ -51,13 +67,13 @@ def test_missing_models_are_errors_unless_left_alone() -> None:
     assert done.stderr.endswith("1 warning\n")
 
 
-def test_names_in_messages_are_as_given() -> None:
+def test_names_in_messages_are_as_given(blockc: Callable[..., Finished]) -> None:
     done = blockc("check", "BC105-unit.blk", cwd=ERRORS)
     assert "--> BC105-unit.blk:4:31" in done.stderr
 
 
 @pytest.mark.parametrize("path", ["specs/large.blk", "tests/errors/BC101-reference.blk", "no.blk"])
-def test_json_is_one_document_on_stdout(path: str) -> None:
+def test_json_is_one_document_on_stdout(path: str, blockc: Callable[..., Finished]) -> None:
     done = blockc("check", "--no-files", path, "--json")
     document = json.loads(done.stdout)
     assert done.stderr == ""
@@ -68,7 +84,7 @@ def test_json_is_one_document_on_stdout(path: str) -> None:
     assert bool(document["diagnostics"]) == (not document["ok"])
 
 
-def test_variables() -> None:
+def test_variables(blockc: Callable[..., Finished]) -> None:
     done = blockc("check", "specs/large.blk", "--var", "nodes=2", "--json")
     assert len(json.loads(done.stdout)["deployment"]["devices"]) == 6
     assert blockc("check", "specs/large.blk", "--var", "nods=2").returncode == 1
@@ -76,20 +92,20 @@ def test_variables() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["check"], ["frob"], ["check", "a", "b"], ["--frob"], ["rule", "BC777"]])
-def test_usage_errors(arguments: list[str]) -> None:
+def test_usage_errors(arguments: list[str], blockc: Callable[..., Finished]) -> None:
     done = blockc(*arguments)
     assert done.returncode == 64
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
 
 
-def test_help_and_version() -> None:
+def test_help_and_version(blockc: Callable[..., Finished]) -> None:
     assert "check" in blockc().stdout
     assert blockc("--version").stdout.startswith("blockc ")
     assert blockc("check", "--help").returncode == 0
 
 
-def test_rule() -> None:
+def test_rule(blockc: Callable[..., Finished]) -> None:
     done = blockc("rule", "bc401")
     assert done.returncode == 0
     assert done.stdout.startswith("BC401 infeasible-memory (error): ")
@@ -121,7 +137,7 @@ def test_check_is_quick() -> None:
     checks, imports = [], []
     for _ in range(3):
         start = time.perf_counter()
-        blockc("check", "specs/small.blk")
+        outside("check", "specs/small.blk")
         checks.append(time.perf_counter() - start)
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import lark, pydantic, rich.console, typer"], check=True)

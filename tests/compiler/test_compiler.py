@@ -138,14 +138,13 @@ def test_an_adapter_before_its_training_is_its_base_and_warns(models, tmp_path):
     assert chain["fresh"] == chain["base"] != chain["tuned"] == chain["stacked"]
 
 
-def test_what_does_not_fit_says_so_with_the_smallest_help(models, tmp_path):
+def test_what_does_not_fit_says_so_with_the_smallest_help(blockc, models, tmp_path):
     spec = tmp_path / "fleet.blk"
     spec.write_text(SPEC.replace('"./', f'"{models}/').replace("256MiB", "1MiB"))
-    result = _compile(spec, tmp_path / "plan.json")
-    assert result.returncode == 3
-    assert "BC401" in result.stderr
-    assert "MiB" in result.stderr
-    assert "Traceback" not in result.stderr
+    ended = blockc("compile", spec, "-o", tmp_path / "plan.json")
+    assert ended.code == 3
+    assert "BC401" in ended.errors
+    assert "MiB" in ended.errors
     assert not (tmp_path / "plan.json").exists()
 
 
@@ -200,11 +199,10 @@ def test_tenants_bytes_add_up(models, tmp_path):
         ("tenant acme {", "tennant acme {", "BC103"),
     ],
 )
-def test_bad_input_is_an_error_with_a_place(old, new, code, models, tmp_path):
+def test_bad_input_is_an_error_with_a_place(old, new, code, blockc, models, tmp_path):
     spec = tmp_path / "fleet.blk"
     spec.write_text(SPEC.replace(old, new, 1).replace('"./', f'"{models}/'))
-    result = _compile(spec, tmp_path / "plan.json")
-    assert result.returncode == 1
-    assert code in result.stderr
-    assert f"{spec}:" in result.stderr
-    assert "Traceback" not in result.stderr
+    ended = blockc("compile", spec, "-o", tmp_path / "plan.json")
+    assert ended.code == 1
+    assert code in ended.errors
+    assert f"{spec}:" in ended.errors

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -12,28 +11,6 @@ import pytest
 from blockc.cli import main
 from blockc.samples import root
 from tests.e2e.fleet import Command, serving
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    errors: str
-
-
-@pytest.fixture
-def blockc(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """The command line in this process: torch is imported once. No traceback, whatever happens."""
-
-    def run(*arguments: object) -> Ended:
-        capfd.readouterr()
-        code = main([str(argument) for argument in arguments])
-        out, errors = capfd.readouterr()
-        assert "Traceback" not in errors + out
-        assert "BC999" not in errors + out
-        return Ended(code, out, errors)
-
-    return run
 
 
 @pytest.fixture(scope="session")

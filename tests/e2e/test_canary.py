@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from blockc.plan import load_plan, write_plan
 from blockc_runtime.server.openapi import document
 from tests.e2e.fleet import KEYS, chat, serving
@@ -75,11 +73,13 @@ def test_a_key_is_in_nothing_that_is_written_or_answered(plan: Path, tmp_path: P
     options = ["--audit", str(audit), "--keys", str(keys), "--secrets", str(secret.parent), "--executor", "null"]
     keyed = with_secret(plan, tmp_path / "keyed.json")
     answers: list[tuple[str, bytes]] = []
-    with serving(keyed, tmp_path, *options, "--zoo", str(plan.parent / "zoo"), keys=False) as command:
-        command.ready()
+    with (
+        serving(keyed, tmp_path, *options, "--zoo", str(plan.parent / "zoo"), keys=False) as command,
+        command.ready().http(None) as http,
+    ):
 
         def send(method: str, path: str, headers: dict[str, str], **more: Any) -> None:
-            answer = httpx.request(method, command.url + path, headers=headers, timeout=60, **more)
+            answer = http.request(method, path, headers=headers, **more)
             # What a client wrote into its own request may be named to it, so only its headers count there.
             own = CANARY in path or CANARY in str(more)
             answers.append((f"{method} {path}", str(answer.headers).encode() + (b"" if own else answer.content)))
@@ -112,7 +112,7 @@ def test_a_key_is_in_nothing_that_is_written_or_answered(plan: Path, tmp_path: P
             assert eventually(lambda seen=seen: command.log.count("keys stay as they were") > seen, 10)
             time.sleep(0.01)  # another time of change
         command.kill_engine()
-        assert eventually(lambda: httpx.get(f"{command.url}/ready").status_code == 200, 30)
+        assert eventually(lambda: http.get("/ready").status_code == 200, 30)
     assert len(answers) > 200
     everything = {**written(tmp_path), str(plan): plan.read_bytes(), **dict(enumerated(answers))}
     assert len(everything[str(audit)]) > 10_000

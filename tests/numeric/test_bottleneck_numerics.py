@@ -21,18 +21,11 @@ from tests.support.adapters import save_lora
 from tests.support.deployments import deployment
 from tests.support.fine_tunes import save_adapter
 from tests.support.serving import compiled
-from tests.support.traced_once import traced_once
 
 # What a plan adds to each tensor so that it may be aligned.
 _SLACK_BYTES = 512 << 8
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "adapterhub"
 CASES = sorted(path.parent.name for path in FIXTURES.glob("*-*/adapter.safetensors"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _traced_once():
-    with traced_once():
-        yield
 
 
 @cache

@@ -14,7 +14,6 @@ from tests.support.deployments import deployment
 from tests.support.fine_tunes import save_adapter
 from tests.support.serving import compiled
 from tests.support.tiny_models import save_model
-from tests.support.traced_once import traced_once
 
 MODELS = ("base", "prefix", "projected", "prompt", "encoded", "qv")
 LONG = 21
@@ -43,12 +42,6 @@ def _served(folder, zoo, **settings):
         "prompt_on_qv": ("qv", folder / "prompt"),
     }
     return compiled(deployment(folder / "base", fine_tunes, max_model_len=256, **settings), zoo)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _traced_once():
-    with traced_once():
-        yield
 
 
 @pytest.fixture(scope="module")

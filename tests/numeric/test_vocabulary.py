@@ -18,7 +18,6 @@ from tests.support.deployments import deployment
 from tests.support.fine_tunes import save_adapter
 from tests.support.serving import Compiled, compiled
 from tests.support.tiny_models import save_model
-from tests.support.traced_once import traced_once
 
 TOLERANCE = 2e-4
 BASE, ADDED = 128, 12
@@ -89,12 +88,6 @@ def cases(own: Architecture) -> dict[str, Case]:
     if own.linear == "q_proj" and own.tied:
         found["table and head as one"] = Case(config=lora(table, ensure_weight_tying=True))
     return found
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _traced_once():
-    with traced_once():
-        yield
 
 
 def served(name: str, root: Path, **settings: Any) -> Compiled:

@@ -1,4 +1,4 @@
-"""Trace each configuration once for all tests of a folder: they are about files or about what is shared."""
+"""Each configuration is traced once in a test process. Tests of tracing itself call `blockc.trace.trace`."""
 
 from __future__ import annotations
 

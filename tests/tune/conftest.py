@@ -1,4 +1,4 @@
-"""A configuration is traced once for all tests here; a base, an adapter of it, and a copy to spoil."""
+"""A base, an adapter of it, and a copy to spoil."""
 
 from __future__ import annotations
 
@@ -8,13 +8,6 @@ import pytest
 
 from tests.support.adapters import save_lora
 from tests.support.tiny_models import save_model
-from tests.support.traced_once import traced_once
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _traced_once():
-    with traced_once():
-        yield
 
 
 @pytest.fixture(scope="module")
