@@ -70,6 +70,10 @@ class DecodeLayout:
         """Where the tiles of a segment begin."""
         return (2 + 5 * len(self.groups)) * self.bucket + segment * (4 * self.bucket + 1)
 
+    def used_at(self, segment: int) -> int:
+        """Where the number of tiles of a segment stands that are used."""
+        return self.tiles_at(segment) + 4 * self.bucket
+
     @property
     def pages_at(self) -> int:
         """Where the pages begin."""

@@ -35,6 +35,8 @@ from blockc_runtime.step import Row
 _SWITCH = "BLOCKC_GRAPHS"
 # Graphs of parts of segments: where prompts go layer by layer, runs of blocks begin and stop at many places.
 _MOST_PARTS = 128
+# Tiles of fine-tunes that graphs have room for, where rows do not bound them.
+_TILES = (0, 8, 32, 128)
 # Ops whose work depends on what the host must know of the rows.
 _HOST_OPS = {
     "blockc.expert_linear": "experts are called as often as tokens chose them",
@@ -93,13 +95,13 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Key:
-    """A run of a segment's blocks, from the first to before ``stop``; ``sided``: with fine-tunes."""
+    """A run of a segment's blocks, from the first to before ``stop``; ``tiles``: room for fine-tunes, 0: without."""
 
     segment: int
     first: int
     stop: int
     bucket: int
-    sided: bool
+    tiles: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +133,7 @@ class SegmentGraphs:
         self._numbers = torch.zeros(size, dtype=torch.int64, device=device)
         self._staged = torch.zeros(size, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._copied: torch.cuda.Event | None = None
-        self._filled: tuple[TokenBatch, int] | None = None
+        self._filled: tuple[TokenBatch, int, Sequence[int]] | None = None
         self._recorded: OrderedDict[_Key, _Recorded] = OrderedDict()
         self._shared: dict[tuple[bool, int, torch.dtype], Tensor] = {}
 
@@ -151,10 +153,9 @@ class SegmentGraphs:
         if why is not None:
             return why
         count, bucket = len(batch.rows), bucket_of(len(batch.rows))
-        sided = any(rows[i].chain in bank.slots for bank in self._banks[number] for i in batch.rows)
         segment = self._model.segments[number]
-        key = _Key(segment=number, first=blocks.start, stop=blocks.stop, bucket=bucket, sided=sided)
-        self._fill(batch, rows, bucket)
+        tiles = _room(self._fill(batch, rows, bucket)[number], bucket)
+        key = _Key(segment=number, first=blocks.start, stop=blocks.stop, bucket=bucket, tiles=tiles)
         before = states() if reads_states(segment.occurrences[blocks]) else None
         recorded = self._recorded.get(key)
         if recorded is None:
@@ -187,11 +188,15 @@ class SegmentGraphs:
     def _layout(self, bucket: int) -> DecodeLayout:
         return DecodeLayout(bucket=bucket, groups=self._groups, segments=len(self._model.segments))
 
-    def _fill(self, batch: TokenBatch, rows: Sequence[Row], bucket: int) -> None:
-        """Bring the step's numbers to the device, once for all launches in a row that have the same rows."""
+    def _fill(self, batch: TokenBatch, rows: Sequence[Row], bucket: int) -> Sequence[int]:
+        """Bring the step's numbers to the device, once for all launches in a row that have the same rows.
+
+        Returns the tiles in use, of each segment.
+        """
         if self._filled is not None and self._filled[0] is batch and self._filled[1] == bucket:
-            return
-        numbers = self._layout(bucket).numbers([self._row(rows[i]) for i in batch.rows])
+            return self._filled[2]
+        layout = self._layout(bucket)
+        numbers = layout.numbers([self._row(rows[i]) for i in batch.rows])
         if self._copied is not None:
             self._copied.synchronize()  # the buffer may still be read by the copy before
         self._staged[: len(numbers)].copy_(torch.frombuffer(numbers, dtype=torch.int64))
@@ -200,7 +205,9 @@ class SegmentGraphs:
             self._copied = self._copied or torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record(torch.cuda.current_stream(self._device))
         batch.feed(self._numbers)  # tokens lie first
-        self._filled = batch, bucket
+        used = [numbers[layout.used_at(segment)] for segment in range(layout.segments)]
+        self._filled = batch, bucket, used
+        return used
 
     def _row(self, row: Row) -> DecodeRow:
         places = self._model.group_place[row.chain]
@@ -234,7 +241,7 @@ class SegmentGraphs:
         if states is not None and before is not None:
             states[:, : before.shape[1]].copy_(before)
         batches = {group: self._kv_batch(layout, group) for own in segment.occurrences for group in own.kv_groups}
-        sides = self._sides(key.segment, layout) if key.sided else [[()] * len(groups) for groups in segment.groups]
+        sides = self._sides(key, layout) if key.tiles else [[()] * len(groups) for groups in segment.groups]
         blocks = slice(key.first, key.stop)
 
         def given_states() -> Tensor:
@@ -274,14 +281,13 @@ class SegmentGraphs:
             ),
         )
 
-    def _sides(self, number: int, layout: DecodeLayout) -> list[list[tuple[tuple[SideWeights, StaticSides], ...]]]:
+    def _sides(self, key: _Key, layout: DecodeLayout) -> list[list[tuple[tuple[SideWeights, StaticSides], ...]]]:
         """All fine-tunes that are tabled, whoever uses them: which do is read on the device."""
-        first = layout.tiles_at(number)
-        last = first + 4 * layout.bucket
+        number, first, used = key.segment, layout.tiles_at(key.segment), layout.used_at(key.segment)
         tiles = SideTiles(
-            values=self._numbers[first:last].view(layout.bucket, 4),
-            used=self._numbers[last : last + 1],
-            count=layout.bucket,
+            values=self._numbers[first : first + 4 * key.tiles].view(key.tiles, 4),
+            used=self._numbers[used : used + 1],
+            count=key.tiles,
             places=FEW_PLACES,
         )
         users = [StaticSides(number=bank, tiles=tiles) for bank in range(len(self._banks[number]))]
@@ -296,6 +302,12 @@ class SegmentGraphs:
             ]
             for occurrence, groups in enumerate(self._model.segments[number].groups)
         ]
+
+
+def _room(tiles: int, bucket: int) -> int:
+    """For how many tiles a graph is recorded: programs of tiles that nobody uses cost a third of those of others."""
+    room = next((most for most in _TILES if tiles <= most), bucket)
+    return min(room, bucket)
 
 
 def _form(pool: KvPool, window: int | None, positions: int) -> GroupForm:
