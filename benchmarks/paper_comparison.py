@@ -232,7 +232,7 @@ def _row(found: Report) -> dict[str, Any]:
         "preemptions": sum(item.preemptions for item in found.instances),
         "cached_tokens": round(total.cached_tokens / max(1, total.prompt_tokens), 3),
         "routed": dict(found.routed),
-        "sent_gib": round(found.sent_bytes / 2**30, 1),
+        "sent_gib": round(total.sent_bytes / 2**30, 1),
     }
 
 

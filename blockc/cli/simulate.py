@@ -17,7 +17,8 @@ from blockc.cli.workload import Generator, TraceFormat, load_draw
 if TYPE_CHECKING:
     from blockc.diag import Diagnostics
     from blockc.plan import ExecutionPlan
-    from blockc.simulate import Run, Workload
+    from blockc.simulate import Fleet, Run, Workload
+    from blockc.simulate.moves import Outage
     from blockc.simulate.study import FleetStudy
     from blockc.spec.deployment import Deployment
 
@@ -62,7 +63,7 @@ def simulate_(
         typer.Option(
             "--baseline",
             metavar="NAMES",
-            help="Also `pm`, `ps`, `no-sharing`, `no-batching`, `no-cache`, `blind`, `random`.",
+            help="Also `pm`, `ps`, `no-sharing`, `no-batching`, `no-cache`, `blind`, `hand-over`, `random`.",
         ),
     ] = None,
     equal: Annotated[
@@ -71,6 +72,13 @@ def simulate_(
     robust: Annotated[
         bool, typer.Option("--robust", help="Also at 1.5 times the rates, 1.5 times the costs, and both.")
     ] = False,
+    drain: Annotated[
+        str | None,
+        typer.Option("--drain", metavar="DEVICE@SECONDS", help="Its instance takes nothing new from then on."),
+    ] = None,
+    fail: Annotated[
+        str | None, typer.Option("--fail", metavar="DEVICE@SECONDS", help="Its instance is lost then, with its KV.")
+    ] = None,
     repeat: Annotated[int, typer.Option(min=1, max=1000, help="So many seeds, and intervals of 95 %.")] = 1,
     jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes, where there are several runs.")] = 1,
     fail_on: Annotated[
@@ -134,6 +142,8 @@ def simulate_(
         else:
             others = [made(name, loaded, rates, diags=diags) for name in names]
             fleets = (fleet_of(loaded, rates), *(fleet for fleet in others if fleet is not None))
+        if drain is not None or fail is not None:
+            fleets = _with_outages(fleets, drain, fail, diags)
         diags.raise_if_errors()
         ours = robust_cases(fleets[0], workload) if robust else ((fleets[0], workload),)
         cases = (*ours, *((fleet, workload) for fleet in fleets[1:]))
@@ -163,6 +173,28 @@ def _baselines(given: str | None, *, equal: bool) -> tuple[str, ...]:
             f"no baseline `{unknown[0]}`; there are {', '.join((*BASELINES, RANDOM))}", param_hint="--baseline"
         )
     return tuple(dict.fromkeys(wanted))
+
+
+def _with_outages(
+    fleets: Sequence[Fleet], drain: str | None, fail: str | None, diags: Diagnostics
+) -> tuple[Fleet, ...]:
+    """All fleets, those with the instances of the first one with its outages. Reports what is none (BC101)."""
+    from dataclasses import replace
+
+    from blockc.simulate.moves import outage_of
+
+    names = [item.name for item in fleets[0].instances]
+    outages: list[Outage] = []
+    for text, is_failure in ((drain, False), (fail, True)):
+        found = None if text is None else outage_of(names, text, is_failure=is_failure)
+        if isinstance(found, str):
+            diags.report("BC101", found, help="such as `--drain node/device@60`, with a device of the plan")
+        elif found is not None and all(item.instance != found.instance for item in outages):
+            outages.append(found)
+    return tuple(
+        replace(item, outages=tuple(outages)) if [own.name for own in item.instances] == names else item
+        for item in fleets
+    )
 
 
 def _check_fail_on(fail_on: str, spec: Path | None) -> None:

@@ -81,6 +81,7 @@ _TABLE: tuple[tuple[str, str, Severity, str], ...] = (
     ("BC505", "profile-unusable", _E, "a profile is damaged, of another device, or could not be measured"),
     ("BC506", "profile-of-others", _W, "a profile was measured with other structures than the plan's"),
     ("BC507", "expectation-not-judged", _W, "an `expect` could not be judged when the spec was compiled"),
+    ("BC508", "way-not-simulated", _E, "a model's way passes several instances, which is not simulated"),
     ("BC601", "isolation-violated", _E, "the plan would share what must be isolated"),
     ("BC602", "secret-in-spec", _E, "a secret stands in plain text"),
     ("BC603", "secret-missing", _E, "a secret that a plan names is not there, or is no key"),

@@ -191,6 +191,11 @@ _PAGES: dict[str, str] = {
         its devices, and the catalogue has none of this kind. The plan was written. `blockc simulate --profile FILE
         --fail-on expect` judges it by rates that were measured.
         """,
+    "BC508": """
+        The plan sends a model's hidden states from one instance to another within a step. Plans may say so, and the
+        compiler makes none: a model on several devices is one instance with stages. Nothing drives such a way, and what
+        the first instance alone would do says nothing of it. Compile the spec again.
+        """,
     "BC601": """
         The plan would share what `isolation` separates. This is a bug or a plan changed by hand.
         """,

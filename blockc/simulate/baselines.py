@@ -9,6 +9,7 @@ In: a plan. Out: fleets to run the same load on, with the same scheduler, prices
 - ``no-batching``: weights lie once as in the plan, and each chain's rows run in launches of their own.
 - ``no-cache``: as the plan, and nothing is found in the KV cache.
 - ``blind``: as the plan, and whoever chooses between instances knows nothing of what is in their caches.
+- ``hand-over``: as the plan, and requests under way move to another instance where that pays.
 
 Baselines get the devices that the plan uses, and as many more of the same kind as they need to fit at all. They are
 packed by bytes, as the plan is: a chain goes where it adds least, and among equals where least lies. On equal devices,
@@ -65,7 +66,13 @@ def without_sight(plan: ExecutionPlan, fleet: Fleet) -> Fleet:
     return replace(fleet, label="blind", is_blind=True)
 
 
-# Arrangements of their own, and what takes one thing from a fleet.
+def with_moves(plan: ExecutionPlan, fleet: Fleet) -> Fleet:
+    """The fleet, with a router that moves requests under way where that pays."""
+    del plan
+    return replace(fleet, label="hand-over", moves=True)
+
+
+# Arrangements of their own, and what changes one thing of a fleet.
 PACKED: Final[dict[str, Callable[..., Fleet | None]]] = {
     "pm": per_model,
     "ps": parameter_sharing,
@@ -75,6 +82,7 @@ LESS: Final[dict[str, Callable[[ExecutionPlan, Fleet], Fleet]]] = {
     "no-batching": without_batching,
     "no-cache": without_cache,
     "blind": without_sight,
+    "hand-over": with_moves,
 }
 BASELINES: Final = (*PACKED, *LESS)
 

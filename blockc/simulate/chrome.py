@@ -1,4 +1,4 @@
-"""A run as a trace for Perfetto or chrome://tracing: a track for each instance, counters beside it, and its requests.
+"""A run as a trace for Perfetto or chrome://tracing: a track for each instance, counters and requests beside it.
 
 In: a run with moments. Out: events in Chrome's trace format ("Trace Event Format", JSON array form), in microseconds.
 """
@@ -45,3 +45,19 @@ def chrome_trace(run: Run) -> Iterator[dict[str, Any]]:
         yield {"ph": "b", "name": app, "ts": run.arrived[served.number] / _TICKS_PER_US, **place}
         yield {"ph": "n", "name": "first token", "ts": served.first / _TICKS_PER_US, **place}
         yield {"ph": "e", "name": app, "ts": served.end / _TICKS_PER_US, **place}
+    for index, item in enumerate(run.hand_overs):
+        place = {"pid": item.target + 1, "tid": 3, "cat": "hand-over", "id": index}
+        yield {
+            "ph": "b",
+            "name": "hand-over",
+            "ts": item.left / _TICKS_PER_US,
+            "args": {
+                "request": item.number,
+                "from": run.instances[item.source].name,
+                "why": item.why,
+                "kv": item.verdict,
+                "bytes": item.nbytes,
+            },
+            **place,
+        }
+        yield {"ph": "e", "name": "hand-over", "ts": item.there / _TICKS_PER_US, **place}

@@ -87,7 +87,7 @@ class CountedKv(KvIndex):
         wanted = pages_for(len(prefix.tokens), pool.page_tokens)
         if wanted - found + min(spare_pages, pool.total // 8) > pool.available - found:
             return None
-        if found:
+        if request in pool.idle:
             pool.idle_pages -= pool.idle[request]
             pool.free += pool.idle.pop(request) - found
         pool.take(wanted - found)

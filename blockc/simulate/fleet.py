@@ -18,6 +18,7 @@ from blockc.cost.profile import Profile
 from blockc.cost.rates import LINK_LATENCY_S
 from blockc.diag import Diagnostics
 from blockc.plan import ExecutionPlan, InstanceEntry, RouteEntry
+from blockc.simulate.moves import Outage
 from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc_runtime.limits import EngineLimits, engine_limits, turn_limits
 from blockc_runtime.router import Link, Network
@@ -68,7 +69,8 @@ class Fleet:
     """``label``: ``ours``, or the baseline's name. ``devices``: how many it uses. ``weights_bytes``: on all of them.
 
     ``network``: how instances hand KV to each other. ``caches`` False: no request finds in the KV cache what another
-    has computed. ``is_blind``: whoever chooses an instance knows nothing of what is in their caches.
+    has computed. ``is_blind``: whoever chooses an instance knows nothing of what is in their caches. ``moves``:
+    requests under way go to another instance where that pays. ``outages``: instances that go out of service.
     """
 
     label: str
@@ -79,6 +81,8 @@ class Fleet:
     network: Network
     caches: bool = True
     is_blind: bool = False
+    moves: bool = False
+    outages: tuple[Outage, ...] = ()
 
 
 def fleet_of(plan: ExecutionPlan, rates: Mapping[str, DeviceRates]) -> Fleet:
@@ -207,9 +211,11 @@ def rates_of(
 ) -> dict[str, DeviceRates]:
     """Rates of every kind of device that a plan uses. Reports kinds of which nothing is known (BC504).
 
+    Also reports ways that pass several instances (BC508): no fleet has such.
     ``cost_scale``: everything is to take so many times as long. ``profile``: measured rates of one kind; reports one of
     another kind (BC505), and one that was measured with other structures (BC506).
     """
+    _check_ways(plan, diags)
     found: dict[str, DeviceRates] = {}
     used = {device for instance in plan.instances for device in instance.devices}
     for name in sorted({plan.devices[device].kind for device in used}):
@@ -230,6 +236,19 @@ def rates_of(
     if profile is not None:
         _check_profile(plan, profile, found, diags)
     return found
+
+
+def _check_ways(plan: ExecutionPlan, diags: Diagnostics) -> None:
+    for route in plan.routes:
+        for way in route.alternatives:
+            if len(way) > 1:
+                name = next(app.address for app in plan.apps if app.chain == route.chain)
+                diags.report(
+                    "BC508",
+                    f"a way of {name} passes {len(way)} instances in each step, which is not simulated",
+                    help="compile the spec again: a model on several devices is one instance with stages",
+                )
+                return
 
 
 def _check_profile(plan: ExecutionPlan, profile: Profile, found: Mapping[str, DeviceRates], diags: Diagnostics) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from blockc_runtime.kv.index import KvIndex, pages_for, passed_pages
 from blockc_runtime.limits import EngineLimits
-from blockc_runtime.request import EndEvent
+from blockc_runtime.request import EndEvent, Request
 from blockc_runtime.scheduler import Scheduler
 from blockc_runtime.scheduler.launches import LaunchPlan, Passage
 from blockc_runtime.scheduler.live_request import LiveRequest
@@ -29,6 +29,15 @@ class DecodeRun:
 
     items: tuple[LiveRequest, ...]
     steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withdrawn:
+    """A request as it was admitted, how many of its tokens have KV here, how many of its prompt's were found."""
+
+    request: Request
+    computed: int
+    cached_tokens: int
 
 
 class _NoLaunches(LaunchPlan):
@@ -50,6 +59,14 @@ class FoldingScheduler(Scheduler):
         self._page_groups = tuple(
             tuple((index, limits.groups[index]) for index in chain.groups) for chain in limits.chains
         )
+
+    def withdraw(self, name: str) -> Withdrawn:
+        """A request goes elsewhere. What a step in flight draws for it is nobody's."""
+        item = self._live[name]
+        request, computed = item.request, item.computed
+        (event,) = self.cancel(name)
+        assert isinstance(event, EndEvent), "a request that is cancelled ends"
+        return Withdrawn(request=request, computed=computed, cached_tokens=event.cached_tokens)
 
     def decode_run(self, *, at_most: int) -> DecodeRun | None:
         """The steps ahead that are alike; None where the next one may be another, or there is one only."""

@@ -64,12 +64,33 @@ class Totals:
 
 @dataclass(slots=True)
 class _Live:
-    """A request that has not ended: its answer's token, when it got its first, how many it has."""
+    """A request that has not ended: its answer's token, when it got its first, how many it has.
+
+    ``has_started``: it has got one here. ``cached_tokens``: of its prompt, found where it was before.
+    """
 
     number: int
     token: RowResult
     first: int | None = None
     tokens: int = 0
+    has_started: bool = False
+    cached_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """A request that goes elsewhere, at ``at``. ``computed``: how many of its tokens have KV, virtual ones included.
+
+    ``cached_tokens`` None: it has not begun.
+    """
+
+    number: int
+    at: int
+    request: Request
+    computed: int
+    first: int | None
+    tokens: int
+    cached_tokens: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +140,10 @@ class Instance:
         """Requests that have not ended."""
         return len(self._live)
 
+    def here(self) -> list[tuple[str, int, int]]:
+        """Of the requests that have not ended: what they are called here, their numbers, how many tokens each has."""
+        return [(name, item.number, item.tokens) for name, item in self._live.items()]
+
     def tokens_of_live(self) -> list[tuple[int, int]]:
         """Numbers of the requests that have not ended, and how many tokens each has been given."""
         return [(item.number, item.tokens) for item in self._live.values()]
@@ -159,18 +184,57 @@ class Instance:
             self._kv.commit(name, done)
         self._kv.release(name)
 
-    def admit(self, request: Request, *, number: int, at: int) -> list[Served]:
+    def admit(self, request: Request, *, number: int, at: int, left: Left | None = None) -> list[Served]:
         """Take a request in, which arrived at ``at``: no later than any step that starts from here on.
 
-        Returned is its end, if it can never run.
+        ``left``: what became of it elsewhere. Returned is its end, if it can never run.
         """
         if not self._live:
             self.now = max(self.now, at)
-        token = answer_token(number)
-        self._live[request.id] = _Live(number=number, token=RowResult(tokens=(token,), logprobs=()))
-        self._answers[request.id] = token
+        self._note(request, number, left)
         self._take(self._scheduler.admit(request, self.now / TICKS_PER_S))
         return self._taken()
+
+    def leave(self, name: str) -> Left:
+        """A request goes elsewhere, after the step that runs now. Steps that are issued already run without it."""
+        own = self._scheduler.withdraw(name)
+        left = self._left(name, own.request, computed=own.computed, cached_tokens=own.cached_tokens)
+        while self._flights and not self._live:  # nobody else waits for what they do
+            self._land(self._flights.popleft())
+        return left
+
+    def _note(self, request: Request, number: int, left: Left | None) -> None:
+        token = answer_token(number)
+        live = self._live[request.id] = _Live(number=number, token=RowResult(tokens=(token,), logprobs=()))
+        self._answers[request.id] = token
+        if left is not None:
+            live.first, live.tokens, live.cached_tokens = left.first, left.tokens, left.cached_tokens
+
+    def _left(self, name: str, request: Request, *, computed: int, cached_tokens: int) -> Left:
+        live = self._live.pop(name)
+        del self._answers[name]
+        if live.cached_tokens is not None:
+            cached: int | None = live.cached_tokens
+        else:
+            cached = cached_tokens if computed or live.has_started else None
+        return Left(
+            number=live.number, at=self.now, request=request, computed=computed, first=live.first,
+            tokens=live.tokens, cached_tokens=cached,
+        )  # fmt: skip
+
+    def _results(self, step: Step) -> tuple[RowResult, ...]:
+        """Of each row its request's token, if it draws one and the request is still here."""
+        live = self._live
+        return tuple([
+            live[row.request].token if row.samples and row.request in live else NOTHING for row in step.rows
+        ])  # fmt: skip
+
+    def _begin(self, live: _Live, at: int) -> None:
+        """A request has got its first token here."""
+        live.has_started = True
+        self._started.append(live.number)
+        if live.first is None:
+            live.first = at
 
     def advance(self, until: int | None, *, stops_at_end: bool = False) -> list[Served]:
         """Run the steps that start before ``until`` (None: all); what ended meanwhile, in order.
@@ -232,8 +296,8 @@ class Instance:
 
     def _land(self, flight: _Flight) -> None:
         """A step is done."""
-        self.now, step, live = flight.end, flight.step, self._live
-        results = tuple([live[row.request].token if row.samples else NOTHING for row in step.rows])
+        self.now, step = flight.end, flight.step
+        results = self._results(step)
         sampled = sum([row.samples for row in step.rows])
         self._count(flight.start, steps=1, rows=len(step.rows), tokens=flight.tokens, sampled=sampled)
         self._take(self._scheduler.complete(step, StepResult(step=step.id, rows=results), self.now / TICKS_PER_S))
@@ -267,7 +331,7 @@ class Instance:
         price = behind(price, constant)
         if until is not None:  # one is issued now, the next when the one in flight is done, and so on
             steps = min(steps, 1 + (steps_before(until - flight.end, price, growth) if until > flight.end else 0))
-        if steps < 2 or any(self._live[item.id].first is None for item in run.items):
+        if steps < 2 or not all(self._live[item.id].has_started for item in run.items):
             return False
         starts = [flight.end + _start_of(step, price, growth) for step in (0, steps - 1, steps)]
         self.now = flight.end
@@ -293,9 +357,8 @@ class Instance:
         for item in run.items:
             live = self._live[item.id]
             live.tokens += taken
-            if live.first is None:
-                live.first = start + price
-                self._started.append(live.number)
+            if not live.has_started:
+                self._begin(live, start + price)
         self._take(self._scheduler.fold(run, taken, self._answers))
         return True
 
@@ -319,9 +382,8 @@ class Instance:
             if isinstance(event, TokensEvent):
                 live = self._live[event.request]
                 live.tokens += len(event.tokens)
-                if live.first is None:
-                    live.first = self.now
-                    self._started.append(live.number)
+                if not live.has_started:
+                    self._begin(live, self.now)
                 continue
             live = self._live.pop(event.request)
             del self._answers[event.request]
@@ -331,7 +393,7 @@ class Instance:
                     end=self.now,
                     first=live.first,
                     tokens=live.tokens,
-                    cached_tokens=event.cached_tokens,
+                    cached_tokens=event.cached_tokens if live.cached_tokens is None else live.cached_tokens,
                     refusal=event.message if event.reason == "error" else None,
                 )
             )

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from blockc.cost import TICKS_PER_S, ticks
 from blockc.simulate.counted import CountedKv
 from blockc.simulate.folding import FoldingScheduler
-from blockc.simulate.instance import NOTHING, Instance, Served, _Live, answer_token
+from blockc.simulate.instance import Instance, Left, Served
 from blockc.simulate.step_price import step_price
 from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.limits import EngineLimits
 from blockc_runtime.request import Request
-from blockc_runtime.step import RowResult, Step, StepResult
+from blockc_runtime.step import Step, StepResult
 
 
 class PipelineScheduler(FoldingScheduler):
@@ -69,17 +69,23 @@ class PipelinedInstance(Instance):
         self._free = [0] * len(self.fleet.stages)
         self._link_free = [0] * len(self.fleet.hops)
 
-    def admit(self, request: Request, *, number: int, at: int) -> list[Served]:
+    def admit(self, request: Request, *, number: int, at: int, left: Left | None = None) -> list[Served]:
         """Take a request in; it is looked at when the next step may be issued."""
         if not self._live:
             self.now = max(self.now, at)
         elif len(self._passing) < len(self._free):
             self.now = min(self.now, max(at, self._free[0]))
-        token = answer_token(number)
-        self._live[request.id] = _Live(number=number, token=RowResult(tokens=(token,), logprobs=()))
-        self._answers[request.id] = token
+        self._note(request, number, left)
         self._door.append(request)
         return self._taken()
+
+    def leave(self, name: str) -> Left:
+        """As of a plain cell; who is still at the door has begun nothing."""
+        for request in self._door:
+            if request.id == name:
+                self._door.remove(request)
+                return self._left(name, request, computed=0, cached_tokens=0)
+        return Instance.leave(self, name)  # dataclasses with slots have no `super()`
 
     def tokens_of_live(self) -> list[tuple[int, int]]:
         """As of a plain cell, where a step that has begun counts as done."""
@@ -103,8 +109,8 @@ class PipelinedInstance(Instance):
         """Take in the results of what has passed the last stage by now."""
         while self._passing and self._passing[0].end <= self.now:
             flight = self._passing.popleft()
-            step, live = flight.step, self._live
-            results = tuple([live[row.request].token if row.samples else NOTHING for row in step.rows])
+            step = flight.step
+            results = self._results(step)
             sampled = sum([row.samples for row in step.rows])
             self._count(
                 flight.start, steps=1, rows=len(step.rows), tokens=flight.tokens, sampled=sampled, spent=flight.busy

@@ -7,6 +7,7 @@ A request is *good* if it meets every target of its app; goodput counts good one
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from blockc.cost import TICKS_PER_S
 from blockc.simulate.instance import Served
+from blockc.simulate.moves import LOST
 from blockc.simulate.simulate import Run
 from blockc.spec.deployment import Deployment
 
@@ -48,7 +50,9 @@ class AppReport:
 
     ``measured``: requests of apps that have targets; ``good``: those of them that met theirs.
 
-    ``refused``: requests that could never run. ``cached_tokens``: of prompts, found in place of computed.
+    ``refused``: requests that could never run, or whose instance failed. ``cached_tokens``: of prompts, found in place
+    of computed. ``moved``: times that one went to another instance while it was under way. ``sent_bytes``: KV that went
+    from instance to instance.
     """
 
     address: str
@@ -63,6 +67,8 @@ class AppReport:
     measured: int
     good: int
     goodput_rps: float
+    moved: int = 0
+    sent_bytes: int = 0
 
     @property
     def attainment(self) -> float | None:
@@ -97,8 +103,9 @@ class Report:
     """A whole run.
 
     ``jain``: Jain's index over tenants of the part that each had been given of what it had asked for, when the last
-    request of the trace came: 1 if all had got the same part, 1/n if one had got everything. ``routed`` and
-    ``sent_bytes``: as in `Run`.
+    request of the trace came: 1 if all had got the same part, 1/n if one had got everything. ``routed``: as in `Run`.
+    ``moved``: hand-overs by why they were, ``moved_bytes``: KV that went with them. ``lost``: requests refused because
+    an instance failed.
     """
 
     label: str
@@ -113,7 +120,9 @@ class Report:
     output_tokens_per_s: float
     jain: float
     routed: tuple[tuple[str, int], ...]
-    sent_bytes: int
+    moved: tuple[tuple[str, int], ...]
+    moved_bytes: int
+    lost: int
     left_out: tuple[tuple[str, int], ...]
 
 
@@ -138,9 +147,14 @@ def report(run: Run, targets: Mapping[str, Targets]) -> Report:
     for served in run.served:
         by_app[run.workload.arrivals[served.number].app].append(served)
     horizon_s = run.horizon / TICKS_PER_S
+    moved = Counter(run.workload.arrivals[item.number].app for item in run.hand_overs)
     apps = tuple(
-        _app(run, app.address, own, targets.get(app.address, Targets()), horizon_s)
-        for app, own in zip(run.fleet.apps, by_app, strict=True)
+        replace(
+            _app(run, app.address, own, targets.get(app.address, Targets()), horizon_s),
+            moved=moved[number],
+            sent_bytes=run.sent_bytes[number],
+        )
+        for number, (app, own) in enumerate(zip(run.fleet.apps, by_app, strict=True))
     )
     end_s = max((served.end for served in run.served), default=0) / TICKS_PER_S
     total = replace(
@@ -148,6 +162,8 @@ def report(run: Run, targets: Mapping[str, Targets]) -> Report:
         measured=sum(app.measured for app in apps),
         good=sum(app.good for app in apps),
         goodput_rps=sum(app.goodput_rps for app in apps),
+        moved=len(run.hand_overs),
+        sent_bytes=sum(run.sent_bytes),
     )
     return Report(
         label=run.fleet.label,
@@ -177,14 +193,16 @@ def report(run: Run, targets: Mapping[str, Targets]) -> Report:
         output_tokens_per_s=_part(total.output_tokens, end_s),
         jain=_fairness(run),
         routed=tuple(run.routed.items()),
-        sent_bytes=run.sent_bytes,
+        moved=tuple(sorted(Counter(item.why for item in run.hand_overs).items())),
+        moved_bytes=sum(item.nbytes for item in run.hand_overs),
+        lost=sum(item.refusal == LOST for item in run.served),
         left_out=run.workload.left_out,
     )
 
 
 def meets(run: Run, served: Served, targets: Targets) -> bool:
     """Whether a request got its tokens in time."""
-    if served.first is None:
+    if served.first is None or served.refusal is not None:
         return False
     arrived = run.arrived[served.number]
     measured = (

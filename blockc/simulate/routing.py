@@ -1,4 +1,4 @@
-"""The runtime's router over the instances of a fleet, and KV on its way between them.
+"""The runtime's router over the instances of a fleet, and KV and requests on their way between them.
 
 In: requests as they arrive and end. Out: the instance of each, and when its KV will be there. Where no app has two
 instances nothing is chosen and nothing is kept. Invariant: the router is told what a front would know: never how long
@@ -8,18 +8,30 @@ an answer will be, and of caches only what it sent where.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Final
 
 from blockc.cost import TICKS_PER_S, ticks
 from blockc.simulate.fleet import Fleet, FleetInstance
-from blockc.simulate.instance import Instance, Served
+from blockc.simulate.instance import Instance, Left, Served, answer_token
+from blockc.simulate.moves import LOST, HandOver, Outage, Why
 from blockc_runtime.kv.prefix import Prefix
 from blockc_runtime.request import Request
-from blockc_runtime.router import Ask, ChainPrices, InstancePrices, Route, Router, prefix_keys
+from blockc_runtime.router import Ask, ChainPrices, Choice, InstancePrices, Route, Router, prefix_keys
 
 # Of a decode row, whose attention grows with it.
 _CONTEXT_TOKENS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """A request on its way to an instance, with the KV of a prefix. ``left``: what became of it elsewhere."""
+
+    instance: int
+    request: Request
+    prefix: Prefix
+    left: Left | None = None
 
 
 class Dispatch:
@@ -27,22 +39,23 @@ class Dispatch:
 
     def __init__(self, fleet: Fleet, instances: Sequence[Instance], app_of: Sequence[int], *, looks: bool) -> None:
         self.routed: Counter[str] = Counter()
-        self.sent_bytes = 0
+        self.sent_bytes: Counter[int] = Counter()  # by app
+        self.hand_overs: list[HandOver] = []
         self._fleet = fleet
         self._instances = instances
         self._app_of = app_of
         self._router = router_of(fleet)
         self.looks = looks and self._router is not None
-        self._travelling: dict[int, tuple[int, Request, Prefix]] = {}
+        self._travelling: dict[int, Delivery] = {}
+        self._moved: Counter[int] = Counter()  # times, by number
+        self._out: dict[int, Outage] = {}
 
     def choose(self, number: int, request: Request, at: int) -> tuple[int, int | None]:
         """An instance, and the tick at which the request gets there with KV of another one; None: at once."""
         own = self._fleet.apps[request.app].instances
         if self._router is None:
             return own[0], None
-        for index in own:
-            for started in self._instances[index].take_started():
-                self._router.started(str(started))
+        self._tell_started(self._router, own)
         prefix = self._prefix(request.app, request.prompt, number) if self.looks else None
         choice = self._router.route(
             Ask(
@@ -60,19 +73,105 @@ class Dispatch:
         # The router believes; what the source still has is what travels.
         source = self._instances[choice.source]
         tokens = prefix.tokens[: min(source.findable(request.chain, prefix), choice.found_tokens)]
-        self.sent_bytes += len(tokens) * source.fleet.pricer.kv_bytes(request.chain)
-        self._travelling[number] = choice.instance, request, Prefix(request.isolation_group, tokens)
+        self.sent_bytes[request.app] += len(tokens) * source.fleet.pricer.kv_bytes(request.chain)
+        self._travelling[number] = Delivery(
+            instance=choice.instance, request=request, prefix=Prefix(request.isolation_group, tokens)
+        )
         return choice.instance, at + ticks(choice.transfer_s)
 
-    def delivered(self, number: int) -> Request | None:
-        """A request whose KV has arrived just now; None: it was not on its way."""
+    def delivered(self, number: int) -> Delivery | None:
+        """A request that arrives with its KV just now; None: it was not on its way."""
         found = self._travelling.pop(number, None)
-        if found is None:
-            return None
-        instance, request, prefix = found
-        if prefix.tokens:
-            self._instances[instance].adopt(f"sent {number}", request.chain, prefix)
-        return request
+        if found is not None and found.prefix.tokens:
+            # Under its own name: where pages are counted, none finds those of others.
+            self._instances[found.instance].adopt(found.request.id, found.request.chain, found.prefix)
+        return found
+
+    def on_the_way(self) -> list[tuple[int, int]]:
+        """Numbers of the requests that no instance has, and how many tokens each has been given."""
+        return [(number, item.left.tokens) for number, item in self._travelling.items() if item.left is not None]
+
+    def review(self, members: Collection[int], at: int) -> list[HandOver]:
+        """Requests that move because that pays."""
+        if self._router is None:
+            return []
+        self._tell_started(self._router, sorted(members))
+        names: dict[str, str] = {}
+        emitted: dict[str, int] = {}
+        for index in sorted(members):
+            for name, number, tokens in self._instances[index].here():
+                names[str(number)], emitted[str(number)] = name, tokens
+        moves = self._router.review(at / TICKS_PER_S, emitted)
+        return [self._move(names[item.request], item.source, item.choice, "load") for item in moves]
+
+    def take_out(self, outage: Outage) -> None:
+        """An instance goes out of service; what it has is still there (`turn_out`)."""
+        self._out[outage.instance] = outage
+        if self._router is not None and outage.is_failure:
+            self._router.fail(outage.instance)
+        elif self._router is not None:
+            self._router.drain(outage.instance)
+
+    def has_failed(self, instance: int) -> bool:
+        """Whether it is out of service for good."""
+        return instance in self._out and self._out[instance].is_failure
+
+    def turn_out(self, instance: int, at: int) -> Iterator[HandOver | Served]:
+        """What is on an instance that is out of service goes elsewhere, or ends where it has failed."""
+        outage = self._out.get(instance)
+        if outage is None:
+            return
+        if self._router is not None:
+            self._tell_started(self._router, (instance,))
+        for name, number, tokens in self._instances[instance].here():
+            choice = None
+            if self._router is not None:
+                choice = self._router.hand_over(str(number), at / TICKS_PER_S, emitted=tokens)
+            if choice is not None:
+                yield self._move(name, instance, choice, "failure" if outage.is_failure else "drain")
+            elif outage.is_failure:
+                left = self._instances[instance].leave(name)
+                yield Served(
+                    number=number, end=left.at, first=left.first, tokens=left.tokens,
+                    cached_tokens=left.cached_tokens or 0, refusal=LOST,
+                )  # fmt: skip
+
+    def _move(self, name: str, source: int, choice: Choice, why: Why) -> HandOver:
+        """A request leaves, as one whose answer has begun; what it has of KV goes with it if it is sent."""
+        left = self._instances[source].leave(name)
+        number, was = left.number, left.request
+        self._moved[number] += 1
+        request = replace(
+            was,
+            id=f"{number}.{self._moved[number]}",
+            prompt=was.prompt + (answer_token(number),) * (left.tokens - was.emitted),
+            emitted=left.tokens,
+        )
+        prefix = self._prefix(was.app, request.prompt, number)
+        tokens = 0
+        if choice.source == source:
+            tokens = left.computed
+        elif choice.source is not None:
+            tokens = min(self._instances[choice.source].findable(was.chain, prefix), choice.found_tokens)
+        self._travelling[number] = Delivery(
+            instance=choice.instance,
+            request=request,
+            prefix=Prefix(request.isolation_group, prefix.tokens[:tokens]),
+            left=left,
+        )
+        nbytes = tokens * self._instances[source].fleet.pricer.kv_bytes(was.chain)
+        self.sent_bytes[was.app] += nbytes
+        done = HandOver(
+            number=number, source=source, target=choice.instance, left=left.at,
+            there=left.at + ticks(choice.transfer_s), nbytes=nbytes, verdict=choice.verdict, why=why,
+        )  # fmt: skip
+        self.hand_overs.append(done)
+        return done
+
+    def _tell_started(self, router: Router, instances: Collection[int]) -> None:
+        for index in instances:
+            for started in self._instances[index].take_started():
+                router.started(str(started))
 
     def ended(self, served: Served, said: Sequence[int]) -> None:
         """A request has ended. ``said``: its prompt and answer, if more of its conversation will come."""
@@ -82,7 +181,8 @@ class Dispatch:
         keys: tuple[bytes, ...] = ()
         if said and self.looks and served.refusal is None:
             keys = self._keys(self._fleet.apps[app].chain, self._prefix(app, said, served.number))
-        self._router.ended(str(served.number), output_tokens=served.tokens, keys=keys)
+        tokens = served.tokens if served.refusal is None else 0
+        self._router.ended(str(served.number), output_tokens=tokens, keys=keys)
 
     def _prefix(self, app: int, tokens: Sequence[int], number: int) -> Prefix:
         own = self._fleet.apps[app]

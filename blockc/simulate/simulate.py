@@ -9,13 +9,14 @@ request waits for that. Invariant: the same fleet and workload give the same run
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from blockc.cost import ticks
+from blockc.cost import TICKS_PER_S, ticks
 from blockc.simulate.counted import is_countable
 from blockc.simulate.fleet import Fleet
-from blockc.simulate.instance import Instance, Moment, Served, Totals
+from blockc.simulate.instance import Instance, Left, Moment, Served, Totals
+from blockc.simulate.moves import HandOver, Outage, first_of
 from blockc.simulate.pipeline import PipelinedInstance
 from blockc.simulate.prompts import Prompts
 from blockc.simulate.routing import Dispatch
@@ -25,6 +26,10 @@ from blockc_runtime.request import Request, Sampling
 _GREEDY = Sampling()
 # In place of an arrival's number: the moment at which the last one comes. It stands after those of the same time.
 _HORIZON = 1 << 62
+# The moment at which the router looks for moves that pay; and outages, by their index from there on.
+_REVIEW = _HORIZON + 1
+_OUTAGE = _HORIZON + 2
+_REVIEW_TICKS = TICKS_PER_S // 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +52,8 @@ class Run:
     """``arrived`` and ``served``: by number of the arrival. ``horizon``: when the last request of the trace arrived.
 
     ``by_horizon``: tokens that each app had been given by then. Times in ticks. ``routed``: requests by what the router
-    said of their KV, in words of its own; empty where there was nothing to choose. ``sent_bytes``: KV that travelled.
+    said of their KV, in words of its own; empty where there was nothing to choose. ``sent_bytes``: KV that travelled,
+    by app, that of ``hand_overs`` included.
     """
 
     fleet: Fleet
@@ -59,11 +65,17 @@ class Run:
     horizon: int
     by_horizon: tuple[int, ...]
     routed: Mapping[str, int]
-    sent_bytes: int
+    sent_bytes: tuple[int, ...]
+    hand_overs: tuple[HandOver, ...]
 
 
 def simulate(
-    fleet: Fleet, workload: Workload, *, folds: bool = True, counts: bool = True, keeps_moments: bool = False
+    fleet: Fleet,
+    workload: Workload,
+    *,
+    folds: bool = True,
+    counts: bool = True,
+    keeps_moments: bool = False,
 ) -> Run:
     """Run all of it.
 
@@ -81,7 +93,7 @@ def simulate(
         )
         for item in fleet.instances
     ]
-    driver = _Driver(fleet, workload, instances, counts=counts)
+    driver = _Driver(fleet, workload, instances, first_of(fleet.outages), counts=counts)
     for members in _components(fleet):
         driver.run(members)
     return Run(
@@ -107,14 +119,23 @@ def simulate(
         horizon=driver.horizon,
         by_horizon=tuple(driver.by_horizon),
         routed=dict(sorted(driver.dispatch.routed.items())),
-        sent_bytes=driver.dispatch.sent_bytes,
+        sent_bytes=tuple(driver.dispatch.sent_bytes[app] for app in range(len(fleet.apps))),
+        hand_overs=tuple(sorted(driver.dispatch.hand_overs, key=lambda item: (item.left, item.number))),
     )
 
 
 class _Driver:
     """Hands arrivals to instances in the order of time."""
 
-    def __init__(self, fleet: Fleet, workload: Workload, instances: list[Instance], *, counts: bool) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        workload: Workload,
+        instances: list[Instance],
+        outages: Sequence[Outage],
+        *,
+        counts: bool,
+    ) -> None:
         self.arrivals: Sequence[Arrival] = workload.arrivals
         self.arrived = [ticks(item.at_s) for item in self.arrivals]
         self.served: list[Served | None] = [None] * len(self.arrivals)
@@ -123,6 +144,7 @@ class _Driver:
         self.by_horizon = [0] * len(fleet.apps)
         self._fleet = fleet
         self._instances = instances
+        self._outages = outages
         self.dispatch = Dispatch(fleet, instances, [item.app for item in self.arrivals], looks=not counts)
         self._prompts = Prompts(self.arrivals, are_looked_at=not counts)
         self._next: dict[int, list[int]] = {}
@@ -139,6 +161,11 @@ class _Driver:
             if item.app in apps and item.after is None
         ]
         pending.append((self.horizon, _HORIZON))
+        pending += [
+            (ticks(item.at_s), _OUTAGE + index) for index, item in enumerate(self._outages) if item.instance in members
+        ]
+        if self._fleet.moves and len(members) > 1 and len(pending) > 1:
+            pending.append((_REVIEW_TICKS, _REVIEW))
         heapq.heapify(pending)
         own = [self._instances[index] for index in sorted(members)]
         follows = bool(self._next)
@@ -154,8 +181,18 @@ class _Driver:
             number = heapq.heappop(pending)[1]
             if number == _HORIZON:
                 self._count_by_horizon(apps, own)
-            elif (request := self.dispatch.delivered(number)) is not None:
-                self._admit(number, request, until, pending)
+            elif number == _REVIEW:
+                self._send(self.dispatch.review(members, until), pending)
+                if pending or any(item.live for item in own):
+                    since = until if any(item.live for item in own) else max(until, pending[0][0])
+                    heapq.heappush(pending, (since + _REVIEW_TICKS, _REVIEW))
+            elif number >= _OUTAGE:
+                outage = self._outages[number - _OUTAGE]
+                self.dispatch.take_out(outage)
+                self._send(self.dispatch.turn_out(outage.instance, until), pending)
+            elif (delivery := self.dispatch.delivered(number)) is not None:
+                self._admit(number, delivery.request, until, pending, delivery.left)
+                self._send(self.dispatch.turn_out(self.placed[number], until), pending)
             else:
                 self._arrive(number, pending)
 
@@ -177,12 +214,25 @@ class _Driver:
         self.placed[number], there = self.dispatch.choose(number, request, at)
         if there is None:
             self._admit(number, request, at, pending)
+            if self.dispatch.has_failed(self.placed[number]):
+                self._send(self.dispatch.turn_out(self.placed[number], at), pending)
         else:
             heapq.heappush(pending, (there, number))
 
-    def _admit(self, number: int, request: Request, at: int, pending: list[tuple[int, int]]) -> None:
-        for served in self._instances[self.placed[number]].admit(request, number=number, at=at):
+    def _admit(
+        self, number: int, request: Request, at: int, pending: list[tuple[int, int]], left: Left | None = None
+    ) -> None:
+        for served in self._instances[self.placed[number]].admit(request, number=number, at=at, left=left):
             self._end(served, pending)
+
+    def _send(self, what: Iterable[HandOver | Served], pending: list[tuple[int, int]]) -> None:
+        """Requests are on their way to other instances, or at their end."""
+        for item in what:
+            if isinstance(item, Served):
+                self._end(item, pending)
+            else:
+                self.placed[item.number] = item.target
+                heapq.heappush(pending, (item.there, item.number))
 
     def _end(self, served: Served, pending: list[tuple[int, int]]) -> None:
         number = served.number
@@ -196,6 +246,7 @@ class _Driver:
     def _count_by_horizon(self, apps: Set[int], instances: Sequence[Instance]) -> None:
         given = [(item.number, item.tokens) for item in self.served if item is not None]
         given += [item for instance in instances for item in instance.tokens_of_live()]
+        given += self.dispatch.on_the_way()
         for number, tokens in given:
             app = self.arrivals[number].app
             if app in apps:

@@ -21,9 +21,18 @@ def report_document(report: Report) -> dict[str, Any]:
     document = asdict(report)
     document["left_out"] = dict(report.left_out)
     document["routed"] = dict(report.routed)
+    document["moved"] = dict(report.moved)
     for entry, app in zip((document["total"], *document["apps"]), (report.total, *report.apps), strict=True):
         entry["attainment"] = app.attainment
     return document
+
+
+# Why requests moved, as it is said.
+_REASONS = {
+    "load": "to where they end sooner",
+    "drain": "from an instance that was drained",
+    "failure": "from one that failed",
+}
 
 
 def _head(report: Report) -> Iterator[str]:
@@ -45,11 +54,17 @@ def _head(report: Report) -> Iterator[str]:
     if routed.keys() - {"fresh"}:
         yield (
             f"  {counted(routed.get('owner', 0), 'request')} went where their prompt's KV was, "
-            f"{routed.get('transfer', 0)} were sent theirs ({format_bytes(report.sent_bytes)}), "
+            f"{routed.get('transfer', 0)} were sent theirs ({format_bytes(total.sent_bytes - report.moved_bytes)}), "
             f"{routed.get('recompute', 0)} computed it again"
         )
-    if total.refused:
-        yield f"  {counted(total.refused, 'request')} longer than its model or the KV cache: refused"
+    if report.moved:
+        reasons = ", ".join(f"{count} {_REASONS[why]}" for why, count in report.moved)
+        yield f"  moved while under way: {reasons}, with {format_bytes(report.moved_bytes)} of KV"
+    if report.lost:
+        yield f"  {counted(report.lost, 'request')} of an instance that failed, without another: refused"
+    if total.refused > report.lost:
+        refused = counted(total.refused - report.lost, "request")
+        yield f"  {refused} longer than its model or the KV cache: refused"
     for reason, count in report.left_out:
         yield f"  {counted(count, 'request')} of the trace left out: {reason}"
 

@@ -185,6 +185,19 @@ def test_devices_that_nothing_is_known_of(tmp_path: Path, capsys) -> None:
     assert "BC504" in capsys.readouterr().err
 
 
+def test_instances_that_go_out_of_service(plan: str, trace: str, capsys) -> None:
+    name = fleet_plan().devices[0].address
+    assert main(["simulate", plan, "--trace", trace, "--fail", f"{name}@0.5", "--json"]) == 0
+    total = json.loads(capsys.readouterr().out)["fleets"][0]["reports"][0]["total"]
+    assert (total["requests"], total["moved"]) == (3, 0)
+    assert total["refused"] > 1  # there is no other instance
+    assert main(["simulate", plan, "--trace", trace, "--drain", f"{name}@0.5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fleets"][0]["reports"][0]["total"]["refused"] == 1
+    for wrong in ("n/none@1", f"{name}@soon"):
+        assert main(["simulate", plan, "--trace", trace, "--drain", wrong]) == 1
+        assert "BC101" in capsys.readouterr().err
+
+
 def test_equal_devices_and_robustness_in_one_table(plan: str, capsys) -> None:
     command = ["simulate", plan, "--rate", "30", "--duration", "1", "--prompt", "20", "--output", "9"]
     assert main([*command, "--equal", "--baseline", "pm,random,blind", "--robust"]) == 0

@@ -11,7 +11,7 @@ One idea a file: `prices` is what an instance and a link are expected to take, `
 
 from blockc_runtime.router.owners import PREFIX_TOKENS, prefix_keys
 from blockc_runtime.router.prices import ChainPrices, InstancePrices, Link, Network
-from blockc_runtime.router.router import Ask, Choice, Route, Router
+from blockc_runtime.router.router import Ask, Choice, Move, Route, Router
 
 __all__ = [
     "PREFIX_TOKENS",
@@ -20,6 +20,7 @@ __all__ = [
     "Choice",
     "InstancePrices",
     "Link",
+    "Move",
     "Network",
     "Route",
     "Router",

@@ -5,11 +5,15 @@ prompts before it, a place, its own prompt as far as nobody has computed it, its
 *owner*) has more of the prompt's KV than the candidate, the candidate either computes it again or is sent it, whichever
 is sooner; then it owns it, too. So a request waits at the owner, is computed again, or is handed over, by price.
 Of equals the one goes first that has been given least for its share of the route's traffic, then the lower index.
+
+A request under way moves (`hand_over`) where its instance goes out of service, or (`review`) where that pays: it ends
+sooner by a margin, its way included, and those on both instances lose less by it, all together, than it gains. A move
+for that reason is its only one, so nothing moves to and fro.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -21,6 +25,8 @@ from blockc_runtime.router.prices import InstancePrices, Network
 _FIRST_GUESS: Final = 128.0
 # Answers by which an app's expected length is as good as it gets; from then on it follows.
 _REMEMBERED: Final = 64
+# Of what a request still takes where it is, a move must spare this part.
+_MARGIN: Final = 0.25
 
 Verdict = Literal["fresh", "owner", "recompute", "transfer"]
 
@@ -62,6 +68,25 @@ class Choice:
     transfer_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """A request that leaves ``source``. ``gain_s``: seconds that are spared, by all on both instances together."""
+
+    request: str
+    source: int
+    choice: Choice
+    gain_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Stay:
+    """A request under way, where it is, and whether it has moved there because that pays."""
+
+    ask: Ask
+    instance: int
+    has_moved: bool = False
+
+
 @dataclass(slots=True)
 class _App:
     """Answers of one app."""
@@ -96,10 +121,13 @@ class Router:
         self._load = tuple(InstanceLoad(item) for item in prices)
         self._owners = Owners([item.cache_tokens for item in prices])
         self._apps = [_App() for _ in range(apps)]
-        self._asks: dict[str, tuple[Ask, int]] = {}  # those under way, and where
+        self._asks: dict[str, _Stay] = {}  # those under way
+        # Of each chain and instance those that may move, in the order in which they came.
+        self._movable: dict[tuple[int, int], dict[str, None]] = {}
         self._sent: dict[tuple[int, int], int] = {}  # requests by chain and instance
         self._link_free_s: dict[tuple[int, int], float] = {}
         self._leaving: set[int] = set()
+        self._failed: set[int] = set()
 
     def route(self, ask: Ask, now_s: float) -> Choice:
         """Choose for a new request. Raises ValueError if it is under way already."""
@@ -109,41 +137,101 @@ class Router:
         self._put(ask, choice, ask.prompt_tokens, now_s)
         return choice
 
-    def hand_over(self, request: str, now_s: float, *, tokens: int) -> Choice | None:
-        """Move a request that is under way with ``tokens`` so far; None: there is nowhere else for it to go.
+    def hand_over(self, request: str, now_s: float, *, emitted: int) -> Choice | None:
+        """Move a request that has ``emitted`` tokens of its answer; None: there is nowhere else for it to go.
 
-        Its pages travel with it, or the other instance computes them again.
+        Its pages travel with it, or the other instance computes them again: those of an instance that has failed.
         """
-        ask, here = self._asks[request]
-        whole = Ask(request=request, app=ask.app, chain=ask.chain, prompt_tokens=tokens, keys=ask.keys)
-        if all(item == here for item in self._routes[ask.chain].instances):
+        stay = self._asks[request]
+        here, tokens = stay.instance, stay.ask.prompt_tokens + emitted
+        closed = self._failed if here in self._failed else self._leaving
+        if all(item == here or item in closed for item in self._routes[stay.ask.chain].instances):
             return None
-        self._load[here].drop(request)
-        choice = self._choose(whole, now_s, tokens, without=(here,), holder=here)
-        self._put(ask, choice, tokens, now_s)
+        holder = None if here in self._failed or not self._load[here].has_started(request) else here
+        choice = self._choose(stay.ask, now_s, tokens, without=(here, *self._failed), holder=holder)
+        self._leave(request)
+        self._put(stay.ask, choice, tokens, now_s, has_moved=stay.has_moved)
         return choice
+
+    def review(self, now_s: float, emitted: Mapping[str, int]) -> tuple[Move, ...]:
+        """Moves that pay, one from each instance at most, so that the next see what it changes; they are made.
+
+        ``emitted``: tokens of the answers so far, of all requests that may move; others stay.
+        """
+        moves = []
+        for here in range(len(self._load)):
+            best = max(self._moves(here, now_s, emitted), key=lambda move: move.gain_s, default=None)
+            if best is not None:
+                ask = self._asks[best.request].ask
+                self._leave(best.request)
+                self._put(ask, best.choice, ask.prompt_tokens + emitted[best.request], now_s, has_moved=True)
+                moves.append(best)
+        return tuple(moves)
+
+    def _moves(self, here: int, now_s: float, emitted: Mapping[str, int]) -> Iterator[Move]:
+        """Of each chain the request that came last, if its best alternative pays."""
+        load = self._load[here]
+        for chain, route in self._routes.items():
+            request = next((item for item in reversed(self._movable.get((chain, here), {})) if item in emitted), None)
+            if request is None:
+                continue
+            ask = self._asks[request].ask
+            # However long an answer is already, as much is expected to come as at its beginning.
+            output = self._apps[ask.app].mean_tokens
+            tokens = ask.prompt_tokens + emitted[request]
+            # Who runs here must not wait for pages there.
+            others = [
+                item
+                for item in route.instances
+                if item != here and item not in self._leaving and self._load[item].holds(tokens + output)
+            ]
+            if not others:
+                continue
+            stays_s = load.left_s(request, output_tokens=output)
+            holder = here if load.has_started(request) else None
+            closed = [item for item in route.instances if item not in others]
+            choice = self._choose(ask, now_s, tokens, without=closed, holder=holder)
+            there, own = self._load[choice.instance], self._prices[choice.instance].chains[chain]
+            spared_s = stays_s - choice.end_s
+            if spared_s <= _MARGIN * stays_s:
+                continue
+            others_s = (load.rows - 1) * load.relief_s(chain) * output
+            others_s -= there.rows * (there.step_s(chain) - there.now_s) * output
+            if holder is None:
+                others_s += (load.rows - 1) * tokens * self._prices[here].chains[chain].prompt_s
+            others_s -= there.rows * (tokens - choice.found_tokens) * own.prompt_s
+            if spared_s + others_s > 0:
+                yield Move(request=request, source=here, choice=choice, gain_s=spared_s + others_s)
 
     def started(self, request: str) -> None:
         """It has its first token: its prompt has been read."""
         if (found := self._asks.get(request)) is not None:
-            self._load[found[1]].started(request)
+            self._load[found.instance].started(request)
 
     def ended(self, request: str, *, output_tokens: int, keys: tuple[Key, ...] = ()) -> None:
         """It has ended. ``keys``: of all its tokens, where more of its conversation may come."""
-        ask, instance = self._asks.pop(request)
-        self._load[instance].drop(request)
+        stay = self._asks[request]
+        self._leave(request)
+        del self._asks[request]
         if output_tokens:
-            self._apps[ask.app].learn(output_tokens)
+            self._apps[stay.ask.app].learn(output_tokens)
         if keys and not self._is_blind:
-            self._owners.note(instance, keys)
+            self._owners.note(stay.instance, keys)
 
     def drain(self, instance: int) -> None:
         """It gets no new requests where there is another for them; what it has can still be handed over."""
         self._leaving.add(instance)
 
+    def fail(self, instance: int) -> None:
+        """As `drain`, and nothing of what it had can be had any more."""
+        self._leaving.add(instance)
+        self._failed.add(instance)
+        self._owners.forget(instance)
+
     def back(self, instance: int, *, is_empty: bool) -> None:
         """It takes requests (again). ``is_empty``: its cache was lost."""
         self._leaving.discard(instance)
+        self._failed.discard(instance)
         if is_empty:
             self._owners.forget(instance)
 
@@ -167,7 +255,11 @@ class Router:
             found[holder] = max(0, tokens - 1)
         owner = max(found, key=lambda item: (found[item], -item), default=None)
         open_ = [item for item in route.instances if item not in without]
-        candidates = [item for item in open_ if item not in self._leaving] or open_
+        candidates = (
+            [item for item in open_ if item not in self._leaving]
+            or [item for item in open_ if item not in self._failed]
+            or open_
+        )
         share = dict(zip(route.instances, route.shares, strict=True))
 
         def rank(choice: Choice) -> tuple[float, float, int]:
@@ -209,13 +301,25 @@ class Router:
         wait_s = max(0.0, self._link_free_s.get((source, target), 0.0) - now_s)
         return wait_s + link.latency_s + nbytes / link.bytes_per_s
 
-    def _put(self, ask: Ask, choice: Choice, tokens: int, now_s: float) -> None:
+    def _leave(self, request: str) -> None:
+        stay = self._asks[request]
+        self._load[stay.instance].drop(request)
+        self._movable.get((stay.ask.chain, stay.instance), {}).pop(request, None)
+
+    def _put(self, ask: Ask, choice: Choice, tokens: int, now_s: float, *, has_moved: bool = False) -> None:
         """A request is on its way to where it was chosen to go."""
         instance = choice.instance
         if choice.source is not None:
             self._link_free_s[choice.source, instance] = now_s + choice.transfer_s
-        self._asks[ask.request] = ask, instance
-        self._load[instance].take(ask.request, chain=ask.chain, unread_tokens=tokens - choice.found_tokens)
+        self._asks[ask.request] = _Stay(ask, instance, has_moved)
+        if not has_moved:
+            self._movable.setdefault((ask.chain, instance), {})[ask.request] = None
+        self._load[instance].take(
+            ask.request,
+            chain=ask.chain,
+            unread_tokens=tokens - choice.found_tokens,
+            tokens=tokens + self._apps[ask.app].mean_tokens,
+        )
         self._sent[ask.chain, instance] = self._sent.get((ask.chain, instance), 0) + 1
         if ask.keys and not self._is_blind:
             self._owners.note(instance, ask.keys)

@@ -67,7 +67,9 @@ class Event:
 events = st.lists(
     st.builds(
         Event,
-        kind=st.sampled_from(["route", "route", "route", "started", "ended", "hand_over", "drain", "back"]),
+        kind=st.sampled_from(
+            ["route", "route", "route", "started", "ended", "hand_over", "review", "drain", "fail", "back"]
+        ),
         number=st.integers(0, 40),
         chain=st.integers(0, 2),
         tokens=st.integers(1, 900),
@@ -83,6 +85,8 @@ def play(own: Router, script: list[Event], copies: int) -> list[Choice | None]:
     found: list[Choice | None] = []
     at: dict[int, int] = {}
     leaving: set[int] = set()
+    failed: set[int] = set()
+    moved_before: set[int] = set()
     now_s = 0.0
     for number, event in enumerate(script):
         now_s += event.pause_s
@@ -97,12 +101,17 @@ def play(own: Router, script: list[Event], copies: int) -> list[Choice | None]:
             assert choice.end_s > 0
             assert (choice.source is not None) == (choice.verdict == "transfer") == (choice.transfer_s > 0)
             assert choice.source != choice.instance
-        elif event.kind == "drain":
-            own.drain(event.number % copies)
+        elif event.kind in ("drain", "fail"):
+            (own.drain if event.kind == "drain" else own.fail)(event.number % copies)
             leaving.add(event.number % copies)
+            if event.kind == "fail":
+                failed.add(event.number % copies)
+        elif event.kind == "review":
+            review(own, now_s, dict.fromkeys(under_way, event.tokens), at, moved_before, leaving)
         elif event.kind == "back":
             own.back(event.number % copies, is_empty=event.first == 0)
             leaving.discard(event.number % copies)
+            failed.discard(event.number % copies)
         elif under_way:
             request = under_way[event.number % len(under_way)]
             if event.kind == "started":
@@ -111,9 +120,10 @@ def play(own: Router, script: list[Event], copies: int) -> list[Choice | None]:
                 own.ended(str(request), output_tokens=event.tokens, keys=keys(event.first, 6))
                 del at[request]
             else:
-                moved = own.hand_over(str(request), now_s, tokens=event.tokens)
+                moved = own.hand_over(str(request), now_s, emitted=event.tokens)
                 found.append(moved)
-                assert (moved is None) == (copies == 1)
+                closed = failed if at[request] in failed else leaving
+                assert (moved is None) == (closed | {at[request]} == set(range(copies)))
                 if moved is not None:
                     assert moved.instance != at[request]
                     at[request] = moved.instance
@@ -159,6 +169,54 @@ def test_an_alternative_that_is_not_taken_decides_nothing(script) -> None:
         )
         assert again.instance == full.instance
         assert again.end_s == pytest.approx(full.end_s, rel=1e-9) or again.verdict != full.verdict
+
+
+def review(own: Router, now_s: float, emitted: dict[int, int], at: dict[int, int], before: set[int], leaving) -> None:
+    """Moves are from where requests are to where they end sooner, once for each."""
+    stays_s = {
+        request: own._load[at[request]].left_s(
+            str(request), output_tokens=own._apps[own._asks[str(request)].ask.app].mean_tokens
+        )
+        for request in emitted
+    }
+    moves = own.review(now_s, {str(request): tokens for request, tokens in emitted.items()})
+    for index, move in enumerate(moves):
+        request, choice = int(move.request), move.choice
+        assert move.source == at[request] != choice.instance
+        assert choice.instance not in leaving
+        assert move.gain_s > 0
+        assert index or choice.end_s < stays_s[request]  # the next ones find others at their place
+        assert request not in before
+        before.add(request)
+        at[request] = choice.instance
+    assert len({move.source for move in moves}) == len(moves)
+
+
+def test_reviews_move_what_came_last_to_who_is_idle_and_not_back() -> None:
+    own = router(2)
+    own.drain(1)
+    for number in range(4):
+        own.route(ask(str(number), chain=2, tokens=50), 0.0)
+        own.started(str(number))
+    assert own.review(1.0, {}) == ()
+    own.back(1, is_empty=False)
+    emitted = {str(number): 10 for number in range(4)}
+    assert own.review(1.0, emitted) == ()  # a row more costs less than the launches that it would make there
+    for number in range(4):
+        own.route(ask(f"other {number}", chain=0, tokens=50), 1.0)
+        own.started(f"other {number}")
+    assert {own._asks[f"other {number}"].instance for number in range(4)} == {1}
+    own.drain(1)
+    own.route(ask("late", chain=0, tokens=50), 1.0)
+    own.started("late")
+    own.ended("other 0", output_tokens=100)
+    own.back(1, is_empty=False)
+    (move,) = own.review(2.0, {**emitted, "late": 10})
+    assert (move.request, move.source, move.choice.instance, move.choice.verdict) == ("late", 0, 1, "transfer")
+    own.drain(1)
+    assert own.review(3.0, {**emitted, "late": 10}) == ()
+    own.back(1, is_empty=False)
+    assert own.review(3.0, {**emitted, "late": 10}) == ()
 
 
 def play_all(own: Router, script: list[Event]) -> None:
@@ -267,7 +325,7 @@ def test_a_request_under_way_is_handed_over() -> None:
     own = router(3)
     here = own.route(ask("a"), 0.0).instance
     own.started("a")
-    moved = own.hand_over("a", 0.5, tokens=650)
+    moved = own.hand_over("a", 0.5, emitted=50)
     assert moved is not None
     assert (moved.verdict, moved.source) == ("transfer", here)
     assert moved.found_tokens == 649
@@ -276,12 +334,13 @@ def test_a_request_under_way_is_handed_over() -> None:
     own.ended("a", output_tokens=50)
     slow = router(2, link=SLOW)
     slow.route(ask("a"), 0.0)
-    moved = slow.hand_over("a", 0.5, tokens=650)
+    slow.started("a")
+    moved = slow.hand_over("a", 0.5, emitted=50)
     assert moved is not None
     assert (moved.verdict, moved.found_tokens) == ("recompute", 0)
     alone = router(1)
     alone.route(ask("a"), 0.0)
-    assert alone.hand_over("a", 0.5, tokens=650) is None
+    assert alone.hand_over("a", 0.5, emitted=50) is None
     assert alone.requests == (1,)
 
 
