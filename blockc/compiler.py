@@ -18,8 +18,8 @@ from blockc.graph import Block, Chain
 from blockc.ir import DTYPE_BYTES
 from blockc.ir.layout import format_bytes
 from blockc.lower import isolation_group, lower
-from blockc.merge import Merged, merge, merges_any
-from blockc.place import base_blocks, place, place_problem, report_residency
+from blockc.merge import Amounts, Merged, merge, merges_any
+from blockc.place import base_blocks, decides_by_load, place, place_problem, report_residency, unserved_rps
 from blockc.plan import ExecutionPlan, verify_plan
 from blockc.quantize import Quantized, quantize
 from blockc.share import Shared, share
@@ -81,7 +81,9 @@ def compile_deployment(
     ``profile``: measured rates that loads are placed by; ``before``: the plan that this one follows.
     """
     clock = Clock(diags, on_stage, on_result)
-    prepared = prepare(deployment, zoo=zoo, target=target, clock=clock, on_bytes=on_bytes)
+    prepared = prepare(
+        deployment, zoo=zoo, target=target, clock=clock, on_bytes=on_bytes, profile=profile, before=before
+    )
     return arrange(prepared, deployment, clock=clock, profile=profile, before=before)
 
 
@@ -92,8 +94,10 @@ def prepare(
     target: Target | None,
     clock: Clock,
     on_bytes: OnModelBytes = lambda name, done, total: None,
+    profile: Profile | None = None,
+    before: ExecutionPlan | None = None,
 ) -> Prepared:
-    """The stages before placement. Of the policy they see `merge` and `share` only."""
+    """The stages before placement. Of the policy they see `share`, and `merge` with what placement says to it."""
     diags = clock.diags
     with clock.stage("read") as stage:
         target = check_target(deployment, target, diags=diags)
@@ -114,8 +118,12 @@ def prepare(
         stage.result = shared
     with clock.stage("merge") as stage:
         merged = Merged(chains=shared.chains, merges={})
-        if zoo is not None and merges_any(deployment):
-            merged = merge(deployment, shared.chains, zoo=zoo, fits=lambda found: _fits(deployment, found), diags=diags)
+        if merges_any(deployment):
+
+            def weigh(found: Mapping[str, Chain]) -> Amounts:
+                return _amounts(deployment, found, profile=profile, before=before)
+
+            merged = merge(deployment, shared.chains, zoo=zoo, weigh=weigh, diags=diags)
         stage.result = merged
     with clock.stage("quantize") as stage:
         stage.result = quantized = quantize(deployment, files, merged.chains, zoo=zoo, diags=diags)
@@ -153,7 +161,7 @@ def arrange(
         assert placement is not None, "place reports an error whenever it has no placement"
         stage.result = plan = lower(
             deployment, prepared.files, graph, placement,
-            target=prepared.target, parameters=prepared.parameters, zoo=prepared.zoo, merges=prepared.merged.merges,
+            target=prepared.target, parameters=prepared.parameters, zoo=prepared.zoo, merged=prepared.merged,
             evidence=prepared.shared.evidence, quantizations=prepared.quantized.quantizations,
         )  # fmt: skip
         verify_plan(plan)
@@ -165,10 +173,19 @@ def _unify(deployment: Deployment, chains: Mapping[str, Chain]) -> UnifiedGraph:
     return unify({name: chain for name, chain in chains.items() if name in wanted}, together=together(deployment))
 
 
-def _fits(deployment: Deployment, chains: Mapping[str, Chain]) -> bool:
-    scratch = Diagnostics()
+def _amounts(
+    deployment: Deployment, chains: Mapping[str, Chain], *, profile: Profile | None, before: ExecutionPlan | None
+) -> Amounts:
+    """What the placement of these chains has."""
     bases = base_blocks(deployment, chains)
-    return place(place_problem(deployment, _unify(deployment, chains), bases=bases), diags=scratch) is not None
+    problem = place_problem(deployment, _unify(deployment, chains), profile=profile, before=before, bases=bases)
+    found, by_load = place(problem, diags=Diagnostics()), decides_by_load(problem)
+    if found is None:
+        return Amounts(goals=problem.objective, values=(), by_load=by_load)
+    goals, values = found.solver.objective, found.solver.values or (found.solver.value,)
+    if problem.sheds:
+        goals, values = ("unserved", *goals), (float(unserved_rps(problem, found.served)), *values)
+    return Amounts(goals=goals, values=values, by_load=by_load)
 
 
 def report_sharing(files: Mapping[str, ModelFiles], chains: Mapping[str, Chain], *, diags: Diagnostics) -> None:

@@ -19,7 +19,17 @@ class Merged:
 
     gain: float
     private_bytes: int
-    rounding: float
+    rounding: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighed:
+    """What placement has of each goal with the app's fine-tune beside shared weights and merged (`WeighedEntry`)."""
+
+    goals: tuple[str, ...]
+    beside: tuple[float, ...]
+    merged: tuple[float, ...]
+    rounding: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +70,11 @@ class Integers:
 def merged_of(model: ModelEntry | None) -> Merged | None:
     """None if it was not merged."""
     return None if model is None or model.merged is None else Merged(**model.merged.model_dump())
+
+
+def weighed_of(model: ModelEntry | None) -> Weighed | None:
+    """None if merging it was not tried."""
+    return None if model is None or model.weighed is None else Weighed(**model.weighed.model_dump())
 
 
 def kept_of(model: ModelEntry | None, evidence: EvidenceManifest | None, occurrence: int) -> Kept | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from blockc.explain.difference import Difference
+from blockc.explain.evidence import Weighed
 from blockc.explain.pair import Pair, PairKv
 from blockc.explain.why import Bound, Elsewhere, KvFacts, Sibling, Why
 from blockc.render.units import format_bytes, printable
@@ -144,10 +145,13 @@ def _reason(bound: Bound) -> str:
 
 def _adapter(why: Why) -> Iterator[str]:
     if why.merged is not None:
+        rounding = "" if why.merged.rounding is None else f"; rounding took {why.merged.rounding:.2%} of its change"
         yield (
             f"MERGED  into weights of its own, {format_bytes(why.merged.private_bytes)}: expected to save "
-            f"{why.merged.gain:.1%} of a step's time; rounding took {why.merged.rounding:.2%} of its change"
+            f"{why.merged.gain:.1%} of a step's time{rounding}"
         )
+    if why.weighed is not None:
+        yield from _weighed(why.weighed, is_merged=why.merged is not None)
     if why.sides is None:
         what = f"of rank {why.side_rank}" if why.side_rank else "there is one"
         yield f"ADAPTER  {what}; where it acts is in the zoo, which is not at hand (`--zoo DIR`)"
@@ -155,6 +159,33 @@ def _adapter(why: Why) -> Iterator[str]:
         yield f"ADAPTER  acts here, beside the shared weights: {'; '.join(why.sides)}"
     else:
         yield f"ADAPTER  {'none acts here' if why.has_sides else 'none'}"
+
+
+def _weighed(weighed: Weighed, *, is_merged: bool) -> Iterator[str]:
+    """Both ways, of the goals up to the first in which they differ."""
+    if not is_merged:
+        much = weighed.rounding is not None
+        lost = f": rounding would take {weighed.rounding:.2%} of its change" if much else ""
+        yield f"NOT MERGED  beside shared weights{lost}"
+    same = 0
+    while weighed.beside[same : same + 1] == weighed.merged[same : same + 1] and same + 1 < len(weighed.beside):
+        same += 1
+    for name, values in (("beside shared weights", weighed.beside), ("merged", weighed.merged)):
+        yield f"  {name}: {_amounts(weighed.goals, values[: same + 1])}"
+
+
+def _amounts(goals: tuple[str, ...], values: tuple[float, ...]) -> str:
+    words = {
+        "devices": "{:.0f} devices", "cost": "{:.6g} an hour", "unserved": "{:.3g} requests/s left out",
+        "peak_load": "the busiest busy for {:.2%}", "slo": "{:.2%} of what targets allow",
+    }  # fmt: skip
+    return (
+        ", ".join(
+            words[goal].format(value) if goal in words else f"{goal} {format_bytes(int(value))}"
+            for goal, value in zip(goals, values, strict=False)
+        )
+        or "no placement was found"
+    )
 
 
 def _cache(why: Why) -> Iterator[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from blockc.explain.difference import Difference, apart_because, block_differences
-from blockc.explain.evidence import Integers, Kept, Merged, integers_of, kept_of, merged_of
+from blockc.explain.evidence import Integers, Kept, Merged, Weighed, integers_of, kept_of, merged_of, weighed_of
 from blockc.explain.names import occurrence_names, parameter_names, structure_of
 from blockc.explain.pair import equal_layers
 from blockc.ir.tensor import cached_bytes
@@ -109,6 +109,7 @@ class Why:
     sides: tuple[str, ...] | None
     has_sides: bool
     merged: Merged | None
+    weighed: Weighed | None
     kept: Kept | None
     integers: Integers | None
     kv: tuple[KvFacts, ...]
@@ -152,6 +153,7 @@ def explain_why(
         sides=_sides(chain, sides, occurrence),
         has_sides=chain.sides is not None,
         merged=merged_of(plan.models.get(entry.model)),
+        weighed=weighed_of(plan.models.get(entry.model)),
         kept=kept_of(plan.models.get(entry.model), evidence, occurrence),
         integers=integers_of(plan, entry.model, plan.blocks[digest]),
         kv=_kv(plan, entry, occurrence),

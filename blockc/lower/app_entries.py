@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from blockc.evaluate import Agreement, Probe
 from blockc.ir import canonical_json, json_digest
-from blockc.merge import Merge
+from blockc.merge import Merge, Merged, Weighed
 from blockc.place import Placement, least_tpot_s
 from blockc.plan import (
     AgreementEntry,
@@ -22,6 +22,7 @@ from blockc.plan import (
     QuantizationEntry,
     SharingEntry,
     TensorEvidenceEntry,
+    WeighedEntry,
 )
 from blockc.quantize import Quantization
 from blockc.share import Evidence, TensorEvidence
@@ -86,7 +87,7 @@ def model_entries(
     *,
     parameters: Mapping[str, int],
     zoo: Zoo | None,
-    merges: Mapping[str, Merge],
+    merged: Merged,
     evidence: Mapping[str, Evidence],
     quantizations: Mapping[str, Quantization],
 ) -> dict[str, ModelEntry]:
@@ -95,7 +96,8 @@ def model_entries(
     return {
         name: _model(item, files[name], graph, parameters.get(name)).model_copy(
             update={
-                "merged": _merged(merges.get(name)),
+                "merged": _merged(merged.merges.get(name)),
+                "weighed": _weighed(merged.weighed.get(name)),
                 "sharing": _sharing(evidence.get(name), zoo),
                 "quantization": _quantization(quantizations.get(name), zoo),
             }
@@ -131,6 +133,14 @@ def _merged(merge: Merge | None) -> MergeEntry | None:
     if merge is None:
         return None
     return MergeEntry(gain=merge.gain, private_bytes=merge.private_bytes, rounding=merge.rounding)
+
+
+def _weighed(weighed: Weighed | None) -> WeighedEntry | None:
+    if weighed is None:
+        return None
+    return WeighedEntry(
+        goals=weighed.goals, beside=weighed.beside, merged=weighed.merged, rounding=weighed.rounding
+    )  # fmt: skip
 
 
 def _sharing(evidence: Evidence | None, zoo: Zoo | None) -> SharingEntry | None:

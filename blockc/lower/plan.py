@@ -14,7 +14,7 @@ from blockc.ir import format_structure
 from blockc.lower.app_entries import app_entries, model_entries
 from blockc.lower.graph_entries import block_entry, chain_entry, kv_group_entries, path_entry, segment_entries
 from blockc.lower.place_entries import device_entries, link_entries, rule_entries
-from blockc.merge import Merge
+from blockc.merge import Merged
 from blockc.place import Placement, chain_banks, tenant_entries
 from blockc.plan import FORMAT_VERSION, BatchingEntry, ChainEntry, ExecutionPlan, KvGroupEntry
 from blockc.quantize import Quantization
@@ -35,7 +35,7 @@ def lower(
     target: Target,
     parameters: Mapping[str, int],
     zoo: Zoo | None,
-    merges: Mapping[str, Merge] = MappingProxyType({}),
+    merged: Merged | None = None,
     evidence: Mapping[str, Evidence] = MappingProxyType({}),
     quantizations: Mapping[str, Quantization] = MappingProxyType({}),
 ) -> ExecutionPlan:
@@ -69,7 +69,7 @@ def lower(
             graph,
             parameters=parameters,
             zoo=zoo,
-            merges=merges,
+            merged=merged or Merged(chains={}, merges={}),
             evidence=evidence,
             quantizations=quantizations,
         ),

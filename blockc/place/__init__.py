@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from blockc.place.count import chain_banks, place_problem
-from blockc.place.place import place
+from blockc.place.loads import unserved_rps
+from blockc.place.place import decides_by_load, place
 from blockc.place.problem import (
     PlaceChain,
     PlaceDevice,
@@ -35,10 +36,12 @@ __all__ = [
     "Placement",
     "base_blocks",
     "chain_banks",
+    "decides_by_load",
     "least_tpot_s",
     "place",
     "place_problem",
     "place_rules",
     "report_residency",
     "tenant_entries",
+    "unserved_rps",
 ]

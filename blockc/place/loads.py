@@ -46,3 +46,8 @@ def with_served(problem: PlaceProblem, served: Mapping[str, Fraction]) -> PlaceP
             chain = replace(chain, load=merged(parts) if parts else None)
         chains.append(chain)
     return replace(problem, chains=tuple(chains))
+
+
+def unserved_rps(problem: PlaceProblem, served: Mapping[str, Fraction]) -> Fraction:
+    """Requests a second of all apps that are left out. ``served``: the part of each that is not."""
+    return sum((part.rate_rps * (1 - served.get(part.app, Fraction(1))) for part in all_parts(problem)), Fraction(0))

@@ -113,14 +113,18 @@ def _speeds_known(problem: PlaceProblem) -> bool:
     return any(device.kind in problem.speeds for device in problem.devices)
 
 
+def decides_by_load(problem: PlaceProblem) -> bool:
+    """Whether what is expected counts: loads on devices of which something is known."""
+    return problem.work is not None and _speeds_known(problem)
+
+
 def goes_by_traffic(problem: PlaceProblem) -> bool:
     """Whether anything but bytes decides: loads whose cost is known, rules, or an earlier plan."""
-    known = _speeds_known(problem)
     loads = any(chain.load is not None for chain in problem.chains)
     if problem.objective != DEFAULT_OBJECTIVE:
         return True
     # Without known rates, rules and what was there before are kept to, and loads are left out (BC404).
-    return bool(problem.rules) or problem.before is not None or (problem.work is not None and known and loads)
+    return bool(problem.rules) or problem.before is not None or (decides_by_load(problem) and loads)
 
 
 def place_bytes(views: Views, *, diags: Diagnostics) -> Placement | None:

@@ -13,6 +13,7 @@ from blockc.plan.app_entries import (
     QuantizationEntry,
     SharingEntry,
     TenantEntry,
+    WeighedEntry,
 )
 from blockc.plan.file import dump_plan, load_plan, plan_bytes, read_plan, require_weights, verify_plan, write_plan
 from blockc.plan.graph_entries import (
@@ -86,6 +87,7 @@ __all__ = [
     "TermEntry",
     "TurnEntry",
     "Use",
+    "WeighedEntry",
     "chains_through",
     "dump_plan",
     "load_plan",

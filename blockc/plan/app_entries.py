@@ -104,11 +104,23 @@ class QuantizationEntry(Entry):
 
 
 class MergeEntry(Entry):
-    """Why a fine-tune has private weights in place of sides: see `blockc.merge.Merge`."""
+    """Why a fine-tune has private weights in place of sides: see `blockc.merge.Merge`.
+
+    ``rounding`` None: there were no weights to round.
+    """
 
     gain: float
     private_bytes: int
-    rounding: float
+    rounding: float | None
+
+
+class WeighedEntry(Entry):
+    """What placement has of each goal with a fine-tune beside shared weights and merged: see `blockc.merge.Weighed`."""
+
+    goals: tuple[str, ...]
+    beside: tuple[float, ...]
+    merged: tuple[float, ...]
+    rounding: float | None = None
 
 
 class ModelEntry(Entry):
@@ -128,6 +140,7 @@ class ModelEntry(Entry):
     parent: str | None
     chain: int | None
     merged: MergeEntry | None = None
+    weighed: WeighedEntry | None = None
     sharing: SharingEntry | None = None
     quantization: QuantizationEntry | None = None
 

@@ -334,7 +334,9 @@ POLICY = Kind(
     name="policy",
     doc="how to compile",
     attributes=(
-        attribute("merge", MERGE, "private weights for fine-tunes: `auto` where it pays and fits", default="never"),
+        attribute(
+            "merge", MERGE, "private weights for fine-tunes, rounded: `auto` where it pays and fits", default="never"
+        ),
         attribute("share", SHARE, "which blocks count as the same", default="exact"),
         attribute(
             "overload",

@@ -55,13 +55,20 @@ def folded_bias(side: Side | None, bias: TensorRef | None, zoo: Zoo) -> torch.Te
     return value
 
 
+def folded_params(place: Place, side: Side) -> tuple[str, ...]:
+    """Names of the parameters that a side changes. A bias that the structure has not is left out."""
+    assert place.param is not None
+    biased = place.kind != "vector" and place.bias is not None and (side.of("bias") or side.of("out_scale"))
+    return (place.param, place.bias) if biased and place.bias is not None else (place.param,)
+
+
 def folded_tensors(place: Place, side: Side, tensors: Mapping[str, TensorRef], zoo: Zoo) -> dict[str, torch.Tensor]:
-    """The parameters that a side changes, by name, float32. A bias that the structure has not is left out."""
+    """The parameters that a side changes (`folded_params`), by name, float32."""
     assert place.param is not None
     if place.kind == "vector":
         return {place.param: read_tensor(zoo, side.terms[0]["value"]).float()}
     made = {place.param: folded_matrix(place, side, tensors[place.param], zoo)}
-    if place.bias is not None and (side.of("bias") or side.of("out_scale")):
+    if place.bias is not None and place.bias in folded_params(place, side):
         bias = folded_bias(side, tensors[place.bias], zoo)
         assert bias is not None
         made[place.bias] = bias

@@ -94,6 +94,35 @@ def test_a_hot_fine_tune_gets_weights_of_its_own_and_answers_as_before(models: P
     assert not failed(verify(plan, zoo, root=models, prompts=3, output_tokens=4))
 
 
+def test_whoever_has_devices_for_itself_is_merged_where_placement_has_less(models: Path, tmp_path: Path) -> None:
+    """By load, however often others are there: its terms are saved, and its weights are read there anyway."""
+    beside = spec(models, "auto", others="10")
+    device = beside.cluster.devices[0]
+    cluster = replace(beside.cluster, devices=(device, replace(device, address="local/d1")))
+    alone = replace(beside.tenants["acme"], isolation="devices")
+    given = replace(beside, cluster=cluster, tenants=beside.tenants | {"acme": alone})
+    plan, _, _ = compiled(given, tmp_path)
+    weighed = plan.models["hot"].weighed
+    assert plan.models["hot"].merged is not None
+    assert weighed is not None
+    assert weighed.goals == plan.solver.objective
+    assert plan.solver.values == weighed.merged < weighed.beside
+    together, _, _ = compiled(beside, tmp_path)
+    weighed = together.models["hot"].weighed
+    assert together.models["hot"].merged is None
+    assert weighed is not None
+    assert together.solver.values == weighed.beside < weighed.merged
+
+
+def test_without_weights_it_is_weighed_too(models: Path) -> None:
+    given = spec(models, "always", others="20")
+    plan = compile_deployment(given, zoo=None, target="sim", diags=Diagnostics()).plan
+    merged = plan.models["hot"].merged
+    assert merged is not None
+    assert merged.rounding is None
+    assert merged.private_bytes > 0
+
+
 @pytest.mark.parametrize(
     ("merge", "change"),
     [("never", {}), ("auto", {"others": "20"}), ("auto", {"dtype": "bfloat16"})],
