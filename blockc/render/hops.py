@@ -103,12 +103,12 @@ def ways_of(plan: ExecutionPlan, profile: Profile | None = None) -> Ways:
     work = plan_work(plan)
     kinds = sorted({plan.devices[device].kind for instance in plan.instances for device in instance.devices})
     rates = {kind: own for kind in kinds if (own := _rates(kind, profile)) is not None}
-    pricing = _Pricing(plan, work, rates)
+    pricing = _Pricing(plan, work, _priced_instances(plan, work, rates))
     prompt = min([_PROMPT_TOKENS, *(max(1, chain.max_model_len // 2) for chain in plan.chains)])
     ways: dict[int, Way] = {}
     for route in plan.routes:
         instances = route.alternatives[0]
-        if all(map(pricing.knows, instances)):
+        if pricing.instances.keys() >= set(instances):
             ways[route.chain] = pricing.way(route.chain, instances, prompt)
     return Ways(
         by_chain=ways,
@@ -132,29 +132,73 @@ def _source(kinds: list[str], profile: Profile | None) -> str:
     return words if len(kinds) == 1 else f"{words}; of other devices a roofline of the catalogue's figures"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """Blocks ``first`` to ``stop`` of every path, on the devices that run them: all of an instance, or one stage."""
+
+    first: int
+    stop: int | None
+    devices: tuple[int, ...]
+    work: PlanWork
+    price: StepPricer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PricedInstance:
+    """``whole``: what no hop's is; ``parts``: what hops are."""
+
+    whole: StepPricer
+    parts: tuple[_Part, ...]
+
+
+def _priced_instances(
+    plan: ExecutionPlan, work: PlanWork, rates: Mapping[str, DeviceRates]
+) -> dict[int, _PricedInstance]:
+    """Those that can be priced, by number: a cell needs a link that is known, too. Once for all chains."""
+    found: dict[int, _PricedInstance] = {}
+    for number, instance in enumerate(plan.instances):
+        kind = plan.devices[instance.devices[0]].kind
+        if kind not in rates:
+            continue
+        link = node_link(plan, kind)
+        if instance.width == 1 or link is not None:
+            own = cell_rates(rates[kind], width=instance.width, link_bytes_per_s=link)
+            found[number] = _priced(plan, work, instance, own)
+    return found
+
+
+def _priced(plan: ExecutionPlan, work: PlanWork, instance: InstanceEntry, rates: DeviceRates) -> _PricedInstance:
+    whole = StepPricer(work, rates)
+    if not instance.stages:
+        only = _Part(first=0, stop=None, devices=instance.devices, work=work, price=whole)
+        return _PricedInstance(whole=whole, parts=(only,))
+    works = stage_works(plan, [(stage.first, stage.count) for stage in instance.stages])
+    parts = tuple(
+        _Part(
+            first=stage.first, stop=stage.first + stage.count, devices=stage.devices, work=own,
+            price=StepPricer(own, rates),
+        )
+        for stage, own in zip(instance.stages, works, strict=True)
+    )  # fmt: skip
+    return _PricedInstance(whole=whole, parts=parts)
+
+
 @dataclass(frozen=True, slots=True)
 class _Pricing:
     plan: ExecutionPlan
     work: PlanWork
-    rates: Mapping[str, DeviceRates]
-
-    def knows(self, number: int) -> bool:
-        """Whether an instance can be priced: a cell needs a link that is known, too."""
-        instance = self.plan.instances[number]
-        kind = self.plan.devices[instance.devices[0]].kind
-        return kind in self.rates and (instance.width == 1 or node_link(self.plan, kind) is not None)
+    instances: Mapping[int, _PricedInstance]
 
     def way(self, chain: int, instances: tuple[int, ...], prompt: int) -> Way:
         """``instances``: those that the chain travels through, in order."""
         place = {segment: number for number in reversed(instances) for segment in self.plan.instances[number].segments}
-        pricers = {number: self._pricer(number) for number in instances}
-        first = pricers[instances[0]]  # what is no hop's is counted where the chain begins
+        first = self.instances[instances[0]].whole  # what is no hop's is counted where the chain begins
         budget = max(1, self.plan.batching.max_batched_tokens)
         chunks = [(start, min(budget, prompt - start)) for start in range(0, prompt, budget)]
         hops = [
             hop
             for segment in self.plan.chains[chain].segments
-            for hop in self._hops(segment, self.plan.instances[place[segment]], chunks, prompt)
+            for hop in self._hops(segment, self.instances[place[segment]], chunks, prompt)
         ]
         side_bytes = self.work.chains[chain].side_bytes
         sides = _cost(side_bytes, first.sides(chain, 1), sum(first.sides(chain, count) for _, count in chunks))
@@ -178,36 +222,21 @@ class _Pricing:
         )  # fmt: skip
 
     def _hops(
-        self, segment: int, instance: InstanceEntry, chunks: Sequence[tuple[int, int]], prompt: int
+        self, segment: int, instance: _PricedInstance, chunks: Sequence[tuple[int, int]], prompt: int
     ) -> Iterator[Hop]:
         """The segment on its cell; on a pipeline a hop for each stage that has any of its blocks."""
         entry = self.plan.segments[segment]
-        rates = self._rates(instance)
-        parts: list[tuple[int, int, tuple[int, ...], PlanWork]] = [
-            (entry.first, entry.first + entry.count, instance.devices, self.work)
-        ]
-        if instance.stages:
-            works = stage_works(self.plan, [(stage.first, stage.count) for stage in instance.stages])
-            parts = [
-                (max(entry.first, own.first), min(entry.first + entry.count, own.first + own.count), own.devices, work)
-                for own, work in zip(instance.stages, works, strict=True)
-            ]
-        for first, stop, devices, work in parts:
+        end = entry.first + entry.count
+        for part in instance.parts:
+            first, stop = max(entry.first, part.first), end if part.stop is None else min(end, part.stop)
             if first >= stop:
                 continue
-            own, launch = StepPricer(work, rates), work.segments[segment]
+            own, launch = part.price, part.work.segments[segment]
             reading = [own.launch(segment, count, samples=start + count == prompt) for start, count in chunks]
             nbytes = launch.read_bytes + launch.row_read_bytes
             nbytes += sum(expert.nbytes * expert.chosen // expert.experts for expert in launch.experts)
             cost = _cost(nbytes, own.launch(segment, 1, samples=1), sum(reading))
-            yield Hop(segment=segment, first=first, count=stop - first, devices=devices, cost=cost)
-
-    def _rates(self, instance: InstanceEntry) -> DeviceRates:
-        kind = self.plan.devices[instance.devices[0]].kind
-        return cell_rates(self.rates[kind], width=instance.width, link_bytes_per_s=node_link(self.plan, kind))
-
-    def _pricer(self, number: int) -> StepPricer:
-        return StepPricer(self.work, self._rates(self.plan.instances[number]))
+            yield Hop(segment=segment, first=first, count=stop - first, devices=part.devices, cost=cost)
 
 
 def _cost(read_bytes: int, token: int, prompt: int) -> Cost:
