@@ -25,8 +25,11 @@ demo: install
 
 # Two test processes with one math thread each: OpenMP threads that outnumber the cores lose a factor of ten.
 test security clients golden wheel: export OMP_NUM_THREADS ?= 1
+# Asserts are rewritten once for all runs. Each process has a half of the tests in their order, and takes from the other's
+# when it is through: what a folder shares is mostly made once.
+test: export PYTHONDONTWRITEBYTECODE =
 test: install
-	$(BIN)/python -m pytest -n 2 -m "not slow and not cuda and not wheel and not clients"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not cuda and not wheel and not clients"
 
 # Without `assert`: nothing that keeps tenants apart may hang on one. (pytest's own in the tests stay.)
 security: install
