@@ -11,6 +11,9 @@ import pytest
 from blockc.cli import main
 from blockc.samples import root
 from tests.e2e.fleet import Command, serving
+from tests.support.plain_http import no_certificates
+
+__all__ = ["no_certificates"]
 
 
 @pytest.fixture(scope="session")

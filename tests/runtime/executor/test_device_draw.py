@@ -102,7 +102,7 @@ def step_of(driver: Driver, rows: list[Row]) -> Step:
 def test_rows_are_fed_where_the_logits_are(tmp_path: Path, records: bool) -> None:
     """Each step in another order than the one that feeds it, and two of them ahead of the host."""
     builder = PlanBuilder(new_zoo(tmp_path / "zoo"), pages=60)
-    builder.add(llama_spec(make_llama(), cuts=(2,)))
+    builder.add(llama_spec(make_llama(layers=1), cuts=(2,)))
     samplings = [Sampling(), Sampling(temperature=1.5, seed=3), Sampling(temperature=0.8, seed=4)]
     prompts = [[7, 8, 9], [1, 2, 3, 4], [5, 6]]
     plain, ahead = Driver(builder.build(), builder.zoo), overlapping(builder, records=records)

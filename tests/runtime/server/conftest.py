@@ -13,6 +13,9 @@ from blockc.zoo import Zoo
 from blockc_runtime.server.catalogue import Catalogue, load_catalogue
 from tests.runtime.server import world
 from tests.runtime.server.running import RunningServer, running
+from tests.support.plain_http import no_certificates
+
+__all__ = ["no_certificates"]
 
 
 @pytest.fixture(scope="session")
