@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from blockc.compiler import compile_deployment
 from blockc.diag import Diagnostics
+from blockc.explain import explain_why, why_text
 from blockc.merge import Demand, gain
 from blockc.place.sizes import sizes_of
 from blockc.plan import ExecutionPlan
@@ -81,6 +82,10 @@ def compiled(deployment_: Deployment, root: Path) -> tuple[ExecutionPlan, Diagno
     return compile_deployment(deployment_, zoo=zoo, diags=diags).plan, diags, zoo
 
 
+def app_of(plan: ExecutionPlan, name: str) -> int:
+    return next(number for number, app in enumerate(plan.apps) if app.model == name)
+
+
 def test_a_hot_fine_tune_gets_weights_of_its_own_and_answers_as_before(models: Path, tmp_path: Path) -> None:
     plan, _, zoo = compiled(spec(models, "auto"), tmp_path)
     merged = plan.models["hot"].merged
@@ -107,11 +112,15 @@ def test_whoever_has_devices_for_itself_is_merged_where_placement_has_less(model
     assert weighed is not None
     assert weighed.goals == plan.solver.objective
     assert plan.solver.values == weighed.merged < weighed.beside
+    said = why_text(explain_why(plan, app_of(plan, "hot"), 1))
+    assert f"  beside shared weights: 2 devices, the busiest busy for {weighed.beside[1]:.2%}\n" in said
+    assert f"  merged: 2 devices, the busiest busy for {weighed.merged[1]:.2%}\n" in said
     together, _, _ = compiled(beside, tmp_path)
     weighed = together.models["hot"].weighed
     assert together.models["hot"].merged is None
     assert weighed is not None
     assert together.solver.values == weighed.beside < weighed.merged
+    assert "NOT MERGED  beside shared weights\n" in why_text(explain_why(together, app_of(together, "hot"), 1))
 
 
 def test_without_weights_it_is_weighed_too(models: Path) -> None:
