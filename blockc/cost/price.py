@@ -9,7 +9,8 @@ long as no window is full: steps that differ in nothing else can be priced toget
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +23,15 @@ TICKS_PER_S: Final = 10**15
 def ticks(seconds: float) -> int:
     """The nearest whole number of ticks."""
     return round(seconds * TICKS_PER_S)
+
+
+# How long reading and computing take together.
+Both = Callable[[int, int], int]
+
+
+def _both(rates: DeviceRates) -> Both:
+    """The longer of the two, or one after the other."""
+    return max if rates.overlaps_reads else operator.add
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +47,7 @@ class StepPricer:
 
     def __init__(self, work: PlanWork, rates: DeviceRates) -> None:
         self._work = work
-        self._overlaps_reads = rates.overlaps_reads
+        self._both = _both(rates)
         side_flops_per_s, side_bytes_per_s = rates.side_rates
         self._segments_of = tuple(chain.segments for chain in work.chains)
         self._attention = tuple(tuple(_Attention.of(item, rates) for item in chain.attention) for chain in work.chains)
@@ -106,7 +116,7 @@ class StepPricer:
     def sides(self, chain: int, tokens: int) -> int:
         """What a chain's fine-tune adds to all of its launches in a step."""
         read, token = self._sides[chain]
-        return max(read, token * tokens) if self._overlaps_reads else read + token * tokens
+        return self._both(read, token * tokens)
 
     def constant(self, rows: int) -> int:
         """What a step takes however little its rows ask for."""
@@ -167,7 +177,7 @@ class _Launch:
     constant: int
     reduce_token: int
     experts: tuple[tuple[float, float], ...]
-    overlaps_reads: bool
+    both: Both
 
     @classmethod
     def of(cls, work: SegmentWork, rates: DeviceRates) -> _Launch:
@@ -180,7 +190,7 @@ class _Launch:
             constant=ticks(work.blocks * rates.block_s + work.reduces * rates.reduce_s),
             reduce_token=0 if reduce_rate is None else ticks(work.reduce_bytes / reduce_rate),
             experts=_expert_terms(work, rates),
-            overlaps_reads=rates.overlaps_reads,
+            both=_both(rates),
         )
 
     def price(self, tokens: int, samples: int) -> int:
@@ -188,10 +198,9 @@ class _Launch:
         for all_, missed in self.experts:  # expected to be read where every token chooses by chance
             read += round(all_ * (1 - missed**tokens))
         total = self.constant + self.reduce_token * tokens
-        total += max(read, self.token * tokens) if self.overlaps_reads else read + self.token * tokens
+        total += self.both(read, self.token * tokens)
         if samples:
-            own = self.row * samples
-            total += max(self.row_read, own) if self.overlaps_reads else self.row_read + own
+            total += self.both(self.row_read, self.row * samples)
         return total
 
 
@@ -212,14 +221,14 @@ class _Attention:
     token: int
     flops: int
     pair: int
-    overlaps_reads: bool
+    both: Both
 
     @classmethod
     def of(cls, work: AttentionWork, rates: DeviceRates) -> _Attention:
         flops_per_s, bytes_per_s = rates.attention_rates
         token, flops = ticks(work.token_bytes / bytes_per_s), ticks(work.pair_flops / flops_per_s)
-        pair = max(token, flops) if rates.overlaps_reads else token + flops
-        return cls(window=work.window, token=token, flops=flops, pair=pair, overlaps_reads=rates.overlaps_reads)
+        both = _both(rates)
+        return cls(window=work.window, token=token, flops=flops, pair=both(token, flops), both=both)
 
     def price(self, start: int, count: int) -> int:
         end = start + count
@@ -230,7 +239,7 @@ class _Attention:
         else:
             read = self.token * min(end, self.window - 1 + count)
             computed = self.flops * sum_of_seen(start, count, self.window)
-        return max(read, computed) if self.overlaps_reads else read + computed
+        return self.both(read, computed)
 
 
 def sum_of_seen(start: int, count: int, window: int) -> int:
