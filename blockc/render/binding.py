@@ -38,11 +38,6 @@ class Bound:
         """Whether it would break soon."""
         return self.share is not None and self.share >= TIGHT
 
-    @property
-    def words(self) -> str:
-        """What stands beside its bar."""
-        return f"{self.has} of {self.limit}"
-
 
 def bounds_of(plan: ExecutionPlan) -> list[Bound]:
     """All, the tightest first, those without an amount last."""

@@ -127,8 +127,9 @@ def binding(facts: Facts) -> list[Markup]:
         if bound.share is not None:
             shown.setdefault(bound.kind, bound)
     bars = [
-        (f"{kind}: {short_name(bound.line)}", min(1.0, bound.share or 0.0), bound.words, _CLASS[bound.is_tight])
+        (f"{kind}: {short_name(bound.line)}", min(1.0, bound.share), f"{bound.share:.0%}", _CLASS[bound.is_tight])
         for kind, bound in shown.items()
+        if bound.share is not None
     ]
     rows: list[list[Child]] = [
         [bound.line, bound.kind, bound.has, bound.limit, bound.left, "tight" if bound.is_tight else ""]
