@@ -207,7 +207,10 @@ def test_what_may_not_be_loaded(swapped: Command):
             plain = http.post(f"/v1/{route}_lora_adapter", content=json.dumps(body))
             assert plain.status_code == 415
         nobody = http.post("/v1/load_lora_adapter", json={"lora_name": "nobody/x", "lora_path": "pirate"})
-        assert (nobody.status_code, nobody.json()["error"]["code"]) == (400, "BC101")
+        assert (nobody.status_code, nobody.json()["error"]["param"]) == (400, "lora_name")
+        body = {"lora_name": "public/x", "lora_path": "pirate", "base_model_name": "nobody"}
+        error = http.post("/v1/load_lora_adapter", json=body).json()["error"]
+        assert (error["code"], error["param"]) == ("BC101", "base_model_name")
 
 
 def test_the_end_in_the_middle_of_a_load_leaves_no_compiler(folder: Path, tmp_path: Path):

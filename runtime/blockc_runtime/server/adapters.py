@@ -28,6 +28,8 @@ from blockc_runtime.server.swap import AppChanges, Swaps
 
 _NAME = re.compile(r"(?:(?P<tenant>[\w.-]{1,64})/)?(?P<app>[\w.-]{1,64})")
 _PARENT = re.compile(r"[\w.-]{1,64}")
+# Fields that the compiler finds wrong, by its codes: a tenant that is not there never gets there.
+_FIELDS = {"BC101": "base_model_name"}
 _MOST_FILES = 1000
 _END_S = 2.0
 _SHOWN = 20
@@ -162,9 +164,11 @@ class Adapters:
         found = _NAME.fullmatch(name)
         if found is None:
             raise invalid("write `tenant/app`", param="lora_name")
-        if found["tenant"] is not None:
-            return name
         tenants = {app.tenant for app in self._swaps.in_force.plan.apps}
+        if found["tenant"] is not None:
+            if found["tenant"] not in tenants:
+                raise invalid(f"there is no tenant `{found['tenant']}`", param="lora_name", code="BC101")
+            return name
         if len(tenants) != 1:
             raise invalid("there are several tenants: write `tenant/app`", param="lora_name")
         return f"{tenants.pop()}/{name}"
@@ -193,7 +197,8 @@ def _refused(out: bytes, code: int | None) -> ApiError:
         errors = [item for item in found if item["severity"] == "error"]
         first = errors[0]
         return ApiError(
-            400, f"{first['code']}: {first['message']}", param="lora_path", code=first["code"],
+            400, f"{first['code']}: {first['message']}", param=_FIELDS.get(first["code"], "lora_path"),
+            code=first["code"],
             diagnostics=[*errors, *(item for item in found if item["severity"] != "error")][:_SHOWN],
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, IndexError):
