@@ -9,12 +9,11 @@ long as no window is full: steps that differ in nothing else can be priced toget
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from blockc.cost.rates import DeviceRates
+from blockc.cost.rates import Both, DeviceRates
 from blockc.cost.work import AttentionWork, PlanWork, SegmentWork
 
 TICKS_PER_S: Final = 10**15
@@ -23,15 +22,6 @@ TICKS_PER_S: Final = 10**15
 def ticks(seconds: float) -> int:
     """The nearest whole number of ticks."""
     return round(seconds * TICKS_PER_S)
-
-
-# How long reading and computing take together.
-Both = Callable[[int, int], int]
-
-
-def _both(rates: DeviceRates) -> Both:
-    """The longer of the two, or one after the other."""
-    return max if rates.overlaps_reads else operator.add
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +37,7 @@ class StepPricer:
 
     def __init__(self, work: PlanWork, rates: DeviceRates) -> None:
         self._work = work
-        self._both = _both(rates)
+        self._both = rates.both
         side_flops_per_s, side_bytes_per_s = rates.side_rates
         self._segments_of = tuple(chain.segments for chain in work.chains)
         self._attention = tuple(tuple(_Attention.of(item, rates) for item in chain.attention) for chain in work.chains)
@@ -190,7 +180,7 @@ class _Launch:
             constant=ticks(work.blocks * rates.block_s + work.reduces * rates.reduce_s),
             reduce_token=0 if reduce_rate is None else ticks(work.reduce_bytes / reduce_rate),
             experts=_expert_terms(work, rates),
-            both=_both(rates),
+            both=rates.both,
         )
 
     def price(self, tokens: int, samples: int) -> int:
@@ -227,7 +217,7 @@ class _Attention:
     def of(cls, work: AttentionWork, rates: DeviceRates) -> _Attention:
         flops_per_s, bytes_per_s = rates.attention_rates
         token, flops = ticks(work.token_bytes / bytes_per_s), ticks(work.pair_flops / flops_per_s)
-        both = _both(rates)
+        both = rates.both
         return cls(window=work.window, token=token, flops=flops, pair=both(token, flops), both=both)
 
     def price(self, start: int, count: int) -> int:

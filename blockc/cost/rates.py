@@ -5,8 +5,9 @@ In: a kind of device. Out: rates that are counted on, which are parts of the cat
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from blockc.plan import ExecutionPlan
 from blockc.spec.device_kinds import DEVICE_KINDS, DeviceKind
@@ -26,6 +27,14 @@ FILL_BYTES_PER_S: Final = 20e9
 LINK_LATENCY_S: Final = 10e-6
 # Speed-up of a cell over its width, without what its devices tell each other.
 CELL_EFFICIENCY: Final = {1: 1.0, 2: 0.92, 4: 0.85, 8: 0.75}
+
+Time = TypeVar("Time", int, float)
+
+
+class Both(Protocol):
+    """How long reading and computing take together, in ticks or seconds."""
+
+    def __call__(self, reading: Time, computing: Time, /) -> Time: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +61,10 @@ class DeviceRates:
     attention: tuple[float, float] | None = None
     overlaps_reads: bool = True
 
-    def both(self, reading: float, computing: float) -> float:
-        """How long a launch takes that reads and computes for so long."""
-        return max(reading, computing) if self.overlaps_reads else reading + computing
+    @property
+    def both(self) -> Both:
+        """The longer of the two, or one after the other."""
+        return max if self.overlaps_reads else operator.add
 
     @property
     def side_rates(self) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from blockc.diag import Diagnostics
 from blockc.graph import Chain
 from blockc.merge.fold import Folded, fold, imagined, private_bytes
 from blockc.merge.pays import Demand, gain
-from blockc.merge.weigh import Weigh, Weighed, hottest, weigh_each
+from blockc.merge.weigh import Weigh, Weighed, hottest, remembering, weigh_each
 from blockc.spec.deployment import App, Base, Deployment, FineTune, base_of
 from blockc.zoo import Zoo
 
@@ -65,7 +65,7 @@ def merge(
     def make(chain: Chain) -> Folded:
         return Folded(chain=imagined(chain), rounding=None) if zoo is None else fold(chain, zoo)
 
-    found = dict(chains)
+    found, weigh = dict(chains), remembering(weigh)
     merges: dict[str, Merge] = {}
     auto: list[str] = []
     for name, fine_tune in deployment.fine_tunes.items():

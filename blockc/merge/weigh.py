@@ -46,6 +46,19 @@ class Amounts:
 Weigh = Callable[[Mapping[str, Chain]], Amounts]
 
 
+def remembering(weigh: Weigh) -> Weigh:
+    """The same, where the same chains are placed once."""
+    known: dict[frozenset[tuple[str, str]], Amounts] = {}
+
+    def asked(chains: Mapping[str, Chain]) -> Amounts:
+        key = frozenset((name, chain.digest) for name, chain in chains.items())
+        if key not in known:
+            known[key] = weigh(chains)
+        return known[key]
+
+    return asked
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weighed:
     """What all models take with one of them ``beside`` shared weights, and with it ``merged``; empty: no room.

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Final
 
 from blockc.cost import TICKS_PER_S, DeviceRates, StepPricer, cell_rates, node_link
+from blockc.cost.rates import LINK_LATENCY_S
 from blockc.diag import Diagnostics
 from blockc.plan import ExecutionPlan
 from blockc.simulate.baselines import LESS
@@ -273,7 +274,7 @@ class _Arranging:
             weights_bytes=sum(cell.weights_bytes for cell in self.cells),
             network=Network(
                 nodes=tuple(self.cells[index].node for index in used),
-                within=None if link is None else Link(bytes_per_s=link, latency_s=self._cell_rates(1).reduce_s),
+                within=None if link is None else Link(bytes_per_s=link, latency_s=LINK_LATENCY_S),
                 between=between,
             ),
         )

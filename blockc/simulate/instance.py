@@ -296,10 +296,14 @@ class Instance:
 
     def _land(self, flight: _Flight) -> None:
         """A step is done."""
-        self.now, step = flight.end, flight.step
+        self.now = flight.end
+        self._finish(flight.step, flight.start, tokens=flight.tokens)
+
+    def _finish(self, step: Step, start: int, *, tokens: int, spent: int | None = None) -> None:
+        """Take in what a step has drawn. ``spent``: see `_count`."""
         results = self._results(step)
         sampled = sum([row.samples for row in step.rows])
-        self._count(flight.start, steps=1, rows=len(step.rows), tokens=flight.tokens, sampled=sampled)
+        self._count(start, steps=1, rows=len(step.rows), tokens=tokens, sampled=sampled, spent=spent)
         self._take(self._scheduler.complete(step, StepResult(step=step.id, rows=results), self.now / TICKS_PER_S))
 
     def _alike(self, run: DecodeRun) -> tuple[int, int, int]:

@@ -19,7 +19,7 @@ from blockc.simulate.step_price import step_price
 from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.limits import EngineLimits
 from blockc_runtime.request import Request
-from blockc_runtime.step import Step, StepResult
+from blockc_runtime.step import Step
 
 
 class PipelineScheduler(FoldingScheduler):
@@ -109,13 +109,7 @@ class PipelinedInstance(Instance):
         """Take in the results of what has passed the last stage by now."""
         while self._passing and self._passing[0].end <= self.now:
             flight = self._passing.popleft()
-            step = flight.step
-            results = self._results(step)
-            sampled = sum([row.samples for row in step.rows])
-            self._count(
-                flight.start, steps=1, rows=len(step.rows), tokens=flight.tokens, sampled=sampled, spent=flight.busy
-            )
-            self._take(self._scheduler.complete(step, StepResult(step=step.id, rows=results), self.now / TICKS_PER_S))
+            self._finish(flight.step, flight.start, tokens=flight.tokens, spent=flight.busy)
 
     def _go_on(self) -> None:
         """Issue a step if there is room for one, and see when something happens next."""

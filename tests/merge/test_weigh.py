@@ -11,7 +11,7 @@ import pytest
 from blockc.graph import Chain
 from blockc.merge import Amounts, Folded, fold
 from blockc.merge.fold import imagined
-from blockc.merge.weigh import weigh_each
+from blockc.merge.weigh import remembering, weigh_each
 from tests.support.adapters import save_lora
 from tests.support.chains import chains_of
 from tests.support.deployments import deployment
@@ -57,6 +57,19 @@ def test_no_plan_has_more_than_without_merging(seed: int, tuned) -> None:
     for name, said in weighed.items():
         less = said.merged != () and (said.beside == () or said.merged < said.beside)
         assert (name in merged) == (less and said.rounding != 0.5)
+
+
+def test_the_same_chains_are_placed_once(tuned) -> None:
+    chains, _ = tuned
+    asked: list[Mapping[str, Chain]] = []
+
+    def weigh(found: Mapping[str, Chain]) -> Amounts:
+        asked.append(found)
+        return amounts(float(len(asked)))
+
+    weigh_once = remembering(weigh)
+    other = chains | {"one": imagined(chains["one"])}
+    assert [weigh_once(found).values for found in (chains, other, dict(chains), other)] == [(1,), (2,), (1,), (2,)]
 
 
 def test_no_room_is_more_than_anything() -> None:

@@ -12,6 +12,7 @@ from blockc.simulate import Fleet, Targets, generate, power_law, rates_of, repor
 from blockc.simulate.baselines import LESS
 from blockc.simulate.cells import Cell, device_bytes, least_pages, pages_bytes
 from blockc.simulate.equal import RANDOM, demand_of, equal_fleets, judge_of
+from blockc.simulate.fleet import network_of
 from blockc.simulate.robust import robust_cases
 from blockc.simulate.stored import ways
 from tests.plan.fleet import fleet_plan
@@ -60,6 +61,11 @@ def test_all_are_there_and_the_same_again(fleets: dict[str, Fleet]) -> None:
     for label, fleet in again.items():
         assert [app.instances for app in fleet.apps] == [app.instances for app in fleets[label].apps]
         assert [item.limits for item in fleet.instances] == [item.limits for item in fleets[label].instances]
+
+
+@pytest.mark.parametrize("label", ["ours", "pm", RANDOM])
+def test_devices_of_a_node_are_joined_as_in_a_plan(fleets: dict[str, Fleet], label: str) -> None:
+    assert fleets[label].network.within == network_of(PLAN, [(0,)]).within
 
 
 @pytest.mark.parametrize("label", ["ours", *NAMES])

@@ -108,9 +108,15 @@ def _apply(ys: Sequence[Tensor], x: Tensor, tiles: SideTiles, first: int, banks:
 
 
 def _part(size: int, tiles: SideTiles, each: int) -> int:
-    """Columns of a part of ``size``: of a tile in ``each`` pieces. Whoever adds up parts reads all of them."""
+    """Columns of a part of ``size``: of a tile in ``each`` pieces. Whoever adds up parts reads all of them.
+
+    How many there are is compiled in: where it follows the number of tiles, powers of two keep it to few kernels.
+    """
     steps = -(-size // _COLUMNS)
-    splits = size // _PART if tiles.places == FEW_PLACES else min(_PROGRAMS // (tiles.count * each), steps // 4)
+    splits = size // _PART
+    if tiles.places != FEW_PLACES:
+        most = max(1, min(_PROGRAMS // (tiles.count * each), steps // 4))
+        splits = 1 << (most.bit_length() - 1)
     return -(-steps // max(1, min(splits, _MOST_SPLITS))) * _COLUMNS
 
 
