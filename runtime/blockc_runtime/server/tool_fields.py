@@ -6,8 +6,9 @@ expect them. Invariant: tools are refused where the model's template would not s
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+import pydantic_core
 
 from blockc_runtime import structured
 from blockc_runtime.server.catalogue import ServedApp
@@ -65,8 +66,9 @@ def plain_messages(messages: list[ChatMessage]) -> list[dict[str, Any]]:
         for number, call in enumerate(message["tool_calls"] or ()):
             where = f"messages.{index}.tool_calls.{number}.function.arguments"
             try:
-                arguments = json.loads(call["function"]["arguments"] or "{}")
-            except (ValueError, RecursionError):
+                # As bodies are read: what is no text (half of a surrogate pair) is no JSON, and no number is NaN.
+                arguments = pydantic_core.from_json(call["function"]["arguments"] or "{}", allow_inf_nan=False)
+            except ValueError:
                 raise invalid(f"`{where}` is not JSON", param=where) from None
             if not isinstance(arguments, dict):
                 raise invalid(f"`{where}` is not a JSON object", param=where)

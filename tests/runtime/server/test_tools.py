@@ -132,7 +132,7 @@ def test_refusals(http: httpx.Client, changes: dict[str, Any], param: str | None
 
 
 def test_arguments_of_earlier_calls_have_to_be_objects(http: httpx.Client):
-    for arguments in ("{", "[1]"):
+    for arguments in ("{", "[1]", '{"city": "\\ud800"}', '{"city": NaN}', '{"city": ' + "[" * 900 + "]" * 900 + "}"):
         made = [{"id": "c", "type": "function", "function": {"name": "weather", "arguments": arguments}}]
         messages = [{"role": "assistant", "content": "", "tool_calls": made}]
         answer = http.post("/v1/chat/completions", json={"model": "acme/chat", "messages": messages})
