@@ -1,15 +1,15 @@
 """What an earlier plan has where, as a placement problem sees it.
 
-In: a plan and the graph and devices of a new one. Out: cells with the chains that are still there, and what lies on
-each device. Chains and tensors are known by digest and devices by address: what has another name is new.
+In: a plan and the graph and devices of a new one. Out: cells and pipelines with the chains that are still there, and
+what lies on each device. Chains and tensors are known by digest and devices by address: what has another name is new.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from blockc.place.problem import BeforeCell, PlaceBefore, PlaceDevice
-from blockc.plan import ExecutionPlan
+from blockc.place.problem import BeforeCell, BeforePipeline, PlaceBefore, PlaceDevice
+from blockc.plan import ExecutionPlan, InstanceEntry
 
 
 def before_of(plan: ExecutionPlan, digests: Sequence[str], devices: Sequence[PlaceDevice]) -> PlaceBefore:
@@ -17,7 +17,7 @@ def before_of(plan: ExecutionPlan, digests: Sequence[str], devices: Sequence[Pla
     chain_of = {digest: index for index, digest in enumerate(digests)}
     device_of = {device.address: index for index, device in enumerate(devices)}
     now = {index: device_of.get(device.address) for index, device in enumerate(plan.devices)}
-    cells, tensors, widths = [], {}, {}
+    cells, tensors, widths, parts = [], {}, {}, {}
     chains: dict[int, frozenset[int]] = {}
     for number, instance in enumerate(plan.instances):
         places = [now[device] for device in instance.devices]
@@ -32,13 +32,41 @@ def before_of(plan: ExecutionPlan, digests: Sequence[str], devices: Sequence[Pla
             if place is None:
                 continue
             stage = instance.stage_of(device)
-            part = slice(None) if stage is None else slice(stage.first, stage.first + stage.count)
+            if stage is not None:
+                parts[place] = stage.first, stage.first + stage.count
+            part = slice(None) if stage is None else slice(*parts[place])
             tensors[place] = _tensors(plan, instance.chains, part)
             chains[place] = frozenset(chain for chain, _ in kept)
             widths[place] = instance.width
         if not instance.stages and len(known) == len(instance.devices):
             cells.append(BeforeCell(devices=known, chains=kept))
-    return PlaceBefore(cells=tuple(cells), tensors=tensors, chains=chains, widths=widths)
+    pipelines = pipelines_before(plan.instances, dict(enumerate(chain_of.get(own.digest) for own in plan.chains)), now)
+    return PlaceBefore(
+        cells=tuple(cells), tensors=tensors, chains=chains, widths=widths, pipelines=pipelines, parts=parts
+    )
+
+
+def pipelines_before(
+    instances: Sequence[InstanceEntry], chain_of: Mapping[int, int | None], device_of: Mapping[int, int | None]
+) -> tuple[BeforePipeline, ...]:
+    """Instances alike are copies of one. ``chain_of``, ``device_of``: earlier to new, None where it is gone."""
+    alike: dict[tuple[object, ...], list[InstanceEntry]] = {}
+    for own in instances:
+        if own.stages:
+            alike.setdefault((own.chains, own.width, tuple(stage.first for stage in own.stages)), []).append(own)
+    return tuple(
+        BeforePipeline(
+            chains=tuple(sorted(new for chain in copies[0].chains if (new := chain_of[chain]) is not None)),
+            begins=(0, *(stage.first + stage.count for stage in copies[0].stages)),
+            copies=tuple(tuple(_places(stage.devices, device_of) for stage in own.stages) for own in copies),
+        )
+        for copies in alike.values()
+    )
+
+
+def _places(devices: Sequence[int], device_of: Mapping[int, int | None]) -> tuple[int, ...] | None:
+    found = tuple(place for device in devices if (place := device_of[device]) is not None)
+    return found if len(found) == len(devices) else None
 
 
 def _tensors(plan: ExecutionPlan, chains: Sequence[int], part: slice) -> frozenset[str]:

@@ -7,6 +7,7 @@ on each. Invariant: pure and seeded, and every device's memory entry is a `Layou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -24,7 +25,8 @@ from blockc.place.problem import DEFAULT_OBJECTIVE, PlaceProblem
 from blockc.place.sizes import Sizes
 from blockc.place.slots import check_slots
 from blockc.place.stages.explain import report_no_pipeline, report_nothing_left, report_without_effect
-from blockc.place.stages.pipelines import pipelines_of, staged_chains
+from blockc.place.stages.pipelines import Pipeline, pipelines_of, staged_chains
+from blockc.place.stages.replan import moved_bytes, moves, replans
 from blockc.place.stages.rest import rest_of
 from blockc.place.stages.tables import joined
 from blockc.place.tables import Filled, Placement, placement_of
@@ -59,24 +61,43 @@ def place(problem: PlaceProblem, *, diags: Diagnostics) -> Placement | None:
 
 def place_staged(views: Views, *, diags: Diagnostics) -> Placement | None:
     """Pipelines first, all else on the devices that are left. None without an error: there are no such pipelines."""
-    problem = views.problem
+    before, budget_bytes = views.problem.before, views.problem.move_budget_bytes
+    tried: list[tuple[Placement, Diagnostics]] = []
+    for way in () if before is None else replans(views, before):
+        own = Diagnostics()
+        placement = _beside(views, way, diags=own)
+        if placement is not None:
+            tried.append((placement, own))
+    if tried:
+        placement, own = min(tried, key=lambda item: moves(item[0].solver, budget_bytes))
+        diags.items.extend(own)
+        return placement
     pipelines = pipelines_of(views)
     if pipelines is None:
         report_no_pipeline(views, diags=diags)
         return None
+    return _beside(views, pipelines, diags=diags)
+
+
+def _beside(views: Views, pipelines: Sequence[Pipeline], *, diags: Diagnostics) -> Placement | None:
+    """All else beside these pipelines. None exactly if an error was reported."""
+    problem, before = views.problem, views.problem.before
     divided = {chain for own in pipelines for chain in own.staged.chains}
     taken = {device for own in pipelines for device in own.devices}
     report_without_effect(problem, divided, diags=diags)
+    moved = None if before is None else moved_bytes(problem, pipelines, before)
     rest = None
     if len(divided) < len(problem.chains):
         left = rest_of(problem, divided, taken)
         if not left.devices:
             report_nothing_left(views, divided, diags=diags)
             return None
+        if moved is not None and left.move_budget_bytes is not None:
+            left = replace(left, move_budget_bytes=max(0, left.move_budget_bytes - moved))
         rest = _place_cells(Views(problem=left), diags=diags)
         if rest is None:
             return None
-    return _checked(problem, joined(views, pipelines, rest), diags)
+    return _checked(problem, joined(views, pipelines, rest, moved_bytes=moved), diags)
 
 
 def _place_cells(views: Views, *, diags: Diagnostics) -> Placement | None:

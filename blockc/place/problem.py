@@ -187,13 +187,31 @@ class BeforeCell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BeforePipeline:
+    """A pipeline of an earlier plan, with its chains that are still there.
+
+    ``begins``: the first block of each stage, and their number at the end. ``copies``: the devices of each, stage by
+    stage; None: a device of the stage is gone.
+    """
+
+    chains: tuple[int, ...]
+    begins: tuple[int, ...]
+    copies: tuple[tuple[tuple[int, ...] | None, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlaceBefore:
-    """What an earlier plan has where. By device: digests of tensors, chains, and how many devices its cell has."""
+    """What an earlier plan has where. By device: digests of tensors, chains, and how many devices its cell has.
+
+    ``parts``: the first block of a device's stage and the first after it; a device that is not named had all blocks.
+    """
 
     cells: tuple[BeforeCell, ...]
     tensors: Mapping[int, frozenset[str]]
     chains: Mapping[int, frozenset[int]]
     widths: Mapping[int, int]
+    pipelines: tuple[BeforePipeline, ...] = ()
+    parts: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,14 +40,17 @@ LINKED = "network { inter_node = 100Gbps }"
 _PREPARED: list[Prepared] = []  # models are traced once
 
 
-def compiled(folder: Path, *, diags: Diagnostics | None = None, **changed: str) -> ExecutionPlan:
+def compiled(
+    folder: Path, *, diags: Diagnostics | None = None, before: ExecutionPlan | None = None, **changed: str
+) -> ExecutionPlan:
     values = {"memory": "11GiB", "devices": "0", "network": LINKED, "traffic": "", "policy": ""} | changed
     spec = folder / "fleet.blk"
     spec.write_text(SPEC.format(models=MODELS, **values))
     deployment = load(spec, variables={}, environ={}).require()
     if not _PREPARED:
         _PREPARED.append(prepare(deployment, zoo=None, target="sim", clock=Clock(Diagnostics())))
-    return arrange(_PREPARED[0], deployment, clock=Clock(Diagnostics() if diags is None else diags)).plan
+    clock = Clock(Diagnostics() if diags is None else diags)
+    return arrange(_PREPARED[0], deployment, clock=clock, before=before).plan
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +145,18 @@ def test_what_has_no_effect_beside_a_pipeline_is_said(tmp_path: Path, golden: Ca
     diags = Diagnostics()
     compiled(tmp_path, diags=diags, policy=policy, devices="1")
     assert "BC804" not in {item.code.id for item in diags}, "nothing is divided where a node holds the model"
+
+
+def test_a_plan_that_follows_has_its_stages_where_they_were(plan: ExecutionPlan, tmp_path: Path) -> None:
+    traffic = "traffic { rate = 1rps  prompt = 256tok  output = 64tok }  slo { tpot_p95 = 80ms }"
+    again = compiled(tmp_path, traffic=traffic, before=plan)
+    assert again.instances == plan.instances
+    assert again.solver.moved_bytes == 0
+    larger = compiled(tmp_path, traffic=traffic, before=plan, devices="1", memory="12GiB")
+    assert not larger.instances[0].stages, "a node holds it now"
+    assert larger.solver.moved_bytes == sum(entry.weights_bytes + entry.sides_bytes for entry in larger.memory)
+    back = compiled(tmp_path, traffic=traffic, before=larger)
+    assert 0 < (back.solver.moved_bytes or 0) <= sum(entry.weights_bytes + entry.sides_bytes for entry in back.memory)
 
 
 CONTRADICTIONS: list[tuple[str, Any]] = [

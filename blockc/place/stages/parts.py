@@ -37,6 +37,7 @@ class Parts:
             for place in range(self.blocks)
         )
         self._shares = tuple(tensor_share(tensor, width) for tensor in number)
+        self._digests = tuple(tensor.ref.digest for tensor in number)
         self._activations = tuple(
             max(chain.blocks[place].activation_bytes for chain in self._own) for place in range(self.blocks)
         )
@@ -95,6 +96,11 @@ class Parts:
                 found.append((weights_bytes, activation_bytes))
             self._held[first] = found
         return self._held[first]
+
+    def missing_bytes(self, first: int, stop: int, had: frozenset[str]) -> int:
+        """Weights of a part that each of its devices has to load. ``had``: digests of what lies there."""
+        used = set[int]().union(*self._tensors[first:stop])
+        return sum(self._shares[tensor] for tensor in used if self._digests[tensor] not in had)
 
     def state_bytes(self, first: int) -> int:
         """Of a token's hidden states, as they come to the block ``first``."""

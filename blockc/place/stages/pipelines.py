@@ -7,7 +7,7 @@ nodes, then stages. Invariant: no device is in two pipelines; deterministic.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final
@@ -36,6 +36,10 @@ class Pipeline:
         return tuple(device for copy in self.copies for stage in copy for device in stage)
 
 
+# A pipeline on some of the free devices, to the same on those of them that it is to be on.
+Named = Callable[[Pipeline, Collection[int]], Pipeline]
+
+
 def staged_chains(views: Views) -> tuple[int, ...]:
     """Those that are to run as pipelines: what fits no cell of a node, or all if the spec asks for stages."""
     problem = views.problem
@@ -48,18 +52,22 @@ def staged_chains(views: Views) -> tuple[int, ...]:
     return tuple(chain for chain in able if all(views.least_width(chain, block) is None for block in blocks))
 
 
-def pipelines_of(views: Views) -> tuple[Pipeline, ...] | None:
-    """Divide all that is to be, the first chains first."""
+def pipelines_of(
+    views: Views, kept: Sequence[Pipeline] = (), named: Named = lambda pipeline, _: pipeline
+) -> tuple[Pipeline, ...] | None:
+    """Divide all that is to be, the first chains first. ``kept``: pipelines that stay as they are."""
     problem = views.problem
-    every = range(len(problem.devices))
+    every = [device for device in range(len(problem.devices)) if all(device not in own.devices for own in kept)]
     groups: list[tuple[tuple[int, ...], Pipeline]] = []
     for chain in staged_chains(views):
+        if any(chain in own.staged.chains for own in kept):
+            continue
         alone = _best(problem, (chain,), every)
         if alone is None:
             return None
         for place, (members, own) in enumerate(groups):
             together = (*members, chain)
-            if not _may_share(problem, members, chain):
+            if not may_share(problem, members, chain):
                 continue
             joined = _best(problem, together, every)
             if joined is not None and len(joined.devices) < len(own.devices) + len(alone.devices):
@@ -68,17 +76,19 @@ def pipelines_of(views: Views) -> tuple[Pipeline, ...] | None:
         else:
             groups.append(((chain,), alone))
     free = set(every)
-    found: list[Pipeline] = []
+    found = list(kept)
     for members, _ in groups:
         chosen = _best(problem, members, sorted(free))
         if chosen is None:
             return None
+        chosen = named(chosen, sorted(free))
         free -= set(chosen.devices)
         found.append(chosen)
     return tuple(found)
 
 
-def _may_share(problem: PlaceProblem, members: Sequence[int], chain: int) -> bool:
+def may_share(problem: PlaceProblem, members: Sequence[int], chain: int) -> bool:
+    """Whether a chain may run with others in one pipeline."""
     if len(problem.chains[members[0]].blocks) != len(problem.chains[chain].blocks):
         return False
     for rule in problem.rules:
@@ -92,15 +102,13 @@ def _may_share(problem: PlaceProblem, members: Sequence[int], chain: int) -> boo
 
 def _best(problem: PlaceProblem, chains: tuple[int, ...], free: Collection[int]) -> Pipeline | None:
     """On the fewest of these devices."""
-    for rule in problem.rules:
-        if rule.kind == "pin" and set(rule.chains) & set(chains):
-            free = [device for device in free if device in rule.devices]
-    least, least_nodes = _asked(problem, chains, "replicas", "nodes"), _asked(problem, chains, "nodes")
+    free = allowed(problem, chains, free)
+    least, least_nodes = copies_asked(problem, chains)
     most = least + (_MORE_COPIES if any(problem.chains[chain].load is not None for chain in chains) else 0)
     found: list[tuple[tuple[Fraction, int], Pipeline]] = []
     for copies in range(least, most + 1):
         options = _options(problem, chains, free, copies, least_nodes)
-        first = next((item for item in options if _nodes(problem, item) >= least_nodes), None)
+        first = next((item for item in options if nodes_of(problem, item) >= least_nodes), None)
         if first is not None:
             found.append(((_spent(problem, first), copies), first))
     return min(found, key=lambda item: item[0])[1] if found else None
@@ -115,9 +123,20 @@ def _spent(problem: PlaceProblem, pipeline: Pipeline) -> Fraction:
     return Fraction(len(prices))
 
 
-def _nodes(problem: PlaceProblem, pipeline: Pipeline) -> int:
+def allowed(problem: PlaceProblem, chains: Sequence[int], devices: Collection[int]) -> list[int]:
+    """Those of the devices that no pin keeps the chains from."""
+    pins = [rule.devices for rule in problem.rules if rule.kind == "pin" and set(rule.chains) & set(chains)]
+    return [device for device in devices if all(device in pin for pin in pins)]
+
+
+def nodes_of(problem: PlaceProblem, pipeline: Pipeline) -> int:
     """On how many nodes it is."""
     return len({problem.devices[device].node for device in pipeline.devices})
+
+
+def copies_asked(problem: PlaceProblem, chains: Sequence[int]) -> tuple[int, int]:
+    """How many copies there are to be at least, and on how many nodes."""
+    return _asked(problem, chains, "replicas", "nodes"), _asked(problem, chains, "nodes")
 
 
 def _asked(problem: PlaceProblem, chains: Sequence[int], *kinds: str) -> int:
@@ -134,7 +153,7 @@ def _options(
     blocks = len(problem.chains[chains[0]].blocks)
     parts = {width: Parts(problem, chains, width) for width in WIDTHS}
     shapes: list[tuple[int, int, int, int, list[tuple[tuple[int, ...], ...]]]] = []
-    for number, nodes in enumerate(_alike(problem, free)):
+    for number, nodes in enumerate(alike_devices(problem, free)):
         for width in WIDTHS:
             count = sum(len(own) // width for own in nodes)
             wanted = [problem.stages] if problem.stages else range(2, min(_MOST_STAGES, blocks, count) + 1)
@@ -144,18 +163,29 @@ def _options(
                     spread = max(len({problem.devices[s[0]].node for s in copy}) for copy in taken)
                     shapes.append((width * stages, spread, stages, number, taken))
     for _, _, _, _, taken in sorted(shapes):
-        # Of copies on other nodes, hops may take other links: each such is judged, and the worst is what is said.
-        alike: dict[object, tuple[tuple[int, ...], ...]] = {}
-        for copy in taken:
-            alike.setdefault(hop_links(problem, copy), copy)
-        divided = [staged(problem, parts[len(copy[0])], copy, copies=copies) for copy in alike.values()]
-        every = [item for item in divided if item is not None]
-        if len(every) == len(divided):
-            worst = max(every, key=lambda item: max(map(sum, zip(item.traffic, item.sweeps, strict=True)), default=0.0))
-            yield Pipeline(staged=replace(worst, stages=taken[0]), copies=tuple(taken))
+        found = judged(problem, parts[len(taken[0][0])], taken)
+        if found is not None:
+            yield found
 
 
-def _alike(problem: PlaceProblem, free: Collection[int]) -> list[list[list[int]]]:
+def judged(
+    problem: PlaceProblem, parts: Parts, copies: Sequence[tuple[tuple[int, ...], ...]],
+    begins: tuple[int, ...] | None = None,
+) -> Pipeline | None:  # fmt: skip
+    """Divided among these devices, if it holds there. ``begins``: where stages begin, if that is known already."""
+    # Of copies on other nodes, hops may take other links: each such is judged, and the worst is what is said.
+    alike: dict[object, tuple[tuple[int, ...], ...]] = {}
+    for copy in copies:
+        alike.setdefault(hop_links(problem, copy), copy)
+    divided = [staged(problem, parts, copy, copies=len(copies), begins=begins) for copy in alike.values()]
+    every = [item for item in divided if item is not None]
+    if len(every) < len(divided):
+        return None
+    worst = max(every, key=lambda item: max(map(sum, zip(item.traffic, item.sweeps, strict=True)), default=0.0))
+    return Pipeline(staged=replace(worst, stages=copies[0]), copies=tuple(copies))
+
+
+def alike_devices(problem: PlaceProblem, free: Collection[int]) -> list[list[list[int]]]:
     """Devices of one kind, node by node, for each kind; all that a stage could be on is alike."""
     found: dict[tuple[object, ...], dict[str, list[int]]] = {}
     for index in sorted(free):

@@ -62,4 +62,5 @@ def _before(before: PlaceBefore, chain_of: dict[int, int], device_of: dict[int, 
             if device in device_of
         },
         widths={device_of[device]: width for device, width in before.widths.items() if device in device_of},
+        parts={device_of[device]: part for device, part in before.parts.items() if device in device_of},
     )

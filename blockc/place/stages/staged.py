@@ -17,7 +17,7 @@ from blockc.cost import DeviceRates
 from blockc.cost.hops import HopLink
 from blockc.place.problem import PlaceProblem
 from blockc.place.stages.links import hop_links
-from blockc.place.stages.partition import partition
+from blockc.place.stages.partition import PartCost, partition
 from blockc.place.stages.parts import Parts
 from blockc.place.traffic.times import DEFAULT_BUSY_LIMIT, IN_FLIGHT_MARGIN, cadence_s, first_token_s, in_flight
 
@@ -51,8 +51,11 @@ class Staged:
         return self.parts.chains
 
 
-def staged(problem: PlaceProblem, parts: Parts, stages: Sequence[tuple[int, ...]], *, copies: int) -> Staged | None:
-    """Divide."""
+def staged(
+    problem: PlaceProblem, parts: Parts, stages: Sequence[tuple[int, ...]], *, copies: int,
+    begins: tuple[int, ...] | None = None,
+) -> Staged | None:  # fmt: skip
+    """Divide. ``begins``: where stages begin, if that is known already."""
     links = hop_links(problem, stages)
     if links is None:
         return None
@@ -66,10 +69,10 @@ def staged(problem: PlaceProblem, parts: Parts, stages: Sequence[tuple[int, ...]
     loads = {chain: load for chain in parts.chains if (load := problem.chains[chain].load) is not None}
     rates = problem.rates_of(device.kind, parts.width)
     if not loads or rates is None or problem.work is None or any(link is None for link in links):
-        begins = partition(parts.blocks, len(stages), used)
-        if begins is None:
+        found = _begins(parts, len(stages), used, begins)
+        if found is None:
             return None
-        return Staged(parts=parts, stages=tuple(stages), begins=begins, copies=copies)
+        return Staged(parts=parts, stages=tuple(stages), begins=found, copies=copies)
     known = [link for link in links if link is not None]
     target_s = min(cadence_s(load) for load in loads.values())
     rows = sum(float(load.rate_rps * load.output_tokens) for load in loads.values()) / copies * target_s
@@ -93,19 +96,27 @@ def staged(problem: PlaceProblem, parts: Parts, stages: Sequence[tuple[int, ...]
         fits = together <= limit and used(first, stop) is not None
         return math.ceil(together * PARTS_PER_ONE) if fits else None
 
-    begins = partition(parts.blocks, len(stages), cost)
+    begins = _begins(parts, len(stages), cost, begins)
     if begins is None:
         return None
-    found = [busy(first, stop) for first, stop in pairwise(begins)]
-    most = max(map(sum, found))
+    loaded = [busy(first, stop) for first, stop in pairwise(begins)]
+    most = max(map(sum, loaded))
     ttft_s = {chain: _first_token_s(problem, parts, rates, begins, chain, most, tau_s, known) for chain in loads}
     if any(load.ttft_s is not None and ttft_s[chain] > load.ttft_s for chain, load in loads.items()):
         return None
     return Staged(
         parts=parts, stages=tuple(stages), begins=begins, copies=copies, tau_s=tau_s,
-        tpot_s=tau_s * len(stages) + hops_s, limit=limit, traffic=tuple(item[0] for item in found),
-        sweeps=tuple(item[1] for item in found), ttft_s=ttft_s, rows=rows,
+        tpot_s=tau_s * len(stages) + hops_s, limit=limit, traffic=tuple(item[0] for item in loaded),
+        sweeps=tuple(item[1] for item in loaded), ttft_s=ttft_s, rows=rows,
     )  # fmt: skip
+
+
+def _begins(parts: Parts, stages: int, cost: PartCost, given: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The best, or those that are given if every stage of them fits."""
+    if given is None:
+        return partition(parts.blocks, stages, cost)
+    holds = len(given) == stages + 1 and given[-1] == parts.blocks
+    return given if holds and all(cost(first, stop) is not None for first, stop in pairwise(given)) else None
 
 
 def wanted_pages(parts: Parts, copies: int) -> dict[int, int]:

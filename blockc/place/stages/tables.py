@@ -45,8 +45,10 @@ class _Fullest:
         return max(found, key=lambda own: own.used_bytes)
 
 
-def joined(views: Views, pipelines: Sequence[Pipeline], rest: Placement | None) -> Placement:
-    """``rest``: of `rest_of` the problem; None: nothing is left to place."""
+def joined(
+    views: Views, pipelines: Sequence[Pipeline], rest: Placement | None, *, moved_bytes: int | None = None
+) -> Placement:
+    """``rest``: of `rest_of` the problem; None: nothing is left to place. ``moved_bytes``: of the pipelines."""
     problem = views.problem
     taken = {device for own in pipelines for device in own.devices}
     staged_chains = {chain for own in pipelines for chain in own.staged.chains}
@@ -88,7 +90,7 @@ def joined(views: Views, pipelines: Sequence[Pipeline], rest: Placement | None) 
         ),
         memory=tuple(memory[device] for device in sorted(memory)),
         baselines=BaselineEntry(pm_bytes=problem.pm_bytes, ps_bytes=problem.ps_bytes, ours_bytes=problem.ours_bytes),
-        solver=_solver(views, pipelines, instances, None if rest is None else rest.solver),
+        solver=_solver(views, pipelines, instances, None if rest is None else rest.solver, moved_bytes),
     )
 
 
@@ -148,8 +150,9 @@ def _load(problem: PlaceProblem, own: Staged) -> LoadEntry | None:
 
 
 def _solver(
-    views: Views, pipelines: Sequence[Pipeline], instances: Sequence[InstanceEntry], rest: SolverEntry | None
-) -> SolverEntry:
+    views: Views, pipelines: Sequence[Pipeline], instances: Sequence[InstanceEntry], rest: SolverEntry | None,
+    moved_bytes: int | None,
+) -> SolverEntry:  # fmt: skip
     """What both take of the first goal; only bytes bound it, since neither search knew of the other's devices."""
     problem = views.problem
     goals = problem.objective if rest is None or not rest.values else rest.objective
@@ -165,7 +168,7 @@ def _solver(
         status="optimal" if bound == values[0] else "feasible",
         seed=problem.seed,
         solver="stages" if rest is None else f"stages, {rest.solver}",
-        moved_bytes=None if rest is None else rest.moved_bytes,
+        moved_bytes=None if moved_bytes is None else moved_bytes + ((rest and rest.moved_bytes) or 0),
     )
 
 

@@ -10,9 +10,10 @@ both load more, the one that loads less.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from blockc.ir.layout import tensor_share
+from blockc.place.assign import cheapest
 from blockc.place.cells import Views
 from blockc.place.problem import PlaceBefore
 from blockc.place.traffic.goals import spent
@@ -41,7 +42,10 @@ def replanned(
 
 
 def moved_bytes(views: Views, cells: Sequence[PackedCell], before: PlaceBefore) -> int:
-    """Weights and sides that lie on devices which did not have them. A share of another width is another thing."""
+    """Weights and sides that lie on devices which did not have them. A share of another width is another thing.
+
+    Sides count as new where a stage had some of them.
+    """
     return sum(_loaded(views, cell, device, before) for cell in cells for device in cell.devices)
 
 
@@ -49,7 +53,8 @@ def _loaded(views: Views, cell: PackedCell, device: int, before: PlaceBefore) ->
     problem, width = views.problem, len(cell.devices)
     alike = before.widths.get(device) == width
     had = before.tensors.get(device, frozenset()) if alike else frozenset()
-    held = before.chains.get(device, frozenset()) if alike else frozenset()
+    whole = alike and device not in before.parts
+    held = before.chains.get(device, frozenset()) if whole else frozenset()
     chains = [group for group, _ in cell.units]
     segments = {segment for chain in chains for segment in problem.chains[chain].segments}
     tensors = {tensor for segment in segments for tensor in problem.segments[segment].tensors}
@@ -115,23 +120,18 @@ def named(views: Views, packing: Packing, cells: Sequence[PackedCell], before: P
 def _assigned(
     views: Views, packing: Packing, cells: Sequence[PackedCell], places: Sequence[tuple[int, ...]], before: PlaceBefore
 ) -> list[PackedCell]:
-    from ortools.graph.python import linear_sum_assignment
-
-    solver: Any = linear_sum_assignment.SimpleLinearSumAssignment()
-    for row in range(len(places)):
-        for column, devices in enumerate(places):
-            cost = 0
-            if row < len(cells):
-                cell = PackedCell(kind=cells[row].kind, devices=devices, units=cells[row].units)
-                allowed = all(
-                    own.devices is None or own.devices.issuperset(devices)
-                    for own in (packing.groups[group] for group, _ in cell.units)
-                )
-                cost = moved_bytes(views, [cell], before) // _KIB if allowed else _FAR
-            solver.add_arc_with_cost(row, column, cost)
-    status = solver.solve()
-    assert status == solver.OPTIMAL, "every cell has a place: the one that it came with"
+    costs = []
+    for own in cells:
+        row = []
+        for devices in places:
+            cell = PackedCell(kind=own.kind, devices=devices, units=own.units)
+            allowed = all(
+                group.devices is None or group.devices.issuperset(devices)
+                for group in (packing.groups[number] for number, _ in cell.units)
+            )
+            row.append(moved_bytes(views, [cell], before) // _KIB if allowed else _FAR)
+        costs.append(row)
     return [
-        PackedCell(kind=cell.kind, devices=places[solver.right_mate(row)], units=cell.units)
-        for row, cell in enumerate(cells)
+        PackedCell(kind=cell.kind, devices=places[column], units=cell.units)
+        for cell, column in zip(cells, cheapest(costs), strict=True)
     ]
