@@ -81,6 +81,13 @@ def simulate_(
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, max=1000, help="So many seeds, and intervals of 95 %.")] = 1,
     jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes, where there are several runs.")] = 1,
+    shed: Annotated[
+        bool | None,
+        typer.Option(
+            "--shed/--no-shed",
+            help="Leave out what the plan has no place for, or not; if not given: of the spec's own traffic only.",
+        ),
+    ] = None,
     fail_on: Annotated[
         str | None, typer.Option("--fail-on", metavar="expect", help="Exit code 1 if an `expect` does not hold.")
     ] = None,
@@ -100,6 +107,7 @@ def simulate_(
         check_expectations,
         faster,
         fleet_of,
+        promised,
         rates_of,
         robust_cases,
         study_each,
@@ -133,9 +141,12 @@ def simulate_(
         if deployment is not None:
             targets |= {app: own for app, own in targets_of(deployment).items() if own.is_any}
 
+        sheds = trace is None and rate is None if shed is None else shed
+        parts = [app.served if sheds else 1.0 for app in loaded.apps]
+
         def workload(number: int) -> Workload:
             drawn = faster(draw(number), speed)
-            return drawn if first is None else first_seconds(drawn, first)
+            return promised(drawn if first is None else first_seconds(drawn, first), parts, number)
 
         if equal:
             fleets = equal_fleets(loaded, rates, names, workload(seed), judge_of(workload(seed), targets), diags=diags)

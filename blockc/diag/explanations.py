@@ -158,6 +158,7 @@ _PAGES: dict[str, str] = {
         `policy { overload = shed }`, and the devices cannot carry all that is expected. Apps with the lowest `priority`
         are served in full, those with the highest are left out first, and apps of one priority get equal parts. The
         plan says which part of each has a place (`served`). Models whose load is left out are in memory all the same.
+        `expect { slo_attainment = ... }` is judged over what has a place.
         """,
     "BC501": """
         A latency target lies below what one request alone takes on these devices: one prompt, or for each token one
@@ -165,8 +166,8 @@ _PAGES: dict[str, str] = {
         """,
     "BC502": """
         An `expect` block does not hold: `memory_below` for the plan, or `slo_attainment` under load, which is
-        simulated: under the spec's own traffic when it is compiled, under any with `blockc simulate`. No plan was
-        written.
+        simulated: under the spec's own traffic when it is compiled, under any with `blockc simulate`. Of the spec's
+        traffic what the plan has no place for (`overload = shed`) is not judged. No plan was written.
         """,
     "BC503": """
         A line of a trace is not what its format asks for, or the file has none of the known formats. docs/simulate.md

@@ -9,6 +9,7 @@ from blockc.simulate.chrome import chrome_trace
 from blockc.simulate.expectations import check_expectations
 from blockc.simulate.fleet import Fleet, fleet_of, rates_of
 from blockc.simulate.generate import Load, generate, power_law, spec_loads
+from blockc.simulate.promised import promised
 from blockc.simulate.recorded import has_load, spec_draw
 from blockc.simulate.report import AppReport, Report, Targets, report, targets_of
 from blockc.simulate.robust import robust_cases
@@ -38,6 +39,7 @@ __all__ = [
     "generate",
     "has_load",
     "power_law",
+    "promised",
     "rates_of",
     "read_trace",
     "report",

@@ -15,7 +15,7 @@ import numpy as np
 from blockc.diag import DiagnosticError, Diagnostics
 from blockc.simulate.traces.read import Trace
 from blockc.simulate.traces.row import Lines, TraceRow
-from blockc.simulate.workload import Arrival, Workload
+from blockc.simulate.workload import Arrival, Workload, opening
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ def workload_of(trace: Trace, apps: Sequence[str], spread: Spread, *, diags: Dia
                 continue
             app = named
         elif row.blocks:
-            app = by_block.setdefault(row.blocks[min(1, len(row.blocks) - 1)], own)
+            app = by_block.setdefault(opening(row.blocks), own)
         arrivals.append(_arrival(row, app))
     if lines.wrong:
         lines.close()

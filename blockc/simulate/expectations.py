@@ -53,6 +53,7 @@ def _attainment(
             "BC502",
             "no request has a target, so that none could be within it",
             at=expect.span,
+            notes=_shed(reports[0]),
             help="give apps an `slo { ... }`, or `simulate` a load that reaches those that have one",
         )
         return
@@ -70,7 +71,7 @@ def _attainment(
             for address, count, part in late[:_SHOWN]
             if address in spans
         ),
-        notes=_p95(reports[0].total),
+        notes=(*_p95(reports[0].total), *_shed(reports[0])),
         help="more or faster devices, lower targets, or less load; `--chrome-trace` shows where the time goes",
     )
 
@@ -89,6 +90,18 @@ def _p95(total: AppReport) -> tuple[str, ...]:
     names = (("time to first token", total.ttft), ("time per token", total.tpot), ("time to last token", total.e2e))
     parts = [f"{name} {1000 * item.p95_s:.0f} ms" for name, item in names if item is not None]
     return (f"p95 of all requests: {', '.join(parts)}",) if parts else ()
+
+
+def _shed(found: Report) -> tuple[str, ...]:
+    """Whose load has no place in full, and whether what has none was judged."""
+    if not found.shed:
+        return ()
+    parts = [f"{1 - item.served:.0%} of `{item.address}`" for item in found.shed[:_SHOWN]]
+    if len(found.shed) > _SHOWN:
+        parts.append(f"parts of {len(found.shed) - _SHOWN} more apps")
+    if found.shed[0].requests is None:
+        return (f"the plan has no place for {', '.join(parts)}, which was judged all the same: `--shed` leaves it out",)
+    return (f"not judged, because the plan has no place for it: {', '.join(parts)} (`overload = shed`)",)
 
 
 def _percent(part: float) -> str:

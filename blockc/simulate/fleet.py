@@ -52,7 +52,10 @@ class FleetInstance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetApp:
-    """An app: its tenant, which instances run its chain, and the part of its requests that each is meant for."""
+    """An app: its tenant, which instances run its chain, and the part of its requests that each is meant for.
+
+    ``served``: the part of its load that the plan has a place for.
+    """
 
     address: str
     tenant: str
@@ -62,6 +65,7 @@ class FleetApp:
     instances: tuple[int, ...]
     shares: tuple[float, ...]
     priority: int = 0
+    served: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +149,7 @@ def apps_of(plan: ExecutionPlan) -> tuple[FleetApp, ...]:
         FleetApp(
             address=app.address, tenant=app.tenant, weight=app.weight, chain=app.chain,
             isolation_group=app.isolation_group, instances=tuple(shares[app.chain]),
-            shares=tuple(shares[app.chain].values()), priority=app.priority,
+            shares=tuple(shares[app.chain].values()), priority=app.priority, served=app.served,
         )
         for app in plan.apps
     )  # fmt: skip

@@ -2,7 +2,8 @@
 
 In: a deployment and its plan. Out: BC502 for each expectation that does not hold; BC507 where none can be judged,
 because nothing is known of how fast a device is. Judged are ten minutes of traffic, or 20,000 requests, whichever is
-less, by the rates of the catalogue; `blockc simulate --fail-on expect` takes any load and a profile.
+less, of what the plan promises to serve (`promised`), by the rates of the catalogue; `blockc simulate --fail-on expect`
+takes any load and a profile.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from blockc.diag import Diagnostics
 from blockc.plan import ExecutionPlan
 from blockc.simulate.expectations import check_expectations
 from blockc.simulate.fleet import fleet_of, rates_of
+from blockc.simulate.promised import promised
 from blockc.simulate.recorded import has_load, spec_draw
 from blockc.simulate.report import report, targets_of
 from blockc.simulate.simulate import simulate
@@ -42,14 +44,16 @@ def judge_expectations(deployment: Deployment, plan: ExecutionPlan, *, diags: Di
             "--fail-on expect`",
         )
         return
-    rate_rps = sum(float(app.traffic.rate_rps or 0) for app in deployment.apps)
+    parts = {app.address: app.served for app in plan.apps}
+    rate_rps = sum(float(app.traffic.rate_rps or 0) * parts[app.address] for app in deployment.apps)
     seconds = min(_SECONDS, _REQUESTS / rate_rps) if rate_rps else _SECONDS
     draw = spec_draw(
-        deployment, [app.address for app in plan.apps], seconds=seconds, prompt_tokens=_PROMPT_TOKENS,
+        deployment, list(parts), seconds=seconds, prompt_tokens=_PROMPT_TOKENS,
         output_tokens=_OUTPUT_TOKENS, cv=1.0, turns=1.0, think_s=10.0, diags=diags,
     )  # fmt: skip
-    load = draw(0)
+    drawn = draw(0)
+    load = promised(drawn, list(parts.values()), 0)
     if len(load.arrivals) > _REQUESTS:
-        load = first(load, load.arrivals[_REQUESTS].at_s)
+        load = promised(first(drawn, load.arrivals[_REQUESTS].at_s), list(parts.values()), 0)
     found = report(simulate(fleet_of(plan, rates), load), targets_of(deployment))
     check_expectations(deployment, plan, (found,), diags=diags)

@@ -99,13 +99,25 @@ class InstanceReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shed:
+    """An app for whose load the plan has a place in part only (`overload = shed`): for ``served`` of it.
+
+    ``requests``: so many of the others were left out; None: none were, all of the load was run.
+    """
+
+    address: str
+    served: float
+    requests: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """A whole run.
 
     ``jain``: Jain's index over tenants of the part that each had been given of what it had asked for, when the last
     request of the trace came: 1 if all had got the same part, 1/n if one had got everything. ``routed``: as in `Run`.
     ``moved``: hand-overs by why they were, ``moved_bytes``: KV that went with them. ``lost``: requests refused because
-    an instance failed.
+    an instance failed. ``shed``: apps whose load has no place in full.
     """
 
     label: str
@@ -124,6 +136,7 @@ class Report:
     moved_bytes: int
     lost: int
     left_out: tuple[tuple[str, int], ...]
+    shed: tuple[Shed, ...] = ()
 
 
 def targets_of(deployment: Deployment) -> dict[str, Targets]:
@@ -197,6 +210,11 @@ def report(run: Run, targets: Mapping[str, Targets]) -> Report:
         moved_bytes=sum(item.nbytes for item in run.hand_overs),
         lost=sum(item.refusal == LOST for item in run.served),
         left_out=run.workload.left_out,
+        shed=tuple(
+            Shed(address=app.address, served=app.served, requests=shed)
+            for app, shed in zip(run.fleet.apps, run.workload.shed or (None,) * len(run.fleet.apps), strict=True)
+            if app.served < 1
+        ),
     )
 
 

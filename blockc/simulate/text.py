@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from blockc.render.units import counted, format_bytes, printable
-from blockc.simulate.report import AppReport, Latency, Report
+from blockc.simulate.report import AppReport, Latency, Report, Shed
 from blockc.simulate.study import Estimate, FleetStudy
 
 
@@ -67,17 +67,33 @@ def _head(report: Report) -> Iterator[str]:
         yield f"  {refused} longer than its model or the KV cache: refused"
     for reason, count in report.left_out:
         yield f"  {counted(count, 'request')} of the trace left out: {reason}"
+    if report.shed:
+        yield f"  {_shed(report.shed)}"
+
+
+def _shed(apps: Sequence[Shed]) -> str:
+    requests = [item.requests for item in apps if item.requests is not None]
+    if requests:
+        return f"{counted(sum(requests), 'request')} left out, for which the plan has no place (`overload = shed`)"
+    return (
+        f"the plan has no place for all load of {counted(len(apps), 'app')} (`overload = shed`), and all of it was "
+        "run: `--shed` leaves out the rest"
+    )
 
 
 def _apps(report: Report) -> Iterator[str]:
+    shed = {
+        item.address: f"{item.requests} ({1 - item.served:.0%})" for item in report.shed if item.requests is not None
+    }
     width = max(6, *(len(printable(app.address)) for app in report.apps))
     yield (
         f"{'APP':{width}}  {'requests':>8}  {'TTFT p50':>9} {'p95':>9} {'p99':>9}  {'TPOT p50':>9} {'p95':>9} "
-        f"{'p99':>9}  {'end p50':>9} {'p95':>9} {'p99':>9}  {'in time':>7}"
+        f"{'p99':>9}  {'end p50':>9} {'p95':>9} {'p99':>9}  {'in time':>7}" + ("  left out" if shed else "")
     )
     for app in (*report.apps, report.total):
         name = "all" if app.address == "*" else printable(app.address)
-        yield f"{name:{width}}  {app.requests:>8}  {_latencies(app)}  {_attained(app):>7}"
+        left_out = f"  {shed[app.address]}" if app.address in shed else ""
+        yield f"{name:{width}}  {app.requests:>8}  {_latencies(app)}  {_attained(app):>7}{left_out}"
 
 
 def _latencies(app: AppReport) -> str:

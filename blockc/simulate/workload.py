@@ -32,11 +32,15 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Arrivals with where they come from. ``left_out``: requests of the source that are not among them, by reason."""
+    """Arrivals with where they come from. ``left_out``: requests of the source that are not among them, by reason.
+
+    ``shed``: of each app, how many are not among them because the plan has no place for them; empty: all are.
+    """
 
     arrivals: tuple[Arrival, ...]
     source: str
     left_out: tuple[tuple[str, int], ...] = ()
+    shed: tuple[int, ...] = ()
 
     @property
     def may_reuse(self) -> bool:
@@ -47,6 +51,11 @@ class Workload:
     def horizon_s(self) -> float:
         """When the last request arrives that follows no other."""
         return max((item.at_s for item in self.arrivals if item.after is None), default=0.0)
+
+
+def opening(blocks: Sequence[int]) -> int:
+    """What requests of one conversation have in common: the second block, for the first is often a system prompt."""
+    return blocks[min(1, len(blocks) - 1)]
 
 
 def faster(workload: Workload, factor: float) -> Workload:

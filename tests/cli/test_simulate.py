@@ -135,6 +135,47 @@ def test_memory_is_expected_of_the_plan(plan: str, tmp_path: Path, capsys) -> No
     assert "local/d0 takes" in capsys.readouterr().err
 
 
+def test_load_without_a_place_is_left_out_of_the_specs_and_said(plan: str, trace: str, tmp_path: Path, capsys) -> None:
+    """A given load is run as it is unless one asks for less; neither is silent."""
+    made = fleet_plan()
+    apps = (made.apps[0].model_copy(update={"served": 0.25}), *made.apps[1:])
+    write_plan(made.model_copy(update={"apps": apps}), Path(plan))
+    path = spec(
+        tmp_path,
+        SLO="slo { ttft_p95 = 1ns }",
+        TRAFFIC="traffic { rate = 40rps  prompt = 20tok  output = 4tok }",
+        EXPECT="expect { slo_attainment = 99% }",
+    )
+    own = ["simulate", plan, "--spec", path, "--duration", "2"]
+
+    def reported(*command: str) -> dict:
+        assert main([*command, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["fleets"][0]["reports"][0]
+
+    every = reported(*own, "--no-shed")
+    found = reported(*own)
+    (shed,) = found["shed"]
+    assert (shed["address"], shed["served"]) == ("acme/chat", 0.25)
+    assert found["total"]["requests"] + shed["requests"] == every["total"]["requests"]
+    assert 0 < found["total"]["requests"] < shed["requests"]
+    assert every["shed"] == [{"address": "acme/chat", "served": 0.25, "requests": None}]
+    assert main(own) == 0
+    out = capsys.readouterr().out
+    assert f"{shed['requests']} requests left out, for which the plan has no place (`overload = shed`)" in out
+    assert f"{shed['requests']} (75%)" in next(line for line in out.splitlines() if line.startswith("acme/chat"))
+    assert main([*own, "--fail-on", "expect"]) == 1
+    assert "not judged, because the plan has no place for it: 75% of `acme/chat`" in capsys.readouterr().err
+
+    given = ["simulate", plan, "--spec", path, "--trace", trace]
+    assert main([*given, "--fail-on", "expect"]) == 1
+    assert "no place for 75% of `acme/chat`, which was judged all the same" in capsys.readouterr().err
+    assert main(given) == 0
+    assert "no place for all load of 1 app (`overload = shed`), and all of it was run" in capsys.readouterr().out
+    assert reported(*given)["total"]["requests"] == 3
+    (shed,) = reported(*given, "--shed")["shed"]
+    assert shed["requests"] is not None
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -51,6 +51,11 @@ def judged(own: Deployment, plan=PLAN) -> list[str]:
     return [item.code.id for item in diags]
 
 
+@pytest.fixture(autouse=True)
+def _short_loads(monkeypatch) -> None:
+    monkeypatch.setattr("blockc.simulate.judged._REQUESTS", 600)
+
+
 def test_an_expectation_holds_or_does_not(tmp_path: Path) -> None:
     assert judged(spec(tmp_path, ttft_s=Fraction(5))) == []
     assert judged(spec(tmp_path, ttft_s=Fraction(1, 10**7))) == ["BC502"]
@@ -71,6 +76,31 @@ def test_devices_of_which_nothing_is_known_are_said(tmp_path: Path) -> None:
 def test_a_great_load_is_judged_by_its_beginning(tmp_path: Path) -> None:
     fast = Traffic(rate_rps=Fraction(10**7), prompt_tokens=2, output_tokens=1)
     assert judged(spec(tmp_path, ttft_s=Fraction(1, 10**7), traffic=fast)) == ["BC502"]
+
+
+def with_places(served: float):
+    return PLAN.model_copy(update={"apps": tuple(app.model_copy(update={"served": served}) for app in PLAN.apps)})
+
+
+def test_what_has_no_place_is_not_judged(tmp_path: Path) -> None:
+    """Too much load for the plan, of which it promised two fifths: those are in time. Of all that it is not."""
+    too_much = Traffic(rate_rps=Fraction(700), prompt_tokens=20, output_tokens=8)
+    assert judged(spec(tmp_path, ttft_s=Fraction(1, 20), traffic=too_much)) == ["BC502"]
+    assert judged(spec(tmp_path, ttft_s=Fraction(1, 20), traffic=too_much), with_places(0.4)) == []
+    diags = Diagnostics()
+    judge_expectations(spec(tmp_path, ttft_s=Fraction(1, 10**7), traffic=too_much), with_places(0.4), diags=diags)
+    (item,) = diags
+    assert item.code.id == "BC502"
+    parts = "60% of `acme/chat`, 60% of `acme/draft`, 60% of `zoo/law`"
+    assert f"not judged, because the plan has no place for it: {parts} (`overload = shed`)" in item.notes
+
+
+def test_where_nothing_has_a_place_nothing_is_in_time(tmp_path: Path) -> None:
+    diags = Diagnostics()
+    judge_expectations(spec(tmp_path, ttft_s=Fraction(5)), with_places(0.0), diags=diags)
+    (item,) = diags
+    assert item.message.startswith("no request has a target")
+    assert "100% of `acme/chat`" in item.notes[0]
 
 
 @pytest.mark.parametrize(("target", "wanted", "status"), [("5s", "99%", 0), ("2ms", "100%", 1)])

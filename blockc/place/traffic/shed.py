@@ -63,6 +63,7 @@ def report_shed(views: Views, served: Mapping[str, Fraction], diags: Diagnostics
     ]
     if len(left) > _SHOWN:
         shown.append(f"and {len(left) - _SHOWN} more")
+    shown.append("an `expect { slo_attainment = ... }` is judged over what has a place")
     diags.report(
         "BC405",
         f"{len(left)} of {len(parts)} apps have no place for all of their load",
