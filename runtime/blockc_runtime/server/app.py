@@ -144,7 +144,7 @@ def create_app(
     async def detokenize(request: Request) -> Response:
         fields = parse_object(await read_body(request, max_body_bytes))
         served = _find(catalogue, request, model_name(fields))
-        return JSONResponse(detokenized(validate(DetokenizeBody, fields), served))
+        return JSONResponse(await detokenized(validate(DetokenizeBody, fields), served))
 
     @app.get("/openapi.json")
     async def openapi() -> Response:

@@ -72,6 +72,11 @@ class Vocabulary:
         """Decode all of ``tokens``, special ones included."""
         return self._tokenizer.decode(tokens, skip_special_tokens=False)
 
+    def text(self, tokens: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Decode all of ``tokens``, many of them beside other threads: only batches release the interpreter lock."""
+        (text,) = self._tokenizer.decode_batch([tokens], skip_special_tokens=skip_special_tokens)
+        return str(text)
+
     def _decode_bytes(self, token: int) -> bytes:
         piece = self._tokenizer.id_to_token(token)
         if piece is None:  # a row of the embedding that no token uses

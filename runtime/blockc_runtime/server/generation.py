@@ -35,6 +35,9 @@ from blockc_runtime.server.tools import CLOSE, OPEN, Tools
 
 _COMPLETION_TOKENS = 16  # OpenAI's default
 _INLINE_CHARS = 4096  # longer texts are tokenised beside the event loop
+# Characters or tokens of a call that only converts them; or so many for each token that the model reads.
+_MOST_SEEN = 1 << 18
+_SEEN_PER_TOKEN = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +114,7 @@ async def completion_generation(body: CompletionBody, app: ServedApp) -> Generat
     logprobs = body.logprobs
     if tries > body.n and logprobs is None:
         logprobs = 0  # the likeliest are chosen by them
-    echoes = tuple(_shown(app, prompt, body) for prompt in prompts) if body.echo else ()
+    echoes = tuple([await _shown(app, prompt, body) for prompt in prompts]) if body.echo else ()
     grammar = await grammar_of(body)
     generation = _generation(
         "cmpl", body, app, encoded, body.max_tokens, logprobs, tries=tries, grammar=grammar, echoes=echoes
@@ -142,13 +145,12 @@ def _check_tries(body: CompletionBody, tries: int) -> None:
         raise invalid("prompts are not scored in a stream: `echo` with `logprobs` does not go with it", param="stream")
 
 
-def _shown(app: ServedApp, prompt: str | tuple[int, ...], body: CompletionBody) -> str:
+async def _shown(app: ServedApp, prompt: str | tuple[int, ...], body: CompletionBody) -> str:
     """Return a prompt as text."""
     if isinstance(prompt, str):
         return prompt
     check_tokens(prompt, app, "prompt")
-    text = app.text.vocabulary.detokenizer(skip_special_tokens=body.skip_special_tokens)
-    return text.feed(prompt) + text.finish()
+    return await text_of(app, prompt, skip_special_tokens=body.skip_special_tokens)
 
 
 async def chat_generation(body: ChatBody, app: ServedApp) -> Generation:
@@ -187,8 +189,7 @@ async def chat_prompt(body: ChatBody, app: ServedApp, *, is_read: bool = False) 
         )
     except ChatTemplateError as error:
         raise invalid(f"the chat template refused: {error}", param="messages") from None
-    if is_read:
-        _check_length(app, text, "messages")
+    (_check_length if is_read else check_size)(app, text, "messages")
     return await encode(app, text, add_special_tokens=body.add_special_tokens)
 
 
@@ -239,13 +240,24 @@ async def _texts(prefix: str, body: ClassifyBody | EmbeddingBody, app: ServedApp
 
 
 def _check_length(app: ServedApp, text: str | tuple[int, ...], param: str) -> None:
-    """Raise 400 for a text that can never fit, before it is tokenised: a million letters take seconds of a busy CPU."""
-    if isinstance(text, str) and (least := app.text.least_tokens(text)) > app.max_model_len:
+    """Raise 400 for what can never fit, before anything is made of it: a million letters take seconds of a busy CPU."""
+    if isinstance(text, tuple):
+        least, has = len(text), f"`{param}` has {len(text)}"
+    else:
+        least = app.text.least_tokens(text)
+        has = f"a text of {len(text)} characters has {least} at least"
+    if least > app.max_model_len:
         raise invalid(
-            f"this model takes {app.max_model_len} tokens; a text of {len(text)} characters has {least} at least",
-            param=param,
-            code="context_length_exceeded",
+            f"this model takes {app.max_model_len} tokens; {has}", param=param, code="context_length_exceeded"
         )
+
+
+def check_size(app: ServedApp, value: str | Sequence[int], param: str) -> None:
+    """Raise 400 for more than anybody needs to see as tokens, or as text: it takes seconds of a CPU, and no quota."""
+    most = max(_MOST_SEEN, _SEEN_PER_TOKEN * app.max_model_len)
+    if len(value) > most:
+        what = "characters" if isinstance(value, str) else "tokens"
+        raise invalid(f"`{param}` has {len(value)} {what}; this route takes {most} at a time", param=param)
 
 
 async def encode(app: ServedApp, text: str | tuple[int, ...], *, add_special_tokens: bool) -> tuple[int, ...]:
@@ -255,6 +267,11 @@ async def encode(app: ServedApp, text: str | tuple[int, ...], *, add_special_tok
     if len(text) <= _INLINE_CHARS:
         return tuple(app.text.encode(text, add_special_tokens=add_special_tokens))
     return tuple(await asyncio.to_thread(app.text.encode, text, add_special_tokens=add_special_tokens))
+
+
+async def text_of(app: ServedApp, tokens: Sequence[int], *, skip_special_tokens: bool) -> str:
+    """Return the text of tokens that are all there."""
+    return await asyncio.to_thread(app.text.vocabulary.text, tokens, skip_special_tokens=skip_special_tokens)
 
 
 def _prompts(value: Any, param: str, most: int = MAX_PROMPTS) -> list[str | tuple[int, ...]]:

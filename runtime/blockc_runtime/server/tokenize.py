@@ -6,11 +6,12 @@ same prompt, or a chat of the same messages, would read.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from blockc_runtime.server.catalogue import ServedApp
 from blockc_runtime.server.errors import invalid
-from blockc_runtime.server.generation import chat_prompt, check_tokens, encode
+from blockc_runtime.server.generation import chat_prompt, check_size, check_tokens, encode, text_of
 from blockc_runtime.server.schemas import ChatBody, DetokenizeBody, TokenizeBody, validate
 
 
@@ -19,6 +20,7 @@ async def tokenized(body: TokenizeBody, app: ServedApp) -> dict[str, Any]:
     if (body.prompt is None) == (body.messages is None):
         raise invalid("give either `prompt` or `messages`", param="prompt")
     if body.prompt is not None:
+        check_size(app, body.prompt, "prompt")
         special = True if body.add_special_tokens is None else body.add_special_tokens
         tokens = await encode(app, body.prompt, add_special_tokens=special)
     else:
@@ -26,11 +28,12 @@ async def tokenized(body: TokenizeBody, app: ServedApp) -> dict[str, Any]:
         tokens = await chat_prompt(validate(ChatBody, fields), app)
     answer: dict[str, Any] = {"count": len(tokens), "max_model_len": app.max_model_len, "tokens": tokens}
     if body.return_token_strs:
-        answer["token_strs"] = [app.text.vocabulary.token_text(token) for token in tokens]
+        answer["token_strs"] = await asyncio.to_thread(lambda: list(map(app.text.vocabulary.token_text, tokens)))
     return answer
 
 
-def detokenized(body: DetokenizeBody, app: ServedApp) -> dict[str, Any]:
+async def detokenized(body: DetokenizeBody, app: ServedApp) -> dict[str, Any]:
     """Return the text of tokens, special ones included. Raises 400 for ids that the model lacks."""
+    check_size(app, body.tokens, "tokens")
     check_tokens(body.tokens, app, "tokens")
-    return {"prompt": app.text.vocabulary.decode(body.tokens)}
+    return {"prompt": await text_of(app, body.tokens, skip_special_tokens=False)}

@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 
+from blockc_runtime.server.detokenize import Vocabulary
 from tests.runtime.server import world
 from tests.runtime.server.running import RunningServer, raw
 
@@ -189,6 +190,17 @@ def test_too_long_prompts_are_told_the_limit_and_their_length(http: httpx.Client
     length = world.MAX_MODEL_LEN + 100
     answer = http.post("/v1/completions", json={**COMPLETION, "prompt": [5] * length})
     error = refused(answer, 400, str(world.MAX_MODEL_LEN), str(length))
+    assert error["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("prompt", [[5] * 3000, [[5], [5] * 3000]])
+def test_nothing_is_made_of_a_prompt_that_cannot_fit(http: httpx.Client, monkeypatch: pytest.MonkeyPatch, prompt: Any):
+    def used(*_: object, **__: object) -> None:
+        raise AssertionError("made text of a prompt that cannot fit")
+
+    for name in ("detokenizer", "text", "decode"):
+        monkeypatch.setattr(Vocabulary, name, used, raising=False)
+    error = refused(http.post("/v1/completions", json={**COMPLETION, "prompt": prompt, "echo": True}), 400, "3000")
     assert error["code"] == "context_length_exceeded"
 
 
