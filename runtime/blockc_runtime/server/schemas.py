@@ -21,7 +21,7 @@ MAX_INPUTS = 2048  # texts of one call for embeddings
 MAX_CHOICES = 128  # answers of one call, those of `best_of` that are not shown included
 MAX_BIASES = 1024
 MAX_SESSION_TTL_S = 600
-MAX_MESSAGES = 4096  # they are rendered on the event loop
+MAX_MESSAGES = 4096  # of their parts and calls, too: they are checked and rendered on the event loop
 MAX_TOOLS = 128
 MAX_NAME_CHARS = 64
 _MAX_FIELDS = 100
@@ -339,6 +339,7 @@ def validate(kind: type[_BodyT], body: dict[str, Any]) -> _BodyT:
     fields = _without_neutral(body, _NEUTRAL, "")
     messages = fields.get("messages")
     if isinstance(messages, list) and len(messages) <= MAX_MESSAGES:
+        _check_parts(messages)
         fields["messages"] = [
             _without_neutral(message, _NEUTRAL_IN_MESSAGES, f"messages.{index}.")
             if isinstance(message, dict)
@@ -356,6 +357,14 @@ def validate(kind: type[_BodyT], body: dict[str, Any]) -> _BodyT:
             raise invalid(f"`{param}` is not supported", param=param) from None
         why = first["msg"].removeprefix("Value error, ")  # pydantic's words before ours
         raise invalid(f"`{param}`: {echo(why)}", param=param) from None
+
+
+def _check_parts(messages: list[Any]) -> None:
+    for name in ("content", "tool_calls"):
+        lists = (message.get(name) for message in messages if isinstance(message, dict))
+        if (count := sum(len(items) for items in lists if isinstance(items, list))) > MAX_MESSAGES:
+            message = f"`messages` have {count} entries of `{name}`; at most {MAX_MESSAGES} are allowed"
+            raise invalid(message, param="messages")
 
 
 def _without_neutral(fields: dict[str, Any], neutral: dict[str, tuple[object, ...]], where: str) -> dict[str, Any]:

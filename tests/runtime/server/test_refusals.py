@@ -17,6 +17,8 @@ from tests.runtime.server.running import RunningServer, raw
 COMPLETION: dict[str, Any] = {"model": "acme/chat", "prompt": [5, 6], "max_tokens": 4}
 CHAT: dict[str, Any] = {"model": "acme/chat", "messages": [{"role": "user", "content": "hi"}]}
 
+CALL: dict[str, Any] = {"name": "f", "arguments": "{}"}
+
 
 def schema(value: dict[str, Any]) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": value}}}
@@ -138,6 +140,8 @@ def test_fields(http: httpx.Client, changes: dict[str, Any], param: str | None):
         ({"messages": "hi"}, "messages"),
         ({"messages": [1] * 1000}, "messages.0"),
         ({"messages": CHAT["messages"] * 10_000}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}] * 5000}]}, "messages"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": CALL}] * 100}] * 50}, "messages"),
         ({"messages": [{"role": "user"}, {"content": "x"}]}, "messages.1.role"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content"),
@@ -157,6 +161,7 @@ def test_fields(http: httpx.Client, changes: dict[str, Any], param: str | None):
 )  # fmt: skip
 def test_chat_fields(http: httpx.Client, changes: dict[str, Any], param: str | None):
     error = refused(http.post("/v1/chat/completions", json={**CHAT, **changes}), 400)
+    assert error["code"] != "context_length_exceeded"
     if param is not None:
         assert error["param"] == param
 
