@@ -264,6 +264,8 @@ class EngineClient:
         for tracked in tuple(self._tracked.values()):
             if tracked.request.epoch == epoch:
                 self._submit(tracked)
+        if epoch != self.epoch and not self._unfinished_in[epoch]:
+            self._pass(epoch)  # all that it was given again for has ended meanwhile
 
     def lacking(self) -> list[int]:
         """Plans that the engine does not have and that are in force, or have unfinished requests."""

@@ -185,9 +185,12 @@ class Supervisor:
     async def _restore(self, life: EngineLife) -> None:
         """Give an engine the plans that are in use and that it was not started with."""
         for epoch in self._client.lacking():
+            plan = self._plans.get(epoch)
+            if plan is None:
+                continue  # its last request has ended while another was loaded
             self._progress(f"the engine loads the plan before, for requests that began with it ({epoch})")
             try:
-                answer = await self.load(self._plans[epoch])
+                answer = await self.load(plan)
             except EngineGoneError:
                 return  # the next one is given them
             if isinstance(answer, Loaded):

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,8 +17,10 @@ from blockc_runtime.request import EndEvent, Request, Sampling
 from blockc_runtime.server.auth import Caller
 from blockc_runtime.server.catalogue import Catalogue
 from blockc_runtime.server.engine_client import EngineClient, EngineUnavailableError, PlanChangedError
+from blockc_runtime.server.engine_life import PlanFile
 from blockc_runtime.server.metrics import Metrics
-from blockc_runtime.wire.messages import End, Message, Submit
+from blockc_runtime.server.supervisor import Supervisor
+from blockc_runtime.wire.messages import End, Loaded, Message, Submit
 from tests.runtime.server.running import running
 
 
@@ -88,6 +92,56 @@ def test_a_plan_that_no_engine_can_have_again_is_said() -> None:
         with pytest.raises(EngineUnavailableError):
             world.submit("second", 0, is_more=True)
     assert world.past == [0]
+
+
+def test_a_plan_that_nobody_needs_any_more_once_it_is_there_again_is_let_go() -> None:
+    world = World()
+    world.submit("first", 0)
+    world.client.move_to(1)
+    world.client.detach()
+    world.client.attach(world.sent.append, 1)
+    assert world.client.lacking() == [0]
+    world.client.finish("first")  # its client leaves while the engine loads that plan
+    assert world.past == [0]
+    world.client.open(0)
+    assert world.past == [0, 0]
+    assert world.client.lacking() == []
+
+
+def test_a_plan_that_went_while_another_was_loaded_again_stops_nothing() -> None:
+    """The engine dies with requests of three plans; those of one leave while the one before it is loaded."""
+
+    async def play() -> None:
+        world = World()
+        loaded: list[int] = []
+        said: list[str] = []
+        files = [PlanFile(epoch=epoch, path=Path("none"), digest="") for epoch in range(4)]
+        supervisor = Supervisor(
+            world.client, lambda socket, plan: (), plan=files[3], metrics=world.metrics, progress=said.append
+        )
+
+        async def load(plan: PlanFile, *, alone: bool = False) -> Loaded:
+            loaded.append(plan.epoch)
+            world.client.finish("1")
+            return Loaded(
+                epoch=plan.epoch, plan_digest="", kept_bytes=0, loaded_bytes=0, kv_groups=0, kv_kept=0, load_s=0.0,
+                longest_turn_s=0.0,
+            )  # fmt: skip
+
+        supervisor.load = load  # type: ignore[method-assign]
+        supervisor._plans.update({file.epoch: file for file in files})
+        for epoch in range(3):
+            world.submit(str(epoch), epoch)
+            world.client.move_to(epoch + 1)
+        world.client.detach()
+        world.client.attach(world.sent.append, 3)
+        life: Any = None
+        await supervisor._restore(life)
+        await supervisor.stop()
+        assert loaded == [0, 2]
+        assert world.submitted() == ["0", "1", "2", "0", "2"]
+
+    asyncio.run(play())
 
 
 @pytest.mark.parametrize("route", ["/v1/embeddings", "/v1/classify"])
