@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from starlette.responses import Response
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from blockc_runtime.request import EndEvent, TokenLogprob, TokensEvent
 from blockc_runtime.server import sse
@@ -19,6 +19,7 @@ from blockc_runtime.server.auth import Caller
 from blockc_runtime.server.catalogue import ServedApp
 from blockc_runtime.server.choice import Choice
 from blockc_runtime.server.classify import ScoresResponse
+from blockc_runtime.server.direct import Direct, direct
 from blockc_runtime.server.embeddings import EmbeddingsResponse, waves
 from blockc_runtime.server.engine_client import (
     Arrival,
@@ -163,9 +164,15 @@ class TextResponse(CallResponse):
         self._as_stream = stream
         self._options = options
         self._generation = generation
+        self._direct: Direct | None = None
         self._scored: dict[int, dict[int, TokenLogprob]] = {}  # by request and place in its prompt
         vocabulary = generation.app.text.vocabulary
         self._outputs = [Output(vocabulary, generation.options) for _ in generation.requests]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        self._direct = direct(scope)
+        await super().__call__(scope, receive, send)
 
     async def _answer(self, send: Send, arrivals: list[Arrival]) -> None:
         await (self._stream(send, arrivals) if self._as_stream else self._whole(send, arrivals))
@@ -175,12 +182,10 @@ class TextResponse(CallResponse):
         data = b"".join(self._format.opening(index) for index in range(len(self._outputs)))
         try:
             while arrivals:
-                data += b"".join([self._event(arrival) for arrival in arrivals])
-                if data:
-                    counted = self._options.continuous_usage_stats
-                    await send(sse.body(sse.with_usage(data, self._usage()) if counted else data, more=True))
+                if data := self._events(arrivals, data):
+                    await send(sse.body(data, more=True))
                 data = b""
-                arrivals = await self._call.arrived()
+                arrivals = await self._call.arrived(self._write)
             if self._options.include_usage:
                 data = self._format.usage_chunk(self._usage())
         except ApiError as error:
@@ -189,11 +194,16 @@ class TextResponse(CallResponse):
 
     async def _whole(self, send: Send, arrivals: list[Arrival]) -> None:
         choices = [Choice() for _ in self._outputs]
-        while arrivals:
+
+        def take(arrivals: list[Arrival]) -> bool:
             for arrival in arrivals:
                 if delta := self._delta(arrival):
                     choices[self._index[arrival.request]].add(delta)
-            arrivals = await self._call.arrived()
+            return True
+
+        while arrivals:
+            take(arrivals)
+            arrivals = await self._call.arrived(take)
         if not all(output.finished for output in self._outputs):
             return  # the client left; nobody reads an answer
         shown = self._generation.shown(choices)
@@ -202,6 +212,17 @@ class TextResponse(CallResponse):
             choice.prompt_logprobs = [scored[place] for place in sorted(scored)]
         data = self._format.whole(shown, self._usage())
         await send_json(send, data)
+
+    def _write(self, arrivals: list[Arrival]) -> bool:
+        """Write tokens at once, if the client has taken all before them; all else takes its turn in `_stream`."""
+        if self._direct is None or not self._direct.is_clear:
+            return False
+        self._direct.write(self._events(arrivals))
+        return True
+
+    def _events(self, arrivals: list[Arrival], opening: bytes = b"") -> bytes:
+        data = opening + b"".join([self._event(arrival) for arrival in arrivals])
+        return sse.with_usage(data, self._usage()) if data and self._options.continuous_usage_stats else data
 
     def _event(self, arrival: Arrival) -> bytes:
         delta = self._delta(arrival)

@@ -15,6 +15,8 @@ from blockc_runtime.server.schemas import ChatBody
 from blockc_runtime.server.sse import to_json
 from blockc_runtime.server.tools import Part, ToolReader, read_whole
 
+_GOES_ON = '"finish_reason":null'
+
 
 class ChatFormat:
     """See `calls.Format`."""
@@ -41,7 +43,7 @@ class ChatFormat:
         """Return the event that names the role."""
         delta = '{"role":"assistant","content":""}'
         extra = f',"prompt_token_ids":{to_json(self._prompt)}' if self._with_ids else ""
-        return self._render(index, delta, "null", '"finish_reason":null' + extra)
+        return self._render(index, delta, "null", _GOES_ON + extra)
 
     def chunk(self, index: int, delta: Delta) -> bytes:
         """Return the event of a delta."""
@@ -52,7 +54,7 @@ class ChatFormat:
             parts += self._readers[index].finish() if delta.finish_reason else []
         data = b""
         for part in parts[:-1] if len(parts) > 1 else ():
-            data += self._render(index, self._content(index, part), "null", '"finish_reason":null')
+            data += self._render(index, self._content(index, part), "null", _GOES_ON)
         content = self._content(index, parts[-1]) if parts else "{}"
         if delta.finish_reason == "stop" and self._readers and self._calls[index]:
             finish_reason = "tool_calls"
@@ -65,9 +67,9 @@ class ChatFormat:
         if self._with_logprobs and delta.tokens:
             entries = chat_logprobs(delta.tokens, delta.logprobs, self._vocabulary)
             logprobs = to_json(entries)
-        end = f'"finish_reason":{to_json(finish_reason)}'
-        if delta.finish_reason:
-            end += f',"stop_reason":{to_json(delta.stop_reason)}'
+        end = _GOES_ON
+        if finish_reason:
+            end = f'"finish_reason":{to_json(finish_reason)},"stop_reason":{to_json(delta.stop_reason)}'
         return data + self._render(index, content, logprobs, end + extra)
 
     def usage_chunk(self, usage: dict[str, Any]) -> bytes:

@@ -15,6 +15,8 @@ from blockc_runtime.server.output import Delta
 from blockc_runtime.server.schemas import CompletionBody
 from blockc_runtime.server.sse import to_json
 
+_GOES_ON = '"finish_reason":null,"stop_reason":null'
+
 
 class CompletionFormat:
     """See `calls.Format`."""
@@ -40,7 +42,7 @@ class CompletionFormat:
         echo = self._generation.echo_of(index)
         if not echo:
             return b""
-        return self._render(index, echo, "null", '"finish_reason":null,"stop_reason":null')
+        return self._render(index, echo, "null", _GOES_ON)
 
     def chunk(self, index: int, delta: Delta) -> bytes:
         """Return the event of a delta."""
@@ -52,7 +54,9 @@ class CompletionFormat:
         logprobs = "null"
         if self._with_logprobs and delta.tokens:
             logprobs = to_json(self._logprobs(index, delta.tokens, delta))
-        end = f'"finish_reason":{to_json(delta.finish_reason)},"stop_reason":{to_json(delta.stop_reason)}'
+        end = _GOES_ON
+        if delta.finish_reason:
+            end = f'"finish_reason":{to_json(delta.finish_reason)},"stop_reason":{to_json(delta.stop_reason)}'
         return self._render(index, delta.text, logprobs, end + extra)
 
     def usage_chunk(self, usage: dict[str, Any]) -> bytes:

@@ -44,6 +44,7 @@ class Vocabulary:
         self._byte_level = _is_byte_level(tokenizer)
         self._bytes: dict[int, bytes] = {}
         self._texts: dict[int, str] = {}
+        self._alone: dict[int, str] = {}
 
     def detokenizer(self, *, skip_special_tokens: bool, shown: Sequence[str] = ()) -> Detokenizer:
         """Return a fresh state. ``shown``: special tokens that are text all the same."""
@@ -77,6 +78,13 @@ class Vocabulary:
         (text,) = self._tokenizer.decode_batch([tokens], skip_special_tokens=skip_special_tokens)
         return str(text)
 
+    def decode_alone(self, token: int) -> str:
+        """Decode one token as the first one of a text."""
+        known = self._alone.get(token)
+        if known is None:
+            known = self._alone[token] = self.decode([token])
+        return known
+
     def _decode_bytes(self, token: int) -> bytes:
         piece = self._tokenizer.id_to_token(token)
         if piece is None:  # a row of the embedding that no token uses
@@ -86,7 +94,7 @@ class Vocabulary:
         if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
             return bytes((int(piece[3:5], 16),))
         # Decoded behind itself, for a decoder may strip the blank in front of the first token.
-        alone = self.decode([token])
+        alone = self.decode_alone(token)
         twice = self.decode([token, token])
         return twice[len(alone) :].encode()
 
@@ -117,10 +125,10 @@ class _WindowDetokenizer:
     longest run of tokens that form no text by themselves.
     """
 
-    __slots__ = ("_decode", "_hidden", "_shown", "_shown_text", "_window")
+    __slots__ = ("_decode", "_decode_alone", "_hidden", "_shown", "_shown_text", "_window")
 
     def __init__(self, vocabulary: Vocabulary, hidden: frozenset[int]) -> None:
-        self._decode = vocabulary.decode
+        self._decode, self._decode_alone = vocabulary.decode, vocabulary.decode_alone
         self._hidden = hidden
         self._window: list[int] = []
         self._shown = 0  # how many tokens of the window have been returned as text
@@ -139,7 +147,7 @@ class _WindowDetokenizer:
             return ""
         added = text[len(self._shown_text) :]
         behind = self._window[self._shown :]
-        alone = self._decode(behind)
+        alone = self._decode_alone(behind[0]) if len(behind) == 1 else self._decode(behind)
         if alone:  # else the next token would be taken for the first one of the text
             self._window, text = behind, alone
         self._shown, self._shown_text = len(self._window), text

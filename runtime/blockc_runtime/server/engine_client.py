@@ -32,6 +32,7 @@ class Unavailable:
 
 
 Arrival = TokensEvent | EndEvent | Unavailable
+Take = Callable[[list[Arrival]], bool]
 
 
 class EngineState(Enum):
@@ -66,7 +67,7 @@ class PlanChangedError(Exception):
 class Call:
     """The requests of one HTTP call, and what has arrived for them since it was last asked."""
 
-    __slots__ = ("_arrivals", "_waiter", "first_token_s", "requests", "started_s", "submitted_s", "unfinished")
+    __slots__ = ("_arrivals", "_take", "_waiter", "first_token_s", "requests", "started_s", "submitted_s", "unfinished")
 
     def __init__(self, requests: Sequence[str], submitted_s: float) -> None:
         self.requests = tuple(requests)
@@ -76,10 +77,16 @@ class Call:
         self.unfinished = set(requests)
         self._arrivals: list[Arrival] = []
         self._waiter: asyncio.Future[None] | None = None
+        self._take: Take | None = None
 
-    async def arrived(self) -> list[Arrival]:
-        """Wait until there is something, and return all of it; empty once everything has ended."""
+    async def arrived(self, take: Take | None = None) -> list[Arrival]:
+        """Wait until there is something, and return all of it; empty once everything has ended.
+
+        ``take`` is offered tokens where they arrive, which costs no turn of the loop. True: it took them, and the wait
+        goes on. What it raises is raised here.
+        """
         if not self._arrivals and self.unfinished:
+            self._take = take
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         arrivals, self._arrivals = self._arrivals, []
@@ -87,7 +94,23 @@ class Call:
 
     def put(self, arrival: Arrival) -> None:
         """Add what has arrived for one of the requests."""
+        self.add(arrival)
+        self.wake()
+
+    def add(self, arrival: Arrival) -> None:
+        """Add what has arrived with more to come; `offer` follows."""
         self._arrivals.append(arrival)
+
+    def offer(self) -> None:
+        """Let a waiting reader have what was added."""
+        if self._take is not None and self._waiter is not None and not self._waiter.done():
+            try:
+                if self._take(self._arrivals):
+                    self._arrivals = []
+                    if self.unfinished:
+                        return
+            except Exception as error:  # the reader's, not the engine's
+                self._waiter.set_exception(error)
         self.wake()
 
     def wake(self) -> None:
@@ -129,6 +152,7 @@ class EngineClient:
         self._limits = limits or QueueLimits()
         self._tracked: dict[str, _Tracked] = {}
         self._unfinished_of: Counter[str] = Counter()
+        self._fresh: dict[Call, None] = {}  # calls with tokens that have not been offered
         self._send: Callable[[Message], None] | None = None
         self._stats_waiters: list[asyncio.Future[Stats]] = []
         self._idle = asyncio.Event()
@@ -321,6 +345,12 @@ class EngineClient:
             case _:
                 raise ProtocolError(f"the engine sent {type(message).__name__}")
 
+    def offer(self) -> None:
+        """Let readers have the tokens that frames brought, once all frames that came together are taken in."""
+        fresh, self._fresh = self._fresh, {}
+        for call in fresh:
+            call.offer()
+
     # Inside
 
     def _submit(self, tracked: _Tracked) -> None:
@@ -359,7 +389,8 @@ class EngineClient:
             tracked.deaths = 0
             tracked.emitted.extend(event.tokens)
             tracked.metrics.generation_tokens.inc(len(event.tokens))
-            tracked.call.put(event)
+            tracked.call.add(event)
+            self._fresh[tracked.call] = None
 
     def _on_end(self, event: EndEvent) -> None:
         tracked = self._tracked.get(event.request)

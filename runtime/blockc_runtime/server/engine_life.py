@@ -166,6 +166,10 @@ class EngineLife:
             case _:
                 self._client.receive(message)
 
+    def on_read(self) -> None:
+        """All frames that came together have been taken in."""
+        self._client.offer()
+
     def on_lost(self) -> None:
         """The connection has ended."""
         self._gone.set()
@@ -212,6 +216,8 @@ class EngineConnection(asyncio.Protocol):
                 self._life.on_message(message)
         except ProtocolError:
             self._transport.abort()
+        finally:
+            self._life.on_read()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The engine is gone, or was told to go."""

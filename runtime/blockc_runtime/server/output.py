@@ -66,13 +66,12 @@ class Output:
 
     def feed(self, event: TokensEvent) -> Delta:
         """Take tokens in. Those behind a stop string are dropped."""
-        count = len(event.tokens)
         if self._options.is_silent:
             return Delta(text="", tokens=(), logprobs=())
         if not self._options.stops:
-            text = self._decode(event.tokens)
-        else:
-            text, count = self._decode_until_stop(event.tokens)
+            self.token_count += len(event.tokens)
+            return Delta(text=self._decode(event.tokens), tokens=event.tokens, logprobs=event.logprobs)
+        text, count = self._decode_until_stop(event.tokens)
         self.token_count += count
         self.finished = self.stopped
         return Delta(

@@ -29,6 +29,7 @@ from blockc_runtime.server.adapters import AdapterOptions, Adapters
 from blockc_runtime.server.app import create_app
 from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue, load_catalogue
+from blockc_runtime.server.direct import HttpProtocol
 from blockc_runtime.server.engine_client import EngineClient
 from blockc_runtime.server.engine_life import PlanFile
 from blockc_runtime.server.json_log import JsonLog
@@ -299,6 +300,7 @@ class _HttpServer(uvicorn.Server):
 def _http_server(app: FastAPI) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
+        http=HttpProtocol,
         access_log=False,
         log_config=None,  # whoever starts us has set logging up, or Python's last resort prints warnings
         log_level="warning",

@@ -82,7 +82,7 @@ def many(inner: Codec[_T]) -> Codec[tuple[_T, ...]]:
     def unpack(value: object) -> tuple[_T, ...]:
         if type(value) is not tuple:
             raise ProtocolError(f"expected a list, found {type(value).__name__}")
-        return tuple([unpack_one(item) for item in value])
+        return tuple([unpack_one(item) for item in value]) if value else ()
 
     return Codec(None if inner.pack is None else pack, unpack)
 
