@@ -111,7 +111,6 @@ def place_problem(
         gap=policy.gap,
         objective=place_objective(policy),
         sheds=policy.overload == "shed",
-        sheds_span=policy.overload_span,
         before=None if before is None else before_of(before, [chain.digest for chain in graph.chains], devices),
         move_budget_bytes=policy.move_budget_bytes,
         stages=policy.stages,

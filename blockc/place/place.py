@@ -28,13 +28,14 @@ from blockc.place.stages.explain import report_no_pipeline, report_nothing_left,
 from blockc.place.stages.pipelines import Pipeline, pipelines_of, staged_chains
 from blockc.place.stages.replan import moved_bytes, moves, replans
 from blockc.place.stages.rest import rest_of
+from blockc.place.stages.shed import served_in_stages
 from blockc.place.stages.tables import joined
 from blockc.place.tables import Filled, Placement, placement_of
 from blockc.place.traffic.explain import check_targets, explain_packing
 from blockc.place.traffic.packing import Packing
 from blockc.place.traffic.placed import placed
 from blockc.place.traffic.replan import replanned
-from blockc.place.traffic.shed import report_shed, served_parts
+from blockc.place.traffic.shed import fits, report_shed, served_parts
 from blockc.place.traffic.solve import Solved
 from blockc.place.traffic.solve import solve as solve_packing
 from blockc.place.traffic.units import packing_of
@@ -61,6 +62,20 @@ def place(problem: PlaceProblem, *, diags: Diagnostics) -> Placement | None:
 
 def place_staged(views: Views, *, diags: Diagnostics) -> Placement | None:
     """Pipelines first, all else on the devices that are left. None without an error: there are no such pipelines."""
+    problem, tried = views.problem, Diagnostics()
+    placement = _staged(views, diags=tried)
+    sheds = placement is None and problem.sheds and decides_by_load(problem)
+    is_ours = any(item.code.id == "BC999" for item in tried)
+    served = served_in_stages(views) if sheds and not is_ours else None
+    if served is None:
+        diags.items.extend(tried)
+        return placement
+    report_shed(problem, served, diags)
+    placement = _staged(views.with_problem(with_served(problem, served)), diags=diags)
+    return placement and _checked(problem, replace(placement, served=served), diags)
+
+
+def _staged(views: Views, *, diags: Diagnostics) -> Placement | None:
     before, budget_bytes = views.problem.before, views.problem.move_budget_bytes
     tried: list[tuple[Placement, Diagnostics]] = []
     for way in () if before is None else replans(views, before):
@@ -170,9 +185,10 @@ def place_traffic(views: Views, *, diags: Diagnostics) -> Placement | None:
     if not check_targets(views, packing, diags=diags):
         return None
     solved = _solved(problem, packing)
-    if solved.cells is None and problem.sheds and (parts := served_parts(views)) is not None:
-        served |= parts
-        report_shed(views, served, diags)
+    if solved.cells is None and problem.sheds:
+        served |= served_parts(problem, lambda less: fits(views.with_problem(less))) or {}
+    if served:
+        report_shed(problem, served, diags)
         views = views.with_problem(with_served(problem, served))
         packing = packing_of(views)
         solved = _solved(views.problem, packing)

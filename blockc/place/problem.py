@@ -234,8 +234,8 @@ class PlaceProblem:
     for those that wait in a host's memory. ``work`` and ``speeds`` (by kind of device) say what traffic takes of a
     device; without them placement goes by bytes. ``headroom``: part of every device's time that is left free.
     ``objective``: what there is to be little of, first things first, with ``devices`` or ``cost`` among it. ``sheds``:
-    where not all load fits, that of the apps with the highest ``priority`` is left out; None: beside pipelines, where
-    nothing can be. ``gap``: from which distance to the bound on a plan is good enough. ``before``: an earlier plan, of
+    where not all load fits, that of the apps with the highest ``priority`` is left out; None: what is left out is known
+    already. ``gap``: from which distance to the bound on a plan is good enough. ``before``: an earlier plan, of
     which as much as ``move_budget_bytes`` allow may be changed for fewer devices; None: as much as that takes.
     ``stages``: into how many every model is divided; 0: only what fits no cell, into as few as can be; None: nothing.
     ``node_bytes_per_s`` and ``node_latency_s``: of what travels between nodes; None: nothing does.
@@ -270,7 +270,6 @@ class PlaceProblem:
     gap: Fraction = Fraction(0)
     objective: tuple[str, ...] = DEFAULT_OBJECTIVE
     sheds: bool | None = False
-    sheds_span: Span | None = None
     before: PlaceBefore | None = None
     move_budget_bytes: int | None = None
     stages: int | None = 0

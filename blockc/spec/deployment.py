@@ -266,7 +266,6 @@ class Policy:
     gap: Fraction = field(default=Fraction(0), metadata=LATER)
     move_budget_bytes: int | None = field(default=None, metadata=LATER)
     overload: Literal["refuse", "shed"] = field(default="refuse", metadata=LATER)
-    overload_span: Span | None = field(default=None, compare=False)
     objective: tuple[Goal, ...] = field(default=(), metadata={"later": True, "ordered": True})
     stages: int | None = field(default=0, metadata=LATER)  # of every model; 0: of what fits no cell; None: of none
     stages_span: Span | None = field(default=None, compare=False)

@@ -323,7 +323,6 @@ def _policy(blocks: list[Typed]) -> Policy:
         solver_time_limit_s=cast("Fraction", solver.get("time_limit")) if solver else default.solver_time_limit_s,
         merge=cast("Merging", policy.get("merge")),
         overload=cast("Literal['refuse', 'shed']", policy.get("overload")),
-        overload_span=policy.spans.get("overload"),
         share=share if isinstance(share, Sharing) else default.share,
         share_span=policy.spans.get("share"),
         sides_limit_bytes=cast("int | None", residency.get("fine_tunes")) if residency else None,

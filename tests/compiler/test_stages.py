@@ -138,13 +138,24 @@ def test_what_cannot_be_is_said(tmp_path: Path, code: str, words: str, changed: 
 
 def test_what_has_no_effect_beside_a_pipeline_is_said(tmp_path: Path, golden: Callable[[str, str], None]) -> None:
     diags = Diagnostics()
-    policy = "overload = shed  residency { fine_tunes = 1GiB }"
+    policy = "residency { fine_tunes = 1GiB }"
     compiled(tmp_path, diags=diags, policy=policy)
     text = "\n".join(render(item, {}) for item in diags if item.code.id == "BC804")
     golden("place/without-effect.txt", text.replace(str(tmp_path), "."))
     diags = Diagnostics()
     compiled(tmp_path, diags=diags, policy=policy, devices="1")
     assert "BC804" not in {item.code.id for item in diags}, "nothing is divided where a node holds the model"
+
+
+def test_load_that_no_pipeline_carries_is_left_out(tmp_path: Path) -> None:
+    diags = Diagnostics()
+    traffic = "traffic { rate = 500rps  prompt = 256tok  output = 64tok }  slo { tpot_p95 = 80ms }  priority = 3"
+    plan = compiled(tmp_path, diags=diags, traffic=traffic, policy="overload = shed")
+    assert [item.code.id for item in diags if item.code.id != "BC403"] == ["BC405"]
+    assert [0 < app.served < 1 for app in plan.apps] == [True, False]
+    assert plan.instances[0].stages
+    with pytest.raises(DiagnosticError, match="BC501"):
+        compiled(tmp_path, traffic=traffic)
 
 
 def test_a_plan_that_follows_has_its_stages_where_they_were(plan: ExecutionPlan, tmp_path: Path) -> None:

@@ -31,7 +31,10 @@ def fleet(
     models: Sequence[tuple[str, Sequence[int]]], parts: Sequence[Sequence[PlacePart]], *,
     nodes: Sequence[int] = (2, 2), memory_gb: int = 80, side_bytes: int = 0, link: float | None = None,
 ) -> PlaceProblem:  # fmt: skip
-    """``models``: the name of each one's weights, and gigabytes of its blocks. A name that comes again: on the same."""
+    """``models``: the name of each one's weights, and gigabytes of its blocks. A name that comes again: on the same.
+
+    ``link``: within nodes; without it no cell has two devices, and hops there take no time.
+    """
     bases = dict(models)
     number = {name: index for index, name in enumerate(bases)}
     works = {
@@ -100,7 +103,7 @@ def random_fleet(seed: int) -> PlaceProblem:
         [part(f"{chr(97 + at)}", generator.choice([0.1, 0.4, 1.5]))] if loaded and generator.random() < 0.8 else []
         for at in range(len(models))
     ]
-    nodes = generator.choice([(8,), (4, 4), (3, 3, 3)])
+    nodes = generator.choice([(4, 4), (3, 3, 3), (1,) * 8])  # within nodes nothing is known of links, so bytes decide
     return fleet(models, parts, nodes=nodes, side_bytes=generator.choice([0, GB // 10]))
 
 

@@ -80,7 +80,7 @@ def test_a_device_more_changes_nothing(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_device_less_moves_no_more_than_it_had(seed: int) -> None:
-    """As long as others like it are free, all else stays where it is."""
+    """As long as others like it are free where the same links lead."""
     given, first = random_fleet(seed), first_of(seed)
     assert first is not None
     used = sorted({device for own in first.instances for device in own.devices})
@@ -90,7 +90,10 @@ def test_a_device_less_moves_no_more_than_it_had(seed: int) -> None:
     if again is None:
         assert len(used) == len(given.devices) or place(smaller, diags=Diagnostics()) is None
         return
-    assert 0 < moved(again) <= held_bytes(first, gone)
+    assert moved(again) > 0
+    nodes = [given.devices[device].node for device in range(len(given.devices)) if device not in used]
+    if given.devices[gone].node in nodes or len({own.node for own in given.devices}) == len(given.devices):
+        assert moved(again) <= held_bytes(first, gone)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

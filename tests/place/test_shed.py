@@ -17,7 +17,7 @@ from blockc.place.problem import PlaceLoad, PlacePart
 from blockc.place.traffic.flat import Flat
 from blockc.place.traffic.greedy import multi_start
 from blockc.place.traffic.packing import Packing
-from blockc.place.traffic.shed import served_parts
+from blockc.place.traffic.shed import fits, served_parts
 from blockc.place.traffic.units import packing_of
 from tests.place.loads import loaded
 from tests.place.problems import span
@@ -152,7 +152,7 @@ def test_a_small_fleet_loses_what_trying_all_finds(seed: int) -> None:
     given = fleet(
         *([part(name, number % 3, rate)] for number, (name, rate) in enumerate(zip("abc", rates, strict=True)))
     )
-    served = served_parts(Views(problem=given)) or {}
+    served = served_parts(given, lambda less: fits(Views(problem=less))) or {}
     wanted: dict[str, Fraction] = {}
     for app, tenths in ((app, tenths) for app in "cba" for tenths in range(9, -1, -1)):
         wanted = {**{done: Fraction(0) for done in "cba"[: "cba".index(app)]}, app: Fraction(tenths, 10)}

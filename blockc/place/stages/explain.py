@@ -71,16 +71,9 @@ def report_nothing_left(views: Views, divided: Set[int], *, diags: Diagnostics) 
 
 
 def report_without_effect(problem: PlaceProblem, divided: Set[int], *, diags: Diagnostics) -> None:
-    """Warn of `overload = shed`, and of `residency` of what runs in stages (BC804)."""
+    """Warn of `residency` of what runs in stages (BC804)."""
     chains = sorted(divided)
     names = _names(problem, chains)
-    if problem.sheds:
-        diags.report(
-            "BC804",
-            f"`overload = shed` leaves out no load of a plan with stages, and {names} run in stages",
-            at=problem.sheds_span,
-            help="what does not fit is refused: lower rates by hand; `pipeline = off` divides no model",
-        )
     turns = [problem.segments[segment].turn for chain in chains for segment in problem.chains[chain].segments]
     for name, span, acts in (
         ("fine_tunes", problem.sides_limit_span, any(problem.chains[chain].bank is not None for chain in chains)),

@@ -62,14 +62,14 @@ def pipelines_of(
     for chain in staged_chains(views):
         if any(chain in own.staged.chains for own in kept):
             continue
-        alone = _best(problem, (chain,), every)
+        alone = best(problem, (chain,), every)
         if alone is None:
             return None
         for place, (members, own) in enumerate(groups):
             together = (*members, chain)
             if not may_share(problem, members, chain):
                 continue
-            joined = _best(problem, together, every)
+            joined = best(problem, together, every)
             if joined is not None and len(joined.devices) < len(own.devices) + len(alone.devices):
                 groups[place] = together, joined
                 break
@@ -78,7 +78,7 @@ def pipelines_of(
     free = set(every)
     found = list(kept)
     for members, _ in groups:
-        chosen = _best(problem, members, sorted(free))
+        chosen = best(problem, members, sorted(free))
         if chosen is None:
             return None
         chosen = named(chosen, sorted(free))
@@ -100,7 +100,7 @@ def may_share(problem: PlaceProblem, members: Sequence[int], chain: int) -> bool
     return True
 
 
-def _best(problem: PlaceProblem, chains: tuple[int, ...], free: Collection[int]) -> Pipeline | None:
+def best(problem: PlaceProblem, chains: tuple[int, ...], free: Collection[int]) -> Pipeline | None:
     """On the fewest of these devices."""
     free = allowed(problem, chains, free)
     least, least_nodes = copies_asked(problem, chains)

@@ -33,7 +33,7 @@ def rest_of(problem: PlaceProblem, chains: Collection[int], devices: Collection[
         rules=tuple(rule for own in problem.rules if (rule := _rule(own, chain_of, device_of)).chains),
         before=None if problem.before is None else _before(problem.before, chain_of, device_of),
         stages=None,
-        sheds=None,  # whose load is left out first is a question to all of them
+        sheds=None if problem.sheds else False,  # whose load is left out first is a question to all of them
     )
 
 

@@ -24,6 +24,8 @@ from blockc.place.traffic.times import DEFAULT_BUSY_LIMIT, IN_FLIGHT_MARGIN, cad
 PARTS_PER_ONE: Final = 10**7
 # Of a link's rate that hidden states may take.
 _LINK_LIMIT: Final = 0.8
+# What floating point adds to sums.
+_SLACK: Final = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,9 @@ def staged(
         return None
     device = problem.devices[stages[0][0]]
     pages = wanted_pages(parts, copies)
+    whole = parts.layout(0, parts.blocks, pages)  # what stages have adds up to it at least
+    if whole.weights_bytes + whole.sides_bytes + whole.kv_bytes > len(stages) * device.offered_bytes:
+        return None
 
     def used(first: int, stop: int) -> int | None:
         nbytes = parts.layout(first, stop, pages).used_bytes
@@ -96,6 +101,8 @@ def staged(
         fits = together <= limit and used(first, stop) is not None
         return math.ceil(together * PARTS_PER_ONE) if fits else None
 
+    if sum(busy(0, parts.blocks)) > len(stages) * limit + _SLACK:
+        return None
     begins = _begins(parts, len(stages), cost, begins)
     if begins is None:
         return None

@@ -8,14 +8,14 @@ are in memory all the same, and answer as far as there is time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Final
 
 from blockc.diag import Diagnostics, Label
 from blockc.place.cells import Views
 from blockc.place.loads import all_parts, with_served
-from blockc.place.problem import PlacePart
+from blockc.place.problem import PlacePart, PlaceProblem
 from blockc.place.traffic.explain import is_able
 from blockc.place.traffic.greedy import multi_start
 from blockc.place.traffic.units import packing_of
@@ -24,17 +24,20 @@ _STARTS: Final = 6
 _SHOWN: Final = 8
 
 
-def served_parts(views: Views) -> Mapping[str, Fraction] | None:
-    """By app."""
-    parts = all_parts(views.problem)
-    levels = sorted({part.priority for part in parts})
-    for level in reversed(levels):
-        if not _fits(views, _given(parts, level, 0)):
+def served_parts(problem: PlaceProblem, holds: Callable[[PlaceProblem], bool]) -> Mapping[str, Fraction] | None:
+    """By app. ``holds``: whether the problem with less load can be placed."""
+    parts = all_parts(problem)
+
+    def given_holds(level: int, hundredths: int) -> bool:
+        return holds(with_served(problem, _given(parts, level, hundredths)))
+
+    for level in sorted({part.priority for part in parts}, reverse=True):
+        if not given_holds(level, 0):
             continue
         low, high = 0, 100
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if _fits(views, _given(parts, level, middle)) else (low, middle)
+            low, high = (middle, high) if given_holds(level, middle) else (low, middle)
         return _given(parts, level, low)
     return None
 
@@ -45,16 +48,17 @@ def _given(parts: Sequence[PlacePart], level: int, hundredths: int) -> dict[str,
     return {part.app: part_of[part.app] for part in parts if part.priority >= level}
 
 
-def _fits(views: Views, served: Mapping[str, Fraction]) -> bool:
-    packing = packing_of(views.with_problem(with_served(views.problem, served)))
+def fits(views: Views) -> bool:
+    """Whether a packing of a problem's loads is found."""
+    packing = packing_of(views)
     return all(is_able(packing, group) for group in range(len(packing.groups))) and (
         multi_start(packing, _STARTS) is not None
     )
 
 
-def report_shed(views: Views, served: Mapping[str, Fraction], diags: Diagnostics) -> None:
+def report_shed(problem: PlaceProblem, served: Mapping[str, Fraction], diags: Diagnostics) -> None:
     """Warn of what has no place (BC405)."""
-    parts = all_parts(views.problem)
+    parts = all_parts(problem)
     left = [part for part in parts if served.get(part.app, 1) < 1]
     first = max(left, key=lambda part: part.priority)
     shown = [
