@@ -193,12 +193,12 @@ class Engine:
         match message:
             case Submit(request=request):
                 self._admit(request)
-            case Cancel(request=request_id):
+            case Cancel(request=request_id, is_done=is_done):
                 epoch = self._epoch_of.get(request_id)
                 if epoch is not None and epoch.gate.cancel(request_id):
                     self._end((EndEvent(request=request_id, reason="cancelled", message="", cached_tokens=0),))
                 elif epoch is not None:
-                    self._end(epoch.scheduler.cancel(request_id))
+                    self._end(epoch.scheduler.cancel(request_id, is_done=is_done))
             case StatsQuery():
                 self._channel.send(self._stats())
             case Load():

@@ -46,7 +46,7 @@ class StepScheduler(ReadingScheduler, Protocol):
     def complete(self, step: Step, result: StepResult, now_s: float) -> Sequence[Event]:
         """Take a step's results in."""
 
-    def cancel(self, request: str, /) -> Sequence[Event]:
+    def cancel(self, request: str, /, *, is_done: bool = False) -> Sequence[Event]:
         """Drop a request, whatever its state; nothing if it is unknown."""
 
     def give_way(self) -> None:

@@ -186,13 +186,16 @@ class Scheduler:
                 self._settle(item, row, outcome, events, is_part=row.blocks is not None and row.request in step.parked)
         return tuple(events)
 
-    def cancel(self, request_id: str, now_s: float = 0.0) -> tuple[Event, ...]:
-        """End a request, whatever it is doing; nothing if it is unknown or has ended."""
+    def cancel(self, request_id: str, now_s: float = 0.0, *, is_done: bool = False) -> tuple[Event, ...]:
+        """End a request, whatever it is doing; nothing if it is unknown or has ended.
+
+        ``is_done``: it has all that it wants, and its session pauses.
+        """
         del now_s
         item = self._live.get(request_id)
         if item is None or item.state == "ended":
             return ()
-        return (self._finish(item, "cancelled"),)
+        return (self._finish(item, "stop" if is_done else "cancelled"),)
 
     def give_way(self) -> None:
         """All that runs and is in no step in flight gives its pages back and waits again: another plan needs them."""

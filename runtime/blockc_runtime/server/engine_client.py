@@ -231,7 +231,7 @@ class EngineClient:
         """End one request from this side: its client left, or a stop string was found."""
         tracked = self._forget(request, reason)
         if tracked is not None and self._send is not None:
-            self._send(Cancel(request=request))
+            self._send(Cancel(request=request, is_done=reason == "stop"))
 
     async def stats(self) -> Stats:
         """Ask the engine how it is."""

@@ -38,7 +38,7 @@ from blockc_runtime.wire.messages import (
     Wait,
 )  # fmt: skip
 
-WIRE_VERSION = 7
+WIRE_VERSION = 8
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 _HEADER = struct.Struct(">I")
@@ -153,7 +153,7 @@ _STEP_RESULT = record(
 
 _MESSAGES: dict[str, tuple[type, Codec[Any]]] = {
     "submit": (Submit, record(Submit, request=_REQUEST)),
-    "cancel": (Cancel, record(Cancel, request=_STR)),
+    "cancel": (Cancel, record(Cancel, request=_STR, is_done=_BOOL)),
     "stats?": (StatsQuery, record(StatsQuery)),
     "load": (Load, record(Load, epoch=_INT, plan=_STR, plan_digest=_STR, alone=_BOOL)),
     "retire": (Retire, record(Retire, epoch=_INT)),

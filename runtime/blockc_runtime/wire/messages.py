@@ -20,9 +20,13 @@ class Submit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
-    """Stop working on a request. Unknown ids are fine: it may have ended meanwhile."""
+    """Stop working on a request. Unknown ids are fine: it may have ended meanwhile.
+
+    ``is_done``: it has all that it wants, for a stop string came. That is an end like that of a stop token.
+    """
 
     request: str
+    is_done: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

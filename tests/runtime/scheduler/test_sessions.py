@@ -86,6 +86,15 @@ def test_cancelled_requests_keep_nothing(run: Run):
     assert cached(run, "next", LONG) == 0
 
 
+def test_a_session_that_a_stop_string_ended_pauses(run: Run):
+    run.admit(turn("first", LONG, max_tokens=30))
+    for _ in range(4):
+        run.step()
+    run.take(run.scheduler.cancel("first", is_done=True))
+    press(run)
+    assert cached(run, "next", LONG) == len(LONG) - PAGE  # the last token is computed, and with it its page
+
+
 def test_what_is_kept_is_given_up_before_anybody_is_refused(run: Run):
     """Sessions that would keep more than there is; then one request that needs every page of its group."""
     for number in range(12):

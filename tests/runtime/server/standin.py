@@ -159,7 +159,8 @@ class FirstComeScheduler:
                 events.append(self._ended(row.request, "length"))
         return events
 
-    def cancel(self, request: str) -> Sequence[Event]:
+    def cancel(self, request: str, *, is_done: bool = False) -> Sequence[Event]:
+        del is_done
         return (self._ended(request, "cancelled"),) if request in self._running else ()
 
     def _ended(self, request: str, reason: str) -> EndEvent:

@@ -20,7 +20,7 @@ from blockc_runtime.server.engine_client import EngineClient, EngineUnavailableE
 from blockc_runtime.server.engine_life import PlanFile
 from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.supervisor import Supervisor
-from blockc_runtime.wire.messages import End, Loaded, Message, Submit
+from blockc_runtime.wire.messages import Cancel, End, Loaded, Message, Submit
 from tests.runtime.server.running import running
 
 
@@ -142,6 +142,16 @@ def test_a_plan_that_went_while_another_was_loaded_again_stops_nothing() -> None
         assert world.submitted() == ["0", "1", "2", "0", "2"]
 
     asyncio.run(play())
+
+
+def test_the_engine_is_told_who_has_all_it_wants_and_who_gave_up() -> None:
+    world = World()
+    for name in ("found its stop string", "left"):
+        world.submit(name, 0)
+    world.client.finish("found its stop string")
+    world.client.finish("left", "cancelled")
+    told = [(message.request, message.is_done) for message in world.sent if isinstance(message, Cancel)]
+    assert told == [("found its stop string", True), ("left", False)]
 
 
 @pytest.mark.parametrize("route", ["/v1/embeddings", "/v1/classify"])

@@ -56,7 +56,7 @@ end_events = st.builds(
 )  # fmt: skip
 any_message = st.one_of(
     st.builds(messages.Submit, request=requests),
-    st.builds(messages.Cancel, request=texts),
+    st.builds(messages.Cancel, request=texts, is_done=st.booleans()),
     st.just(messages.StatsQuery()),
     st.builds(messages.Load, epoch=ids, plan=texts, plan_digest=texts, alone=st.booleans()),
     st.builds(messages.Retire, epoch=ids),
@@ -173,8 +173,8 @@ def test_a_truncated_frame_is_refused(message, data):
         [frames.WIRE_VERSION, ["drain"]],
         [frames.WIRE_VERSION, "drain", 0],
         [frames.WIRE_VERSION, "cancel"],
-        [frames.WIRE_VERSION, "cancel", 7],
-        [frames.WIRE_VERSION, "cancel", True],
+        [frames.WIRE_VERSION, "cancel", 7, False],
+        [frames.WIRE_VERSION, "cancel", "r", 1],
         [frames.WIRE_VERSION, "stats", 1, 1, 0, 0, [[1, 1, 0, 0, 0, "x"]]],
         [frames.WIRE_VERSION, "stats", 1, True, 0, 0, []],
         [frames.WIRE_VERSION, "end", [["r", "finished", "", 0, []]]],
