@@ -20,6 +20,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from blockc.diag import refuse
+
 NOTES = "blockc.notes"  # in a scope: what is known of the request so far
 _WORK = "blockc.work"  # in a scope: what an engine did for it
 _CLIENT_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -83,16 +85,26 @@ Watcher = Callable[[Exchange], None]
 
 
 def audit_file(path: Path) -> Callable[[AuditLine], None]:
-    """Return what appends lines to a file. Opened for each line: whoever rotates the file need tell nobody."""
+    """Return what appends lines to a file. Opened for each line: whoever rotates the file need tell nobody.
+
+    Raises `DiagnosticError` (BC003) if it cannot be written to.
+    """
+
+    def opened() -> int:
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def write(line: AuditLine) -> None:
         data = json.dumps(line, ensure_ascii=True).encode() + b"\n"
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        handle = opened()
         try:
             os.write(handle, data)
         finally:
             os.close(handle)
 
+    try:
+        os.close(opened())
+    except OSError as error:
+        refuse("BC003", f"cannot write {path}: {error.strerror}", "name another file with --audit")
     return write
 
 

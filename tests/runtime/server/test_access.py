@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from blockc.diag import DiagnosticError
 from blockc_runtime.server.access import AccessMiddleware, audit_file
 from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue
@@ -137,6 +138,12 @@ def test_the_audit_log_says_who_did_what_and_shows_no_secret(catalogue: Catalogu
     assert "tenant" not in unknown
     assert unknown["request_id"] == "mine"
     assert len(lost["path"]) == 100
+
+
+def test_an_audit_log_that_cannot_be_written_is_said_before_anything_is_served(tmp_path: Path):
+    with pytest.raises(DiagnosticError) as refused:
+        audit_file(tmp_path / "none" / "audit.jsonl")
+    assert [item.code.id for item in refused.value.diagnostics] == ["BC003"]
 
 
 @pytest.mark.parametrize("audit", [True, False])
