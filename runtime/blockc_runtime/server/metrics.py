@@ -205,7 +205,9 @@ class Metrics:
         self.observe_memory(stats.memory)
 
     def observe_pages(self, groups: Sequence[PageUsage]) -> None:
-        """Take in the pages of each KV group. What only a cache holds is free."""
+        """Take in the pages of each KV group of the plan in force. What only a cache holds is free."""
+        for gauge in (self._pages, self._free_pages, self._cached_pages, self._saved_pages):
+            gauge.clear()
         for group, pages in enumerate(groups):
             self._pages.labels(str(group)).set(pages.total)
             self._free_pages.labels(str(group)).set(pages.total - pages.held)

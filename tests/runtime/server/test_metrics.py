@@ -31,3 +31,12 @@ def test_pages_that_only_a_cache_holds_are_free():
     found = series(metrics)
     names = ("kv_pages", "kv_pages_free", "kv_pages_cached", "kv_pages_saved")
     assert [found[f'{name}{{group="0"}}'] for name in names] == [9, 5, 3, 1]
+
+
+def test_groups_that_went_with_a_plan_have_no_pages():
+    metrics = Metrics()
+    pages = PageUsage(total=9, free=2, idle=3, held=4, saved=1, evicted=0)
+    metrics.observe_pages([pages, pages])
+    metrics.observe_pages([pages])
+    groups = {name.partition("{")[2] for name in series(metrics) if name.startswith("kv_pages")}
+    assert groups == {'group="0"}'}
