@@ -125,6 +125,25 @@ def test_what_is_wrong_is_said(server: ThreadingHTTPServer, monkeypatch: pytest.
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://127.0.0.1:99999", "http://127.0.0.1:port", "ftp://x", "http://"]
+)
+def test_addresses_that_are_none(url: str, capsys) -> None:
+    assert main(["bench", url]) == 1
+    assert "BC109" in capsys.readouterr().err
+
+
+def test_a_key_that_no_header_can_carry_is_not_shown(
+    server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
+) -> None:
+    for key in ("sk-canary\n", "sk-canary\u20ac", "sk canary"):
+        monkeypatch.setenv("BLOCKC_KEY", key)
+        assert main(["bench", f"http://127.0.0.1:{server.server_port}", "-n", "1"]) == 1
+        shown = capsys.readouterr()
+        assert "BC109" in shown.err
+        assert "canary" not in shown.err + shown.out
+
+
 def test_late_requests_count_from_when_they_were_due(server: ThreadingHTTPServer, capsys) -> None:
     """With one at a time, the last of five that were due at once waited for four."""
     options = ["-n", "5", "--rate", "10000", "--output", "1", "--app", "acme/chat", "--concurrency", "1", "--json"]

@@ -43,12 +43,24 @@ class Answer:
         return (self.e2e_s - self.ttft_s) / (self.output_tokens - 1) if self.output_tokens > 1 else None
 
 
+def _address(url: str) -> SplitResult | None:
+    """Its parts; None for what is no address."""
+    try:
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a bracket that is not closed, a port beyond all
+        return None
+    return parts if is_one else None
+
+
 class Target:
     """A server. ``key`` is sent and shown nowhere."""
 
     def __init__(self, url: str, key: str | None) -> None:
-        parts = urlsplit(url if "//" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if key and not (key.isascii() and key.isprintable() and " " not in key):
+            refuse("BC109", "the key in BLOCKC_KEY has a character that no key has", "look for a blank or a line's end")
+        parts = _address(url)
+        if parts is None:
             refuse("BC109", f"`{url[:200]}` is not the address of a server", "write `http://127.0.0.1:8000`")
         self._parts: SplitResult = parts
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
