@@ -58,7 +58,7 @@ class Target:
 
     def __init__(self, url: str, key: str | None) -> None:
         if key and not (key.isascii() and key.isprintable() and " " not in key):
-            refuse("BC109", "the key in BLOCKC_KEY has a character that no key has", "look for a blank or a line's end")
+            refuse("BC109", "the key has a character that no key has", "BLOCKC_KEY=... without blanks and line ends")
         parts = _address(url)
         if parts is None:
             refuse("BC109", f"`{url[:200]}` is not the address of a server", "write `http://127.0.0.1:8000`")

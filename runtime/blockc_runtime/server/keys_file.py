@@ -94,7 +94,7 @@ def _read(path: Path, problems: Diagnostics) -> Mapping[str, Any]:
         value = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except OSError as error:
         problems.report("BC003", f"the keys file {path} cannot be read: {error.strerror}", help=_FORM)
-    except ValueError as error:  # its text is left out: it may quote a key
+    except (ValueError, RecursionError) as error:  # its text is left out: it may quote a key
         kind = "TOML" if path.suffix == ".toml" else "JSON"
         where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else type(error).__name__
         problems.report("BC001", f"the keys file {path} is not {kind} ({where})", help=_FORM)

@@ -170,10 +170,11 @@ def listen(host: str, port: int, *, with_keys: bool) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it cannot be the name of a host"
         refuse(
             "BC109",
-            f"cannot listen on {host}, port {port}: {error.strerror}",
+            f"cannot listen on {host}, port {port}: {why}",
             help="name another with --host and --port; `--port 0` takes any that is free",
         )
     return listener

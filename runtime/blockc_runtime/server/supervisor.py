@@ -16,7 +16,7 @@ from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from blockc.diag import CODES, DiagnosticError, Diagnostics
+from blockc.diag import CODES, DiagnosticError, Diagnostics, refuse
 from blockc_runtime.server.engine_client import EngineClient
 from blockc_runtime.server.engine_life import EngineConnection, EngineGoneError, EngineLife, PlanFile
 from blockc_runtime.server.metrics import Metrics
@@ -107,7 +107,12 @@ class Supervisor:
     async def start(self) -> None:
         """Start the first engine and wait until it is ready. Raises `DiagnosticError`."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(self._on_connection, str(self._socket))
+        try:
+            self._server = await loop.create_unix_server(self._on_connection, str(self._socket))
+        except OSError as problem:  # paths of sockets have 107 bytes at most
+            await self.stop()
+            help_ = "name another folder, with a short path, in the variable TMPDIR"
+            refuse("BC003", f"no socket can be made in {self._directory}: {problem.strerror or problem}", help_)
         life = await self._begin()
         if not await life.ready():
             error = life.error or EngineError(

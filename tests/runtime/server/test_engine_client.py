@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from blockc.diag import DiagnosticError
 from blockc.plan import EmbeddingEntry
 from blockc_runtime.request import EndEvent, Request, Sampling
 from blockc_runtime.server.auth import Caller
@@ -142,6 +144,25 @@ def test_a_plan_that_went_while_another_was_loaded_again_stops_nothing() -> None
         assert world.submitted() == ["0", "1", "2", "0", "2"]
 
     asyncio.run(play())
+
+
+def test_a_folder_that_no_socket_can_be_made_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    metrics = Metrics()
+
+    async def play() -> None:
+        supervisor = Supervisor(
+            EngineClient(metrics), lambda socket, plan: (), plan=PlanFile(epoch=0, path=tmp_path, digest=""),
+            metrics=metrics, progress=print,
+        )  # fmt: skip
+        await supervisor.start()
+
+    with pytest.raises(DiagnosticError) as refused:
+        asyncio.run(play())
+    assert [item.code.id for item in refused.value.diagnostics] == ["BC003"]
+    assert list(folder.iterdir()) == []
 
 
 def test_the_engine_is_told_who_has_all_it_wants_and_who_gave_up() -> None:

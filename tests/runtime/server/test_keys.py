@@ -188,6 +188,7 @@ def test_toml_is_understood_too(tmp_path: Path):
     [
         (None, "BC003"),
         ("{", "BC001"),
+        ("[" * 100_000, "BC001"),
         ("[]", "BC104"),
         ("{}", "BC104"),
         ('{"nobody": ["sk-12345678"]}', "BC101"),
@@ -221,3 +222,10 @@ def test_without_keys_only_this_machine(host: str):
     assert next(iter(caught.value.diagnostics)).code.id == "BC109"
     for loopback in ("127.0.0.1", "localhost", "127.0.0.2"):
         listen(loopback, 0, with_keys=False).close()
+
+
+@pytest.mark.parametrize("host", ["a" * 70 + ".example", "a..b", "192.0.2.1"])
+def test_hosts_that_cannot_be_listened_on(host: str):
+    with pytest.raises(DiagnosticError) as caught:
+        listen(host, 0, with_keys=True)
+    assert [item.code.id for item in caught.value.diagnostics] == ["BC109"]
