@@ -76,14 +76,14 @@ def fit_rates(samples: Sequence[Sample], work: PlanWork) -> Fit:
     loss, inverse = min(beside, key=lambda item: item[0])
     summed = _settle(terms, measured, np.zeros(_COLUMNS), overlaps_reads=False)
     rates = _rates(inverse, overlaps_reads=True) if loss <= summed[0] else _rates(summed[1], overlaps_reads=False)
-    errors = np.abs([price_s(sample, work, rates) / sample.seconds - 1 for sample in samples])
+    pricer = StepPricer(work, rates)
+    errors = np.abs([price_s(sample, pricer) / sample.seconds - 1 for sample in samples])
     p50, p95 = np.percentile(errors, (50, 95))
     return Fit(rates=rates, samples=len(samples), error_p50=float(p50), error_p95=float(p95))
 
 
-def price_s(sample: Sample, work: PlanWork, rates: DeviceRates) -> float:
-    """What a pass costs by these rates."""
-    pricer = StepPricer(work, rates)
+def price_s(sample: Sample, pricer: StepPricer) -> float:
+    """What a pass costs."""
     tokens, samples = _by_chain(sample)
     total = sample.steps * pricer.constant(len(sample.rows)) + pricer.launches(tokens, samples)
     total += sum(pricer.attention(row.chain, row.start, row.tokens) for row in sample.rows)

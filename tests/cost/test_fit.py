@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blockc.cost import DeviceRates, plan_work
+from blockc.cost import DeviceRates, StepPricer, plan_work
 from blockc.cost.fit import RowShape, Sample, fit_rates, nonnegative_least_squares, price_s
 from blockc.cost.profile import profile_of, read_profile, write_profile
 from blockc.diag import DiagnosticError
@@ -51,7 +51,7 @@ def samples(noise: float = 0.0, rates: DeviceRates = TRUE) -> list[Sample]:
     random = np.random.default_rng(1)
     found = []
     for sample in [*(Sample(rows=rows, seconds=1.0) for rows in shapes()), *in_parts()]:
-        exact_s = price_s(sample, WORK, rates)
+        exact_s = price_s(sample, StepPricer(WORK, rates))
         found.append(replace(sample, seconds=exact_s * float(1 + noise * random.standard_normal())))
     return found
 
@@ -81,16 +81,16 @@ def test_steps_that_something_ran_beside_hardly_count() -> None:
     ]
     fit = fit_rates(found, WORK)
     assert fit.error_p50 < 0.03
-    exact = np.array([price_s(item, WORK, TRUE) for item in samples()])
-    fitted = np.array([price_s(item, WORK, fit.rates) for item in samples()])
+    exact = np.array([price_s(item, StepPricer(WORK, TRUE)) for item in samples()])
+    fitted = np.array([price_s(item, StepPricer(WORK, fit.rates)) for item in samples()])
     assert np.median(np.abs(fitted / exact - 1)) < 0.03
 
 
 def test_noise_stays_noise() -> None:
     fit = fit_rates(samples(noise=0.1), WORK)
     assert 0.03 < fit.error_p50 < 0.12
-    exact = np.array([price_s(item, WORK, TRUE) for item in samples()])
-    fitted = np.array([price_s(item, WORK, fit.rates) for item in samples()])
+    exact = np.array([price_s(item, StepPricer(WORK, TRUE)) for item in samples()])
+    fitted = np.array([price_s(item, StepPricer(WORK, fit.rates)) for item in samples()])
     assert np.median(np.abs(fitted / exact - 1)) < 0.05
 
 
@@ -98,7 +98,9 @@ def test_other_shapes_are_told_by_what_was_fitted() -> None:
     fit = fit_rates(samples(), WORK)
     rows = tuple(RowShape(chain=i % 5, start=70, tokens=1, samples=True) for i in range(7))
     other = Sample(rows=rows, seconds=1.0)
-    assert price_s(other, WORK, fit.rates) == pytest.approx(price_s(other, WORK, TRUE), rel=0.02)
+    assert price_s(other, StepPricer(WORK, fit.rates)) == pytest.approx(
+        price_s(other, StepPricer(WORK, TRUE)), rel=0.02
+    )
 
 
 def test_least_squares_without_negatives() -> None:
