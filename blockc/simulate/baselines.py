@@ -28,6 +28,7 @@ from blockc.plan import ExecutionPlan
 from blockc.simulate.cells import Cell, device_bytes, even_pages, fits, least_width
 from blockc.simulate.fleet import Fleet, FleetInstance, fleet_of, instance_limits
 from blockc.simulate.stored import Way, separate, ways
+from blockc_runtime.limits import engine_limits
 from blockc_runtime.router import Network
 
 
@@ -143,6 +144,7 @@ def _fleet(
 ) -> Fleet:
     used = [index for index, cell in enumerate(cells) if cell.chains]
     number = {index: position for position, index in enumerate(used)}
+    limits = engine_limits(plan)
     instances = []
     for index in used:
         cell = cells[index]
@@ -151,7 +153,7 @@ def _fleet(
             FleetInstance(
                 name=f"{label}{number[index]}",
                 width=cell.width,
-                limits=instance_limits(plan, even_pages(plan, cell), max_rows=plan.batching.max_rows),
+                limits=instance_limits(plan, limits, even_pages(plan, cell), max_rows=plan.batching.max_rows),
                 rates=own,
                 pricer=StepPricer(work, own),
             )

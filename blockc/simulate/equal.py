@@ -29,6 +29,7 @@ from blockc.simulate.report import Targets, report
 from blockc.simulate.simulate import simulate
 from blockc.simulate.stored import Way, models_alone, ways
 from blockc.simulate.workload import Workload, first
+from blockc_runtime.limits import engine_limits
 from blockc_runtime.router import Link, Network
 
 # Seconds from one launch of a model to the next.
@@ -202,6 +203,7 @@ class _Arranging:
         self._chains = sorted({app.chain for app in plan.apps})
         self.cells = list(_cells(plan, width))
         self._pricer = StepPricer(way.work, self._cell_rates(width))
+        self._limits = engine_limits(plan)
         self._set_up_s = [
             self._pricer.affine(segment, samples=True).set_up_s for segment in range(self._pricer.segments)
         ]
@@ -289,7 +291,10 @@ class _Arranging:
             name=f"{cell.node}/{index}",
             width=cell.width,
             limits=instance_limits(
-                self._plan, pages_by_need(self._plan, cell, need), max_rows=self._plan.batching.max_rows
+                self._plan,
+                self._limits,
+                pages_by_need(self._plan, cell, need),
+                max_rows=self._plan.batching.max_rows,
             ),
             rates=self._cell_rates(cell.width),
             pricer=self._pricer,

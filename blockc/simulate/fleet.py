@@ -91,7 +91,7 @@ class Fleet:
 
 def fleet_of(plan: ExecutionPlan, rates: Mapping[str, DeviceRates]) -> Fleet:
     """The fleet that a plan describes. ``rates``: by kind of device, as `rates_of` finds them."""
-    work = plan_work(plan)
+    work, limits = plan_work(plan), engine_limits(plan)
     return Fleet(
         label="ours",
         apps=apps_of(plan),
@@ -101,7 +101,7 @@ def fleet_of(plan: ExecutionPlan, rates: Mapping[str, DeviceRates]) -> Fleet:
                 width=instance.width,
                 limits=replace(
                     instance_limits(
-                        plan, instance.kv_pages, max_rows=instance.max_rows, side_slots=instance.side_slots
+                        plan, limits, instance.kv_pages, max_rows=instance.max_rows, side_slots=instance.side_slots
                     ),
                     turns=turn_limits(instance),
                     room_bytes=instance.room_bytes,
@@ -183,13 +183,17 @@ def network_of(plan: ExecutionPlan, instances: Sequence[Sequence[int]]) -> Netwo
 
 
 def instance_limits(
-    plan: ExecutionPlan, pages: Mapping[int, int], *, max_rows: int, side_slots: Mapping[int, int] = _NO_SLOTS
+    plan: ExecutionPlan,
+    limits: EngineLimits,
+    pages: Mapping[int, int],
+    *,
+    max_rows: int,
+    side_slots: Mapping[int, int] = _NO_SLOTS,
 ) -> EngineLimits:
-    """The plan's limits with the pages of one instance. Fine-tunes of banks without ``side_slots`` are always there.
+    """The plan's ``limits`` with the pages of one instance. Fine-tunes of banks without ``side_slots`` always stay.
 
     So are the weights of all segments.
     """
-    limits = engine_limits(plan)
     return replace(
         limits,
         groups=tuple(replace(group, pages=pages.get(index, 0)) for index, group in enumerate(limits.groups)),
