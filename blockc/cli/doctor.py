@@ -53,11 +53,11 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Say whether this machine is fit to compile and serve, and what to do where it is not."""
-    from blockc.cli.report import ExitCode, print_document
+    from blockc.cli.report import ExitCode, print_document, reporting
 
     findings = list(examine(folder))
-    if plan is not None:
-        findings += _secrets(plan, secrets)
+    with reporting("doctor", as_json=as_json):
+        findings += () if plan is None else _secrets(plan, secrets)
     bad = [finding for finding in findings if finding.state == "fail"]
     if as_json:
         content = [{"what": f.what, "state": f.state, "found": f.found, "help": f.help_ or None} for f in findings]

@@ -105,3 +105,10 @@ def test_secrets_of_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caps
     (tmp_path / "BIRCH_KEY").write_text("sk-of-birch-alone")
     monkeypatch.setenv("GONE_KEY", "sk-of-acme-again")
     assert main(command) == 0
+
+
+def test_a_plan_that_is_not_there_is_told_as_json(tmp_path: Path, capsys) -> None:
+    assert main(["doctor", "--plan", str(tmp_path / "none"), "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert (document["command"], document["ok"]) == ("doctor", False)
+    assert [item["code"] for item in document["diagnostics"]] == ["BC003"]
