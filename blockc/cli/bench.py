@@ -31,13 +31,15 @@ def bench(
         list[str] | None, typer.Option("--app", metavar="APP", help="Ask this app; may be repeated. All, if not given.")
     ] = None,
     requests: Annotated[int, typer.Option("--requests", "-n", min=1, max=1_000_000, help="How many to send.")] = 100,
-    rate: Annotated[float, typer.Option(min=0.001, help="Requests a second, at times by chance (Poisson).")] = 4.0,
+    rate: Annotated[
+        float, typer.Option(min=0.001, max=1e6, help="Requests a second, at times by chance (Poisson).")
+    ] = 4.0,
     prompt: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Length of prompts.")] = 128,
     output: Annotated[int, typer.Option(min=1, metavar="TOKENS", help="Length of answers.")] = 64,
     trace: Annotated[
         Path | None, typer.Option(metavar="CSV", help="Times and lengths of a trace, in place of the three above.")
     ] = None,
-    speed: Annotated[float, typer.Option(min=0.001, help="How many times faster than the trace.")] = 1.0,
+    speed: Annotated[float, typer.Option(min=0.001, max=1e9, help="How many times faster than the trace.")] = 1.0,
     concurrency: Annotated[int, typer.Option(min=1, max=1024, help="At most so many requests at a time.")] = 256,
     seed: Annotated[int, typer.Option(help="The same seed sends the same load.")] = 0,
     save: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep the figures of this run.")] = None,

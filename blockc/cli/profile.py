@@ -29,7 +29,7 @@ def profile(
     ),
     zoo: ZooOption = None,
     repeat: Annotated[int, typer.Option(min=1, max=100, help="How often each load runs.")] = 3,
-    seconds: Annotated[float, typer.Option(min=1.0, help="No load begins after this time.")] = 60.0,
+    seconds: Annotated[float, typer.Option(min=1.0, max=1e8, help="No load begins after this time.")] = 60.0,
     as_json: JsonOption = False,
 ) -> None:
     """Measure steps of a plan on this machine, and fit what the simulator goes by."""

@@ -70,7 +70,7 @@ def serve(
         bool, typer.Option("--otel", help="Send spans of requests to OpenTelemetry (pip install 'blockc[otel]').")
     ] = False,
     drain: Annotated[
-        float, typer.Option(min=0.0, metavar="SECONDS", help="How long to finish requests at the end.")
+        float, typer.Option(min=0.0, max=1e8, metavar="SECONDS", help="How long to finish requests at the end.")
     ] = 30.0,
     executor: Annotated[
         str, typer.Option(hidden=True, help="`torch`, or `null` to measure everything else.")

@@ -41,23 +41,31 @@ def simulate_(
         typer.Option("--spec", metavar="SPEC", help="The plan's spec: its `slo`, its `expect`, its `traffic` as load."),
     ] = None,
     var: VarOption = None,
-    rate: Annotated[float | None, typer.Option(min=1e-9, help="Generated requests a second, of all apps.")] = None,
-    duration: Annotated[float, typer.Option(min=1e-9, help="Seconds of generated load.")] = 600.0,
+    rate: Annotated[
+        float | None, typer.Option(min=1e-9, max=1e6, help="Generated requests a second, of all apps.")
+    ] = None,
+    duration: Annotated[float, typer.Option(min=1e-9, max=1e8, help="Seconds of generated load.")] = 600.0,
     cv: Annotated[float, typer.Option(min=0.01, max=100.0, help="Of gaps: 1 is Poisson, more comes in bursts.")] = 1.0,
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens of a generated prompt, on average.")] = 512,
-    output: Annotated[int, typer.Option(min=1, help="Tokens of a generated answer, on average.")] = 128,
-    turns: Annotated[float, typer.Option(min=1.0, help="Turns of a generated conversation, on average.")] = 1.0,
-    think: Annotated[float, typer.Option(min=0.0, help="Seconds between an answer and the next turn.")] = 10.0,
-    skew: Annotated[float, typer.Option(min=0.0, help="App k gets a share of (k + 1)^-SKEW.")] = 1.0,
+    prompt: Annotated[int, typer.Option(min=1, max=10**8, help="Tokens of a generated prompt, on average.")] = 512,
+    output: Annotated[int, typer.Option(min=1, max=10**8, help="Tokens of a generated answer, on average.")] = 128,
+    turns: Annotated[
+        float, typer.Option(min=1.0, max=1e6, help="Turns of a generated conversation, on average.")
+    ] = 1.0,
+    think: Annotated[float, typer.Option(min=0.0, max=1e8, help="Seconds between an answer and the next turn.")] = 10.0,
+    skew: Annotated[float, typer.Option(min=0.0, max=100.0, help="App k gets a share of (k + 1)^-SKEW.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
-    speed: Annotated[float, typer.Option(min=1e-9, help="So many times the load's own rate.")] = 1.0,
-    first: Annotated[float | None, typer.Option(min=1e-9, help="Only the first seconds of the load.")] = None,
-    ttft: Annotated[float | None, typer.Option(min=0.0, help="Target in seconds of apps without an `slo`.")] = None,
-    tpot: Annotated[float | None, typer.Option(min=0.0, help="As --ttft.")] = None,
+    speed: Annotated[float, typer.Option(min=1e-9, max=1e9, help="So many times the load's own rate.")] = 1.0,
+    first: Annotated[float | None, typer.Option(min=1e-9, max=1e8, help="Only the first seconds of the load.")] = None,
+    ttft: Annotated[
+        float | None, typer.Option(min=0.0, max=1e8, help="Target in seconds of apps without an `slo`.")
+    ] = None,
+    tpot: Annotated[float | None, typer.Option(min=0.0, max=1e8, help="As --ttft.")] = None,
     profile: Annotated[
         Path | None, typer.Option("--profile", metavar="FILE", help="Rates that `blockc profile` measured.")
     ] = None,
-    cost_scale: Annotated[float, typer.Option(min=1e-6, help="Every step takes so many times its price.")] = 1.0,
+    cost_scale: Annotated[
+        float, typer.Option(min=1e-6, max=1e6, help="Every step takes so many times its price.")
+    ] = 1.0,
     baseline: Annotated[
         str | None,
         typer.Option(

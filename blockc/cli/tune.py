@@ -42,8 +42,10 @@ def tune(
     format_: Annotated[
         TraceFormat | None, typer.Option("--format", help="Of the trace; its first line says, if not given.")
     ] = None,
-    rate: Annotated[float | None, typer.Option(min=1e-9, help="Generated requests a second, of all apps.")] = None,
-    speed: Annotated[float, typer.Option(min=1e-9, help="So many times the load's own rate.")] = 1.0,
+    rate: Annotated[
+        float | None, typer.Option(min=1e-9, max=1e6, help="Generated requests a second, of all apps.")
+    ] = None,
+    speed: Annotated[float, typer.Option(min=1e-9, max=1e9, help="So many times the load's own rate.")] = 1.0,
     requests: Annotated[
         int, typer.Option(min=1, help="So many of the load's first requests judge a try.")
     ] = _MOST_REQUESTS,

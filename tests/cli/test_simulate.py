@@ -185,6 +185,10 @@ def test_load_without_a_place_is_left_out_of_the_specs_and_said(plan: str, trace
         (["--rate", "1", "--fail-on", "rain", "--spec", "x.blk"], "`rain` is nothing to fail on"),
         (["--rate", "0"], "--rate"),
         (["--rate", "1", "--turns", "0.5"], "--turns"),
+        (["--rate", "inf"], "'--rate'"),
+        (["--rate", "1", "--duration", "inf"], "'--duration'"),
+        (["--rate", "1", "--think", "inf", "--turns", "3"], "'--think'"),
+        (["--rate", "1", "--cost-scale", "inf"], "'--cost-scale'"),
     ],
 )
 def test_usage(plan: str, capsys, options: list[str], words: str) -> None:
