@@ -45,7 +45,10 @@ class EngineState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueLimits:
-    """Bounds on unfinished requests. ``deaths``: engines a request may outlive without a token."""
+    """Bounds on unfinished requests. ``deaths``: engines a request may outlive without a token.
+
+    ``unfinished``: of all together; who has less than an equal share of them may go beyond it, by that share.
+    """
 
     unfinished: int = 1024
     unfinished_per_tenant: int = 512
@@ -171,7 +174,9 @@ class EngineClient:
             raise EngineUnavailableError
         total, of_tenant = len(self._tracked) + count, self._unfinished_of[tenant] + count
         limits = self._limits
-        if total > limits.unfinished or of_tenant > limits.unfinished_per_tenant:
+        if of_tenant > limits.unfinished_per_tenant:
+            raise QueueFullError
+        if total > limits.unfinished and of_tenant * self._tenants_with(tenant) > limits.unfinished:
             raise QueueFullError
 
     async def admitted(self) -> None:
@@ -352,6 +357,10 @@ class EngineClient:
             call.offer()
 
     # Inside
+
+    def _tenants_with(self, tenant: str) -> int:
+        """Tenants that have anything unfinished, this one included."""
+        return sum(1 for other, count in self._unfinished_of.items() if count and other != tenant) + 1
 
     def _submit(self, tracked: _Tracked) -> None:
         if self._send is None or tracked.request.epoch not in self._open:

@@ -18,7 +18,13 @@ from blockc.plan import EmbeddingEntry
 from blockc_runtime.request import EndEvent, Request, Sampling
 from blockc_runtime.server.auth import Caller
 from blockc_runtime.server.catalogue import Catalogue
-from blockc_runtime.server.engine_client import EngineClient, EngineUnavailableError, PlanChangedError
+from blockc_runtime.server.engine_client import (
+    EngineClient,
+    EngineUnavailableError,
+    PlanChangedError,
+    QueueFullError,
+    QueueLimits,
+)
 from blockc_runtime.server.engine_life import PlanFile
 from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.supervisor import Supervisor
@@ -29,20 +35,20 @@ from tests.runtime.server.running import running
 class World:
     """A client with an engine that only listens. ``past``: plans that were let go."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: QueueLimits | None = None) -> None:
         self.metrics = Metrics()
-        self.client = EngineClient(self.metrics)
+        self.client = EngineClient(self.metrics, limits)
         self.sent: list[Message] = []
         self.past: list[int] = []
         self.client.on_past = self.past.append
         self.client.attach(self.sent.append, 0)
 
-    def submit(self, name: str, epoch: int, *, is_more: bool = False) -> None:
+    def submit(self, name: str, epoch: int, *, is_more: bool = False, tenant: str = "t") -> None:
         request = Request(
             id=name, app=0, chain=0, epoch=epoch, isolation_group="g", prompt=(5,), emitted=0, max_tokens=1,
             stop_token_ids=(), sampling=Sampling(),
         )  # fmt: skip
-        self.client.submit([request], tenant="t", metrics=self.metrics.app("t", "a"), is_more=is_more)
+        self.client.submit([request], tenant=tenant, metrics=self.metrics.app("t", "a"), is_more=is_more)
 
     def end(self, name: str) -> None:
         self.client.receive(End(events=(EndEvent(request=name, reason="stop", message="", cached_tokens=0),)))
@@ -163,6 +169,19 @@ def test_a_folder_that_no_socket_can_be_made_in(monkeypatch: pytest.MonkeyPatch,
         asyncio.run(play())
     assert [item.code.id for item in refused.value.diagnostics] == ["BC003"]
     assert list(folder.iterdir()) == []
+
+
+def test_nobody_is_refused_for_what_others_have_waiting() -> None:
+    """Two tenants fill the server; a third still gets its share of it, and no more."""
+    world = World(QueueLimits(unfinished=8, unfinished_per_tenant=4))
+    for number in range(8):
+        world.submit(f"r{number}", 0, tenant="ab"[number % 2])
+    for number in range(2):
+        world.submit(f"c{number}", 0, tenant="c")
+    for tenant in "abc":
+        with pytest.raises(QueueFullError):
+            world.submit("more", 0, tenant=tenant)
+    world.submit("d", 0, tenant="d")
 
 
 def test_the_engine_is_told_who_has_all_it_wants_and_who_gave_up() -> None:

@@ -207,7 +207,7 @@ def test_the_queue_is_bounded(catalogue: Catalogue):
             assert int(full.headers["retry-after"]) >= 1
             other = {**body(2), "model": "birch/chat"}
             assert httpx.post(url, json=other).status_code == 200
-            whole = {**other, "prompt": [PROMPT] * 3}  # all or none: two would have fitted
+            whole = {**other, "prompt": [PROMPT] * 4}  # all or none: three would have fitted
             assert httpx.post(url, json=whole).status_code == 429
             assert all(answer.result(30).status_code == 200 for answer in held)
         assert httpx.post(url, json=body(2)).status_code == 200
