@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from blockc_runtime.request import EndEvent, Request
 from blockc_runtime.server.engine_life import PlanFile
-from blockc_runtime.server.supervisor import engine_command
+from blockc_runtime.server.supervisor import engine_command, engine_environment
 from blockc_runtime.wire.frames import FrameBuffer, encode
 from blockc_runtime.wire.messages import End, EngineError, Message, Ready, Shutdown, Stats, StatsQuery, Submit, Tokens
 
@@ -89,7 +89,7 @@ class EngineProcess:
                 engine_command(self._zoo, "torch")(path, PlanFile(epoch=0, path=self._plan, digest="")),
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000", **os.environ},
+                env=engine_environment(),
             )
             self._connection, _ = listener.accept()
         self._connection.settimeout(1800)
@@ -133,6 +133,19 @@ class EngineProcess:
         while not isinstance(message := self.next(), Stats):
             pass
         return message
+
+    def arrivals(self, requests: Sequence[Request]) -> list[float]:
+        """Serve requests to their end. Returns when results came: one read a step."""
+        self.send(*(Submit(request=request) for request in requests))
+        left, arrivals = len(requests), list[float]()
+        while left:
+            data = self._connection.recv(1 << 16)
+            arrivals.append(time.perf_counter())
+            if not data:
+                raise RuntimeError("the engine has ended")
+            for message in self._frames.feed(data):
+                left -= len(message.events) if isinstance(message, End) else 0
+        return arrivals
 
     def run(self, requests: Iterable[Request]) -> tuple[int, list[EndEvent]]:
         """Serve requests to their end. Returns the most tokens that a step had, and how each ended."""

@@ -1,68 +1,94 @@
-"""Whether a server that streams slows the steps of the engine beside it.
+"""Whether a server that streams slows the steps of its engine.
 
-    python -m benchmarks.http_load [--shape mid] [--rows 8] [--pairs 24] [--steps 40] [--work DIR] [--out FILE]
+    python -m benchmarks.http_load [--shape mid] [--rows 8] [--pairs 24] [--steps 160] [--work DIR] [--out FILE]
 
-An engine process decodes ``--rows`` requests without a server. In every other window a server process beside it (with
-an executor that only waits) streams as many answers over HTTP at the pace of the engine's steps, to a client in this
-process; the client takes the same cores, which a remote one would not. Prints the median step with HTTP load over the
-one without, in pairs of windows in turns, with its interval of 95 %.
+One engine decodes ``--rows`` requests without a server, another behind ``blockc serve``, which streams each of them
+over HTTP; the one that has no turn sleeps. Prints the median step with HTTP over the one without, in pairs of windows
+in turns, with its interval of 95 %, and the CPU time of the server and of the client for each token, that of taking the
+requests on included.
+
+Both sides are read with one system call a step. Over HTTP that is the stream that began last; the others lie in the
+buffers of their sockets, which hold them, until the window is over. So the client takes little of the cores, of which a
+remote one would take none.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import socket
 import statistics
+import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.engine_process import EngineProcess
 from benchmarks.fleet import SHAPES, compiled_fleet
 from benchmarks.pairs import paired_values, text_of, write
-from benchmarks.server_overhead import drive, first_model, serving
+from benchmarks.server_overhead import READ_BYTES, connect, cpu_s, first_model, is_over, post, serving
 from blockc.plan import load_plan
 from blockc_runtime.request import Request, Sampling
-from blockc_runtime.wire.messages import End, Submit, Tokens
 
-PROMPT_TOKENS, OUTPUT_TOKENS = 128, 512
+PROMPT_TOKENS = 16
 
 
-class Decoding:
-    """An engine that always decodes the same number of rows."""
+@dataclass(slots=True, kw_only=True)
+class Windows:
+    """Windows of one load: ``rows`` requests that begin together and get ``steps`` tokens each."""
 
-    def __init__(self, engine: EngineProcess, vocab: int, rows: int) -> None:
-        self._engine, self._vocab = engine, vocab
-        self._numbers = itertools.count()
-        for _ in range(rows):
-            self._submit()
+    vocab: int
+    rows: int
+    steps: int
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
-    def _submit(self) -> None:
-        number = next(self._numbers)
-        prompt = tuple((number * 7919 + 31 * i) % self._vocab for i in range(PROMPT_TOKENS))
-        request = Request(
-            id=str(number), app=0, chain=0, isolation_group="t", prompt=prompt, emitted=0, max_tokens=OUTPUT_TOKENS,
-            stop_token_ids=(), sampling=Sampling(),
-        )  # fmt: skip
-        self._engine.send(Submit(request=request))
+    def prompts(self) -> list[list[int]]:
+        """As many as rows, and never the same again: nothing of them is in a cache."""
+        numbers = itertools.islice(self._numbers, self.rows)
+        return [[(number * 7919 + 31 * i) % self.vocab for i in range(PROMPT_TOKENS)] for number in numbers]
 
-    def steps(self) -> Iterator[float]:
-        """Seconds of each step in which everybody decodes."""
-        before_s: float | None = None
-        while True:
-            match self._engine.next():
-                case Tokens(load=load):
-                    now_s = time.perf_counter()
-                    is_decode = load.tokens == load.rows
-                    if is_decode and before_s is not None:
-                        yield now_s - before_s
-                    before_s = now_s if is_decode else None
-                case End(events=events):
-                    before_s = None
-                    for _ in events:
-                        self._submit()
+    def direct(self, engine: EngineProcess) -> float:
+        """Seconds of a step without a server."""
+        requests = [
+            Request(
+                id=str(row), app=0, chain=0, isolation_group="t", prompt=tuple(prompt), emitted=0,
+                max_tokens=self.steps, stop_token_ids=(), sampling=Sampling(),
+            )
+            for row, prompt in enumerate(self.prompts())
+        ]  # fmt: skip
+        return steady_s(engine.arrivals(requests))
+
+    def served(self, url: str, model: str) -> float:
+        """Seconds of a step behind a server."""
+        streams = [connect(url) for _ in range(self.rows)]
+        for stream, prompt in zip(streams, self.prompts(), strict=True):
+            stream.sendall(post(model, prompt, self.steps))
+        arrivals = read_s(streams[-1])
+        for stream in streams[:-1]:
+            read_s(stream)
+        return steady_s(arrivals)
+
+
+def read_s(stream: socket.socket) -> list[float]:
+    """When parts of an answer came, to its end."""
+    arrivals, tail = [], b""
+    while not is_over(tail):
+        data = stream.recv(READ_BYTES)
+        arrivals.append(time.perf_counter())
+        if not data:
+            sys.exit(f"a stream ended early: {tail!r}")
+        tail = (tail + data)[-300:]
+    stream.close()
+    return arrivals
+
+
+def steady_s(arrivals: list[float]) -> float:
+    """The median interval in the middle of a window, where every row decodes."""
+    quarter = len(arrivals) // 4
+    middle = arrivals[quarter:-quarter]
+    return statistics.median(after - before for before, after in itertools.pairwise(middle))
 
 
 def main() -> None:
@@ -71,55 +97,64 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="mid")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--pairs", type=int, default=24)
-    parser.add_argument("--steps", type=int, default=40, help="of a window")
+    parser.add_argument("--steps", type=int, default=160, help="of a window")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         root = (options.work or Path(scratch)) / options.shape
         path = compiled_fleet(root, SHAPES[options.shape], 1)
-        found = run(path, options.shape, options.rows, options.pairs, options.steps)
+        found = run(path, options.rows, options.pairs, options.steps)
     for name, value in found.items():
         print(f"{name}: {text_of(value)}")
     if options.out is not None:
-        write(options.out, "benchmarks.http_load", found, device="cpu")
+        write(options.out, "benchmarks.http_load", {"shape": options.shape, **found}, device="cpu")
 
 
-def run(path: Path, shape: str, rows: int, pairs: int, steps: int) -> dict[str, object]:
+def run(path: Path, rows: int, pairs: int, steps: int) -> dict[str, object]:
     """Windows in turns; each is the median of its steps."""
-    vocab = load_plan(path).chains[0].vocab_size
+    windows = Windows(vocab=load_plan(path).chains[0].vocab_size, rows=rows, steps=steps)
     zoo = path.parent / "zoo"
-    with EngineProcess(path, zoo) as engine:
-        source = Decoding(engine, vocab, rows).steps()
+    spent = Spent()
+    alone_s: list[float] = []
+    with EngineProcess(path, zoo) as engine, serving(path, zoo, "--executor", "torch") as (server, url):
+        model = first_model(url)
 
-        def window() -> float:
-            return statistics.median(itertools.islice(source, steps))
+        def direct() -> float:
+            alone_s.append(windows.direct(engine))
+            return alone_s[-1]
 
-        pace_s = min(window() for _ in range(4))
-        with serving(path, zoo, 1000 * pace_s) as (_, url):
-            model = first_model(url)
+        def served() -> float:
+            return spent.during(server.pid, lambda: windows.served(url, model))
 
-            def loaded() -> float:
-                """Streams run before the first step that counts, and past the last one."""
-                is_over = threading.Event()
+        ratio = paired_values(served, direct, pairs)
+    tokens = spent.windows * rows * steps
+    return {
+        "rows": rows,
+        "pairs": pairs,
+        "step_ms": 1000 * statistics.median(alone_s),
+        "with_http_over_without": ratio,
+        "server_us_a_token": 1e6 * spent.server_s / tokens,
+        "client_us_a_token": 1e6 * spent.client_s / tokens,
+    }
 
-                def stream() -> None:
-                    while not is_over.is_set():
-                        drive(url, model, rows, steps)
 
-                client = threading.Thread(target=stream)
-                client.start()
-                for _ in itertools.islice(source, steps // 4):
-                    pass
-                took_s = window()
-                is_over.set()
-                for _ in source:
-                    if not client.is_alive():
-                        return took_s
-                raise AssertionError("an engine decodes for ever")
+@dataclass(slots=True)
+class Spent:
+    """CPU time of windows with a server, those of the warm-up too."""
 
-            ratio = paired_values(loaded, window, pairs)
-    return {"shape": shape, "rows": rows, "pairs": pairs, "step_ms": 1000 * pace_s, "with_http_over_without": ratio}
+    server_s: float = 0.0
+    client_s: float = 0.0
+    windows: int = 0
+
+    def during(self, server: int, window: Callable[[], float]) -> float:
+        """Run one, and count it."""
+        server_s, client_s = cpu_s(server), time.process_time()
+        found = window()
+        self.server_s += cpu_s(server) - server_s
+        self.client_s += time.process_time() - client_s
+        self.windows += 1
+        return found
 
 
 if __name__ == "__main__":

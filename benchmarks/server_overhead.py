@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import selectors
 import socket
 import subprocess
@@ -45,7 +44,8 @@ def main() -> None:
         return
     if options.plan is None:
         parser.error("a plan is needed")
-    with serving(options.plan, options.zoo, options.step_ms) as (process, url):
+    null = ("--executor", "null", "--null-step", str(options.step_ms / 1000))
+    with serving(options.plan, options.zoo, *null) as (process, url):
         model = first_model(url)
         measure(process, url, model, streams=4, tokens=32, rounds=1)  # warm
         for streams in options.streams:
@@ -53,11 +53,10 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def serving(plan: Path, zoo: Path | None, step_ms: float) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run the server; yield its process and URL."""
+def serving(plan: Path, zoo: Path | None, *more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run the server, with more options; yield its process and URL."""
     program = "import sys; from blockc.cli import main; sys.exit(main())"
-    arguments = ["serve", str(plan), "--port", "0", "--executor", "null"]
-    arguments += ["--null-step", str(step_ms / 1000)]
+    arguments = ["serve", str(plan), "--port", "0", *more]
     if zoo is not None:
         arguments += ["--zoo", str(zoo)]
     process = subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True)
@@ -102,9 +101,9 @@ def report(result: dict[str, float]) -> None:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU time of a process, without its children."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """CPU time of the threads of a process, without its children. By nanoseconds: ``stat`` counts in ticks."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 def first_model(url: str) -> str:
@@ -122,17 +121,30 @@ def connect(url: str) -> socket.socket:
     return socket.create_connection((host, int(port)))
 
 
+def post(model: str, prompt: list[int], tokens: int) -> bytes:
+    """A request for a stream of so many tokens."""
+    fields = {"model": model, "prompt": prompt, "max_tokens": tokens, "stream": True, "ignore_eos": True}
+    body = json.dumps(fields).encode()
+    return f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def is_over(tail: bytes | bytearray) -> bool:
+    """Whether this is how a stream ends. Exits if it did not end well."""
+    if b"[DONE]" not in tail:
+        return False
+    if b'"finish_reason":"length"' not in tail:
+        sys.exit(f"a stream ended early: {bytes(tail[-300:])!r}")
+    return True
+
+
 def drive(url: str, model: str, streams: int, tokens: int) -> dict[str, float]:
     """Open the streams and read them to their ends."""
-    body = json.dumps(
-        {"model": model, "prompt": PROMPT, "max_tokens": tokens, "stream": True, "ignore_eos": True}
-    ).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    asked = post(model, PROMPT, tokens)
     connections = [connect(url) for _ in range(streams)]
     selector = selectors.DefaultSelector()
     began_s = time.perf_counter()
     for connection in connections:
-        connection.sendall(head.encode() + body)
+        connection.sendall(asked)
         selector.register(connection, selectors.EVENT_READ, bytearray())
     writes = 0
     while selector.get_map():
@@ -142,9 +154,9 @@ def drive(url: str, model: str, streams: int, tokens: int) -> dict[str, float]:
             writes += 1
             tail: bytearray = key.data
             tail += data
-            if not data or b"[DONE]" in tail:
-                if b'"finish_reason":"length"' not in tail:
-                    sys.exit(f"a stream ended early: {tail[-300:]!r}")
+            if not data:
+                sys.exit(f"a stream ended early: {tail[-300:]!r}")
+            if is_over(tail):
                 selector.unregister(key.fileobj)
                 key.fileobj.close()
             del tail[:-300]

@@ -49,6 +49,19 @@ def engine_command(zoo: Path, executor: str, *, null_step_s: float = 0.0) -> Eng
     return command
 
 
+def engine_environment() -> dict[str, str]:
+    """Return what an engine is started with; what is set by whoever starts us goes before our own."""
+    # OpenMP threads that spin between steps take the cores from the server.
+    # A short spin keeps them from sleeping between two ops of one step (65 ms against 48 ms a step).
+    # glibc asks for huge pages: 26 GB/s of weights are read where small pages give 24.
+    return {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "10000",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        **os.environ,
+    }
+
+
 class Supervisor:
     """Starts the engine, restarts it when it dies, and ends it.
 
@@ -137,21 +150,12 @@ class Supervisor:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     async def _begin(self) -> EngineLife:
-        # OpenMP threads that spin between steps take the cores from the server.
-        # A short spin keeps them from sleeping between two ops of one step (65 ms against 48 ms a step).
-        # glibc asks for huge pages: 26 GB/s of weights are read where small pages give 24.
-        environment = {
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "GOMP_SPINCOUNT": "10000",
-            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-            **os.environ,
-        }
         process = await asyncio.create_subprocess_exec(
             *self._command(self._socket, self._plan),
             stdin=DEVNULL,
             stdout=PIPE,
             stderr=STDOUT,
-            env=environment,
+            env=engine_environment(),
             start_new_session=True,  # a terminal's signals reach the server only
         )
         self._life = EngineLife(process, self._client, self._plan, self._progress)
