@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -196,6 +197,11 @@ def compile_file(
             on_result=on_result,
             on_bytes=on_bytes,
         )
+        if deployment.policy.roles == "auto":
+            from blockc.simulate.roles import with_roles
+
+            plan = with_roles(deployment, compiled.plan, profile=measured, diags=diags)
+            compiled = replace(compiled, plan=plan)
         if any(item.slo_attainment is not None for item in deployment.expect):
             from blockc.simulate.judged import judge_expectations
 

@@ -71,7 +71,8 @@ def simulate_(
         typer.Option(
             "--baseline",
             metavar="NAMES",
-            help="Also `pm`, `ps`, `no-sharing`, `no-batching`, `no-cache`, `blind`, `hand-over`, `random`.",
+            help="Also `pm`, `ps`, `no-sharing`, `no-batching`, `no-cache`, `blind`, `no-roles`, `hand-over`, "
+            "`random`.",
         ),
     ] = None,
     equal: Annotated[

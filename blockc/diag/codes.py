@@ -82,6 +82,7 @@ _TABLE: tuple[tuple[str, str, Severity, str], ...] = (
     ("BC506", "profile-of-others", _W, "a profile was measured with other structures than the plan's"),
     ("BC507", "expectation-not-judged", _W, "an `expect` could not be judged when the spec was compiled"),
     ("BC508", "way-not-simulated", _E, "a model's way passes several instances, which is not simulated"),
+    ("BC509", "roles-not-tried", _W, "`roles = auto` has nothing to try"),
     ("BC601", "isolation-violated", _E, "the plan would share what must be isolated"),
     ("BC602", "secret-in-spec", _E, "a secret stands in plain text"),
     ("BC603", "secret-missing", _E, "a secret that a plan names is not there, or is no key"),

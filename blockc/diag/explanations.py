@@ -197,6 +197,12 @@ _PAGES: dict[str, str] = {
         compiler makes none: a model on several devices is one instance with stages. Nothing drives such a way, and what
         the first instance alone would do says nothing of it. Compile the spec again.
         """,
+    "BC509": """
+        `solver { roles = auto }` lets some instances of a model read prompts for its others, where a simulation under
+        the spec's own traffic says that more requests meet their targets so. That takes traffic, targets (`slo`),
+        devices of which something is known, and a model in several cells that a link joins. One of these is missing;
+        the plan is the same without the line.
+        """,
     "BC601": """
         The plan would share what `isolation` separates. This is a bug or a plan changed by hand.
         """,

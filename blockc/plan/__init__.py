@@ -30,12 +30,14 @@ from blockc.plan.graph_entries import (
 from blockc.plan.manifests import EvidenceManifest, SideEntry, SideManifest, TensorEvidenceEntry, TermEntry
 from blockc.plan.model import FORMAT_VERSION, BatchingEntry, ExecutionPlan
 from blockc.plan.place_entries import (
+    AttainedEntry,
     DeviceEntry,
     EdgeEntry,
     InstanceEntry,
     LinkEntry,
     LoadEntry,
     MemoryEntry,
+    RolesEntry,
     RouteEntry,
     RuleEntry,
     SearchEntry,
@@ -50,6 +52,7 @@ __all__ = [
     "FORMAT_VERSION",
     "AgreementEntry",
     "AppEntry",
+    "AttainedEntry",
     "BaselineEntry",
     "BatchingEntry",
     "BlockEntry",
@@ -73,6 +76,7 @@ __all__ = [
     "PriceEntry",
     "PriceRangeEntry",
     "QuantizationEntry",
+    "RolesEntry",
     "RouteEntry",
     "RuleEntry",
     "SearchEntry",

@@ -17,6 +17,7 @@ from blockc.plan.place_entries import (
     InstanceEntry,
     LinkEntry,
     MemoryEntry,
+    RolesEntry,
     RouteEntry,
     RuleEntry,
     SolverEntry,
@@ -59,6 +60,7 @@ class ExecutionPlan(Entry):
     instances: tuple[InstanceEntry, ...]
     edges: tuple[EdgeEntry, ...]
     routes: tuple[RouteEntry, ...]
+    roles: RolesEntry | None = None  # None: every instance reads the prompts that it answers
     apps: tuple[AppEntry, ...]
     models: dict[str, ModelEntry]
     memory: tuple[MemoryEntry, ...]

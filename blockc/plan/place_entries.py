@@ -112,7 +112,8 @@ class RouteEntry(Entry):
     """How a chain may travel: alternatives, each a sequence of instances.
 
     ``weights``: which part of its requests goes each way, adding up to 1; empty where nobody has said. ``ttft_s`` and
-    ``tpot_s``: the 95th percentiles that are expected on the slowest of them; None: nothing is expected.
+    ``tpot_s``: the 95th percentiles that are expected on the slowest of them; None: nothing is expected. ``readers``:
+    those of the instances that read prompts, for the others, which answer; empty: each does both.
     """
 
     chain: int
@@ -120,12 +121,35 @@ class RouteEntry(Entry):
     weights: tuple[float, ...] = ()
     ttft_s: float | None = None
     tpot_s: float | None = None
+    readers: tuple[int, ...] = ()
 
     @property
     def shares(self) -> dict[int, float]:
         """By instance that a way begins at: the part of the requests that goes there; equal where nobody has said."""
         given = self.weights or (1 / len(self.alternatives),) * len(self.alternatives)
         return {way[0]: weight for way, weight in zip(self.alternatives, given, strict=True)}
+
+
+class AttainedEntry(Entry):
+    """Of simulated requests the part that is within all targets, and 95th percentiles of all."""
+
+    in_time: float
+    ttft_p95_s: float
+    tpot_p95_s: float
+    e2e_p95_s: float
+
+
+class RolesEntry(Entry):
+    """What it brings that some instances read prompts for others (`RouteEntry.readers`), simulated.
+
+    ``requests``: of the spec's traffic, in ``seconds``. ``shared``: as if every instance did both.
+    """
+
+    readers: tuple[int, ...]
+    requests: int
+    seconds: float
+    apart: AttainedEntry
+    shared: AttainedEntry
 
 
 class MemoryEntry(Entry):

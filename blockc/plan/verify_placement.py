@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from blockc.ir.layout import page_share
 from blockc.plan.model import ExecutionPlan
-from blockc.plan.place_entries import InstanceEntry, LoadEntry, RouteEntry, SolverEntry
+from blockc.plan.place_entries import InstanceEntry, LoadEntry, RolesEntry, RouteEntry, SolverEntry
 from blockc.plan.verify_stages import held_page_bytes, stage_problems
 
 
@@ -141,6 +141,31 @@ def _routes(plan: ExecutionPlan) -> Iterator[str]:
         for alternative in route.alternatives:
             yield from _alternative(plan, route, alternative)
         yield from _weights(route)
+        yield from _readers(plan, route)
+    if plan.roles is not None:
+        yield from _roles(plan, plan.roles)
+
+
+def _readers(plan: ExecutionPlan, route: RouteEntry) -> Iterator[str]:
+    """Some of its instances, not all, each of which runs the whole chain on one cell."""
+    if not route.readers:
+        return
+    name = f"the route of chain {route.chain}"
+    ways = {way[0] for way in route.alternatives if len(way) == 1}
+    if len(set(route.readers)) != len(route.readers) or not set(route.readers) < ways:
+        yield f"{name} has readers that are not some of its instances"
+    elif any(plan.instances[item].stages for item in ways):
+        yield f"{name} has readers beside pipelines"
+    if plan.roles is None or not set(route.readers) <= set(plan.roles.readers):
+        yield f"{name} has readers of which the plan does not say what they bring"
+
+
+def _roles(plan: ExecutionPlan, roles: RolesEntry) -> Iterator[str]:
+    figures = [*roles.apart.model_dump().values(), *roles.shared.model_dump().values(), roles.seconds]
+    if not all(math.isfinite(figure) and figure >= 0 for figure in figures) or roles.requests < 1:
+        yield "what readers bring has figures that are not numbers"
+    if set(roles.readers) != {item for route in plan.routes for item in route.readers}:
+        yield "the plan speaks of readers that no route has, or not of all"
 
 
 def _weights(route: RouteEntry) -> Iterator[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from blockc.plan import ExecutionPlan, MemoryEntry, PriceEntry, PriceRangeEntry
+from blockc.plan import ExecutionPlan, MemoryEntry, PriceEntry, PriceRangeEntry, RolesEntry
 from blockc.render.units import counted, format_bytes, printable
 
 _BAR = 32
@@ -41,6 +41,15 @@ def price_text(price: PriceEntry) -> str:
     named = (("every model by itself", price.pm), ("adapters on shared bases", price.ps))
     others = [f"{name} {_range_text(other)}" for name, other in named if other is not None]
     return f"price: {price.per_hour:.6g} an hour" + (f"; {', '.join(others)}" if others else "")
+
+
+def roles_text(plan: ExecutionPlan, roles: RolesEntry) -> str:
+    """Who reads prompts for others and what that brings, or that it was tried."""
+    compared = f"{roles.apart.in_time:.1%} of {counted(roles.requests, 'request')} in time, {roles.shared.in_time:.1%}"
+    if not roles.readers:
+        return f"roles: every instance reads the prompts that it answers; apart: {compared} so, by simulation"
+    names = [plan.devices[device].address for item in roles.readers for device in plan.instances[item].devices]
+    return f"roles: {_names(names)} read prompts for the others; by simulation {compared} if all did both"
 
 
 def _range_text(price: PriceRangeEntry) -> str:
@@ -85,6 +94,8 @@ def _heading(plan: ExecutionPlan) -> Iterator[str]:
     yield f"placement: {max(1, used)} of {counted(len(plan.devices), 'device')}, {gap} ({solver.solver})"
     if plan.price is not None:
         yield price_text(plan.price)
+    if plan.roles is not None:
+        yield roles_text(plan, plan.roles)
 
 
 def _devices(plan: ExecutionPlan, ascii_only: bool, bar_width: int) -> Iterator[str]:

@@ -10,6 +10,7 @@ In: a plan. Out: fleets to run the same load on, with the same scheduler, prices
 - ``no-cache``: as the plan, and nothing is found in the KV cache.
 - ``blind``: as the plan, and whoever chooses between instances knows nothing of what is in their caches.
 - ``hand-over``: as the plan, and requests under way move to another instance where that pays.
+- ``no-roles``: as the plan, and every instance reads the prompts that it answers.
 
 Baselines get the devices that the plan uses, and as many more of the same kind as they need to fit at all. They are
 packed by bytes, as the plan is: a chain goes where it adds least, and among equals where least lies. On equal devices,
@@ -73,6 +74,16 @@ def with_moves(plan: ExecutionPlan, fleet: Fleet) -> Fleet:
     return replace(fleet, label="hand-over", moves=True)
 
 
+def without_roles(plan: ExecutionPlan, fleet: Fleet) -> Fleet:
+    """The fleet, with nobody who reads prompts for others."""
+    del plan
+    apps = tuple(
+        app.on(*zip(*sorted(zip(app.all, (*app.shares, *app.reader_shares), strict=True)), strict=True))
+        for app in fleet.apps
+    )
+    return replace(fleet, label="no-roles", apps=apps)
+
+
 # Arrangements of their own, and what changes one thing of a fleet.
 PACKED: Final[dict[str, Callable[..., Fleet | None]]] = {
     "pm": per_model,
@@ -84,6 +95,7 @@ LESS: Final[dict[str, Callable[[ExecutionPlan, Fleet], Fleet]]] = {
     "no-cache": without_cache,
     "blind": without_sight,
     "hand-over": with_moves,
+    "no-roles": without_roles,
 }
 BASELINES: Final = (*PACKED, *LESS)
 
@@ -161,7 +173,7 @@ def _fleet(
     ours = fleet_of(plan, rates)
     return Fleet(
         label=label,
-        apps=tuple(replace(app, instances=(number[place[app.chain]],), shares=(1.0,)) for app in ours.apps),
+        apps=tuple(app.on((number[place[app.chain]],), (1.0,)) for app in ours.apps),
         instances=tuple(instances),
         devices=sum(item.width for item in instances),
         weights_bytes=sum(cells[index].weights_bytes for index in used),

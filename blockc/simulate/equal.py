@@ -264,10 +264,9 @@ class _Arranging:
         return Fleet(
             label=self._way.label,
             apps=tuple(
-                replace(
-                    app,
-                    instances=tuple(number[index] for index in sorted(self._where[app.chain])),
-                    shares=(1.0,) * len(self._where[app.chain]),
+                app.on(
+                    tuple(number[index] for index in sorted(self._where[app.chain])),
+                    (1.0,) * len(self._where[app.chain]),
                 )
                 for app in apps_of(plan)
             ),

@@ -54,7 +54,8 @@ class FleetInstance:
 class FleetApp:
     """An app: its tenant, which instances run its chain, and the part of its requests that each is meant for.
 
-    ``served``: the part of its load that the plan has a place for.
+    ``readers``: others, which read its prompts; empty: who answers has read. ``served``: the part of its load that the
+    plan has a place for.
     """
 
     address: str
@@ -66,6 +67,17 @@ class FleetApp:
     shares: tuple[float, ...]
     priority: int = 0
     served: float = 1.0
+    readers: tuple[int, ...] = ()
+    reader_shares: tuple[float, ...] = ()
+
+    def on(self, instances: tuple[int, ...], shares: tuple[float, ...]) -> FleetApp:
+        """The same on other instances, which read and answer alike."""
+        return replace(self, instances=instances, shares=shares, readers=(), reader_shares=())
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """Every instance that runs its chain."""
+        return (*self.instances, *self.readers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,23 +156,26 @@ def stage_hops(plan: ExecutionPlan, instance: InstanceEntry) -> tuple[StageHop, 
 
 def apps_of(plan: ExecutionPlan) -> tuple[FleetApp, ...]:
     """The apps of a plan, on its own instances."""
-    shares = {route.chain: _shares(route) for route in plan.routes}
+    routes = {route.chain: _shares(route) for route in plan.routes}
     return tuple(
         FleetApp(
             address=app.address, tenant=app.tenant, weight=app.weight, chain=app.chain,
-            isolation_group=app.isolation_group, instances=tuple(shares[app.chain]),
-            shares=tuple(shares[app.chain].values()), priority=app.priority, served=app.served,
+            isolation_group=app.isolation_group, instances=tuple(answer), shares=tuple(answer.values()),
+            priority=app.priority, served=app.served, readers=tuple(read), reader_shares=tuple(read.values()),
         )
         for app in plan.apps
+        for answer, read in [routes[app.chain]]
     )  # fmt: skip
 
 
-def _shares(route: RouteEntry) -> dict[int, float]:
-    """For each instance at which a route begins the part of its requests that is meant for it; alike if none is."""
+def _shares(route: RouteEntry) -> tuple[dict[int, float], dict[int, float]]:
+    """The part of its requests that is meant for each instance that answers, alike if none is said; and that reads."""
     found: dict[int, float] = {}
     for path, weight in zip(route.alternatives, route.weights or (1.0,) * len(route.alternatives), strict=True):
         found[path[0]] = found.get(path[0], 0.0) + weight
-    return dict(sorted(found.items()))
+    answer = {item: part for item, part in sorted(found.items()) if item not in route.readers}
+    read = {item: part for item, part in sorted(found.items()) if item in route.readers}
+    return answer, read
 
 
 def network_of(plan: ExecutionPlan, instances: Sequence[Sequence[int]]) -> Network:

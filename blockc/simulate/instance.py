@@ -108,13 +108,14 @@ class Instance:
     """``now`` is the end of its last step that is done, or when it was last given something to do.
 
     ``keeps_moments``: events are kept for a trace. ``counts``: no prompt begins as another, so pages are
-    counted and not named.
+    counted and not named. ``reads``: for others, to which requests go when they have their first token.
     """
 
     fleet: FleetInstance
     folds: bool = True
     keeps_moments: bool = False
     counts: bool = False
+    reads: bool = False
     now: int = 0
     totals: Totals = field(default_factory=Totals)
     moments: list[Moment] = field(default_factory=list)
@@ -239,11 +240,15 @@ class Instance:
     def advance(self, until: int | None, *, stops_at_end: bool = False) -> list[Served]:
         """Run the steps that start before ``until`` (None: all); what ended meanwhile, in order.
 
-        ``stops_at_end``: only as far as to the end of a step in which a request ends.
+        ``stops_at_end``: only as far as to the end of a step in which a request ends; and who reads for others, to the
+        end of one in which a request gets its first token.
         """
-        while self._live and (until is None or self.now < until) and not (stops_at_end and self._ended):
+        folds = self.folds and not self.reads
+        while self._live and (until is None or self.now < until):
+            if (stops_at_end and self._ended) or (self.reads and self._started):
+                break
             self._deliver()
-            run = self._scheduler.decode_run(at_most=1 << 30) if self.folds else None
+            run = self._scheduler.decode_run(at_most=1 << 30) if folds else None
             if (run is None or not self._fold(run, until)) and not self._step():
                 self._wait(until)
         return self._taken()

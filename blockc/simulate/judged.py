@@ -18,7 +18,7 @@ from blockc.simulate.promised import promised
 from blockc.simulate.recorded import has_load, spec_draw
 from blockc.simulate.report import report, targets_of
 from blockc.simulate.simulate import simulate
-from blockc.simulate.workload import first
+from blockc.simulate.workload import Workload, first
 from blockc.spec.deployment import Deployment
 
 _SECONDS: Final = 600.0
@@ -44,16 +44,24 @@ def judge_expectations(deployment: Deployment, plan: ExecutionPlan, *, diags: Di
             "--fail-on expect`",
         )
         return
+    load = own_load(deployment, plan, seconds=_SECONDS, requests=_REQUESTS, diags=diags)
+    found = report(simulate(fleet_of(plan, rates), load), targets_of(deployment))
+    check_expectations(deployment, plan, (found,), diags=diags)
+
+
+def own_load(
+    deployment: Deployment, plan: ExecutionPlan, *, seconds: float, requests: int, diags: Diagnostics
+) -> Workload:
+    """What a plan promises to serve of its spec's traffic: for so long, or so many requests, whichever is less."""
     parts = {app.address: app.served for app in plan.apps}
     rate_rps = sum(float(app.traffic.rate_rps or 0) * parts[app.address] for app in deployment.apps)
-    seconds = min(_SECONDS, _REQUESTS / rate_rps) if rate_rps else _SECONDS
+    seconds = min(seconds, requests / rate_rps) if rate_rps else seconds
     draw = spec_draw(
         deployment, list(parts), seconds=seconds, prompt_tokens=_PROMPT_TOKENS,
         output_tokens=_OUTPUT_TOKENS, cv=1.0, turns=1.0, think_s=10.0, diags=diags,
     )  # fmt: skip
     drawn = draw(0)
     load = promised(drawn, list(parts.values()), 0)
-    if len(load.arrivals) > _REQUESTS:
-        load = promised(first(drawn, load.arrivals[_REQUESTS].at_s), list(parts.values()), 0)
-    found = report(simulate(fleet_of(plan, rates), load), targets_of(deployment))
-    check_expectations(deployment, plan, (found,), diags=diags)
+    if len(load.arrivals) <= requests:
+        return load
+    return promised(first(drawn, load.arrivals[requests].at_s), list(parts.values()), 0)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Why = Literal["load", "drain", "failure"]
+Why = Literal["load", "drain", "failure", "read"]
 # Why a request is refused that an instance had, or was given, and no other can take.
 LOST: Final = "its instance failed, and no other runs its model"
 
@@ -31,7 +31,8 @@ class Outage:
 class HandOver:
     """One request's way. ``left``: when ``source`` let it go; ``there``: when it and its KV are at ``target``.
 
-    ``verdict``: what became of its KV, in the router's words (`blockc_runtime.router`).
+    ``verdict``: what became of its KV, in the router's words (`blockc_runtime.router`). ``why`` ``read``: its prompt
+    has been read, and others answer.
     """
 
     number: int

@@ -52,10 +52,10 @@ class Dispatch:
 
     def choose(self, number: int, request: Request, at: int) -> tuple[int, int | None]:
         """An instance, and the tick at which the request gets there with KV of another one; None: at once."""
-        own = self._fleet.apps[request.app].instances
+        app = self._fleet.apps[request.app]
         if self._router is None:
-            return own[0], None
-        self._tell_started(self._router, own)
+            return app.instances[0], None
+        self._tell_started(self._router, app.all)
         prefix = self._prefix(request.app, request.prompt, number) if self.looks else None
         choice = self._router.route(
             Ask(
@@ -103,6 +103,17 @@ class Dispatch:
                 names[str(number)], emitted[str(number)] = name, tokens
         moves = self._router.review(at / TICKS_PER_S, emitted)
         return [self._move(names[item.request], item.source, item.choice, "load") for item in moves]
+
+    def pass_on(self, instance: int) -> Iterator[HandOver]:
+        """Requests whose prompts an instance has read for others go there."""
+        if self._router is None:
+            return
+        self._tell_started(self._router, (instance,))
+        for name, number, tokens in self._instances[instance].here():
+            if tokens:
+                choice = self._router.pass_on(str(number), self._instances[instance].now / TICKS_PER_S, emitted=tokens)
+                if choice is not None:
+                    yield self._move(name, instance, choice, "read")
 
     def take_out(self, outage: Outage) -> None:
         """An instance goes out of service; what it has is still there (`turn_out`)."""
@@ -196,12 +207,17 @@ class Dispatch:
 
 def router_of(fleet: Fleet) -> Router | None:
     """A router for a fleet; None where nothing is left to choose."""
-    if all(len(app.instances) == 1 for app in fleet.apps):
+    if all(len(app.all) == 1 for app in fleet.apps):
         return None
-    routes = {app.chain: Route(instances=app.instances, shares=app.shares) for app in fleet.apps}
+    routes = {
+        app.chain: Route(
+            instances=app.instances, shares=app.shares, readers=app.readers, reader_shares=app.reader_shares
+        )
+        for app in fleet.apps
+    }
     running: dict[int, set[int]] = {}
     for chain, route in routes.items():
-        for instance in route.instances:
+        for instance in route.all:
             running.setdefault(instance, set()).add(chain)
     prices = [_prices(item, running.get(index, set())) for index, item in enumerate(fleet.instances)]
     return Router(prices, routes, fleet.network, apps=len(fleet.apps), is_blind=fleet.is_blind)

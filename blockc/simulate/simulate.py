@@ -87,11 +87,12 @@ def simulate(
         and not (fleet.caches and workload.may_reuse)
         and all(is_countable(item.limits) for item in fleet.instances)
     )
+    readers = {index for app in fleet.apps for index in app.readers}
     instances = [
         (PipelinedInstance if item.stages else Instance)(
-            fleet=item, folds=folds, counts=counts, keeps_moments=keeps_moments
+            fleet=item, folds=folds, counts=counts, keeps_moments=keeps_moments, reads=index in readers
         )
-        for item in fleet.instances
+        for index, item in enumerate(fleet.instances)
     ]
     driver = _Driver(fleet, workload, instances, first_of(fleet.outages), counts=counts)
     for members in _components(fleet):
@@ -168,12 +169,9 @@ class _Driver:
             pending.append((_REVIEW_TICKS, _REVIEW))
         heapq.heapify(pending)
         own = [self._instances[index] for index in sorted(members)]
-        follows = bool(self._next)
         while pending or any(item.live for item in own):
             until = pending[0][0] if pending else None
-            for instance in own:
-                for served in instance.advance(until, stops_at_end=follows):
-                    self._end(served, pending)
+            self._advance(members, pending)
             if until is None or pending[0][0] < until:
                 continue  # the turn after an answer comes before what was thought to be next
             if any(item.live and item.now < until for item in own):
@@ -195,6 +193,22 @@ class _Driver:
                 self._send(self.dispatch.turn_out(self.placed[number], until), pending)
             else:
                 self._arrive(number, pending)
+
+    def _advance(self, members: Set[int], pending: list[tuple[int, int]]) -> None:
+        """To the next thing that comes. Who answers is never ahead of who reads for it."""
+        until, follows = pending[0][0] if pending else None, bool(self._next)
+        readers = [index for index in sorted(members) if self._instances[index].reads]
+        for index in readers:
+            for served in self._instances[index].advance(until, stops_at_end=follows):
+                self._end(served, pending)
+            self._send(self.dispatch.pass_on(index), pending)
+        bounds = [self._instances[index].now for index in readers if self._instances[index].live]
+        bounds += [pending[0][0]] if pending and readers else []
+        upto = min(bounds if until is None else [until, *bounds], default=None)
+        for index in sorted(members):
+            if not self._instances[index].reads:
+                for served in self._instances[index].advance(upto, stops_at_end=follows):
+                    self._end(served, pending)
 
     def _arrive(self, number: int, pending: list[tuple[int, int]]) -> None:
         item, at = self.arrivals[number], self.arrived[number]
@@ -257,7 +271,7 @@ def _components(fleet: Fleet) -> tuple[frozenset[int], ...]:
     """Instances that serve an app together, and those that do so with them."""
     group = list(range(len(fleet.instances)))
     for app in fleet.apps:
-        merged = {group[index] for index in app.instances}
+        merged = {group[index] for index in app.all}
         least = min(merged)
         group = [least if item in merged else item for item in group]
     return tuple(frozenset(i for i, item in enumerate(group) if item == own) for own in sorted(set(group)))

@@ -32,6 +32,7 @@ _REASONS = {
     "load": "to where they end sooner",
     "drain": "from an instance that was drained",
     "failure": "from one that failed",
+    "read": "from where their prompt was read",
 }
 
 

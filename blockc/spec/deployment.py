@@ -21,6 +21,7 @@ CacheDtype = Literal["float32", "bfloat16", "float16", "float8_e4m3fn", "int8"]
 # Whether a fine-tune gets private weights in place of sides.
 Merging = Literal["never", "auto", "always"]
 Overlap = Literal["auto", "on", "off"]
+Roles = Literal["shared", "auto"]
 # Where a fine-tune's own blocks are while nobody uses them: on the device, in the host's memory, or in the zoo.
 KeptIn = Literal["pin", "stream", "cold"]
 FineTuneKind = str  # a word of `blockc.fine_tunes`
@@ -264,6 +265,8 @@ class Policy:
     headroom_span: Span | None = field(default=None, compare=False)
     max_rows_span: Span | None = field(default=None, compare=False)
     gap: Fraction = field(default=Fraction(0), metadata=LATER)
+    roles: Roles = field(default="shared", metadata=LATER)
+    roles_span: Span | None = field(default=None, compare=False)
     move_budget_bytes: int | None = field(default=None, metadata=LATER)
     overload: Literal["refuse", "shed"] = field(default="refuse", metadata=LATER)
     objective: tuple[Goal, ...] = field(default=(), metadata={"later": True, "ordered": True})

@@ -312,6 +312,12 @@ SOLVER = Kind(
         ),
         attribute("gap", FRACTION, "good enough: this far from the bound", default=ZERO),
         attribute("headroom", HEADROOM, "of every device's memory and time, left free", default=ZERO),
+        attribute(
+            "roles",
+            words("shared", "auto", noun="way to give out roles"),
+            "`auto`: some instances of a model read prompts for others, where more requests are in time so",
+            default="shared",
+        ),
     ),
 )
 REPLAN = Kind(

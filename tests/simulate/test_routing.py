@@ -112,5 +112,6 @@ def test_folded_is_unfolded_where_kv_travels(talks, link, windows, copies) -> No
 def test_a_plans_weights_are_the_shares_of_its_instances() -> None:
     """Two ways that begin at one instance count together; where nothing is said all count alike."""
     route = RouteEntry(chain=0, alternatives=((2,), (0, 1), (0, 3)), weights=(0.5, 0.3, 0.2))
-    assert _shares(route) == {0: 0.5, 2: 0.5}
-    assert _shares(route.model_copy(update={"weights": ()})) == {0: 2.0, 2: 1.0}
+    assert _shares(route) == ({0: 0.5, 2: 0.5}, {})
+    assert _shares(route.model_copy(update={"weights": ()})) == ({0: 2.0, 2: 1.0}, {})
+    assert _shares(route.model_copy(update={"readers": (2,)})) == ({0: 0.5}, {2: 0.5})

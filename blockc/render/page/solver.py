@@ -12,7 +12,7 @@ from blockc.render.facts import Facts
 from blockc.render.page.element import Child, Markup, tag
 from blockc.render.page.table import MOST_ROWS, figure, section, table
 from blockc.render.page.track import NAMES, TRACK, WIDTH
-from blockc.render.text import price_text
+from blockc.render.text import price_text, roles_text
 from blockc.render.units import counted, format_bytes
 
 _ROW = 28
@@ -41,6 +41,8 @@ def solver_section(facts: Facts) -> Markup:
         facts_list.append(("bound proven by", solver.bound_kind))
     if plan.price is not None:
         facts_list.append(("price", price_text(plan.price).removeprefix("price: ")))
+    if plan.roles is not None:
+        facts_list.append(("roles", roles_text(plan, plan.roles).removeprefix("roles: ")))
     if solver.moved_bytes is not None:
         facts_list.append(("to load", format_bytes(solver.moved_bytes)))
     return section(

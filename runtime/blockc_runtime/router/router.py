@@ -6,6 +6,10 @@ prompts before it, a place, its own prompt as far as nobody has computed it, its
 is sooner; then it owns it, too. So a request waits at the owner, is computed again, or is handed over, by price.
 Of equals the one goes first that has been given least for its share of the route's traffic, then the lower index.
 
+Where a route has *readers* (DistServe, arXiv 2401.09670), a prompt goes to one of them, and when its first token is
+there its request goes on (`pass_on`) to an instance that answers, with its KV. Each of them could do either: where all
+of one sort have gone out of service, the others do both.
+
 A request under way moves (`hand_over`) where its instance goes out of service, or (`review`) where that pays: it ends
 sooner by a margin, its way included, and those on both instances lose less by it, all together, than it gains. A move
 for that reason is its only one, so nothing moves to and fro.
@@ -33,10 +37,30 @@ Verdict = Literal["fresh", "owner", "recompute", "transfer"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """Instances that run a whole chain, with the part of its traffic that each is meant for (any scale, not all 0)."""
+    """Instances that run a whole chain, with the part of its traffic that each is meant for (any scale, not all 0).
+
+    ``readers``: other ones, which read prompts for them; empty: who answers has read.
+    """
 
     instances: tuple[int, ...]
     shares: tuple[float, ...]
+    readers: tuple[int, ...] = ()
+    reader_shares: tuple[float, ...] = ()
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """Every instance that runs the chain."""
+        return (*self.instances, *self.readers)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether somebody answers, nobody does both, and each sort has its shares."""
+        sorts = ((self.instances, self.shares), (self.readers, self.reader_shares))
+        return (
+            bool(self.instances)
+            and len(set(self.all)) == len(self.all)
+            and all(len(own) == len(shares) and (not own or sum(shares) > 0) for own, shares in sorts)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +136,7 @@ class Router:
         is_blind: bool = False,
     ) -> None:
         for chain, route in routes.items():
-            if not route.instances or len(route.shares) != len(route.instances) or not sum(route.shares) > 0:
+            if not route.is_sound:
                 raise ValueError(f"chain {chain} has no route, or no shares: {route}")
         self._prices = tuple(prices)
         self._routes = routes
@@ -133,8 +157,19 @@ class Router:
         """Choose for a new request. Raises ValueError if it is under way already."""
         if ask.request in self._asks:
             raise ValueError(f"request {ask.request!r} is under way already")
-        choice = self._choose(ask, now_s, ask.prompt_tokens, without=())
+        choice = self._choose(ask, now_s, ask.prompt_tokens, without=(), reads=True)
         self._put(ask, choice, ask.prompt_tokens, now_s)
+        return choice
+
+    def pass_on(self, request: str, now_s: float, *, emitted: int) -> Choice | None:
+        """A request that has its first tokens goes where it is answered; None: it is there, or there is nobody else."""
+        stay = self._asks[request]
+        route, tokens = self._routes[stay.ask.chain], stay.ask.prompt_tokens + emitted
+        if stay.instance not in route.readers or all(item in self._leaving for item in route.instances):
+            return None
+        choice = self._choose(stay.ask, now_s, tokens, without=(stay.instance, *self._leaving), holder=stay.instance)
+        self._leave(request)
+        self._put(stay.ask, choice, tokens, now_s, has_moved=stay.has_moved)
         return choice
 
     def hand_over(self, request: str, now_s: float, *, emitted: int) -> Choice | None:
@@ -145,10 +180,13 @@ class Router:
         stay = self._asks[request]
         here, tokens = stay.instance, stay.ask.prompt_tokens + emitted
         closed = self._failed if here in self._failed else self._leaving
-        if all(item == here or item in closed for item in self._routes[stay.ask.chain].instances):
+        if all(item == here or item in closed for item in self._routes[stay.ask.chain].all):
             return None
-        holder = None if here in self._failed or not self._load[here].has_started(request) else here
-        choice = self._choose(stay.ask, now_s, tokens, without=(here, *self._failed), holder=holder)
+        has_started = self._load[here].has_started(request)
+        holder = None if here in self._failed or not has_started else here
+        choice = self._choose(
+            stay.ask, now_s, tokens, without=(here, *self._failed), holder=holder, reads=not has_started and not emitted
+        )
         self._leave(request)
         self._put(stay.ask, choice, tokens, now_s, has_moved=stay.has_moved)
         return choice
@@ -173,7 +211,7 @@ class Router:
         load = self._load[here]
         for chain, route in self._routes.items():
             request = next((item for item in reversed(self._movable.get((chain, here), {})) if item in emitted), None)
-            if request is None:
+            if request is None or here in route.readers:
                 continue
             ask = self._asks[request].ask
             # However long an answer is already, as much is expected to come as at its beginning.
@@ -189,7 +227,7 @@ class Router:
                 continue
             stays_s = load.left_s(request, output_tokens=output)
             holder = here if load.has_started(request) else None
-            closed = [item for item in route.instances if item not in others]
+            closed = [item for item in route.all if item not in others]
             choice = self._choose(ask, now_s, tokens, without=closed, holder=holder)
             there, own = self._load[choice.instance], self._prices[choice.instance].chains[chain]
             spared_s = stays_s - choice.end_s
@@ -245,22 +283,24 @@ class Router:
         return self._owners.count(instance)
 
     def _choose(
-        self, ask: Ask, now_s: float, tokens: int, *, without: Collection[int], holder: int | None = None
+        self,
+        ask: Ask,
+        now_s: float,
+        tokens: int,
+        *,
+        without: Collection[int],
+        holder: int | None = None,
+        reads: bool = False,
     ) -> Choice:
-        """The best alternative. ``holder``: has the KV of all ``tokens`` but the last."""
+        """The best alternative. ``holder``: has the KV of all ``tokens`` but the last. ``reads``: of a prompt."""
         route = self._routes[ask.chain]
         keys = () if self._is_blind else ask.keys
-        found = {item: self._owners.found(item, keys) * PREFIX_TOKENS for item in route.instances} if keys else {}
+        found = {item: self._owners.found(item, keys) * PREFIX_TOKENS for item in route.all} if keys else {}
         if holder is not None:
             found[holder] = max(0, tokens - 1)
         owner = max(found, key=lambda item: (found[item], -item), default=None)
-        open_ = [item for item in route.instances if item not in without]
-        candidates = (
-            [item for item in open_ if item not in self._leaving]
-            or [item for item in open_ if item not in self._failed]
-            or open_
-        )
-        share = dict(zip(route.instances, route.shares, strict=True))
+        candidates = self._open(route, without, reads=reads)
+        share = dict(zip(route.all, (*route.shares, *route.reader_shares), strict=True))
 
         def rank(choice: Choice) -> tuple[float, float, int]:
             item = choice.instance
@@ -269,12 +309,27 @@ class Router:
 
         return min((self._judge(ask, now_s, tokens, item, found, owner) for item in candidates), key=rank)
 
+    def _open(self, route: Route, without: Collection[int], *, reads: bool) -> list[int]:
+        """Those of the wanted sort that are in service, else the others; if none is, those that only leave."""
+        sorts = (route.readers, route.instances) if reads else (route.instances, route.readers)
+        for closed in (self._leaving, self._failed, ()):
+            for sort in sorts:
+                if found := [item for item in sort if item not in without and item not in closed]:
+                    return found
+        return []
+
+    def _output(self, ask: Ask, instance: int) -> float:
+        """Tokens of an answer that an instance gives: a reader's is one."""
+        route = self._routes[ask.chain]
+        goes_on = instance in route.readers and not all(item in self._leaving for item in route.instances)
+        return 1.0 if goes_on else self._apps[ask.app].mean_tokens
+
     def _judge(
         self, ask: Ask, now_s: float, tokens: int, instance: int, found: dict[int, int], owner: int | None
     ) -> Choice:
         """What one instance would make of a request: with what it has, or with what the owner sends."""
         load, own = self._load[instance], self._prices[instance].chains[ask.chain]
-        output = self._apps[ask.app].mean_tokens
+        output = self._output(ask, instance)
         step_s = load.step_s(ask.chain)
         wait_s = load.wait_s(step_s, output_tokens=output)
         has = found.get(instance, 0)
@@ -318,7 +373,7 @@ class Router:
             ask.request,
             chain=ask.chain,
             unread_tokens=tokens - choice.found_tokens,
-            tokens=tokens + self._apps[ask.app].mean_tokens,
+            tokens=tokens + self._output(ask, instance),
         )
         self._sent[ask.chain, instance] = self._sent.get((ask.chain, instance), 0) + 1
         if ask.keys and not self._is_blind:

@@ -375,3 +375,65 @@ def test_wrong_use_is_refused() -> None:
         Router([PRICES], {0: Route(instances=(), shares=())}, Network(nodes=("n",)), apps=1)
     with pytest.raises(ValueError, match="not a link"):
         replace(FAST, bytes_per_s=0.0)
+
+
+READERS = Route(instances=(0, 1), shares=(1.0, 1.0), readers=(2, 3), reader_shares=(1.0, 1.0))
+steps = st.lists(
+    st.tuples(st.sampled_from(["route", "route", "pass_on", "drain", "fail", "back", "ended"]), st.integers(0, 20)),
+    max_size=50,
+)
+
+
+def with_readers(link: Link | None = FAST) -> Router:
+    network = Network(nodes=("n",) * 4, within=link, between=None)
+    return Router([PRICES] * 4, dict.fromkeys(CHAINS, READERS), network, apps=3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(script=steps, link=st.sampled_from([None, FAST, SLOW]))
+def test_prompts_go_to_readers_and_answers_to_the_others_as_long_as_they_are_there(script, link) -> None:
+    own = with_readers(link)
+    at: dict[str, int] = {}
+    leaving: set[int] = set()
+    for number, (kind, which) in enumerate(script):
+        open_ = {sort: set(sort) - leaving for sort in (READERS.instances, READERS.readers)}
+        name = sorted(at)[which % len(at)] if at else ""
+        if kind == "route":
+            found = own.route(ask(str(number), chain=which % 3), float(number)).instance
+            assert found in (open_[READERS.readers] or open_[READERS.instances] or range(4))
+            at[str(number)] = found
+        elif kind in ("drain", "fail"):
+            (own.drain if kind == "drain" else own.fail)(which % 4)
+            leaving.add(which % 4)
+        elif kind == "back":
+            own.back(which % 4, is_empty=False)
+            leaving.discard(which % 4)
+        elif name and kind == "pass_on":
+            own.started(name)
+            choice = own.pass_on(name, float(number), emitted=1)
+            assert (choice is None) == (at[name] not in READERS.readers or not open_[READERS.instances])
+            if choice is not None:
+                assert choice.instance in open_[READERS.instances]
+                assert choice.verdict == "transfer" if link is FAST else link or choice.verdict == "recompute"
+                assert choice.source in (None, at[name])
+                at[name] = choice.instance
+        elif name:
+            own.ended(name, output_tokens=5)
+            del at[name]
+        assert own.requests == tuple(sum(where == index for where in at.values()) for index in range(4))
+
+
+def test_a_reader_is_judged_by_prompts_alone() -> None:
+    own = with_readers()
+    for number in range(8):  # answers of any length leave the readers free
+        assert own.route(ask(str(number)), 0.0).instance in READERS.readers
+        own.started(str(number))
+        assert own.pass_on(str(number), 0.0, emitted=1)
+    assert own.requests == (4, 4, 0, 0)
+
+
+@pytest.mark.parametrize("readers", [(0,), (2, 2)])
+def test_who_answers_does_not_read_for_others(readers: tuple[int, ...]) -> None:
+    route = replace(READERS, readers=readers, reader_shares=(1.0,) * len(readers))
+    with pytest.raises(ValueError, match="no route"):
+        Router([PRICES] * 4, {0: route}, Network(nodes=("n",) * 4), apps=1)
