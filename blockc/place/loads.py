@@ -48,6 +48,13 @@ def with_served(problem: PlaceProblem, served: Mapping[str, Fraction]) -> PlaceP
     return replace(problem, chains=tuple(chains))
 
 
+def without_unknown(problem: PlaceProblem) -> PlaceProblem:
+    """Without loads where nothing is known of how fast any device is: then memory decides (BC404)."""
+    if any(device.kind in problem.speeds for device in problem.devices):
+        return problem
+    return replace(problem, chains=tuple(replace(chain, load=None) for chain in problem.chains))
+
+
 def unserved_rps(problem: PlaceProblem, served: Mapping[str, Fraction]) -> Fraction:
     """Requests a second of all apps that are left out. ``served``: the part of each that is not."""
     return sum((part.rate_rps * (1 - served.get(part.app, Fraction(1))) for part in all_parts(problem)), Fraction(0))

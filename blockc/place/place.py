@@ -19,7 +19,7 @@ from blockc.place.cpsat import Solution, fits_solver, solve, solver_version
 from blockc.place.evaluate import evaluate
 from blockc.place.explain import explain_infeasible
 from blockc.place.greedy import greedy
-from blockc.place.loads import with_served
+from blockc.place.loads import with_served, without_unknown
 from blockc.place.price import price_of
 from blockc.place.problem import DEFAULT_OBJECTIVE, PlaceProblem
 from blockc.place.sizes import Sizes
@@ -177,9 +177,7 @@ def place_bytes(views: Views, *, diags: Diagnostics) -> Placement | None:
 
 def place_traffic(views: Views, *, diags: Diagnostics) -> Placement | None:
     """By loads, targets and rules. None exactly if an error was reported (BC401, BC402, BC501)."""
-    if not _speeds_known(views.problem):
-        chains = tuple(replace(chain, load=None) for chain in views.problem.chains)
-        views = views.with_problem(replace(views.problem, chains=chains))
+    views = views.with_problem(without_unknown(views.problem))
     problem, served = views.problem, dict[str, Fraction]()
     packing = packing_of(views)
     if not check_targets(views, packing, diags=diags):

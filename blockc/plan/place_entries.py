@@ -202,7 +202,8 @@ class SolverEntry(Entry):
     money an hour (``cost``), bytes a second between devices of a cell (``communication``), resident bytes (``memory``),
     and of the busiest instance the part of its time (``peak_load``), or of what its targets allow (``slo``). ``value``
     and ``bound`` are of the first. ``bound_kind``: what proves the bound: the sum of bytes (``bytes``), every load and
-    sweep where it is cheapest (``closed form``), counts of cells by type (``counts``), or the exact model (``flat``).
+    sweep where it is cheapest (``closed form``), counts of cells by type (``counts``), the exact model (``flat``), or
+    the least of pipelines and of all else together (``stages``).
     """
 
     objective: tuple[str, ...]
@@ -213,7 +214,7 @@ class SolverEntry(Entry):
     status: str
     seed: int
     solver: str
-    bound_kind: Literal["bytes", "closed form", "counts", "flat"] = "bytes"
+    bound_kind: Literal["bytes", "closed form", "counts", "flat", "stages"] = "bytes"
     history: tuple[SearchEntry, ...] = ()
     moved_bytes: int | None = None  # weights to load where the plan before had others; None: there was none
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from blockc.ir.layout import Layout
-from blockc.place.bound import devices_bound
 from blockc.place.cells import Views
 from blockc.place.pages import share_pages
 from blockc.place.problem import PlaceProblem
+from blockc.place.stages.bound import stages_bound
 from blockc.place.stages.parts import Parts
 from blockc.place.stages.pipelines import Pipeline
 from blockc.place.stages.rest import kept
@@ -153,21 +153,23 @@ def _solver(
     views: Views, pipelines: Sequence[Pipeline], instances: Sequence[InstanceEntry], rest: SolverEntry | None,
     moved_bytes: int | None,
 ) -> SolverEntry:  # fmt: skip
-    """What both take of the first goal; only bytes bound it, since neither search knew of the other's devices."""
+    """What both take of the first goal, and what no plan that divides the same chains does without."""
     problem = views.problem
     goals = problem.objective if rest is None or not rest.values else rest.objective
     before = {} if rest is None else dict(zip(rest.objective, rest.values or (rest.value,), strict=False))
     values = tuple(_value(problem, goal, pipelines, instances, before.get(goal, 0.0)) for goal in goals)
-    bound = float(min(devices_bound(views.at(1)), values[0])) if goals[0] == "devices" else 0.0
+    divided = {chain for own in pipelines for chain in own.staged.chains}
+    bound = stages_bound(views, divided, rest, values[0])
     return SolverEntry(
         objective=goals,
         value=values[0],
         values=values,
-        bound=bound,
-        gap=(values[0] - bound) / values[0] if values[0] else 0.0,
-        status="optimal" if bound == values[0] else "feasible",
+        bound=bound.value,
+        gap=(values[0] - bound.value) / values[0] if values[0] else 0.0,
+        status="optimal" if bound.value == values[0] else "feasible",
         seed=problem.seed,
         solver="stages" if rest is None else f"stages, {rest.solver}",
+        bound_kind=bound.kind,
         moved_bytes=None if moved_bytes is None else moved_bytes + ((rest and rest.moved_bytes) or 0),
     )
 
