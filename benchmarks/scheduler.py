@@ -88,7 +88,7 @@ def decode(*, chains: int, pages: int = 20_000, waiting: int = 1000) -> str:
         times.append(spent_s * 1e6)
         rows.append(len(step.rows))
         launches.append(len(step.launches))
-    preempted = scheduler.gauges().preemptions
+    preempted = scheduler.gauges().counts.preemptions
     return (
         f"p50 {statistics.median(times):6.0f} us   p99 {sorted(times)[296]:6.0f} us   "
         f"{statistics.median(rows):.0f} rows, {statistics.median(launches):.0f} launches, {scheduler.waiting} waiting, "

@@ -152,17 +152,17 @@ class Instance:
     @property
     def side_loads(self) -> int:
         """Fine-tunes that were put in a slot."""
-        return self._scheduler.gauges().side_loads
+        return self._scheduler.gauges().counts.side_loads
 
     @property
     def block_loads(self) -> int:
         """Segments whose weights were read, where they take turns."""
-        return self._scheduler.gauges().block_loads
+        return self._scheduler.gauges().counts.block_loads
 
     @property
     def preemptions(self) -> int:
         """Requests that had to give pages or places back."""
-        return self._scheduler.gauges().preemptions
+        return self._scheduler.gauges().counts.preemptions
 
     def take_started(self) -> list[int]:
         """Numbers of the requests that have got their first token since the last call, in order."""

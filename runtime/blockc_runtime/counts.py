@@ -1,21 +1,22 @@
-"""What schedulers have counted, those of plans that are gone included.
-
-In: their gauges. Out: sums that only grow while an engine lives, for `messages.Stats`.
-"""
+"""What only grows while an engine lives: counted by each scheduler, added up over those of plans that are gone."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-
-from blockc_runtime.scheduler import Gauges
-from blockc_runtime.wire.messages import Wait
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """See `scheduler.Gauges`."""
+    """So many, ever.
+
+    ``preemptions``: requests that had to give their place or pages back; ``side_loads``: fine-tunes put in a slot;
+    ``block_loads`` and ``block_evictions``: segments whose weights came and went; ``residency_wait_s``: seconds that
+    requests, each for itself, waited for either. ``overlapped``: steps that were issued while another one was in
+    flight; ``waits``: how often, by reason, none was though requests were there (`scheduler.draft.Wait`, or ``plans``
+    where those of another plan are under way).
+    """
 
     preemptions: int = 0
     side_loads: int = 0
@@ -23,25 +24,17 @@ class Counts:
     block_evictions: int = 0
     residency_wait_s: float = 0.0
     overlapped: int = 0
-    waits: Counter[str] = field(default_factory=Counter)
+    waits: Mapping[str, int] = field(default_factory=dict)
 
-    def add(self, gauges: Gauges) -> None:
-        """Add what a scheduler has counted."""
-        self.preemptions += gauges.preemptions
-        self.side_loads += gauges.side_loads
-        self.block_loads += gauges.block_loads
-        self.block_evictions += gauges.block_evictions
-        self.residency_wait_s += gauges.residency_wait_s
-        self.overlapped += gauges.overlapped
-        self.waits.update(gauges.waits)
-
-    def with_(self, gauges: Iterable[Gauges]) -> Counts:
-        """These, and what schedulers that go on have counted so far."""
-        total = replace(self, waits=self.waits.copy())
-        for each in gauges:
-            total.add(each)
-        return total
-
-    def waits_by_reason(self) -> tuple[Wait, ...]:
-        """Reasons that there were, in alphabetical order."""
-        return tuple(Wait(reason=reason, count=count) for reason, count in sorted(self.waits.items()) if count)
+    def __add__(self, other: Counts) -> Counts:
+        """Both together."""
+        waits = Counter(self.waits) + Counter(other.waits)
+        return Counts(
+            preemptions=self.preemptions + other.preemptions,
+            side_loads=self.side_loads + other.side_loads,
+            block_loads=self.block_loads + other.block_loads,
+            block_evictions=self.block_evictions + other.block_evictions,
+            residency_wait_s=self.residency_wait_s + other.residency_wait_s,
+            overlapped=self.overlapped + other.overlapped,
+            waits=dict(sorted(waits.items())),
+        )

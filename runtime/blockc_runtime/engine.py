@@ -152,7 +152,8 @@ class Engine:
         if step is not None:
             epoch.executor.submit(step)
             epoch.flights.append(step)
-            self._past.waits["plans"] += epoch.overlaps and not is_alone
+            if epoch.overlaps and not is_alone:
+                self._past += Counts(waits={"plans": 1})
         worked = bool(epoch.flights)
         self._land(epoch, keep=int(step is not None and epoch.overlaps and is_alone))
         return worked
@@ -266,7 +267,7 @@ class Engine:
     def _retire(self, epoch: Epoch) -> None:
         """Let a plan go whose last request has ended."""
         del self._epochs[epoch.number]
-        self._past.add(epoch.scheduler.gauges())
+        self._past += epoch.scheduler.gauges().counts
         epoch.close(self._epochs.values())
         before_serving()
 
@@ -321,19 +322,12 @@ class Engine:
 
     def _stats(self) -> Stats:
         """Pages and memory are those of the newest plan; what only grows is counted over all of them."""
-        counts = self._past.with_(epoch.scheduler.gauges() for epoch in self._epochs.values())
         newest = self._newest.scheduler.gauges()
         return Stats(
             unfinished=len(self._epoch_of),
             steps=self._steps,
-            preemptions=counts.preemptions,
-            side_loads=counts.side_loads,
-            block_loads=counts.block_loads,
-            block_evictions=counts.block_evictions,
-            residency_wait_s=counts.residency_wait_s,
             pages=newest.pages,
-            overlapped=counts.overlapped,
-            waits=counts.waits_by_reason(),
+            counts=sum((epoch.scheduler.gauges().counts for epoch in self._epochs.values()), self._past),
             memory=self._newest.memory(),
             sessions=newest.sessions,
             sessions_lost=newest.sessions_lost,

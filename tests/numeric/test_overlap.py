@@ -127,7 +127,7 @@ def test_requests_say_what_they_say_one_step_at_a_time(
     assert {event.reason for told in found.values() for event in told if isinstance(event, EndEvent)} == {
         "stop", "length",
     }  # fmt: skip
-    assert gauges.overlapped > gauges.steps // 2
+    assert gauges.counts.overlapped > gauges.steps // 2
 
 
 def _with_stop(request: Request, token: int) -> Request:

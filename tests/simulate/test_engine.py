@@ -154,7 +154,7 @@ def served_by_the_engine(own: Fleet, workload: Workload) -> VirtualChannel:
     first = Epoch(number=0, scheduler=scheduler, executor=executor, overlaps=own.instances[0].limits.overlaps)
     Engine(channel=channel, first=first, clock=clock).run()
     assert not scheduler.has_work
-    assert executor.brings == scheduler.gauges().block_loads
+    assert executor.brings == scheduler.gauges().counts.block_loads
     return channel
 
 

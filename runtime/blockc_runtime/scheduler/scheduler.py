@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from blockc_runtime.counts import Counts
 from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.limits import EngineLimits
 from blockc_runtime.request import EndEvent, Event, FinishReason, Request, TokensEvent
@@ -108,14 +109,16 @@ class Scheduler:
             waiting=self.waiting,
             steps_in_flight=len(self._in_flight),
             steps=self._steps,
-            preemptions=self._preemptions,
-            side_loads=self._residents.loads,
             pages=self._kv.usage(),
-            block_loads=self._residents.room.loads,
-            block_evictions=self._residents.room.evictions,
-            residency_wait_s=self._residency_wait_s,
-            overlapped=self._overlapped,
-            waits=dict(self._waits),
+            counts=Counts(
+                preemptions=self._preemptions,
+                side_loads=self._residents.loads,
+                block_loads=self._residents.room.loads,
+                block_evictions=self._residents.room.evictions,
+                residency_wait_s=self._residency_wait_s,
+                overlapped=self._overlapped,
+                waits=dict(self._waits),
+            ),
             sessions=len(self.sessions),
             sessions_lost=self.sessions.lost,
         )

@@ -126,8 +126,8 @@ class Feed:
             "held": sum(group.held for group in pages),
             "cached": sum(group.idle for group in pages),
             "evicted": sum(group.evicted for group in pages),
-            "preemptions": 0 if stats is None else stats.preemptions,
-            "side_loads": 0 if stats is None else stats.side_loads,
+            "preemptions": 0 if stats is None else stats.counts.preemptions,
+            "side_loads": 0 if stats is None else stats.counts.side_loads,
         }
 
 

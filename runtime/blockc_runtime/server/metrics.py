@@ -14,6 +14,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 from blockc.plan import MemoryEntry
+from blockc_runtime.counts import Counts
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
 from blockc_runtime.wire.messages import Loaded, Stats, StepLoad
@@ -195,11 +196,7 @@ class Metrics:
     def observe_stats(self, stats: Stats) -> None:
         """Take in how an engine is."""
         self.observe_pages(stats.pages)
-        self.observe_counts(preemptions=stats.preemptions, side_loads=stats.side_loads)
-        self.observe_turns(loads=stats.block_loads, evictions=stats.block_evictions, wait_s=stats.residency_wait_s)
-        self._overlapped.observe(stats.overlapped)
-        for wait in stats.waits:
-            self._waits.observe(wait.count, wait.reason)
+        self.observe_counts(stats.counts)
         self._sessions.set(stats.sessions)
         self._sessions_lost.observe(stats.sessions_lost)
         self.observe_memory(stats.memory)
@@ -215,16 +212,16 @@ class Metrics:
             self._saved_pages.labels(str(group)).set(pages.saved)
             self._evictions.observe(pages.evicted, str(group))
 
-    def observe_counts(self, *, preemptions: int, side_loads: int) -> None:
-        """Take in how many there were since the engine began."""
-        self._preemptions.observe(preemptions)
-        self._side_loads.observe(side_loads)
-
-    def observe_turns(self, *, loads: int, evictions: int, wait_s: float) -> None:
-        """Take in what came and went since the engine began, and how long requests waited for that."""
-        self._block_loads.observe(loads)
-        self._block_evictions.observe(evictions)
-        self._residency_wait_s.observe(wait_s)
+    def observe_counts(self, counts: Counts) -> None:
+        """Take in what was counted since the engine began."""
+        self._preemptions.observe(counts.preemptions)
+        self._side_loads.observe(counts.side_loads)
+        self._block_loads.observe(counts.block_loads)
+        self._block_evictions.observe(counts.block_evictions)
+        self._residency_wait_s.observe(counts.residency_wait_s)
+        self._overlapped.observe(counts.overlapped)
+        for reason, count in counts.waits.items():
+            self._waits.observe(count, reason)
 
     def predict_memory(self, entries: Sequence[MemoryEntry]) -> None:
         """Take in what a plan says of its devices; the interpreter and its libraries live in their reserve."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 _T = TypeVar("_T")
+_K = TypeVar("_K")
 
 
 class ProtocolError(Exception):
@@ -85,6 +86,20 @@ def many(inner: Codec[_T]) -> Codec[tuple[_T, ...]]:
         return tuple([unpack_one(item) for item in value]) if value else ()
 
     return Codec(None if inner.pack is None else pack, unpack)
+
+
+def table(key: Codec[_K], inner: Codec[_T]) -> Codec[dict[_K, _T]]:
+    """A mapping, as the list of its items. Neither keys nor values are to be packed."""
+
+    def unpack(value: object) -> dict[_K, _T]:
+        if type(value) is not tuple or not all(type(item) is tuple and len(item) == 2 for item in value):
+            raise ProtocolError("expected a list of pairs")
+        found = {key.unpack(name): inner.unpack(item) for name, item in value}
+        if len(found) < len(value):
+            raise ProtocolError("a key twice")
+        return found
+
+    return Codec(lambda value: list(value.items()), unpack)
 
 
 def record(kind: type[_T], **fields: Codec[Any]) -> Codec[_T]:

@@ -13,11 +13,12 @@ from typing import Any
 
 import msgpack
 
+from blockc_runtime.counts import Counts
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
 from blockc_runtime.request import EndEvent, Request, Sampling, Steering, TokenLogprob, TokensEvent
 from blockc_runtime.step import Fault, Feed, Launch, Row, RowResult, SlotFill, Step, StepResult
-from blockc_runtime.wire.codecs import Codec, ProtocolError, choice, many, optional, record, scalar, scalars
+from blockc_runtime.wire.codecs import Codec, ProtocolError, choice, many, optional, record, scalar, scalars, table
 from blockc_runtime.wire.messages import (
     Cancel,
     Drain,
@@ -35,10 +36,9 @@ from blockc_runtime.wire.messages import (
     StepLoad,
     Submit,
     Tokens,
-    Wait,
 )  # fmt: skip
 
-WIRE_VERSION = 8
+WIRE_VERSION = 9
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 _HEADER = struct.Struct(">I")
@@ -113,6 +113,16 @@ _MEMORY = record(
     loading_peak_bytes=_INT,
     blocks_bytes=_INT,
 )
+_COUNTS = record(
+    Counts,
+    preemptions=_INT,
+    side_loads=_INT,
+    block_loads=_INT,
+    block_evictions=_INT,
+    residency_wait_s=_FLOAT,
+    overlapped=_INT,
+    waits=table(_STR, _INT),
+)
 _STEP_LOAD = record(StepLoad, rows=_INT, tokens=_INT, launches=_INT, chains=_INT)
 
 _STEP = record(
@@ -186,14 +196,8 @@ _MESSAGES: dict[str, tuple[type, Codec[Any]]] = {
             Stats,
             unfinished=_INT,
             steps=_INT,
-            preemptions=_INT,
-            side_loads=_INT,
             pages=many(_PAGES),
-            block_loads=_INT,
-            block_evictions=_INT,
-            residency_wait_s=_FLOAT,
-            overlapped=_INT,
-            waits=many(record(Wait, reason=_STR, count=_INT)),
+            counts=_COUNTS,
             memory=optional(_MEMORY),
             sessions=_INT,
             sessions_lost=_INT,

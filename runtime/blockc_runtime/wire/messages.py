@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from blockc_runtime.counts import Counts
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
 from blockc_runtime.request import EndEvent, Request, TokensEvent
@@ -136,33 +137,17 @@ class End:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wait:
-    """So many times a step was not issued before the one in flight was done, for this reason."""
-
-    reason: str
-    count: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
     """The engine's state between two steps.
 
-    ``pages`` by KV group. ``preemptions``, ``side_loads``, ``block_loads`` and ``block_evictions``: so many ever;
-    ``residency_wait_s``: what requests ever waited for the last three (see `scheduler.Gauges`). ``overlapped``:
-    so many steps were issued while the one before ran, and ``waits`` says why others were not. ``memory`` is None where
-    the executor or the system does not say. ``sessions`` pause now; ``sessions_lost``: so many whose pages went, ever.
+    ``pages`` by KV group; ``counts`` over all plans that there were. ``memory`` is None where the executor or the
+    system does not say. ``sessions`` pause now; ``sessions_lost``: so many whose pages went, ever.
     """
 
     unfinished: int
     steps: int
-    preemptions: int
-    side_loads: int
     pages: tuple[PageUsage, ...]
-    block_loads: int = 0
-    block_evictions: int = 0
-    residency_wait_s: float = 0.0
-    overlapped: int = 0
-    waits: tuple[Wait, ...] = ()
+    counts: Counts = field(default_factory=Counts)
     memory: MemoryUse | None = None
     sessions: int = 0
     sessions_lost: int = 0

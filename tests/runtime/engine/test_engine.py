@@ -205,8 +205,6 @@ def test_cancel_ends_within_a_step():
     assert started.peer.next() == Stats(
         unfinished=0,
         steps=pytest.approx(2, abs=2),
-        preemptions=0,
-        side_loads=0,
         pages=(PageUsage(total=PAGES, free=PAGES, idle=0, held=0),),
     )
     started.peer.connection.close()

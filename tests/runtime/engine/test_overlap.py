@@ -10,7 +10,7 @@ import pytest
 from blockc_runtime.executor.null import NullExecutor
 from blockc_runtime.request import Request
 from blockc_runtime.step import Step, StepResult
-from blockc_runtime.wire.messages import Cancel, Loaded, Retire, Stats, StatsQuery, Submit, Tokens, Wait
+from blockc_runtime.wire.messages import Cancel, Loaded, Retire, Stats, StatsQuery, Submit, Tokens
 from tests.runtime.engine.test_epochs import Running, request, said
 
 
@@ -58,7 +58,7 @@ def test_two_steps_are_in_flight(running: Running, monkeypatch: pytest.MonkeyPat
     assert tokens["a"] == said(asked)
     assert frames == 4
     assert calls == ["submit", "submit", "collect", "submit", "collect", "submit", "collect", "collect"]
-    assert (stats(running).steps, stats(running).overlapped) == (4, 3)
+    assert (stats(running).steps, stats(running).counts.overlapped) == (4, 3)
 
 
 def test_answers_that_stop_are_those_of_an_engine_of_one_step(running: Running):
@@ -117,5 +117,5 @@ def test_with_two_plans_steps_take_turns_and_it_is_said_why(running: Running):
     tokens, _, _ = running.peer.until_ends("old", "new")
     assert [tokens["old"], tokens["new"]] == list(map(said, asked))
     found = stats(running)
-    assert found.overlapped == 0
-    assert found.waits == (Wait(reason="plans", count=found.steps),)
+    assert found.counts.overlapped == 0
+    assert found.counts.waits == {"plans": found.steps}

@@ -43,8 +43,8 @@ def test_the_adversary_reaches_what_it_is_meant_to_reach():
     runs = [world.play() for world in worlds]
     assert sum(world.parted for world in worlds) > 200
     assert sum(world.turns for world in worlds) > 200
-    assert sum(run.scheduler.gauges().block_evictions for run in runs) > 50
-    assert sum(run.scheduler.gauges().preemptions for run in runs) > 20
+    assert sum(run.scheduler.gauges().counts.block_evictions for run in runs) > 50
+    assert sum(run.scheduler.gauges().counts.preemptions for run in runs) > 20
     ends = [end for run in runs for end in run.ends.values()]
     assert {end.reason for end in ends} == {"stop", "length", "cancelled", "error"}
     assert sum(end.cached_tokens > 0 for end in ends) > 20

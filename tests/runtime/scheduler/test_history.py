@@ -40,4 +40,4 @@ def test_after_a_preemption():
             if row.samples:
                 assert list(row.history) == [1, 2, 3, *run.tokens[row.request][: row.output_index]]
                 assert len(row.history) == 3 + row.output_index
-    assert run.scheduler.gauges().preemptions > 0
+    assert run.scheduler.gauges().counts.preemptions > 0

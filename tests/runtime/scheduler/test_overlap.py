@@ -59,7 +59,7 @@ def test_an_end_that_is_known_costs_no_row_and_no_time():
         issued.append(run.turn()[0])
     assert [[row.request for row in step.rows] for step in issued if step] == [["first"]] * 3 + [["second"]]
     assert issued.index(None) == 4
-    assert run.scheduler.gauges().overlapped == 3
+    assert run.scheduler.gauges().counts.overlapped == 3
 
 
 def test_what_is_drawn_behind_a_stop_token_is_nobodys():
@@ -152,8 +152,8 @@ def test_nothing_is_taken_from_who_is_in_flight():
 
     plain, run = preempted(False), preempted(True)
     assert run.tokens == plain.tokens
-    assert run.scheduler.gauges().waits["pages"] > 0
-    assert run.scheduler.gauges().preemptions == plain.scheduler.gauges().preemptions > 0
+    assert run.scheduler.gauges().counts.waits["pages"] > 0
+    assert run.scheduler.gauges().counts.preemptions == plain.scheduler.gauges().counts.preemptions > 0
 
 
 def test_places_are_given_up_though_everybody_is_always_in_flight():
@@ -166,7 +166,7 @@ def test_places_are_given_up_though_everybody_is_always_in_flight():
     for _ in range(6):
         run.turn()
     assert run.ends["late"].reason == "length"
-    assert run.scheduler.gauges().waits == {"places": 1}
+    assert run.scheduler.gauges().counts.waits == {"places": 1}
     run.drain()
 
 
@@ -266,4 +266,4 @@ def test_the_adversary_reaches_rows_that_follow_rows_in_flight():
     for world in worlds:
         world.play()
     assert sum(world.fed for world in worlds) > 500
-    assert sum(sum(world.run.scheduler.gauges().waits.values()) for world in worlds) > 5
+    assert sum(sum(world.run.scheduler.gauges().counts.waits.values()) for world in worlds) > 5

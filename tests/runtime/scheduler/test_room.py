@@ -118,7 +118,7 @@ def test_everyone_is_answered_as_alone(seed: int):
     assert run.ends.keys() == {own.id for own in asked}
     room = run.scheduler._residents.room
     assert all(count == 0 for count in room._holders.values())
-    assert run.scheduler.gauges().block_loads == len(run.reads)
+    assert run.scheduler.gauges().counts.block_loads == len(run.reads)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -164,7 +164,7 @@ def test_what_is_seldom_wanted_goes():
         run.admit(request(f"r{number}", [1], chain=chain, max_tokens=2))
         run.drain()
     assert [(turn.segment, turn.out) for turn in run.reads] == [(1, ()), (2, ()), (4, (2,))]
-    assert run.scheduler.gauges().block_evictions == 1
+    assert run.scheduler.gauges().counts.block_evictions == 1
 
 
 def test_plans_say_what_is_wanted_before_anybody_has_come():
@@ -237,8 +237,8 @@ def test_waiting_for_weights_is_counted():
     run = Turns(turning(60, {1: 30}), reading_steps=4)
     run.admit(request("a", [1], chain=0, max_tokens=2))
     run.drain()
-    waited = run.scheduler.gauges().residency_wait_s
+    waited = run.scheduler.gauges().counts.residency_wait_s
     assert waited >= 4
     events, _ = next_step(run.scheduler, run.executor, run.now_s)
     assert not events
-    assert run.scheduler.gauges().residency_wait_s == waited
+    assert run.scheduler.gauges().counts.residency_wait_s == waited

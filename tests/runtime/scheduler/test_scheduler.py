@@ -161,7 +161,7 @@ def _preempting():
     run = Run(limits(pages=(8, 8), weights=(1.0, 1.0)))
     run.admit(request("keeps", [1, 2, 3], app=0, max_tokens=20))
     run.admit(request("gives", range(9), app=1, max_tokens=20))
-    while not run.scheduler.gauges().preemptions:
+    while not run.scheduler.gauges().counts.preemptions:
         run.step()
     return run
 

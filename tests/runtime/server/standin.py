@@ -170,7 +170,7 @@ class FirstComeScheduler:
     def gauges(self) -> Gauges:
         pages = PageUsage(total=PAGES, free=self._free, idle=0, held=PAGES - self._free)
         return Gauges(
-            running=len(self._running), waiting=0, steps_in_flight=0, steps=self._steps, preemptions=0, side_loads=0,
+            running=len(self._running), waiting=0, steps_in_flight=0, steps=self._steps,
             pages=(pages,),
         )  # fmt: skip
 

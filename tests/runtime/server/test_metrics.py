@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from blockc_runtime.counts import Counts
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.server.metrics import Metrics
 
@@ -14,9 +15,13 @@ def series(metrics: Metrics) -> dict[str, float]:
 def test_counters_of_an_engine_never_fall():
     metrics = Metrics()
     for preemptions, evicted in ((3, 5), (4, 5), (1, 2)):  # the last are those of a new engine
-        metrics.observe_counts(preemptions=preemptions, side_loads=2 * preemptions)
+        metrics.observe_counts(
+            Counts(
+                preemptions=preemptions, side_loads=2 * preemptions, block_loads=evicted, block_evictions=preemptions,
+                residency_wait_s=preemptions / 2,
+            )
+        )  # fmt: skip
         metrics.observe_pages([PageUsage(total=9, free=2, idle=3, held=4, saved=1, evicted=evicted)])
-        metrics.observe_turns(loads=evicted, evictions=preemptions, wait_s=preemptions / 2)
     found = series(metrics)
     assert (found["block_loads_total"], found["block_evictions_total"]) == (5 + 2, 4 + 1)
     assert found["residency_wait_seconds_total"] == (4 + 1) / 2

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blockc_runtime.counts import Counts
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
 from blockc_runtime.request import EndEvent, Request, Sampling, Steering, TokenLogprob, TokensEvent
@@ -75,10 +76,13 @@ any_message = st.one_of(
     ),
     st.builds(messages.End, events=many(end_events)),
     st.builds(
-        messages.Stats, unfinished=ids, steps=ids, preemptions=ids, side_loads=ids,
+        messages.Stats, unfinished=ids, steps=ids,
         pages=many(st.builds(PageUsage, total=ids, free=ids, idle=ids, held=ids, saved=ids, evicted=ids)),
-        block_loads=ids, block_evictions=ids, residency_wait_s=floats, overlapped=ids,
-        waits=many(st.builds(messages.Wait, reason=texts, count=ids)), memory=st.none() | memories,
+        counts=st.builds(
+            Counts, preemptions=ids, side_loads=ids, block_loads=ids, block_evictions=ids, residency_wait_s=floats,
+            overlapped=ids, waits=st.dictionaries(texts, ids),
+        ),
+        memory=st.none() | memories,
         sessions=ids, sessions_lost=ids,
     ),
     st.builds(messages.EngineError, code=texts, message=texts),
@@ -172,6 +176,8 @@ def test_a_truncated_frame_is_refused(message, data):
         [frames.WIRE_VERSION, b"drain"],
         [frames.WIRE_VERSION, ["drain"]],
         [frames.WIRE_VERSION, "drain", 0],
+        [frames.WIRE_VERSION, "stats", 0, 0, [], [0, 0, 0, 0, 0.0, 0, [["pages", 1], ["pages", 2]]], None, 0, 0],
+        [frames.WIRE_VERSION, "stats", 0, 0, [], [0, 0, 0, 0, 0.0, 0, [["pages"]]], None, 0, 0],
         [frames.WIRE_VERSION, "cancel"],
         [frames.WIRE_VERSION, "cancel", 7, False],
         [frames.WIRE_VERSION, "cancel", "r", 1],
