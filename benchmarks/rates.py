@@ -15,22 +15,25 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """``read_bytes_per_s``: streaming reads of memory; ``gemm_flops_per_s``: a large bf16 product."""
+    """``read_bytes_per_s``: streaming reads of memory; ``gemm_flops_per_s``: a large product in ``dtype``.
+
+    ``dtype``: of bfloat16 and float32 the one in which torch multiplies faster, which without AVX-512 is float32.
+    """
 
     read_bytes_per_s: float
     gemm_flops_per_s: float
+    dtype: torch.dtype
 
 
 def measure_rates(repeats: int = 5) -> Rates:
     """Medians of a few runs each."""
     data = torch.ones(1 << 27, dtype=torch.float32)  # 512 MiB, far beyond any cache
-    left = torch.randn(2048, 2048, dtype=torch.bfloat16)
-    right = torch.randn(2048, 2048, dtype=torch.bfloat16)
     reads = [_seconds(data.sum) for _ in range(repeats)]
-    products = [_seconds(lambda: left @ right) for _ in range(repeats + 2)][2:]
+    dtype = max((torch.bfloat16, torch.float32), key=lambda dtype: _gemm_flops_per_s(256, dtype, repeats))
     return Rates(
         read_bytes_per_s=data.nbytes / statistics.median(reads),
-        gemm_flops_per_s=2 * 2048**3 / statistics.median(products),
+        gemm_flops_per_s=_gemm_flops_per_s(2048, dtype, repeats),
+        dtype=dtype,
     )
 
 
@@ -45,6 +48,13 @@ def origin(module: str = "benchmarks") -> dict[str, object]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+
+
+def _gemm_flops_per_s(size: int, dtype: torch.dtype, repeats: int) -> float:
+    left = torch.randn(size, size, dtype=dtype)
+    right = torch.randn(size, size, dtype=dtype)
+    products = [_seconds(lambda: left @ right) for _ in range(repeats + 2)][2:]
+    return 2 * size**3 / statistics.median(products)
 
 
 def _seconds(run: object) -> float:

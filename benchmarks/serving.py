@@ -5,8 +5,9 @@
     python -m benchmarks --shape small --registered 1000    # 16 requests on adapters drawn by a power law
 
 Every request has 128 prompt tokens and 64 output tokens; on LoRAs each has a rank-16 adapter of its own on all linears.
-transformers and PEFT run the same batch with ``generate``. The limit counts one read of weights, adapters and KV per
-decode step and the prefill's multiplications, at the rates measured in this run.
+transformers and PEFT run the same batch with ``generate``, in float32 where torch multiplies that faster than bfloat16.
+The limit counts one read of weights, adapters and KV per decode step and the prefill's multiplications, at the rates
+measured in this run.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,28 @@ class Drawn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """Medians over turns; times to first token over all requests of all turns."""
+class Server:
+    """Where requests go. ``fields``: what a request on a model has besides what all have."""
 
-    tokens_per_s: float
+    url: str
+    fields: Callable[[str], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Output tokens per second of each turn; times to first token over all requests of all turns."""
+
+    rates: tuple[float, ...]
     ttft_s: tuple[float, ...]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """The median."""
+        return statistics.median(self.rates)
+
+    def over(self, other: Measured) -> float:
+        """How many times as many tokens per second as another server in the same turn; the median."""
+        return statistics.median(own / its for own, its in zip(self.rates, other.rates, strict=True))
 
     def ttft(self, share: float) -> float:
         """A quantile in seconds."""
@@ -107,12 +125,12 @@ def run(work: Path, name: str, cases: list[Case], repeats: int) -> dict[str, Any
     rates = measure_rates()
     print(
         f"memory reads at {rates.read_bytes_per_s / 1e9:.1f} GB/s, "
-        f"bf16 GEMM at {rates.gemm_flops_per_s / 1e9:.0f} GFLOP/s",
+        f"{rates.dtype} GEMM at {rates.gemm_flops_per_s / 1e9:.0f} GFLOP/s",
         flush=True,
     )
-    with serving(plan) as url:
-        ours = {case: asyncio.run(measure(url, shape, case, repeats)) for case in cases}
-    theirs = measure_peft(root, shape, cases, repeats)
+    with serving(plan) as server:
+        ours = {case: asyncio.run(measure({"blockc": server}, shape, case, repeats))["blockc"] for case in cases}
+    theirs = measure_peft(root, shape, cases, repeats, rates.dtype)
     rows = []
     for case in cases:
         got, limit = ours[case], limit_tokens_per_s(shape, case, rates)
@@ -134,6 +152,7 @@ def run(work: Path, name: str, cases: list[Case], repeats: int) -> dict[str, Any
             f"first token after {got.ttft(0.5):.2f} s (p95 {got.ttft(0.95):.2f})",
             flush=True,
         )
+    print("llama.cpp is not measured here: python -m benchmarks.cpu_peers --llama-server FILE")
     return described(name, rates, rows)
 
 
@@ -143,8 +162,8 @@ def run_registered(work: Path, name: str, known: int, repeats: int) -> dict[str,
     rows = []
     for count in (16, known):
         plan = compiled_fleet(work / f"{name}-{count}", shape, count)
-        with serving(plan) as url:
-            got = asyncio.run(measure(url, shape, Drawn(requests=16, known=count), repeats))
+        with serving(plan) as server:
+            got = asyncio.run(measure({"blockc": server}, shape, Drawn(requests=16, known=count), repeats))["blockc"]
         rows.append({"registered": count, "blockc_tok_s": round(got.tokens_per_s, 1)})
         print(f"{count:>5} registered: {got.tokens_per_s:.1f} tok/s", flush=True)
     print(f"ratio {rows[1]['blockc_tok_s'] / rows[0]['blockc_tok_s']:.3f}")
@@ -164,6 +183,7 @@ def described(name: str, rates: Rates | None, rows: list[dict[str, Any]]) -> dic
             else {
                 "read_gb_s": round(rates.read_bytes_per_s / 1e9, 1),
                 "gemm_gflop_s": round(rates.gemm_flops_per_s / 1e9),
+                "peft_dtype": str(rates.dtype).removeprefix("torch."),
             }
         ),
         "rows": rows,
@@ -171,8 +191,8 @@ def described(name: str, rates: Rates | None, rows: list[dict[str, Any]]) -> dic
 
 
 @contextmanager
-def serving(plan: Path) -> Iterator[str]:
-    """A server on loopback; yields its URL."""
+def serving(plan: Path) -> Iterator[Server]:
+    """Ours, on loopback."""
     blockc = str(Path(sys.executable).parent / "blockc")
     process = subprocess.Popen(
         [blockc, "serve", str(plan), "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -183,39 +203,45 @@ def serving(plan: Path) -> Iterator[str]:
         start = line.find("http://")
         if start < 0:
             raise SystemExit(f"the server did not start: {line!r}")
-        yield line[start:].split()[0].rstrip("/")
+        yield Server(url=line[start:].split()[0].rstrip("/"), fields=lambda model: {"model": model})
     finally:
         process.terminate()
         process.wait(timeout=30)
 
 
-async def measure(url: str, shape: Shape, case: Case | Drawn, repeats: int) -> Measured:
-    """Concurrent streams, all started at once."""
-    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
-        rates: list[float] = []
-        ttft_s: list[float] = []
+async def measure(servers: Mapping[str, Server], shape: Shape, case: Case | Drawn, repeats: int) -> dict[str, Measured]:
+    """Concurrent streams, all started at once, at one server after another; the order changes with each turn."""
+    rates: dict[str, list[float]] = {name: [] for name in servers}
+    ttft_s: dict[str, list[float]] = {name: [] for name in servers}
+    async with AsyncExitStack() as stack:
+        clients = {
+            name: await stack.enter_async_context(httpx.AsyncClient(base_url=server.url, timeout=600))
+            for name, server in servers.items()
+        }
         for turn in range(repeats + 1):  # the first turn warms up
-            start_s = time.perf_counter()
             models = case.models(turn)
-            first_s = await asyncio.gather(
-                *(stream(client, shape, model, index, turn) for index, model in enumerate(models))
-            )
-            if turn:
-                rates.append(len(models) * OUTPUT_TOKENS / (time.perf_counter() - start_s))
-                ttft_s += first_s
-        return Measured(tokens_per_s=statistics.median(rates), ttft_s=tuple(ttft_s))
+            prompts = [prompt(shape, index, turn) for index in range(len(models))]
+            for name in list(servers)[:: -1 if turn % 2 else 1]:
+                bodies = [
+                    servers[name].fields(model) | {"prompt": own} for model, own in zip(models, prompts, strict=True)
+                ]
+                start_s = time.perf_counter()
+                first_s = await asyncio.gather(*(stream(clients[name], body) for body in bodies))
+                if turn:
+                    rates[name].append(len(models) * OUTPUT_TOKENS / (time.perf_counter() - start_s))
+                    ttft_s[name] += first_s
+    return {name: Measured(rates=tuple(rates[name]), ttft_s=tuple(ttft_s[name])) for name in servers}
 
 
-async def stream(client: httpx.AsyncClient, shape: Shape, model: str, index: int, turn: int) -> float:
-    """One streamed completion from random token ids; seconds until its first token."""
+async def stream(client: httpx.AsyncClient, fields: dict[str, Any]) -> float:
+    """One streamed completion; seconds until its first token."""
     body = {
-        "model": model,
-        "prompt": prompt(shape, index, turn),
         "max_tokens": OUTPUT_TOKENS,
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **fields,
     }
     completion_tokens = 0
     start_s, first_s = time.perf_counter(), 0.0
@@ -238,12 +264,14 @@ def prompt(shape: Shape, index: int, turn: int) -> list[int]:
     return torch.randint(3, shape.vocab, (PROMPT_TOKENS,), generator=generator).tolist()
 
 
-def measure_peft(root: Path, shape: Shape, cases: Sequence[Case], repeats: int) -> dict[Case, float]:
+def measure_peft(
+    root: Path, shape: Shape, cases: Sequence[Case], repeats: int, dtype: torch.dtype
+) -> dict[Case, float]:
     """The same batches through ``generate``: with ``adapter_names``, or on the base before any adapter is there."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(root / "base", dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(root / "base", dtype=dtype).eval()
     found = {case: _generate(model, shape, case, repeats) for case in cases if not case.loras}
     most = max((case.requests for case in cases if case.loras), default=0)
     if not most:
@@ -251,7 +279,7 @@ def measure_peft(root: Path, shape: Shape, cases: Sequence[Case], repeats: int) 
     tuned = PeftModel.from_pretrained(model, root / "a0", adapter_name="a0", autocast_adapter_dtype=False)
     for index in range(1, most):
         tuned.load_adapter(root / f"a{index}", adapter_name=f"a{index}", autocast_adapter_dtype=False)
-    tuned.eval()
+    tuned.to(dtype).eval()
     return found | {case: _generate(tuned, shape, case, repeats) for case in cases if case.loras}
 
 
