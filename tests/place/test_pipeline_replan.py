@@ -17,7 +17,7 @@ from blockc.place.problem import PlaceBefore
 from tests.place.loads import GB
 from tests.place.pipelines import before_of, fleet, part, random_fleet, without_devices
 
-SEEDS = range(7)
+SEEDS = range(5)
 
 
 @cache
