@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import re
+import statistics
 import subprocess
 import tempfile
 import time
@@ -76,13 +77,15 @@ def told(name: str, case: Case, found: dict[str, Measured]) -> dict[str, float]:
     row = {}
     for server, got in found.items():
         row[f"{server}_tok_s"] = round(got.tokens_per_s, 1)
+        row[f"{server}_cpu_ms"] = round(1e3 * statistics.median(got.cpu_s), 3)
         row[f"{server}_ttft_p50_s"] = round(got.ttft(0.5), 3)
         row[f"{server}_ttft_p95_s"] = round(got.ttft(0.95), 3)
         text = f"first token after {got.ttft(0.5):.2f} s (p95 {got.ttft(0.95):.2f})"
         if server != "blockc":
             row[f"over_{server}"] = round(found["blockc"].over(got), 2)
             text += f"; blockc is {row[f'over_{server}']} times as fast"
-        print(f"{name} {case.title:>16}: {server:>10} {got.tokens_per_s:.1f} tok/s, {text}", flush=True)
+        rates = f"{got.tokens_per_s:.1f} tok/s, {row[f'{server}_cpu_ms']} ms of CPU a token"
+        print(f"{name} {case.title:>16}: {server:>10} {rates}, {text}", flush=True)
     return row
 
 
@@ -130,7 +133,7 @@ def llama_serving(line: list[str]) -> Iterator[Server]:
                 if process.poll() is not None:
                     raise SystemExit(f"{line[0]} did not start:\n{told[-2000:]}")
                 time.sleep(0.1)
-            yield Server(url=found[1], fields=fields)
+            yield Server(process=process.pid, url=found[1], fields=fields)
         finally:
             process.terminate()
             process.wait(timeout=30)

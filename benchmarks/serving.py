@@ -32,6 +32,7 @@ import torch
 
 from benchmarks.fleet import SHAPES, Shape, compiled_fleet
 from benchmarks.rates import Rates, measure_rates, origin
+from benchmarks.server_overhead import cpu_s
 
 PROMPT_TOKENS = 128
 OUTPUT_TOKENS = 64
@@ -69,17 +70,22 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """Where requests go. ``fields``: what a request on a model has besides what all have."""
+    """A process that requests go to. ``fields``: what a request on a model has besides what all have."""
 
+    process: int
     url: str
     fields: Callable[[str], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Output tokens per second of each turn; times to first token over all requests of all turns."""
+    """Of each turn output tokens per second and CPU time for one; times to first token of all requests of all turns.
+
+    CPU time is the server's and its engine's: where others use the machine too, it says more than a clock.
+    """
 
     rates: tuple[float, ...]
+    cpu_s: tuple[float, ...]
     ttft_s: tuple[float, ...]
 
     @property
@@ -203,7 +209,9 @@ def serving(plan: Path) -> Iterator[Server]:
         start = line.find("http://")
         if start < 0:
             raise SystemExit(f"the server did not start: {line!r}")
-        yield Server(url=line[start:].split()[0].rstrip("/"), fields=lambda model: {"model": model})
+        yield Server(
+            process=process.pid, url=line[start:].split()[0].rstrip("/"), fields=lambda model: {"model": model}
+        )
     finally:
         process.terminate()
         process.wait(timeout=30)
@@ -212,6 +220,7 @@ def serving(plan: Path) -> Iterator[Server]:
 async def measure(servers: Mapping[str, Server], shape: Shape, case: Case | Drawn, repeats: int) -> dict[str, Measured]:
     """Concurrent streams, all started at once, at one server after another; the order changes with each turn."""
     rates: dict[str, list[float]] = {name: [] for name in servers}
+    spent_s: dict[str, list[float]] = {name: [] for name in servers}
     ttft_s: dict[str, list[float]] = {name: [] for name in servers}
     async with AsyncExitStack() as stack:
         clients = {
@@ -225,12 +234,25 @@ async def measure(servers: Mapping[str, Server], shape: Shape, case: Case | Draw
                 bodies = [
                     servers[name].fields(model) | {"prompt": own} for model, own in zip(models, prompts, strict=True)
                 ]
-                start_s = time.perf_counter()
+                start_s, start_cpu_s = time.perf_counter(), cpu_s_with_children(servers[name].process)
                 first_s = await asyncio.gather(*(stream(clients[name], body) for body in bodies))
+                tokens = len(models) * OUTPUT_TOKENS
                 if turn:
-                    rates[name].append(len(models) * OUTPUT_TOKENS / (time.perf_counter() - start_s))
+                    rates[name].append(tokens / (time.perf_counter() - start_s))
+                    spent_s[name].append((cpu_s_with_children(servers[name].process) - start_cpu_s) / tokens)
                     ttft_s[name] += first_s
-    return {name: Measured(rates=tuple(rates[name]), ttft_s=tuple(ttft_s[name])) for name in servers}
+    return {
+        name: Measured(rates=tuple(rates[name]), cpu_s=tuple(spent_s[name]), ttft_s=tuple(ttft_s[name]))
+        for name in servers
+    }
+
+
+def cpu_s_with_children(process: int) -> float:
+    """CPU time of a process and of those that it started."""
+    children = Path(f"/proc/{process}/task").glob("*/children")
+    return cpu_s(process) + sum(
+        cpu_s_with_children(int(child)) for file in children for child in file.read_text().split()
+    )
 
 
 async def stream(client: httpx.AsyncClient, fields: dict[str, Any]) -> float:
