@@ -160,6 +160,11 @@ _PAGES: dict[str, str] = {
         plan says which part of each has a place (`served`). Models whose load is left out are in memory all the same.
         `expect { slo_attainment = ... }` is judged over what has a place.
         """,
+    "BC406": """
+        A step takes `max_num_seqs` requests at most. Where more are expected at once, the others wait for a place, and
+        steps have to come faster than the plan counts with: the device is busier than it says. More places cost KV
+        pages and a little workspace. `blockc simulate` shows what the queue does.
+        """,
     "BC501": """
         A latency target lies below what one request alone takes on these devices: one prompt, or for each token one
         sweep of the weights.

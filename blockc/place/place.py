@@ -35,6 +35,7 @@ from blockc.place.traffic.explain import check_targets, explain_packing
 from blockc.place.traffic.packing import Packing
 from blockc.place.traffic.placed import placed
 from blockc.place.traffic.replan import replanned
+from blockc.place.traffic.rows import report_rows
 from blockc.place.traffic.shed import fits, report_shed, served_parts
 from blockc.place.traffic.solve import Solved
 from blockc.place.traffic.solve import solve as solve_packing
@@ -56,6 +57,7 @@ def place(problem: PlaceProblem, *, diags: Diagnostics) -> Placement | None:
         placement = _place_cells(views, diags=diags)
     if placement is not None:
         _report_gap(problem, placement.solver, diags)
+        report_rows(with_served(problem, placement.served), placement, diags)
         _check_expectations(problem, placement.memory, diags)
     return placement
 
