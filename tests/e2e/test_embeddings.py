@@ -164,7 +164,7 @@ def test_a_long_list_goes_in_waves_and_comes_back_in_order(http: httpx.Client):
         ("/v1/embeddings", {"model": "acme/near", "input": []}, "`input` must be a text"),
         ("/v1/embeddings", {"model": "acme/near", "input": [""] * 2049}, "at most 2048"),
         ("/v1/embeddings", {"model": "acme/near", "input": [[10**6]]}, "token ids run from 0"),
-        ("/v1/embeddings", {"model": "acme/near", "input": [5] * 97}, "this model takes 96 tokens; the input has 97"),
+        ("/v1/embeddings", {"model": "acme/near", "input": [5] * 97}, "this model takes 96 tokens; `input` has 97"),
         ("/v1/embeddings", {"model": "acme/near", "input": [[]]}, "no tokens"),
         ("/v1/embeddings", {"model": "acme/near", "input": "Hi", "encoding_format": "int8"}, "`encoding_format`"),
         ("/v1/embeddings", {"model": "acme/near", "input": "Hi", "dimensions": 0}, "`dimensions`"),
@@ -187,6 +187,6 @@ def test_a_step_too_small_for_the_model_is_said_in_numbers(folder: Path, tmp_pat
     assert main(["compile", str(spec), "-o", str(folder / "small.json")]) == 0
     with serving(folder / "small.json", tmp_path, keys=False) as command, command.ready().http() as http:
         body = {"model": "acme/plain", "input": [5] * 41}
-        assert "takes 40 tokens; the input has 41" in http.post("/v1/embeddings", json=body).text
+        assert "takes 40 tokens; `input` has 41" in http.post("/v1/embeddings", json=body).text
         assert len(embed(http, "acme/plain", [[5] * 40, [5] * 39, [5, 6]])["data"]) == 3
         assert json.loads(http.get("/v1/models/acme/plain").text)["max_model_len"] == 40

@@ -89,4 +89,5 @@ def report_without_effect(problem: PlaceProblem, divided: Set[int], *, diags: Di
 
 
 def _names(problem: PlaceProblem, chains: Sequence[int]) -> str:
-    return ", ".join(f"`{problem.chains[chain].label}`" for chain in chains[:4])
+    """In an order that does not depend on their digests."""
+    return ", ".join(sorted(f"`{problem.chains[chain].label}`" for chain in chains)[:4])
