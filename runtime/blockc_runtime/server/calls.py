@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from blockc_runtime.request import EndEvent, TokenLogprob, TokensEvent
 from blockc_runtime.server import sse
+from blockc_runtime.server.arrivals import Arrival, Call
 from blockc_runtime.server.auth import Caller
 from blockc_runtime.server.catalogue import ServedApp
 from blockc_runtime.server.choice import Choice
@@ -22,8 +23,6 @@ from blockc_runtime.server.classify import ScoresResponse
 from blockc_runtime.server.direct import Direct, direct
 from blockc_runtime.server.embeddings import EmbeddingsResponse, waves
 from blockc_runtime.server.engine_client import (
-    Arrival,
-    Call,
     EngineClient,
     EngineUnavailableError,
     PlanChangedError,

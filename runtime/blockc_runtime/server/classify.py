@@ -15,7 +15,7 @@ from typing import Any
 from starlette.types import Send
 
 from blockc_runtime.request import EndEvent
-from blockc_runtime.server.engine_client import Arrival
+from blockc_runtime.server.arrivals import Arrival
 from blockc_runtime.server.errors import ApiError
 from blockc_runtime.server.response import CallResponse, send_json
 from blockc_runtime.server.sse import to_json

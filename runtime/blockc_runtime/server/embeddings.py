@@ -18,8 +18,9 @@ from sys import byteorder
 from starlette.types import Receive, Scope, Send
 
 from blockc_runtime.request import EndEvent
+from blockc_runtime.server.arrivals import Arrival, Call
 from blockc_runtime.server.catalogue import ServedApp
-from blockc_runtime.server.engine_client import Arrival, Call, EngineClient
+from blockc_runtime.server.engine_client import EngineClient
 from blockc_runtime.server.errors import ApiError, invalid
 from blockc_runtime.server.generation import Submission
 from blockc_runtime.server.quotas import Reservation

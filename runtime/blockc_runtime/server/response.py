@@ -16,7 +16,8 @@ from starlette.types import Receive, Scope, Send
 from blockc_runtime.request import EndEvent
 from blockc_runtime.server import sse
 from blockc_runtime.server.access import Work, note, note_work
-from blockc_runtime.server.engine_client import Arrival, Call, EngineClient, Unavailable
+from blockc_runtime.server.arrivals import Arrival, Call, Unavailable
+from blockc_runtime.server.engine_client import EngineClient
 from blockc_runtime.server.errors import ApiError, unavailable
 from blockc_runtime.server.generation import Submission
 from blockc_runtime.server.quotas import Reservation

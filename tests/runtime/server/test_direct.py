@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from blockc_runtime.request import EndEvent, TokensEvent
+from blockc_runtime.server.arrivals import Arrival, Call
 from blockc_runtime.server.direct import Direct
-from blockc_runtime.server.engine_client import Arrival, Call
 from tests.runtime.server.running import RunningServer, raw
 from tests.runtime.server.test_completions import PROMPT, expected_text
 
