@@ -48,9 +48,14 @@ def with_served(problem: PlaceProblem, served: Mapping[str, Fraction]) -> PlaceP
     return replace(problem, chains=tuple(chains))
 
 
+def are_speeds_known(problem: PlaceProblem) -> bool:
+    """Whether anything is known of how fast any device is."""
+    return any(device.kind in problem.speeds for device in problem.devices)
+
+
 def without_unknown(problem: PlaceProblem) -> PlaceProblem:
-    """Without loads where nothing is known of how fast any device is: then memory decides (BC404)."""
-    if any(device.kind in problem.speeds for device in problem.devices):
+    """Without loads where nothing is known of speeds: then memory decides (BC404)."""
+    if are_speeds_known(problem):
         return problem
     return replace(problem, chains=tuple(replace(chain, load=None) for chain in problem.chains))
 

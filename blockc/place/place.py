@@ -19,7 +19,7 @@ from blockc.place.cpsat import Solution, fits_solver, solve, solver_version
 from blockc.place.evaluate import evaluate
 from blockc.place.explain import explain_infeasible
 from blockc.place.greedy import greedy
-from blockc.place.loads import with_served, without_unknown
+from blockc.place.loads import are_speeds_known, with_served, without_unknown
 from blockc.place.price import price_of
 from blockc.place.problem import DEFAULT_OBJECTIVE, PlaceProblem
 from blockc.place.sizes import Sizes
@@ -138,7 +138,7 @@ def _report_unknown(problem: PlaceProblem, diags: Diagnostics) -> None:
     """Warn of loads that decide nothing, for want of rates (BC404)."""
     loaded = [chain for chain in problem.chains if chain.load is not None]
     kinds = sorted({device.kind for device in problem.devices})
-    if loaded and problem.work is not None and not _speeds_known(problem):
+    if loaded and problem.work is not None and not are_speeds_known(problem):
         diags.report(
             "BC404",
             f"memory decides, not the load of {len(loaded)} models: nothing is known of how fast a `{kinds[0]}` is",
@@ -147,13 +147,9 @@ def _report_unknown(problem: PlaceProblem, diags: Diagnostics) -> None:
         )
 
 
-def _speeds_known(problem: PlaceProblem) -> bool:
-    return any(device.kind in problem.speeds for device in problem.devices)
-
-
 def decides_by_load(problem: PlaceProblem) -> bool:
     """Whether what is expected counts: loads on devices of which something is known."""
-    return problem.work is not None and _speeds_known(problem)
+    return problem.work is not None and are_speeds_known(problem)
 
 
 def goes_by_traffic(problem: PlaceProblem) -> bool:

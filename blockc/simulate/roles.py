@@ -11,13 +11,14 @@ the parts of each instance stay as they are, and what is not at least `LEAST_GAI
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from blockc.cost import DeviceRates
 from blockc.cost.profile import Profile
 from blockc.diag import Diagnostics
 from blockc.plan import AttainedEntry, ExecutionPlan, RolesEntry
-from blockc.simulate.fleet import fleet_of, network_of, rates_of
+from blockc.simulate.fleet import apps_of, fleet_of, network_of, rates_of
 from blockc.simulate.judged import own_load
 from blockc.simulate.recorded import has_load
 from blockc.simulate.report import Report, Targets, report, targets_of
@@ -67,11 +68,11 @@ def _groups(plan: ExecutionPlan) -> Iterator[tuple[int, ...]]:
     for route in plan.routes:
         own = tuple(sorted(way[0] for way in route.alternatives if len(way) == 1))
         by_instances.setdefault(own, set()).add(route.chain)
+    network = network_of(plan, [item.devices for item in plan.instances])
     for instances, chains in sorted(by_instances.items()):
         entries = [plan.instances[item] for item in instances]
         if len(instances) < 2 or any(set(item.chains) != chains or item.stages for item in entries):
             continue
-        network = network_of(plan, [item.devices for item in plan.instances])
         if any(network.link(instances[0], item) is None for item in instances[1:]):
             continue
         rank: dict[int, tuple[int, int]] = {}
@@ -90,8 +91,10 @@ def _best(
     load: Workload,
     targets: Mapping[str, Targets],
 ) -> ExecutionPlan:
+    fleet = fleet_of(plan, rates)
+
     def run(tried: ExecutionPlan) -> AttainedEntry:
-        return _attained(report(simulate(fleet_of(tried, rates), load), targets))
+        return _attained(report(simulate(replace(fleet, apps=apps_of(tried)), load), targets))
 
     shared = run(plan)
     best, found, tries = plan, shared, list[AttainedEntry]()

@@ -203,8 +203,7 @@ class _Driver:
                 self._end(served, pending)
             self._send(self.dispatch.pass_on(index), pending)
         bounds = [self._instances[index].now for index in readers if self._instances[index].live]
-        bounds += [pending[0][0]] if pending and readers else []
-        upto = min(bounds if until is None else [until, *bounds], default=None)
+        upto = min([*bounds, *(at for at, _ in pending[:1])], default=None)
         for index in sorted(members):
             if not self._instances[index].reads:
                 for served in self._instances[index].advance(upto, stops_at_end=follows):

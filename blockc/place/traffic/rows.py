@@ -15,7 +15,6 @@ from typing import Final
 from blockc.diag import Diagnostics
 from blockc.place.problem import PlaceProblem
 from blockc.place.tables import Placement
-from blockc.plan import InstanceEntry
 
 # More than the average, so that a burst finds a place.
 _MARGIN: Final = 1.5
@@ -23,7 +22,7 @@ _MARGIN: Final = 1.5
 
 def expected_rows(problem: PlaceProblem, placement: Placement, number: int) -> float:
     """Requests that decode at once in an instance, on average; 0 where nothing is expected."""
-    instance: InstanceEntry = placement.instances[number]
+    instance = placement.instances[number]
     load = instance.load
     if load is None or load.cadence_s is None or instance.stages:
         return 0.0
