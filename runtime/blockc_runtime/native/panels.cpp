@@ -5,6 +5,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "vector.h"
@@ -26,26 +27,43 @@ struct Target {
   const bf16* bias;
 };
 
-// A part of the inputs: `x` [depth][R] in float32, R rows side by side; `sums` [R][2 W] go on from part to part.
+// What is asked for meanwhile: `step` bytes an input.
+struct Ahead {
+  const char* from;
+  int64_t step;
+};
+
+// A part of the inputs of R rows, `stride` apart, by a panel; `sums` [R][2 W] go on from part to part.
 template <int R>
-void add_part(const float* x, const uint32_t* panel, int64_t depth, float* sums) {
-  F<W> low[R], high[R];
+void add_part(const float* x, int64_t stride, const uint32_t* panel, int64_t depth, const Ahead& ahead, float* sums) {
+  constexpr int U = R < 3 ? 2 : 1;  // inputs at a time: independent sums hide the latency of adding
+  F<W> low[U][R] = {}, high[U][R] = {};
 #pragma GCC unroll 6
-  for (int r = 0; r < R; r++) low[r] = load<W>(sums + r * kOuts), high[r] = load<W>(sums + r * kOuts + W);
-  for (int64_t k = 0; k < depth; k++, x += R, panel += W) {
+  for (int r = 0; r < R; r++) low[0][r] = load<W>(sums + r * kOuts), high[0][r] = load<W>(sums + r * kOuts + W);
+  auto add = [&](int64_t k, int u) {
     Words words;
-    std::memcpy(&words, panel, sizeof words);
-    __builtin_prefetch(panel + kAhead / 4, 0, 3);
+    std::memcpy(&words, panel + k * W, sizeof words);
     const F<W> first = (F<W>)(words << 16), second = (F<W>)(words & 0xffff0000u);
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++) {
-      const F<W> value = all<W>(x[r]);
-      low[r] += value * first;
-      high[r] += value * second;
+      const F<W> value = all<W>(x[r * stride + k]);
+      low[u][r] += value * first;
+      high[u][r] += value * second;
     }
+  };
+  int64_t k = 0;
+  for (; k + U <= depth; k += U) {
+    __builtin_prefetch(ahead.from + k * ahead.step, 0, 3);
+#pragma GCC unroll 2
+    for (int u = 0; u < U; u++) add(k + u, u);
   }
+  for (; k < depth; k++) add(k, 0);
 #pragma GCC unroll 6
-  for (int r = 0; r < R; r++) store<W>(sums + r * kOuts, low[r]), store<W>(sums + r * kOuts + W, high[r]);
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 2
+    for (int u = 1; u < U; u++) low[0][r] += low[u][r], high[0][r] += high[u][r];
+    store<W>(sums + r * kOuts, low[0][r]), store<W>(sums + r * kOuts + W, high[0][r]);
+  }
 }
 
 // Sums [rows][2 W] to where they belong, rounded once.
@@ -60,9 +78,41 @@ void put_sums(const float* sums, const Target& to, int64_t row, int64_t rows, in
   }
 }
 
-using AddPart = void (*)(const float*, const uint32_t*, int64_t, float*);
+using AddPart = void (*)(const float*, int64_t, const uint32_t*, int64_t, const Ahead&, float*);
 constexpr AddPart kAddPart[kMost + 1] = {nullptr,     add_part<1>, add_part<2>, add_part<3>,
                                          add_part<4>, add_part<5>, add_part<6>};
+
+// Panels `begin .. end` of a block of rows from `first` on.
+void multiply(const float* x, int64_t stride, const uint32_t* words, int64_t size, const Target& to, int64_t first,
+              int64_t rows, int64_t begin, int64_t end) {
+  alignas(64) float sums[kBlock * kOuts];
+  const int64_t parts = (rows + kMost - 1) / kMost;  // alike: 8 rows are 4 and 4
+  const int64_t depth = parts == 1 ? size : kDepth;
+  for (int64_t panel = begin; panel < end; panel++) {
+    std::memset(sums, 0, rows * kOuts * sizeof(float));
+    for (int64_t k = 0; k < size; k += depth) {
+      const int64_t held = std::min(depth, size - k);
+      const uint32_t* own = words + (panel * size + k) * W;
+      for (int64_t part = 0; part < parts; part++) {
+        const int64_t from = rows * part / parts, stop = rows * (part + 1) / parts;
+        // All together ask for the next part of the panel: alone the first would wait for memory, and the others not.
+        const int64_t step = (4 * W + parts - 1) / parts, next = parts == 1 ? kAhead : held * (4 * W + part * step);
+        const Ahead ahead = {reinterpret_cast<const char*>(own) + next, step};
+        kAddPart[stop - from](x + from * stride + k, stride, own, held, ahead, sums + from * kOuts);
+      }
+    }
+    put_sums(sums, to, first, rows, panel * kOuts);
+  }
+}
+
+// Rows in float32, `stride` apart.
+void widen(const bf16* x, int64_t x_stride, int64_t rows, int64_t size, int64_t stride, float* to) {
+  for (int64_t r = 0; r < rows; r++, x += x_stride, to += stride) {
+    int64_t i = 0;
+    for (; i + W <= size; i += W) store<W>(to + i, load<W>(x + i));
+    for (; i < size; i++) to[i] = to_float(x[i]);
+  }
+}
 
 }  // namespace
 
@@ -88,36 +138,18 @@ void blockc_by_panels(const void* x, int64_t x_stride, const void* panels, const
   const uint32_t* words = static_cast<const uint32_t*>(panels);
   const Target to = {static_cast<bf16*>(y), y_stride, outs, static_cast<const bf16*>(bias)};
   const int64_t count = (outs + kOuts - 1) / kOuts;
-  static thread_local std::vector<float> kept;
-  kept.resize((rows < kBlock ? rows : kBlock) * size);
-  float* gathered = kept.data();
+  const int64_t stride = (size / kOuts + 2) * kOuts;  // a line more: powers of two meet in one set of the first cache
 #pragma omp parallel num_threads(threads)
   {
+    // Each thread makes float32 of all rows: to share that and to wait for each other takes longer.
+    static thread_local std::vector<float> wide;
+    wide.resize(std::min(rows, kBlock) * stride);
     const int64_t mine = omp_get_thread_num(), everyone = omp_get_num_threads();
-    alignas(64) float sums[kBlock * kOuts];
     const int64_t begin = count * mine / everyone, end = count * (mine + 1) / everyone;
     for (int64_t first = 0; first < rows; first += kBlock) {
-      const int64_t left = rows - first < kBlock ? rows - first : kBlock;
-      const int64_t parts = (left + kMost - 1) / kMost, most = (left + parts - 1) / parts;  // alike: 8 rows are 4 and 4
-#pragma omp for schedule(static)
-      for (int64_t start = 0; start < left; start += most) {
-        const int64_t held = left - start < most ? left - start : most;
-        float* at = gathered + start * size;
-        for (int64_t r = 0; r < held; r++)
-          for (int64_t i = 0; i < size; i++) at[i * held + r] = to_float(from[(first + start + r) * x_stride + i]);
-      }
-      const int64_t depth = left <= kMost ? size : kDepth;
-      for (int64_t panel = begin; panel < end; panel++) {
-        std::memset(sums, 0, left * kOuts * sizeof(float));
-        for (int64_t k = 0; k < size; k += depth)
-          for (int64_t start = 0; start < left; start += most) {
-            const int64_t held = left - start < most ? left - start : most;
-            kAddPart[held](gathered + start * size + k * held, words + (panel * size + k) * W,
-                           size - k < depth ? size - k : depth, sums + start * kOuts);
-          }
-        put_sums(sums, to, first, left, panel * kOuts);
-      }
-#pragma omp barrier
+      const int64_t left = std::min(kBlock, rows - first);
+      widen(from + first * x_stride, x_stride, left, size, stride, wide.data());
+      multiply(wide.data(), stride, words, size, to, first, left, begin, end);
     }
   }
 }

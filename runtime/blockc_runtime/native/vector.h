@@ -90,9 +90,10 @@ inline void store(bf16* to, F<N> value) {
   std::memcpy(to, &half, sizeof half);
 }
 
+// Less zero, which is nothing: adding zero makes -0 of 0, so that compilers do it, value by value.
 template <int N>
 inline F<N> all(float value) {
-  return F<N>{} + value;
+  return value - F<N>{};
 }
 
 template <int N>
