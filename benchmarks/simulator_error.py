@@ -1,27 +1,35 @@
 """How far the simulator is from the engine, on this machine: throughput, TTFT and TPOT under the same requests.
 
-    python -m benchmarks.simulator_error --json benchmarks/results/sim-error.json      # a quiet machine, 6 minutes
+    python -m benchmarks.simulator_error --json benchmarks/results/sim-error.json      # a quiet machine, 11 minutes
 
-Steps of two shapes of random models are measured, and rates fitted to them together (`blockc profile` does so for one
-plan). Two other shapes are then served by the engine proper in this process, its clock and torch included, under
-requests that come at their time: Poisson, log-normal lengths, three parts of what the fitted rates say that the machine
-can do. The simulator runs the same requests on the same plan by the fitted rates. Nothing of a shape that is scored, or
-of its requests, is in the fit.
+Two shapes of random models are served by the engine proper in this process, its clock and torch included, under
+requests that come at their time: Poisson, log-normal lengths, three parts of the rate at which a burst of them is
+done. The simulator runs the same requests on the same plan, by two sorts of rates: the plan's ``own``, as `blockc
+profile` measures them, and those of ``others``, fitted to the steps of two other shapes together. No request of a load
+is in either.
 
-``waited_percent`` says whether the machine was quiet: for how much of a load's time threads of the engine were ready to
-run and something else had the core. Where it is more than a few, errors are the machine's.
+What is the simulator's of an error, and what is the machine's:
+
+- ``reference``: how long a fixed load of another model took beside this one, of what it took while rates were measured.
+  It *held* where that is within 5 %; each load runs twice, and once more if it has not held by then.
+- ``steps``: what steps of a kind took in the load, of their prices.
+- ``spread_percent``: how far runs of the engine under one load are apart. Less cannot be asked of a simulator.
+- ``lever_percent``: how much a figure grows in the simulator where every step takes 5 % longer.
+- ``waited_percent``: for how much of a load threads of the engine were ready and something else had the core.
+
+Errors are given over all runs, over those that held, and with prices times ``reference``. ``--cpu-time`` goes by the
+CPU time of one thread and skips waits: what else the machine does hardly counts, so it tells something on a busy one.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +38,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import numpy as np
+import torch
 
 from benchmarks.fleet import SHAPES, Shape, compiled_fleet
 from benchmarks.rates import origin
-from blockc.cost import DeviceRates, PlanWork, plan_work
-from blockc.cost.fit import Fit, Sample, fit_rates
+from benchmarks.timed_engine import Clock, Reference, TimedChannel, core_waits_s, figures, named, served
+from blockc.cost import DeviceRates, PlanWork, StepPricer, plan_work
+from blockc.cost.fit import Fit, Sample, fit_rates, price_s
+from blockc.cost.rates import slower
 from blockc.measure import measure
 from blockc.plan import ExecutionPlan, load_plan
 from blockc.simulate import Load, Workload, fleet_of, generate, power_law, report, simulate
-from blockc.simulate.workload import Arrival
 from blockc.zoo import Zoo
-from blockc_runtime.engine import Engine
-from blockc_runtime.epoch import Epoch
 from blockc_runtime.executor.torch_ import TorchExecutor
-from blockc_runtime.kv.index import KvIndex
-from blockc_runtime.limits import engine_limits
 from blockc_runtime.memory import before_loading, before_serving
-from blockc_runtime.request import Request, Sampling
-from blockc_runtime.scheduler import Scheduler
 from blockc_runtime.step import Executor
-from blockc_runtime.wire.messages import Drain, End, Message, Submit, Tokens
 
 FITTED = {
     "narrow": Shape(hidden=384, layers=8, heads=6, kv_heads=3, intermediate=1024, vocab=8192),
@@ -62,9 +65,11 @@ SCORED = {
 _ADAPTERS = 3
 _PARTS = (0.3, 0.6, 0.85)
 _PROMPT, _OUTPUT = 96, 24
-_GREEDY = Sampling()
 # A load lasts until so many have come, however slow the machine is.
 _LEAST_REQUESTS = 20
+_RUNS, _RUNS_AT_MOST = 2, 3
+_HELD = 0.05
+_LONGER = 1.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,60 +80,80 @@ class Settings:
     seconds: float = 20.0
     parts: tuple[float, ...] = _PARTS
     repeats: int = 3
+    by_cpu: bool = False
 
 
-@dataclass(slots=True)
-class TimedChannel:
-    """In place of the server's socket: hands requests out when their time has come, then asks for the end."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """A shape that is loaded, and what the steps of its plan took. ``reference_s``: what that took meanwhile."""
 
-    waiting: list[tuple[float, Request]]  # seconds from the start, the next one last
-    start_s: float = field(default_factory=time.monotonic)
-    first_s: dict[str, float] = field(default_factory=dict)
-    end_s: dict[str, float] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=dict)
-    refused: set[str] = field(default_factory=set)
-
-    def receive(self, wait_s: float | None) -> list[Message]:
-        """What has come; waits for the next one as long as that."""
-        now_s = time.monotonic() - self.start_s
-        if self.waiting and self.waiting[-1][0] > now_s and wait_s != 0.0:
-            until_s = self.waiting[-1][0] - now_s
-            time.sleep(until_s if wait_s is None else min(wait_s, until_s))
-            now_s = time.monotonic() - self.start_s
-        found: list[Message] = []
-        while self.waiting and self.waiting[-1][0] <= now_s:
-            found.append(Submit(request=self.waiting.pop()[1]))
-        return found if self.waiting else [*found, Drain()]
-
-    def send(self, *messages: Message) -> None:
-        """Note when what is due came."""
-        now_s = time.monotonic() - self.start_s
-        for message in messages:
-            if isinstance(message, Tokens):
-                for event in message.events:
-                    self.first_s.setdefault(event.request, now_s)
-                    self.tokens[event.request] = self.tokens.get(event.request, 0) + len(event.tokens)
-            elif isinstance(message, End):
-                self.end_s |= {event.request: now_s for event in message.events}
-                self.refused |= {event.request for event in message.events if event.reason == "error"}
+    name: str
+    plan: ExecutionPlan
+    executor: TorchExecutor
+    samples: tuple[Sample, ...]
+    reference_s: float
 
 
-def fitted(root: Path, shapes: dict[str, Shape], settings: Settings) -> Fit:
-    """Rates by which the steps of all these shapes are told best."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """A fit, and what the reference took while its steps were measured."""
+
+    fit: Fit
+    reference_s: float
+
+    def beside(self, reference_s: float) -> float:
+        """How much longer the reference took elsewhere."""
+        return reference_s / self.reference_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """The engine under a load, once. ``steps``: by kind, what they took of their price."""
+
+    measured: dict[str, float]
+    reference_s: float
+    waited_percent: float
+    busy_percent: float
+    steps: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A load of a shape."""
+
+    shape: str
+    part: float
+    rate_rps: float
+    workload: Workload
+
+
+def opened(path: Path) -> tuple[ExecutionPlan, TorchExecutor]:
+    """A plan and its executor."""
+    plan = load_plan(path)
+    executor = TorchExecutor(plan, Zoo(path.parent / "zoo"), device="cpu")
+    before_serving()
+    return plan, executor
+
+
+def measured(root: Path, name: str, shape: Shape, reference: Reference, settings: Settings) -> Fleet:
+    """Load a shape and measure its steps."""
+    plan, executor = opened(compiled_fleet(root / name, shape, _ADAPTERS))
+    samples = measure(
+        plan, executor, repeats=settings.repeats, budget_s=settings.budget_s, clock=reference.clock.now_s,
+        on_load=lambda *_: reference.tick(),
+    )  # fmt: skip
+    return Fleet(name=name, plan=plan, executor=executor, samples=samples, reference_s=reference.taken())
+
+
+def fitted(fleets: Sequence[Fleet]) -> Rates:
+    """Rates by which the steps of all of these are told best."""
     samples: list[Sample] = []
     works: list[PlanWork] = []
-    for name, shape in shapes.items():
-        path = compiled_fleet(root / name, shape, _ADAPTERS)
-        plan = load_plan(path)
-        executor = TorchExecutor(plan, Zoo(path.parent / "zoo"), device="cpu")
-        before_serving()
-        try:
-            found = measure(plan, executor, repeats=settings.repeats, budget_s=settings.budget_s)
-        finally:
-            executor.close()
-        samples += [_moved(sample, sum(len(work.chains) for work in works)) for sample in found]
-        works.append(plan_work(plan))
-    return fit_rates(samples, joined(works))
+    for fleet in fleets:
+        samples += [_moved(sample, sum(len(work.chains) for work in works)) for sample in fleet.samples]
+        works.append(plan_work(fleet.plan))
+    reference_s = float(np.mean([fleet.reference_s for fleet in fleets]))
+    return Rates(fit=fit_rates(samples, joined(works)), reference_s=reference_s)
 
 
 def joined(works: Sequence[PlanWork]) -> PlanWork:
@@ -145,33 +170,6 @@ def joined(works: Sequence[PlanWork]) -> PlanWork:
 
 def _moved(sample: Sample, chains: int) -> Sample:
     return replace(sample, rows=tuple(replace(row, chain=row.chain + chains) for row in sample.rows))
-
-
-def served(plan: ExecutionPlan, executor: Executor, workload: Workload) -> TimedChannel:
-    """The engine under the requests of a workload, in real time."""
-    random = np.random.default_rng(0)
-    requests = [(item.at_s, _request(plan, number, item, random)) for number, item in enumerate(workload.arrivals)]
-    limits = engine_limits(plan)
-    channel = TimedChannel(waiting=sorted(requests, key=lambda entry: -entry[0]))
-    first = Epoch(number=0, scheduler=Scheduler(limits, KvIndex(limits)), executor=executor)
-    Engine(channel=channel, first=first).run()  # type: ignore[arg-type]
-    return channel
-
-
-def _request(plan: ExecutionPlan, number: int, item: Arrival, random: np.random.Generator) -> Request:
-    app = plan.apps[item.app]
-    vocab = plan.chains[app.chain].vocab_size
-    return Request(
-        id=str(number),
-        app=item.app,
-        chain=app.chain,
-        isolation_group=app.isolation_group,
-        prompt=tuple(int(token) for token in random.integers(3, vocab, item.prompt_tokens)),
-        emitted=0,
-        max_tokens=item.output_tokens,
-        stop_token_ids=(),
-        sampling=_GREEDY,
-    )
 
 
 def load_of(plan: ExecutionPlan, rate_rps: float, seconds: float, seed: int) -> Workload:
@@ -198,54 +196,90 @@ def capacity_rps(plan: ExecutionPlan, rates: DeviceRates) -> float:
     return run.total.requests / run.end_s
 
 
-def scored(root: Path, name: str, shape: Shape, rates: DeviceRates, settings: Settings) -> list[dict[str, Any]]:
+def cases_of(fleet: Fleet, rates: DeviceRates, settings: Settings) -> Iterator[Case]:
+    """The loads of a shape."""
+    most = capacity_rps(fleet.plan, rates)
+    for number, part in enumerate(settings.parts):
+        seconds = max(settings.seconds, _LEAST_REQUESTS / (part * most))
+        workload = load_of(fleet.plan, part * most, seconds, seed=number)
+        yield Case(shape=fleet.name, part=part, rate_rps=part * most, workload=workload)
+
+
+def scored(fleet: Fleet, others: Rates, reference: Reference, settings: Settings) -> list[dict[str, Any]]:
     """A row for each load: what was measured, what was simulated, and how far the latter is off."""
-    path = compiled_fleet(root / name, shape, _ADAPTERS)
-    plan = load_plan(path)
-    executor = TorchExecutor(plan, Zoo(path.parent / "zoo"), device="cpu")
-    before_serving()
-    found = []
-    try:
-        most = capacity_rps(plan, rates)
-        served(plan, executor, load_of(plan, most / 2, min(3.0, settings.seconds), seed=9))  # warms up
-        for number, part in enumerate(settings.parts):
-            seconds = max(settings.seconds, _LEAST_REQUESTS / (part * most))
-            workload = load_of(plan, part * most, seconds, seed=number)
-            simulated = simulated_figures(plan, rates, workload)
-            waited_s = core_waits_s()
-            channel = served(plan, executor, workload)
-            waited_s = core_waits_s() - waited_s
-            measured = figures(channel, workload)
-            row = {"shape": name, "part": part, "requests_per_s": round(part * most, 2), "measured": measured}
-            row |= {"waited_percent": round(100 * waited_s / max(channel.end_s.values()), 1)}
-            row |= {"simulated": simulated, "error_percent": errors(simulated, measured)}
-            print(json.dumps(row), flush=True)
-            found.append(row)
-    finally:
-        executor.close()
-    return found
+    rates = {"own": fitted([fleet]), "others": others}
+    cases = list(cases_of(fleet, rates["own"].fit.rates, settings))
+    few = replace(cases[0].workload, arrivals=cases[0].workload.arrivals[:10])
+    served(fleet.plan, fleet.executor, few, clock=reference.clock)  # warms up
+    runs: list[list[Run]] = [[] for _ in cases]
+    for turn in range(_RUNS_AT_MOST):  # loads take turns: what the machine does for a while falls on one run of each
+        for case, own in zip(cases, runs, strict=True):
+            if turn < _RUNS or not any(held(rates["own"].beside(run.reference_s)) for run in own):
+                own.append(run_of(fleet.plan, fleet.executor, case, rates["own"].fit, reference))
+                print(case.shape, case.part, json.dumps(own[-1].measured), own[-1].steps, flush=True)
+    return [_row(fleet.plan, case, own, rates) for case, own in zip(cases, runs, strict=True)]
 
 
-def core_waits_s() -> float:
-    """How long threads of this process have waited for a core since they began; 0 where the system does not say."""
-    waits_ns = 0
-    for thread in Path("/proc/self/task").glob("*/schedstat"):
-        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
-            waits_ns += int(thread.read_text().split()[1])
-    return waits_ns / 1e9
+def run_of(plan: ExecutionPlan, executor: Executor, case: Case, fit: Fit, reference: Reference) -> Run:
+    """Serve a load once."""
+    reference.run()
+    waited_s = core_waits_s()
+    channel = served(plan, executor, case.workload, clock=reference.clock, reference=reference)
+    waited_s = core_waits_s() - waited_s
+    took_s = max(channel.end_s.values())
+    return Run(
+        measured=figures(channel, case.workload),
+        reference_s=reference.taken(),
+        waited_percent=round(100 * waited_s / took_s, 1),
+        busy_percent=round(100 * sum(step.seconds for step in channel.steps) / took_s, 1),
+        steps=of_prices(channel, StepPricer(plan_work(plan), fit.rates)),
+    )
 
 
-def figures(channel: TimedChannel, workload: Workload) -> dict[str, float]:
-    """Of a run of the engine, as `blockc.simulate.report` defines them."""
-    ended = [str(number) for number in range(len(workload.arrivals)) if str(number) not in channel.refused]
-    ttft = [channel.first_s[name] - workload.arrivals[int(name)].at_s for name in ended]
-    tpot = [
-        (channel.end_s[name] - channel.first_s[name]) / (channel.tokens[name] - 1)
-        for name in ended
-        if channel.tokens[name] > 1
-    ]
-    tokens = sum(channel.tokens[name] for name in ended)
-    return _named(tokens / max(channel.end_s.values()), np.percentile(ttft, (50, 95)), np.percentile(tpot, (50, 95)))
+def of_prices(channel: TimedChannel, pricer: StepPricer) -> dict[str, float]:
+    """What steps of each kind took, of what they were priced at: all of them together, so long ones count more."""
+    took: dict[str, list[tuple[float, float]]] = {}
+    for step in channel.steps:
+        took.setdefault(step.kind, []).append((step.seconds, price_s(step, pricer)))
+    return {kind: round(float(np.divide(*np.sum(own, axis=0))), 3) for kind, own in sorted(took.items())}
+
+
+def held(reference: float) -> bool:
+    """Whether the host was as fast as it was when rates were measured."""
+    return abs(reference - 1) <= _HELD
+
+
+def _row(plan: ExecutionPlan, case: Case, runs: Sequence[Run], rates: dict[str, Rates]) -> dict[str, Any]:
+    simulated = {name: simulated_figures(plan, own.fit.rates, case.workload) for name, own in rates.items()}
+    longer = simulated_figures(plan, slower(rates["own"].fit.rates, _LONGER), case.workload)
+    return {
+        "shape": case.shape,
+        "part": case.part,
+        "requests": len(case.workload.arrivals),
+        "requests_per_s": round(case.rate_rps, 2),
+        "simulated": simulated,
+        "lever_percent": errors(longer, simulated["own"]),
+        "spread_percent": spread([run.measured for run in runs]),
+        "runs": [
+            {
+                "measured": run.measured, "waited_percent": run.waited_percent, "busy_percent": run.busy_percent,
+                "steps": run.steps, **{
+                    name: _errors(plan, case, run, own, simulated[name]) for name, own in rates.items()
+                },
+            }
+            for run in runs
+        ],
+    }  # fmt: skip
+
+
+def _errors(plan: ExecutionPlan, case: Case, run: Run, rates: Rates, simulated: dict[str, float]) -> dict[str, Any]:
+    reference = rates.beside(run.reference_s)
+    at_its_speed = simulated_figures(plan, slower(rates.fit.rates, reference), case.workload)
+    return {
+        "reference": round(reference, 3),
+        "error_percent": errors(simulated, run.measured),
+        "error_at_speed_percent": errors(at_its_speed, run.measured),
+    }
 
 
 def simulated_figures(plan: ExecutionPlan, rates: DeviceRates, workload: Workload) -> dict[str, float]:
@@ -254,17 +288,7 @@ def simulated_figures(plan: ExecutionPlan, rates: DeviceRates, workload: Workloa
     ttft, tpot = found.total.ttft, found.total.tpot
     assert ttft is not None
     assert tpot is not None
-    return _named(found.output_tokens_per_s, (ttft.p50_s, ttft.p95_s), (tpot.p50_s, tpot.p95_s))
-
-
-def _named(tokens_per_s: float, ttft: Sequence[float], tpot: Sequence[float]) -> dict[str, float]:
-    return {
-        "tokens_per_s": round(float(tokens_per_s), 2),
-        "ttft_p50_ms": round(1000 * float(ttft[0]), 2),
-        "ttft_p95_ms": round(1000 * float(ttft[1]), 2),
-        "tpot_p50_ms": round(1000 * float(tpot[0]), 3),
-        "tpot_p95_ms": round(1000 * float(tpot[1]), 3),
-    }
+    return named(found.output_tokens_per_s, (ttft.p50_s, ttft.p95_s), (tpot.p50_s, tpot.p95_s))
 
 
 def errors(simulated: dict[str, float], measured: dict[str, float]) -> dict[str, float]:
@@ -272,31 +296,88 @@ def errors(simulated: dict[str, float], measured: dict[str, float]) -> dict[str,
     return {name: round(100 * (simulated[name] / value - 1), 1) for name, value in measured.items()}
 
 
+def spread(runs: Sequence[dict[str, float]]) -> dict[str, float]:
+    """How far the furthest two runs are apart, in percent of their median."""
+    found = {name: [run[name] for run in runs] for name in runs[0]}
+    return {name: round(100 * (max(own) - min(own)) / float(np.median(own)), 1) for name, own in found.items()}
+
+
 def run(root: Path, fit_shapes: dict[str, Shape], score_shapes: dict[str, Shape], settings: Settings) -> dict[str, Any]:
     """Measure, fit, serve, simulate, compare."""
     before_loading()
-    fit = fitted(root, fit_shapes, settings)
-    print(f"fitted: half of {fit.samples} steps within {100 * fit.error_p50:.1f} %, 95 % {100 * fit.error_p95:.1f} %")
-    rows = [row for name, shape in score_shapes.items() for row in scored(root, name, shape, fit.rates, settings)]
-    sizes = [abs(error) for row in rows for error in row["error_percent"].values()]
+    first, shape = next(iter(fit_shapes.items()))
+    plan, executor = opened(compiled_fleet(root / first, shape, _ADAPTERS))
+    reference = Reference(plan, executor, Clock(by_cpu=settings.by_cpu))
+    reference.run()  # warms up
+    reference.times_s.clear()
+    fleets = []
+    for name, shape in fit_shapes.items():
+        fleets.append(measured(root, name, shape, reference, settings))
+        fleets[-1].executor.close()
+    others = fitted(fleets)
+    fits, rows = {"others": _fit(others.fit)}, []
+    for name, shape in score_shapes.items():
+        fleet = measured(root, name, shape, reference, settings)
+        fits[name] = _fit(fitted([fleet]).fit)
+        rows += scored(fleet, others, reference, settings)
+        fleet.executor.close()
+    executor.close()
+    return {"fits": fits, "rows": rows, "summary": summary(rows)}
+
+
+def _fit(fit: Fit) -> dict[str, Any]:
+    """How well it tells its own steps."""
     return {
-        "fit": {"shapes": sorted(fit_shapes), "samples": fit.samples, "error_p50": fit.error_p50,
-                "error_p95": fit.error_p95},
-        "rows": rows,
-        "mean_error_percent": round(float(np.mean(sizes)), 1),
-        "median_error_percent": round(float(np.median(sizes)), 1),
-        "largest_error_percent": round(max(sizes), 1),
+        "samples": fit.samples, "error_p50": round(fit.error_p50, 3), "error_p95": round(fit.error_p95, 3),
+        "bias": {kind: round(own.bias, 3) for kind, own in fit.kinds.items()},
     }  # fmt: skip
 
 
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Sizes of errors of latencies and of throughput: of all runs, of those that held, with prices at their speed."""
+    found: dict[str, Any] = {}
+    for rates in ("own", "others"):
+        runs = [run[rates] for row in rows for run in row["runs"]]
+        found[rates] = {
+            "all": _sizes([run["error_percent"] for run in runs]),
+            "held": _sizes([run["error_percent"] for run in runs if held(run["reference"])]),
+            "at_speed": _sizes([run["error_at_speed_percent"] for run in runs]),
+        }
+    return {**found, "spread": _sizes([row["spread_percent"] for row in rows])}
+
+
+def _sizes(found: Sequence[dict[str, float]]) -> dict[str, Any]:
+    latencies = [abs(error) for own in found for name, error in own.items() if name != "tokens_per_s"]
+    if not latencies:
+        return {"runs": 0}
+    return {
+        "runs": len(found),
+        "median_percent": round(float(np.median(latencies)), 1),
+        "mean_percent": round(float(np.mean(latencies)), 1),
+        "largest_percent": max(latencies),
+        "throughput_largest_percent": max(abs(own["tokens_per_s"]) for own in found),
+    }
+
+
 def table(found: dict[str, Any]) -> str:
-    """The errors, a line for each load."""
-    names = list(found["rows"][0]["error_percent"])
-    lines = ["shape     load  " + "  ".join(f"{name:>12}" for name in names) + "        waited"]
+    """The errors by the plan's own rates, a line for each run; then what all come to."""
+    names = list(found["rows"][0]["spread_percent"])
+    head = "".join(f"{name:>14}" for name in names)
+    lines = [f"shape     load{head}   reference   waited"]
     for row in found["rows"]:
-        cells = "  ".join(f"{row['error_percent'][name]:+11.1f}%" for name in names)
-        lines.append(f"{row['shape']:8}  {row['part']:4.2f}  {cells}  {row['waited_percent']:11.1f}%")
-    lines.append(f"mean {found['mean_error_percent']} %, median {found['median_error_percent']} %")
+        for run in row["runs"]:
+            cells = "".join(f"{run['own']['error_percent'][name]:+13.1f}%" for name in names)
+            beside = f"{run['own']['reference']:10.3f} {run['waited_percent']:7.1f}%"
+            lines.append(f"{row['shape']:8}  {row['part']:4.2f}{cells}  {beside}")
+        for label, key in (("spread", "spread_percent"), ("lever", "lever_percent")):
+            lines.append(f"  {label:12}" + "".join(f"{row[key][name]:+13.1f}%" for name in names))
+    for rates in ("own", "others"):
+        for label, own in found["summary"][rates].items():
+            if own["runs"]:
+                lines.append(
+                    f"{rates:6} {label:8} {own['runs']:2} runs: latencies median {own['median_percent']} %, mean "
+                    f"{own['mean_percent']} %, largest {own['largest_percent']} %"
+                )
     return "\n".join(lines)
 
 
@@ -306,8 +387,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="keep the models here between runs")
     parser.add_argument("--seconds", type=float, default=Settings().seconds, help="of each load")
     parser.add_argument("--budget", type=float, default=Settings().budget_s, help="seconds of measuring each shape")
+    parser.add_argument("--cpu-time", action="store_true", help="go by the CPU time of one thread, and skip waits")
     options = parser.parse_args()
-    settings = Settings(seconds=options.seconds, budget_s=options.budget)
+    settings = Settings(seconds=options.seconds, budget_s=options.budget, by_cpu=options.cpu_time)
+    if options.cpu_time:
+        torch.set_num_threads(1)
     began_s = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         found = run(options.work or Path(scratch), FITTED, SCORED, settings)

@@ -107,12 +107,13 @@ def _machine(plan: ExecutionPlan) -> dict[str, str]:
 
 def _sentence(profile: Profile, output: Path) -> str:
     rates = profile.rates
+    kinds = ", ".join(f"{kind} {100 * own.bias:+.1f} %" for kind, own in profile.kinds.items())
     return (
         f"{output}: {profile.samples} steps of {profile.device}; {_giga(rates.bytes_per_s)} GB/s and "
         f"{_giga(rates.flops_per_s)} GFLOP/s {'at once' if rates.overlaps_reads else 'in turn'}, "
         f"{1e6 * rates.block_s:.3g} us a block, {1e3 * rates.step_s:.3g} ms a step; "
         f"half of the steps within {100 * profile.error_p50:.1f} % of what they took, "
-        f"95 % within {100 * profile.error_p95:.1f} %"
+        f"95 % within {100 * profile.error_p95:.1f} %; prices of half of a kind are above {kinds}"
     )
 
 

@@ -12,9 +12,9 @@ passes that took several steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -32,6 +32,7 @@ _COLUMNS: Final = 9
 _ORDINARY: Final = 0.1
 _RIDGES: Final = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Kind = Literal["decode", "mixed", "prompt"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,15 +56,39 @@ class Sample:
     seconds: float
     steps: int = 1
 
+    @property
+    def kind(self) -> Kind:
+        """What its rows do."""
+        return kind_of([row.tokens for row in self.rows])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindError:
+    """How far prices are from what steps of one kind took: the median of relative errors, and of their sizes."""
+
+    samples: int
+    bias: float
+    error_p50: float
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """Rates, and how far prices are from what was measured: absolute relative errors, median and 95th percentile."""
+    """Rates, and how far prices are from what was measured: absolute relative errors, median and 95th percentile.
+
+    ``kinds``: of the kinds of steps that were measured.
+    """
 
     rates: DeviceRates
     samples: int
     error_p50: float
     error_p95: float
+    kinds: Mapping[Kind, KindError]
+
+
+def kind_of(tokens: Sequence[int]) -> Kind:
+    """What the rows of a step with so many tokens each do: all decode, all read prompts, or some of each."""
+    singles = sum(count == 1 for count in tokens)
+    return "decode" if singles == len(tokens) else "mixed" if singles else "prompt"
 
 
 def fit_rates(samples: Sequence[Sample], work: PlanWork) -> Fit:
@@ -77,9 +102,21 @@ def fit_rates(samples: Sequence[Sample], work: PlanWork) -> Fit:
     summed = _settle(terms, measured, np.zeros(_COLUMNS), overlaps_reads=False)
     rates = _rates(inverse, overlaps_reads=True) if loss <= summed[0] else _rates(summed[1], overlaps_reads=False)
     pricer = StepPricer(work, rates)
-    errors = np.abs([price_s(sample, pricer) / sample.seconds - 1 for sample in samples])
-    p50, p95 = np.percentile(errors, (50, 95))
-    return Fit(rates=rates, samples=len(samples), error_p50=float(p50), error_p95=float(p95))
+    errors = np.array([price_s(sample, pricer) / sample.seconds - 1 for sample in samples])
+    p50, p95 = np.percentile(np.abs(errors), (50, 95))
+    return Fit(
+        rates=rates, samples=len(samples), error_p50=float(p50), error_p95=float(p95), kinds=_kinds(samples, errors)
+    )
+
+
+def _kinds(samples: Sequence[Sample], errors: Array) -> dict[Kind, KindError]:
+    found: dict[Kind, list[float]] = {}
+    for sample, error in zip(samples, errors.tolist(), strict=True):
+        found.setdefault(sample.kind, []).append(error)
+    return {
+        kind: KindError(samples=len(own), bias=float(np.median(own)), error_p50=float(np.median(np.abs(own))))
+        for kind, own in sorted(found.items())
+    }
 
 
 def price_s(sample: Sample, pricer: StepPricer) -> float:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from blockc.cost.fit import Fit
+from blockc.cost.fit import Fit, Kind
 from blockc.cost.rates import DeviceRates
 from blockc.diag import refuse
 from blockc.ir.canonical import canonical_json
@@ -39,8 +39,21 @@ class ProfileRates(BaseModel):
     overlaps_reads: bool
 
 
+class ProfileKind(BaseModel):
+    """See `blockc.cost.fit.KindError`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int
+    bias: float
+    error_p50: float
+
+
 class Profile(BaseModel):
-    """``device``: a kind of the catalogue. ``structures``: digests. Errors are relative, of prices to measurements."""
+    """``device``: a kind of the catalogue. ``structures``: digests. Errors are relative, of prices to measurements.
+
+    ``kinds``: of steps in which all rows decode, all read prompts, or some do each.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,6 +64,7 @@ class Profile(BaseModel):
     samples: int
     error_p50: float
     error_p95: float
+    kinds: dict[Kind, ProfileKind] = {}
     rates: ProfileRates
 
     @property
@@ -80,6 +94,10 @@ def profile_of(fit: Fit, *, device: str, machine: dict[str, str], structures: tu
         samples=fit.samples,
         error_p50=fit.error_p50,
         error_p95=fit.error_p95,
+        kinds={
+            kind: ProfileKind(samples=own.samples, bias=own.bias, error_p50=own.error_p50)
+            for kind, own in fit.kinds.items()
+        },
         rates=ProfileRates(
             flops_per_s=fit.rates.flops_per_s,
             bytes_per_s=fit.rates.bytes_per_s,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from blockc.cost import DeviceRates, StepPricer, plan_work
-from blockc.cost.fit import RowShape, Sample, fit_rates, nonnegative_least_squares, price_s
+from blockc.cost.fit import Fit, RowShape, Sample, fit_rates, nonnegative_least_squares, price_s
 from blockc.cost.profile import profile_of, read_profile, write_profile
 from blockc.diag import DiagnosticError
 from tests.plan.fleet import fleet_plan
@@ -56,8 +57,13 @@ def samples(noise: float = 0.0, rates: DeviceRates = TRUE) -> list[Sample]:
     return found
 
 
+@cache
+def plain_fit() -> Fit:
+    return fit_rates(samples(), WORK)
+
+
 def test_rates_are_found_again() -> None:
-    fit = fit_rates(samples(), WORK)
+    fit = plain_fit()
     assert fit.error_p95 < 0.005
     assert fit.rates.bytes_per_s == pytest.approx(TRUE.bytes_per_s, rel=0.05)
     assert fit.rates.flops_per_s == pytest.approx(TRUE.flops_per_s, rel=0.05)
@@ -94,8 +100,25 @@ def test_noise_stays_noise() -> None:
     assert np.median(np.abs(fitted / exact - 1)) < 0.05
 
 
+def test_errors_are_told_by_kind_of_step() -> None:
+    mixed = [
+        (RowShape(chain=0, start=0, tokens=tokens, samples=True), RowShape(chain=2, start=30, tokens=1, samples=True))
+        for tokens in (8, 32, 64, 100)
+    ]
+    pricer = StepPricer(WORK, TRUE)
+    slow = [Sample(rows=rows, seconds=1.0) for rows in mixed]
+    slow = [replace(item, seconds=1.25 * price_s(item, pricer)) for item in slow]
+    assert {item.kind for item in slow} == {"mixed"}
+    fit = fit_rates([*samples(), *samples(), *samples(), *slow], WORK)
+    assert set(fit.kinds) == {"decode", "prompt", "mixed"}
+    assert sum(own.samples for own in fit.kinds.values()) == fit.samples
+    assert fit.kinds["mixed"].samples == len(slow)
+    assert -0.25 < fit.kinds["mixed"].bias < -0.1
+    assert abs(fit.kinds["decode"].bias) < 0.05
+
+
 def test_other_shapes_are_told_by_what_was_fitted() -> None:
-    fit = fit_rates(samples(), WORK)
+    fit = plain_fit()
     rows = tuple(RowShape(chain=i % 5, start=70, tokens=1, samples=True) for i in range(7))
     other = Sample(rows=rows, seconds=1.0)
     assert price_s(other, StepPricer(WORK, fit.rates)) == pytest.approx(
@@ -122,11 +145,12 @@ def test_nothing_measured() -> None:
 
 
 def test_profiles_come_back(tmp_path: Path) -> None:
-    made = profile_of(fit_rates(samples(), WORK), device="cpu", machine={"torch": "2"}, structures=("b", "a"))
+    made = profile_of(plain_fit(), device="cpu", machine={"torch": "2"}, structures=("b", "a"))
     write_profile(made, tmp_path / "p.json")
     assert read_profile(tmp_path / "p.json") == made
     assert made.structures == ("a", "b")
-    assert made.device_rates.side_rates == pytest.approx(fit_rates(samples(), WORK).rates.side_rates)
+    assert set(made.kinds) == {"decode", "prompt"}
+    assert made.device_rates.side_rates == pytest.approx(plain_fit().rates.side_rates)
 
 
 @pytest.mark.parametrize(
@@ -141,11 +165,18 @@ def test_profiles_come_back(tmp_path: Path) -> None:
 )
 def test_damaged_profiles_are_refused(tmp_path: Path, damage) -> None:
     path = tmp_path / "p.json"
-    write_profile(profile_of(fit_rates(samples(), WORK), device="cpu", machine={}, structures=()), path)
+    write_profile(profile_of(plain_fit(), device="cpu", machine={}, structures=()), path)
     path.write_text(damage(path.read_text()))
     with pytest.raises(DiagnosticError) as caught:
         read_profile(path)
     assert [item.code.id for item in caught.value.diagnostics] == ["BC505"]
+
+
+def test_profiles_from_before_kinds_were_told_are_read(tmp_path: Path) -> None:
+    made = profile_of(plain_fit(), device="cpu", machine={}, structures=())
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(made.model_dump(mode="json", exclude={"kinds"})))
+    assert read_profile(path).device_rates == made.device_rates
 
 
 def test_profiles_that_are_not_there(tmp_path: Path) -> None:

@@ -69,6 +69,13 @@ def test_loads_have_few_and_many_rows_on_one_chain_and_on_all() -> None:
     assert max(item.tokens for row in rows for item in row) >= 64
 
 
+def test_prompts_come_while_others_decode() -> None:
+    executor = Priced()
+    found = [sample for sample in measure(PLAN, executor, repeats=1, clock=executor.clock) if sample.kind == "mixed"]
+    sizes = {tuple(sorted(row.tokens for row in sample.rows)) for sample in found}
+    assert sizes >= {(*(1,) * (rows - 1), tokens) for rows in (2, 4, 8) for tokens in (16, 64)}
+
+
 def test_no_load_begins_after_the_time_is_over() -> None:
     executor = Priced()
     done = []

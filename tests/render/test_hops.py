@@ -28,7 +28,7 @@ def profile(plan: ExecutionPlan, factor: float) -> Profile:
     rates = catalogue_rates(DEVICE_KINDS["cpu"])
     assert rates is not None
     slow = replace(rates, bytes_per_s=rates.bytes_per_s / factor, step_s=rates.step_s * factor)
-    fit = Fit(rates=slow, samples=9, error_p50=0.04, error_p95=0.1)
+    fit = Fit(rates=slow, samples=9, error_p50=0.04, error_p95=0.1, kinds={})
     return profile_of(fit, device="cpu", machine={}, structures=tuple(plan.structures))
 
 
