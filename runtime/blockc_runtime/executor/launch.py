@@ -10,6 +10,7 @@ row with it: a launch that fails as a whole is tried again row by row.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -23,9 +24,14 @@ from blockc_runtime.executor.model import LoadedModel
 from blockc_runtime.executor.program import LogitRows
 from blockc_runtime.executor.segment import PassInputs, run_blocks
 from blockc_runtime.executor.sides import side_sets
+from blockc_runtime.native.queue import together
 from blockc_runtime.ops.attention.batch import KvBatch, kv_batch
 from blockc_runtime.sampling import UNSOUND
 from blockc_runtime.step import Fault, Launch, Row, RowResult, Step
+
+# Tokens up to which the kernels of a launch run together: meanwhile no value is freed, and what Python takes is little
+# beside what more tokens take.
+_MOST_TOGETHER = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,13 +219,15 @@ class StepRun:
             states=lambda: self._states(batch),
             contexts=self._contexts.setdefault(batch.rows, {}),
         )
-        return run_blocks(
-            segment.occurrences[blocks],
-            self.model.preludes,
-            given,
-            sides=side_sets(uses, segment.groups)[blocks],
-            kv_batch=lambda group: self._kv_batch(group, batch, segment.dtype),
-        )
+        waits = batch.token_count <= _MOST_TOGETHER and segment.occurrences[0].program.waits
+        with together() if waits else nullcontext():
+            return run_blocks(
+                segment.occurrences[blocks],
+                self.model.preludes,
+                given,
+                sides=side_sets(uses, segment.groups)[blocks],
+                kv_batch=lambda group: self._kv_batch(group, batch, segment.dtype),
+            )
 
     def _batch(self, rows: tuple[int, ...]) -> TokenBatch:
         if rows not in self._batches:

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from blockc.ir import Arg, Bound, DtypeArg, Op, Param, Place, SiteKind, Structure, Symbol, Value, sites_of
 from blockc_runtime.executor.fuse import fuse_gates, fuse_heads, fuse_rotary
+from blockc_runtime.executor.waiting import settle_between
 from blockc_runtime.ops.aten import aten_function
 from blockc_runtime.ops.dtypes import torch_dtype
 from blockc_runtime.ops.encode import torch_
@@ -70,7 +71,7 @@ class Program:
 
     ``sides``: one for each of ``groups``, the linears and then the other sites. ``tensors`` names the parameters that
     are passed as they are; ``windows`` holds each attention's window as the structure states it: a number, None, or
-    the name of a bind. Returns the structure's only value, or a tuple.
+    the name of a bind. ``waits``: it may be run with kernels that wait. Returns the structure's only value, or a tuple.
     """
 
     structure: Structure
@@ -81,6 +82,7 @@ class Program:
     sites: tuple[SiteGroup, ...]
     windows: tuple[int | Bound | None, ...]
     yields_rows: bool
+    waits: bool
 
     @property
     def groups(self) -> tuple[LinearGroup | SiteGroup, ...]:
@@ -140,6 +142,7 @@ class _Builder:
         fuse_gates(graph, self.ops.gated)
         fuse_heads(graph, self.ops)
         graph.eliminate_dead_code()
+        settle_between(graph, self.ops)
         graph.lint()
         module = fx.GraphModule(torch.nn.Module(), graph)
         return Program(
@@ -156,6 +159,7 @@ class _Builder:
             ),
             windows=tuple(_window(op) for op in self.attentions),
             yields_rows=any(op.target in ("blockc.select_rows", "blockc.pool") for op in structure.ops),
+            waits=bool(self.ops.wait),
         )
 
     def _placeholders(self, name: str, count: int) -> list[fx.Node]:

@@ -9,6 +9,7 @@
 
 #include "attention.h"
 #include "decode.h"
+#include "kernels.h"
 
 namespace {
 

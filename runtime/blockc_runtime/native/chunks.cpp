@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "kernels.h"
 #include "products.h"
 
 namespace {

@@ -1,10 +1,23 @@
-// Norm, gated activation and rotary embedding: one pass over memory each.
+// Norm, gated activation, rotary embedding and sums: one pass over memory each.
 
+#include "kernels.h"
 #include "vector.h"
 
 namespace {
 
 using namespace blockc;
+
+template <class T>
+void add(const T* x, const T* y, T* out, int64_t size) {
+  constexpr int64_t part = 4096;
+#pragma omp parallel for schedule(static) if (size * int64_t(sizeof(T)) > kGrain)
+  for (int64_t start = 0; start < size; start += part) {
+    const int64_t stop = start + part < size ? start + part : size;
+    int64_t i = start;
+    for (; i + W <= stop; i += W) store<W>(out + i, load<W>(x + i) + load<W>(y + i));
+    for (; i < stop; i++) put(out + i, to_float(x[i]) + to_float(y[i]));
+  }
+}
 
 template <class T>
 void rms_norm(const T* x, int64_t x_stride, const T* weight, T* out, int64_t rows, int64_t size, float eps) {
@@ -72,6 +85,10 @@ void rotary(const T* x, int64_t token_stride, int64_t head_stride, const T* cos,
 
 #pragma GCC visibility push(default)
 extern "C" {
+
+void blockc_add(int dtype, const void* x, const void* y, void* out, int64_t size) {
+  BLOCKC_DISPATCH(dtype, add((const T*)x, (const T*)y, (T*)out, size));
+}
 
 void blockc_rms_norm(int dtype, const void* x, int64_t x_stride, const void* weight, void* out, int64_t rows,
                      int64_t size, float eps) {

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
-from ctypes import c_float, c_int, c_int64, c_void_p
+from collections.abc import Callable, Mapping
+from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +27,8 @@ _P, _L, _I, _F = c_void_p, c_int64, c_int, c_float
 # An address, and the strides of tokens and heads.
 _HEADS = (_P, _L, _L)
 _ATTENTION = (_P, _P, _L, _P, _P, _P, _P, _P, _L, _L, _L, _L, _P, _P, _L, _L, _F, _F, _P, _P, _I)
-_SIGNATURES = {
+_OF_ALL = {
+    "add": (_I, _P, _P, _P, _L),
     "rms_norm": (_I, _P, _L, _P, _P, _L, _L, _F),
     "gated": (_I, _P, _L, _P, _L, _P, _L, _L, _I),
     "rotary": (_I, _P, _L, _L, _P, _P, _L, _P, _L, _L, _L),
@@ -37,9 +38,8 @@ _SIGNATURES = {
     "write_cache": (_I, _I, _P, _L, _L, _P, _P, _P, _L, _L, _L),
     "to_panels": (_P, _P, _L, _L, _L),
     "by_panels": (_P, _L, _P, _P, _P, _L, _L, _L, _L, _I),
+    "run": (_P, _L),
 }
-
-
 # Of levels that multiply pairs of bfloat16.
 _OF_PAIRS = {
     "to_tiles": (_P, _P, _L, _L, _L),
@@ -50,17 +50,22 @@ _OF_AMX = {
     "to_integer_tiles": (_P, _I, _P, _L, _L),
     "by_integer_tiles": (_P, _L, _P, _I, _P, _L, _P, _L, _L, _L, _L, _I),
 }
+SIGNATURES = _OF_ALL | _OF_PAIRS | _OF_AMX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
     """The functions of one library; their arguments are those of the ``extern "C"`` blocks.
 
-    ``lanes``: floats in a register, of which head sizes must be multiples.
+    ``lanes``: floats in a register, of which head sizes must be multiples. ``queued``: numbers of those that ``run``
+    calls one after the other.
     """
 
     level: str
     lanes: int
+    queued: Mapping[str, int]
+    run: Callable[..., None]
+    add: Callable[..., None]
     rms_norm: Callable[..., None]
     gated: Callable[..., None]
     rotary: Callable[..., None]
@@ -125,7 +130,7 @@ def load(level: str) -> Kernels:
         library.blockc_source.restype = ctypes.c_char_p
         if library.blockc_source().decode() != source_digest():
             raise KernelsError("they are of other sources; `python -m blockc_runtime.native` builds them again")
-        signatures = _SIGNATURES | (_OF_PAIRS if level in ("avx512_bf16", "amx") else {})
+        signatures = _OF_ALL | (_OF_PAIRS if level in ("avx512_bf16", "amx") else {})
         signatures |= _OF_AMX if level == "amx" else {}
         functions = {name: getattr(library, f"blockc_{name}") for name in signatures}
         if level == "amx" and library.blockc_tiles_start() != 0:
@@ -134,7 +139,16 @@ def load(level: str) -> Kernels:
         raise KernelsError(f"they cannot be loaded: {error}") from error
     for name, arguments in signatures.items():
         functions[name].argtypes, functions[name].restype = arguments, None
-    return Kernels(level=level, lanes=16 if level.startswith(("avx512", "amx")) else 8, **functions)
+    lanes = 16 if level.startswith(("avx512", "amx")) else 8
+    return Kernels(level=level, lanes=lanes, queued=_queued(library), **functions)
+
+
+def _queued(library: ctypes.CDLL) -> dict[str, int]:
+    library.blockc_queued.argtypes, library.blockc_queued.restype = (_L,), c_char_p
+    names: list[str] = []
+    while (name := library.blockc_queued(len(names))) is not None:
+        names.append(name.decode())
+    return {name: number for number, name in enumerate(names)}
 
 
 @cache

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels.h"
 #include "products.h"
 
 namespace {

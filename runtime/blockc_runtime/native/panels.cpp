@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels.h"
 #include "vector.h"
 
 namespace {

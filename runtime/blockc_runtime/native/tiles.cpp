@@ -14,6 +14,8 @@
 
 #include <vector>
 
+#include "kernels.h"
+
 namespace {
 
 using namespace blockc;

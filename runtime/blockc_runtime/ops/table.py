@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from blockc_runtime.ops.norm import cuda as norm_cuda
 from blockc_runtime.ops.norm import native as norm_native
 from blockc_runtime.ops.residual import cpu as residual_cpu
 from blockc_runtime.ops.residual import cuda as residual_cuda
+from blockc_runtime.ops.residual import native as residual_native
 from blockc_runtime.ops.sides import SideSet
 
 
@@ -34,7 +36,8 @@ from blockc_runtime.ops.sides import SideSet
 class OpTable:
     """The ops of one device. Signatures are those of the functions in the ``cpu`` modules.
 
-    ``heads``: attention with what stands between it and linears, where there is a kernel for it.
+    ``heads``: attention with what stands between it and linears, where there is a kernel for it. ``wait``: ops whose
+    kernels may run later than they are called (`native.queue`).
     """
 
     attention: Callable[..., Tensor]
@@ -47,6 +50,7 @@ class OpTable:
     residual: Callable[[Tensor, Tensor, SideSet], Tensor]
     cached: Callable[[Tensor, Tensor, SideSet], tuple[Tensor, Tensor]]
     heads: Callable[..., Tensor] | None = None
+    wait: frozenset[Callable[..., Any]] = frozenset()
 
 
 def op_table(device: torch.device) -> OpTable:
@@ -73,7 +77,17 @@ def op_table(device: torch.device) -> OpTable:
         rms_norm=norm_native.rms_norm,
         gated=norm_native.gated,
         rotary=norm_native.rotary,
+        residual=residual_native.residual,
         heads=attention_native.heads,
+        wait=frozenset(
+            {
+                linear_native.linears,
+                norm_native.rms_norm,
+                norm_native.gated,
+                residual_native.residual,
+                attention_native.heads,
+            }
+        ),
     )
 
 

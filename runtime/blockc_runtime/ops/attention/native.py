@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from blockc_runtime.native.library import DTYPES, loaded
+from blockc_runtime.native.queue import at_once, call
 from blockc_runtime.ops.attention import cpu
 from blockc_runtime.ops.attention.batch import KvBatch
 from blockc_runtime.ops.attention.cpu import PagedLayer, Scores
@@ -43,13 +44,17 @@ def attention(
     if not _fits(q, k, v, layer, key_size=q.shape[3], value_size=v.shape[3]):
         return cpu.attention(q, k, v, layer, batch, scale, window, softcap, sinks)
     cpu.check_window(window, batch)
+    with at_once():
+        return _attention(q, k, v, layer, batch, Scores(scale=scale, softcap=softcap, sinks=sinks))
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, layer: PagedLayer, batch: KvBatch, form: Scores) -> Tensor:
     for new, cache, scales in zip((k, v), (layer.keys, layer.values), _scales(layer), strict=True):
         loaded().write_cache(
             DTYPES[q.dtype], _KEPT.get(cache.dtype, 0),
             new.data_ptr(), new.stride(2), new.stride(1), batch.slots.data_ptr(), cache.data_ptr(), scales,
             new.shape[2], new.shape[1], new.shape[3],
         )  # fmt: skip
-    form = Scores(scale=scale, softcap=softcap, sinks=sinks)
     out = q.new_empty((q.shape[2], q.shape[1], v.shape[3]))
     query = (q.data_ptr(), q.stride(2), q.stride(1), q.shape[1] // k.shape[1])
     if torch_takes_chunks(layer, form, batch):
@@ -88,16 +93,18 @@ def heads(
         or not _fits(q, k, v, layer, key_size=key_size, value_size=value_size)
         or not angles_fit(q, key_size, angles)
     ):
-        q, k, v = (x.view(1, tokens, n, -1).transpose(1, 2) for x, n in ((q, count), (k, kv_count), (v, kv_count)))
-        if angles:
-            cos, sin = angles
-            q, k = (rotary(x, cos, sin, key_size // 2) for x in (q, k))
-        return attention(q, *cached(k, v, sides), layer, batch, scale, window, softcap, sinks)
+        with at_once():
+            q, k, v = (x.view(1, tokens, n, -1).transpose(1, 2) for x, n in ((q, count), (k, kv_count), (v, kv_count)))
+            if angles:
+                cos, sin = angles
+                q, k = (rotary(x, cos, sin, key_size // 2) for x in (q, k))
+            return attention(q, *cached(k, v, sides), layer, batch, scale, window, softcap, sinks)
     cpu.check_window(window, batch)
     turned = (angles[0].data_ptr(), angles[1].data_ptr(), angles[0].stride(2)) if angles else (None, None, 0)
     new = (k.data_ptr(), k.stride(1), key_size, v.data_ptr(), v.stride(1), value_size, *turned)
     out = q.new_empty((1, tokens, count, value_size))
-    _attend((q.data_ptr(), q.stride(1), key_size, count // kv_count), new, layer, batch, form, out)
+    query = (q.data_ptr(), q.stride(1), key_size, count // kv_count)
+    _attend(query, new, layer, batch, form, out, held=(q, k, v, angles))
     return out
 
 
@@ -120,8 +127,10 @@ def _attend(
     form: Scores,
     out: Tensor,
     *,
+    held: object = None,
     chunks: bool = True,
 ) -> None:
+    """``held``: what ``query`` and ``new`` are the addresses of."""
     given = None if form.sinks is None else form.sinks.float().contiguous()
     _, kv_count, key_size = layer.keys.shape
     before = (
@@ -133,13 +142,16 @@ def _attend(
         form.scale, form.softcap or 0.0, None if given is None else given.data_ptr(), out.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
+    held = held, given, out, batch
     if batch.singles:
         rows = batch.paged
-        loaded().attend(*before, rows.rows.data_ptr(), rows.pages.data_ptr(), batch.singles, rows.longest, *after)
+        call(
+            "attend", held, *before, rows.rows.data_ptr(), rows.pages.data_ptr(), batch.singles, rows.longest, *after,
+        )  # fmt: skip
     if chunks and batch.singles < len(batch.rows):
         own = batch.paged_chunks
         window = _NO_WINDOW if batch.window is None else batch.window
-        loaded().attend_chunks(*before, own.rows.data_ptr(), own.pages.data_ptr(), own.count, window, *after)
+        call("attend_chunks", held, *before, own.rows.data_ptr(), own.pages.data_ptr(), own.count, window, *after)
 
 
 def _fits(q: Tensor, k: Tensor, v: Tensor, layer: PagedLayer, *, key_size: int, value_size: int) -> bool:

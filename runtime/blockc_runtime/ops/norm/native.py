@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from blockc_runtime.native.library import DTYPES, loaded
+from blockc_runtime.native.queue import at_once, call
 from blockc_runtime.ops.norm import cpu
 from blockc_runtime.ops.norm.cpu import row_stride
 
@@ -18,13 +19,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x [..., hidden]``, ``weight [hidden]``."""
     dtype = DTYPES.get(x.dtype)
     if dtype is None or weight.dtype != x.dtype or weight.ndim != 1 or not weight.is_contiguous():
-        return cpu.rms_norm(x, weight, eps)
+        with at_once():
+            return cpu.rms_norm(x, weight, eps)
     size = x.shape[-1]
     stride = row_stride(x)
     if stride is None:
-        x, stride = x.contiguous(), size
+        with at_once():
+            x, stride = x.contiguous(), size
     out = x.new_empty(x.shape)
-    loaded().rms_norm(dtype, x.data_ptr(), stride, weight.data_ptr(), out.data_ptr(), x.numel() // size, size, eps)
+    call(
+        "rms_norm", (x, weight, out), dtype,
+        x.data_ptr(), stride, weight.data_ptr(), out.data_ptr(), x.numel() // size, size, eps,
+    )  # fmt: skip
     return out
 
 
@@ -33,11 +39,12 @@ def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     dtype = DTYPES.get(gate.dtype)
     strides = row_stride(gate), row_stride(up)
     if dtype is None or up.dtype != gate.dtype or up.shape != gate.shape or None in strides:
-        return cpu.gated(gate, up, activation)
+        with at_once():
+            return cpu.gated(gate, up, activation)
     out = gate.new_empty(gate.shape)
     size = gate.shape[-1]
-    loaded().gated(
-        dtype,
+    call(
+        "gated", (gate, up, out), dtype,
         gate.data_ptr(), strides[0], up.data_ptr(), strides[1], out.data_ptr(),
         gate.numel() // size, size, cpu.GATES.index(activation),
     )  # fmt: skip

@@ -1,0 +1,121 @@
+"""Kernels that wait for each other: where a program settles, and that it does not matter when they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, fx
+
+from blockc_runtime.executor import launch
+from blockc_runtime.executor.waiting import settle_between
+from blockc_runtime.native import library, queue
+from blockc_runtime.native.queue import at_once, call, settle, together
+from blockc_runtime.ops.norm.native import rms_norm
+from blockc_runtime.ops.residual.native import residual
+from blockc_runtime.ops.table import op_table
+from tests.runtime.executor.driver import Driver, new_zoo
+from tests.runtime.executor.models import llama_spec, make_llama
+from tests.runtime.executor.plans import PlanBuilder
+from tests.runtime.executor.test_sides import ALL, make_lora, terms_of
+
+pytestmark = pytest.mark.skipif(library.kernels() is None, reason="no kernels here")
+OPS = op_table(torch.device("cpu"))
+
+
+def doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+
+def test_what_waits_runs_in_order_and_what_it_needs_lives() -> None:
+    x, weight = torch.randn(1, 3, 64), torch.ones(64)
+    wanted = x + x
+    for _ in range(3):
+        wanted = wanted + rms_norm(wanted, weight, 1e-6)
+    with together():
+        y = residual(x, x, ())
+        for _ in range(3):
+            y = residual(y, rms_norm(y, weight, 1e-6), ())
+            torch.full((1, 3, 64), float("nan"))  # whatever was freed is written to
+        early = y.clone()
+        settle()
+        settled = y.clone()
+    assert not torch.equal(early, wanted)
+    assert torch.equal(settled, wanted)
+
+
+def test_torch_reads_what_was_waited_for() -> None:
+    x, weight = torch.randn(1, 3, 64), torch.ones(64)
+    with together():
+        y = residual(x, x, ())
+        with at_once():
+            assert torch.equal(y, x + x)
+            assert torch.equal(residual(y, y, ()), 4 * x)
+        # Of another dtype than the kernel takes.
+        assert torch.equal(residual(y.double(), y.double(), ()), 4 * x.double())
+        z = rms_norm(residual(y, y, ()), weight.double(), 1e-6)
+        assert torch.equal(z, rms_norm(4 * x, weight.double(), 1e-6))
+
+
+def test_what_waits_when_a_launch_fails_never_runs() -> None:
+    x = torch.ones(1, 1, 64)
+    out = torch.zeros_like(x)
+    address = x.data_ptr()
+
+    @together()
+    def fails() -> None:
+        call("add", (x, out), 0, address, address, out.data_ptr(), 64)
+        raise RuntimeError("in between")
+
+    with pytest.raises(RuntimeError, match="in between"):
+        fails()
+    settle()
+    assert not out.any()
+    call("add", (x, out), 0, address, address, out.data_ptr(), 64)
+    assert (out == 2).all()
+
+
+def test_kernels_that_wait_are_those_of_the_library() -> None:
+    names = library.loaded().queued
+    assert {"add", "rms_norm", "gated", "low_rank", "attend", "attend_chunks", "by_panels"} <= names.keys()
+    assert all(getattr(library.loaded(), name) is not None for name in names)
+    assert queue._floats("rms_norm") == (7,)
+
+
+def test_programs_settle_before_others_read() -> None:
+    graph = fx.Graph()
+    x, weight = graph.placeholder("value_x"), graph.placeholder("param_0")
+    of_weight = graph.call_function(doubled, (weight,))
+    normed = graph.call_function(OPS.rms_norm, (x, of_weight, 1e-6))
+    once = graph.call_function(doubled, (normed,))
+    twice = graph.call_function(doubled, (once,))
+    summed = graph.call_function(OPS.residual, (twice, x, ()))
+    graph.output(graph.call_function(doubled, (summed,)))
+    settle_between(graph, OPS)
+    assert [node.target for node in graph.nodes if node.op == "call_function"] == [
+        doubled, OPS.rms_norm, settle, doubled, doubled, OPS.residual, settle, doubled,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_the_same_whenever_kernels_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """Prompts and single tokens, on the base and on fine-tunes of two ranks, in two segments."""
+    model = make_llama(dtype=dtype)
+    builder = PlanBuilder(new_zoo(tmp_path / "zoo"))
+    tuned = [make_lora(seed, rank=rank, targets=ALL, dtype=dtype) for seed, rank in enumerate((4, 16))]
+    builder.add(llama_spec(model, cuts=(3,)), sides=((), *(terms_of(own) for own in tuned)))
+    plan = builder.build()
+
+    def logits(most: int) -> list[Tensor]:
+        monkeypatch.setattr(launch, "_MOST_TOGETHER", most)
+        driver = Driver(plan, builder.zoo)
+        sequences = [driver.start(chain, [3 + chain, 5, 7, 11, 13]) for chain in range(3)]
+        driver.generate(sequences, 3, chunk=4)
+        return [own for sequence in sequences for own in sequence.logits]
+
+    together_, apart = logits(64), logits(0)
+    assert together_
+    assert all(torch.equal(one, other) for one, other in zip(together_, apart, strict=True))
