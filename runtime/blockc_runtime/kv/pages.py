@@ -141,10 +141,10 @@ class Pages:
     def check(self, holders: list[int]) -> None:
         """Raise AssertionError unless states agree with each other and with the holders that tables add up to."""
         assert holders == self._holders, "pages are held by other tables than the index knows"
-        assert self._saved == sum(max(0, count - 1) for count in holders), "pages that are shared are miscounted"
         assert len(set(self._free)) == len(self._free), "a page is free twice"
         free, idle = set(self._free), {*self._idle, *self._kept}
         held = {page for page, count in enumerate(holders) if count > 0}
+        assert self._saved == sum(holders) - len(held), "pages that are shared are miscounted"
         assert len(free) + len(idle) + len(held) == self.total, "a page is lost, or in two states"
         assert free | idle | held == set(range(self.total)), "a page is lost"
         assert {page: key for key, page in self._by_key.items()} == self._key_of, "keys disagree"

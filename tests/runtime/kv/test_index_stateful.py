@@ -184,4 +184,4 @@ class KvMachine(RuleBasedStateMachine):
 
 
 TestKvMachine = KvMachine.TestCase
-TestKvMachine.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
+TestKvMachine.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

@@ -19,7 +19,7 @@ class Service:
 
     def __init__(self, weights, **changes):
         self.weights = weights
-        self.run = Run(limits(pages=(400, 400), weights=weights, **changes), {"max_waiting": 10_000})
+        self.run = Run(limits(pages=(100, 100), weights=weights, **changes), {"max_waiting": 10_000})
         self.served = dict.fromkeys(range(len(weights)), 0.0)
         self.sent = dict.fromkeys(range(len(weights)), 0)
         self.charged = set()
@@ -61,7 +61,7 @@ class Service:
 def test_backlogged_tenants_are_served_by_weight(weights, max_rows, promised: Promised):
     world = Service(weights, max_rows=max_rows, max_batched_tokens=16)
     rng = random.Random(7)
-    for _ in range(400):
+    for _ in range(200):
         for tenant in range(len(weights)):
             world.send(tenant, prompt_tokens=rng.randint(1, 12), max_tokens=rng.randint(1, 9))
     while world.all_backlogged():
