@@ -229,14 +229,14 @@ def scored(fleet: Fleet, others: Rates, reference: Reference, settings: Settings
 def run_of(plan: ExecutionPlan, executor: Executor, case: Case, fit: Fit, reference: Reference) -> Run:
     """Serve a load once."""
     reference.run()
-    waited_s = core_waits_s()
+    waited_s, began_s = core_waits_s(), time.monotonic()
     channel = served(plan, executor, case.workload, clock=reference.clock, reference=reference)
-    waited_s = core_waits_s() - waited_s
+    waits = (core_waits_s() - waited_s) / (time.monotonic() - began_s)
     took_s = max(channel.end_s.values())
     return Run(
         measured=figures(channel, case.workload),
         reference_s=statistics.fmean(reference.taken()),
-        waited_percent=round(100 * waited_s / took_s, 1),
+        waited_percent=round(100 * waits, 1),
         busy_percent=round(100 * sum(step.seconds for step in channel.steps) / took_s, 1),
         steps=of_prices(channel, StepPricer(plan_work(plan), fit.rates)),
     )

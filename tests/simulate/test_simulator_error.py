@@ -156,9 +156,7 @@ def test_the_whole_of_it(tmp_path: Path) -> None:
         assert 2 <= len(row["runs"]) <= 3
         assert all(value > 0 for run in row["runs"] for value in run["measured"].values())
         assert all(value > 0 for own in row["simulated"].values() for value in own.values())
-        assert all(
-            value > 0 for value in row["lever_percent"].values() if value != row["lever_percent"]["tokens_per_s"]
-        )
+        assert set(row["lever_percent"]) == set(row["spread_percent"]) == set(row["runs"][0]["measured"])
     assert found["fits"]["others"]["samples"] > 4
     runs = sum(len(row["runs"]) for row in found["rows"])
     assert len(table(found).splitlines()) >= 1 + runs + 2 * 2 + 2 * 2
