@@ -113,7 +113,7 @@ def _sentence(profile: Profile, output: Path) -> str:
         f"{_giga(rates.flops_per_s)} GFLOP/s {'at once' if rates.overlaps_reads else 'in turn'}, "
         f"{1e6 * rates.block_s:.3g} us a block, {1e3 * rates.step_s:.3g} ms a step; "
         f"half of the steps within {100 * profile.error_p50:.1f} % of what they took, "
-        f"95 % within {100 * profile.error_p95:.1f} %; prices of half of a kind are above {kinds}"
+        f"95 % within {100 * profile.error_p95:.1f} %; median error of {kinds}"
     )
 
 
