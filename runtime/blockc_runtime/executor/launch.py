@@ -22,10 +22,13 @@ from blockc_runtime.executor.draw import Masks, draw, vectors
 from blockc_runtime.executor.graphs import Replayed, SegmentGraphs
 from blockc_runtime.executor.model import LoadedModel
 from blockc_runtime.executor.program import LogitRows
-from blockc_runtime.executor.segment import PassInputs, run_blocks
-from blockc_runtime.executor.sides import side_sets
+from blockc_runtime.executor.repeats import Repeats
+from blockc_runtime.executor.segment import Again, PassInputs, run_blocks
+from blockc_runtime.executor.sides import BankUse, side_sets
 from blockc_runtime.native.queue import together
 from blockc_runtime.ops.attention.batch import KvBatch, kv_batch
+from blockc_runtime.ops.attention.native import room_of
+from blockc_runtime.ops.linear.sides import SideWeights
 from blockc_runtime.sampling import UNSOUND
 from blockc_runtime.step import Fault, Launch, Row, RowResult, Step
 
@@ -58,7 +61,7 @@ class _Unsettled:
 class StepRun:
     """A step in progress: ``launch``, then ``settle``. Errors of rows and launches are faults in the results.
 
-    ``op_by_op``: why launches were not replayed, of graphs.
+    ``repeats``: of the model's blocks. ``op_by_op``: why launches were not replayed, of graphs.
     ``defers``: the host runs ahead. ``feeds``: by row, where its token lies if only the device knows it.
     ``parked``: hidden states ``[1, T, F]`` of requests whose last row stopped between two blocks; afterwards those of
     requests that wait so for their next one.
@@ -76,7 +79,9 @@ class StepRun:
         parked: Mapping[str, Tensor],
         defers: bool,
         feeds: Mapping[int, DeviceFeed],
+        repeats: Repeats,
     ) -> None:
+        self.repeats = repeats
         self.model, self.step, self.device, self.masks, self.graphs = model, step, device, masks, graphs
         self.logits_tap = logits_tap
         self._defers, self._feeds = defers, feeds
@@ -220,6 +225,7 @@ class StepRun:
             contexts=self._contexts.setdefault(batch.rows, {}),
         )
         waits = batch.token_count <= _MOST_TOGETHER and segment.occurrences[0].program.waits
+        again = self._again(launch.segment, blocks, batch, uses) if waits else None
         with together() if waits else nullcontext():
             return run_blocks(
                 segment.occurrences[blocks],
@@ -227,7 +233,31 @@ class StepRun:
                 given,
                 sides=side_sets(uses, segment.groups)[blocks],
                 kv_batch=lambda group: self._kv_batch(group, batch, segment.dtype),
+                again=again,
             )
+
+    def _again(self, segment: int, blocks: slice, batch: TokenBatch, uses: Sequence[BankUse]) -> Again | None:
+        """Blocks as they were called for other rows, if these are of one token each and only linears have terms."""
+        weights = (own for use in uses for own in use.bank.weights.values())
+        if (
+            batch.token_count > len(batch.rows)
+            or segment in self.model.turning  # weights that are not always in one place
+            or not all(isinstance(own, SideWeights) for own in weights)
+        ):
+            return None
+        tables = [use.tokens.table for use in uses]
+        users = tuple((id(use.bank), table.count) for use, table in zip(uses, tables, strict=True))
+
+        def again(
+            part: tuple[int, int], read: tuple[Tensor, ...], kv: Sequence[KvBatch], run: Callable[[], Tensor]
+        ) -> Tensor:
+            forms = tuple((own.stride(), own.shape) for own in read), tuple(room_of(own.paged) for own in kv)
+            given = [*read, *(table.values for table in tables)]
+            for own in kv:
+                given += (own.slots, own.paged.rows, own.paged.pages)
+            return self.repeats.run((segment, blocks.start, part, users, forms), given, run)
+
+        return again
 
     def _batch(self, rows: tuple[int, ...]) -> TokenBatch:
         if rows not in self._batches:

@@ -71,7 +71,8 @@ class Program:
 
     ``sides``: one for each of ``groups``, the linears and then the other sites. ``tensors`` names the parameters that
     are passed as they are; ``windows`` holds each attention's window as the structure states it: a number, None, or
-    the name of a bind. ``waits``: it may be run with kernels that wait. Returns the structure's only value, or a tuple.
+    the name of a bind. ``waits``: it may be run with kernels that wait; ``repeats``: as `repeats.py` has it. Returns
+    the structure's only value, or a tuple.
     """
 
     structure: Structure
@@ -83,6 +84,7 @@ class Program:
     windows: tuple[int | Bound | None, ...]
     yields_rows: bool
     waits: bool
+    repeats: bool
 
     @property
     def groups(self) -> tuple[LinearGroup | SiteGroup, ...]:
@@ -142,7 +144,7 @@ class _Builder:
         fuse_gates(graph, self.ops.gated)
         fuse_heads(graph, self.ops)
         graph.eliminate_dead_code()
-        settle_between(graph, self.ops)
+        repeats = settle_between(graph, self.ops)
         graph.lint()
         module = fx.GraphModule(torch.nn.Module(), graph)
         return Program(
@@ -160,6 +162,7 @@ class _Builder:
             windows=tuple(_window(op) for op in self.attentions),
             yields_rows=any(op.target in ("blockc.select_rows", "blockc.pool") for op in structure.ops),
             waits=bool(self.ops.wait),
+            repeats=repeats,
         )
 
     def _placeholders(self, name: str, count: int) -> list[fx.Node]:

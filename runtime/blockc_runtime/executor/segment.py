@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -59,6 +61,10 @@ class PassInputs:
     contexts: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
 
+# Runs blocks: (which, what they read, KV batches, in the way of all others) -> hidden states.
+Again = Callable[[tuple[int, int], tuple[Tensor, ...], Sequence[Any], Callable[[], Tensor]], Tensor]
+
+
 def run_blocks(
     blocks: Sequence[Occurrence],
     preludes: Mapping[str, Occurrence],
@@ -66,19 +72,40 @@ def run_blocks(
     *,
     sides: Sequence[Sequence[Any]],
     kv_batch: Callable[[int], Any],
+    again: Again | None = None,
 ) -> Tensor:
-    """Hidden states ``[1, T, F]``, or logits ``[1, R, V]`` after the last block. ``kv_batch``: of a KV group."""
+    """Hidden states ``[1, T, F]``, or logits ``[1, R, V]`` after the last block. ``kv_batch``: of a KV group.
+
+    ``again``: runs blocks that can be repeated; by default they are run as all others.
+    """
+
+    def through(part: Sequence[tuple[Occurrence, Sequence[Any]]], states: Tensor | None) -> Tensor:
+        for occurrence, groups in part:
+            states = occurrence.program.call(
+                given.token_count,
+                given.rows,
+                *_inputs(occurrence, given, states),
+                *_context(occurrence, preludes, given),
+                *occurrence.bound,
+                *groups,
+                *(kv_batch(group) for group in occurrence.kv_groups),
+            )
+        assert states is not None
+        return states
+
     states: Tensor | None = None
-    for occurrence, groups in zip(blocks, sides, strict=True):
-        states = occurrence.program.call(
-            given.token_count,
-            given.rows,
-            *_inputs(occurrence, given, states),
-            *_context(occurrence, preludes, given),
-            *occurrence.bound,
-            *groups,
-            *(kv_batch(group) for group in occurrence.kv_groups),
-        )
+    first = 0
+    for repeats, stretch in groupby(zip(blocks, sides, strict=True), lambda pair: pair[0].program.repeats):
+        part = list(stretch)
+        if again is None or not repeats:
+            states = through(part, states)
+        else:
+            before = given.states() if states is None else states
+            contexts = {id(own): own for occurrence, _ in part for own in _context(occurrence, preludes, given)}
+            tables = {group: kv_batch(group) for occurrence, _ in part for group in occurrence.kv_groups}
+            own = (before, *contexts.values())
+            states = again((first, len(part)), own, list(tables.values()), partial(through, part, before))
+        first += len(part)
     assert states is not None
     return states
 

@@ -21,6 +21,7 @@ from blockc_runtime.executor.grammars import Grammars
 from blockc_runtime.executor.graphs import Recorder, SegmentGraphs, recorder_for
 from blockc_runtime.executor.launch import StepRun
 from blockc_runtime.executor.model import Kept, LoadedModel, kept_of, load_model
+from blockc_runtime.executor.repeats import Repeats
 from blockc_runtime.memory import MemoryUse, Resident, machine_bytes, resident
 from blockc_runtime.ops.attention.narrow import kernel_problem
 from blockc_runtime.step import Fault, RowResult, SegmentTurn, Step, StepResult
@@ -94,6 +95,7 @@ class TorchExecutor:
             raise
         self._after_loading = _resident(self.device)
         self._parked: dict[str, Tensor] = {}
+        self._repeats = Repeats()
         self._queue: deque[Flight] = deque()
         # Where steps overlap, a device's queue lets the host run ahead. On a CPU the kernels run in a thread, without
         # the GIL, while the caller goes on.
@@ -237,6 +239,7 @@ class TorchExecutor:
                 run = StepRun(
                     self._model, step, device=self.device, masks=self._grammars, graphs=self._graphs,
                     logits_tap=self.logits_tap, parked=self._parked, defers=self._runs_ahead, feeds=feeds,
+                    repeats=self._repeats,
                 )  # fmt: skip
                 run.launch()
                 self._parked = run.parked
@@ -273,6 +276,7 @@ class TorchExecutor:
             self._model.close()
         self._grammars.close()
         self._model = self._graphs = None
+        self._repeats = Repeats()
         self._parked.clear()
         self._queue.clear()
 

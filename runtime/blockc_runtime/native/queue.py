@@ -15,10 +15,21 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import c_float
+from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from blockc_runtime.native.library import SIGNATURES, Kernels, loaded
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """Calls as words, and what they read and write."""
+
+    words: array[int]
+    held: list[object]
 
 
 class _Queue:
@@ -28,6 +39,7 @@ class _Queue:
         self._own = own
         self._words: list[int] = []
         self._held: list[object] = []
+        self.settled = 0
 
     def add(self, name: str, held: object, args: tuple[Any, ...]) -> None:
         """A call; ``held``: what lives until it has run."""
@@ -45,6 +57,19 @@ class _Queue:
         words, self._words = array("q", self._words), []
         self._own.run(words.buffer_info()[0], len(words))
         self._held.clear()
+
+    def record(self, run: Callable[[], T]) -> tuple[T, Recorded | None]:
+        """What ``run`` returns, and the calls that it left waiting; None if there was any that could not wait."""
+        settled, words, held = self.settled, len(self._words), len(self._held)
+        result = run()
+        if self.settled > settled:
+            return result, None
+        return result, Recorded(words=array("q", self._words[words:]), held=self._held[held:])
+
+    def repeat(self, words: array[int], held: object) -> None:
+        """Calls that were recorded."""
+        self._words += words
+        self._held.append(held)
 
 
 class _Of(threading.local):
@@ -69,7 +94,19 @@ def call(name: str, held: object, *args: Any) -> None:
 def settle() -> None:
     """Run the kernels that wait."""
     if _OF.queue is not None:
+        _OF.queue.settled += 1
         _OF.queue.run()
+
+
+def record(run: Callable[[], T]) -> tuple[T, Recorded | None]:
+    """What ``run`` returns, and the calls of kernels that it left waiting; None where some did not wait."""
+    return (run(), None) if _OF.queue is None else _OF.queue.record(run)
+
+
+def repeat(words: array[int], held: object) -> None:
+    """Have calls wait that were recorded, within `together`; ``held``: what lives until they have run."""
+    assert _OF.queue is not None
+    _OF.queue.repeat(words, held)
 
 
 @contextmanager

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from blockc_runtime.executor import launch
+from blockc_runtime.executor import launch, repeats
 from blockc_runtime.executor.waiting import settle_between
 from blockc_runtime.native import library, queue
 from blockc_runtime.native.queue import at_once, call, settle, together
+from blockc_runtime.ops.linear.by_kernel import kernel_weights
 from blockc_runtime.ops.norm.native import rms_norm
 from blockc_runtime.ops.residual.native import residual
 from blockc_runtime.ops.table import op_table
@@ -92,10 +93,18 @@ def test_programs_settle_before_others_read() -> None:
     twice = graph.call_function(doubled, (once,))
     summed = graph.call_function(OPS.residual, (twice, x, ()))
     graph.output(graph.call_function(doubled, (summed,)))
-    settle_between(graph, OPS)
+    assert not settle_between(graph, OPS)
     assert [node.target for node in graph.nodes if node.op == "call_function"] == [
         doubled, OPS.rms_norm, settle, doubled, doubled, OPS.residual, settle, doubled,
     ]  # fmt: skip
+
+
+def test_programs_of_kernels_and_a_sum_can_be_repeated() -> None:
+    graph = fx.Graph()
+    x, weight = graph.placeholder("value_x"), graph.placeholder("param_0")
+    normed = graph.call_function(OPS.rms_norm, (x, weight, 1e-6))
+    graph.output(graph.call_function(OPS.residual, (x, normed, ())))
+    assert settle_between(graph, OPS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -108,14 +117,21 @@ def test_logits_are_the_same_whenever_kernels_run(
     tuned = [make_lora(seed, rank=rank, targets=ALL, dtype=dtype) for seed, rank in enumerate((4, 16))]
     builder.add(llama_spec(model, cuts=(3,)), sides=((), *(terms_of(own) for own in tuned)))
     plan = builder.build()
+    by_kernels = kernel_weights(dtype, torch.device("cpu")) is not None
 
-    def logits(most: int) -> list[Tensor]:
-        monkeypatch.setattr(launch, "_MOST_TOGETHER", most)
+    def logits(together_up_to: int, repeats_bytes: int) -> list[Tensor]:
+        monkeypatch.setattr(launch, "_MOST_TOGETHER", together_up_to)
+        monkeypatch.setattr(repeats, "_MOST_BYTES", repeats_bytes)
         driver = Driver(plan, builder.zoo)
-        sequences = [driver.start(chain, [3 + chain, 5, 7, 11, 13]) for chain in range(3)]
-        driver.generate(sequences, 3, chunk=4)
+        sequences = [driver.start(chain, [3 + chain, 5, 7, 11, 13]) for chain in (0, 1, 2, 0)]
+        driver.generate(sequences[:3], 3, chunk=4)
+        driver.generate(sequences, 6, chunk=4)  # one more row, and then others of the same number
+        driver.generate(sequences, 8)
+        own = driver.executor._repeats
+        assert (own.nbytes > 0) == bool(by_kernels and together_up_to and repeats_bytes)
+        assert own.nbytes <= repeats_bytes
         return [own for sequence in sequences for own in sequence.logits]
 
-    together_, apart = logits(64), logits(0)
-    assert together_
-    assert all(torch.equal(one, other) for one, other in zip(together_, apart, strict=True))
+    apart = logits(0, 0)
+    for ways in ((64, 0), (64, 1 << 20), (64, 12 << 10)):
+        assert all(torch.equal(one, other) for one, other in zip(logits(*ways), apart, strict=True))

@@ -14,7 +14,7 @@ from torch import Tensor
 from blockc_runtime.native.library import DTYPES, loaded
 from blockc_runtime.native.queue import at_once, call
 from blockc_runtime.ops.attention import cpu
-from blockc_runtime.ops.attention.batch import KvBatch
+from blockc_runtime.ops.attention.batch import KvBatch, PagedRows
 from blockc_runtime.ops.attention.cpu import PagedLayer, Scores
 from blockc_runtime.ops.attention.narrow import FP8, INT8
 from blockc_runtime.ops.cache.cpu import cached
@@ -25,6 +25,7 @@ from blockc_runtime.ops.sides import SideSet
 _WRITTEN = (None, 0, 0, None, 0, 0, None, None, 0)
 # What kernels know a cache to be of; 0: of what the model is.
 _KEPT = {FP8: 1, INT8: 2}
+_ROOM = 256
 # More positions than a row has.
 _NO_WINDOW = 1 << 40
 
@@ -146,12 +147,17 @@ def _attend(
     if batch.singles:
         rows = batch.paged
         call(
-            "attend", held, *before, rows.rows.data_ptr(), rows.pages.data_ptr(), batch.singles, rows.longest, *after,
+            "attend", held, *before, rows.rows.data_ptr(), rows.pages.data_ptr(), batch.singles, room_of(rows), *after,
         )  # fmt: skip
     if chunks and batch.singles < len(batch.rows):
         own = batch.paged_chunks
         window = _NO_WINDOW if batch.window is None else batch.window
         call("attend_chunks", held, *before, own.rows.data_ptr(), own.pages.data_ptr(), own.count, window, *after)
+
+
+def room_of(rows: PagedRows) -> int:
+    """For how many positions kernels make room: a number that lasts for some steps."""
+    return -(-rows.longest // _ROOM) * _ROOM
 
 
 def _fits(q: Tensor, k: Tensor, v: Tensor, layer: PagedLayer, *, key_size: int, value_size: int) -> bool:
