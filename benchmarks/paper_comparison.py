@@ -9,9 +9,10 @@ Azure conversation trace of 2023 (github.com/Azure/AzurePublicDataset), which bl
 conversations, because in that trace no prompt begins as another.
 
 ``pm``, ``ps`` and ``ours`` have the same devices, scheduler, router, prices and rule for replicas, with as many tries
-(`blockc.simulate.equal`). ``pm`` has its fine-tunes merged, at no cost. The headline is at 70 % of the highest rate at
-which 99 % of ``pm``'s requests are within 1 s to the first token and 100 ms for each other. Each ablation takes one
-thing from ours. Nothing was measured on a device: rates are the catalogue's.
+(`blockc.simulate.equal`): those that do best in the first ten minutes are judged by the whole trace. ``pm`` has its
+fine-tunes merged, at no cost. The headline is at 70 % of the highest rate at which 99 % of ``pm``'s requests, of all of
+the trace, are within 1 s to the first token and 100 ms for each other. Each ablation takes one thing from ours. Nothing
+was measured on a device: rates are the catalogue's.
 """
 
 from __future__ import annotations
@@ -74,6 +75,10 @@ _WITHIN, _TTFT_S, _TPOT_S = 0.99, 1.0, 0.1
 _HEADLINE = 0.7
 _LOADS = (0.5, 0.7, 0.9, 1.1)
 _LABELS = ("pm", "ps", "ours")
+# Tries of a way that are judged by the whole trace.
+_FINALISTS = 2
+# Where fewer are in time in the part for searches, a rate is too high without asking the whole trace.
+_HOPELESS = 0.98
 
 
 def spec_text(models: Path, *, devices: Sequence[int] = _NODES, kind: str = "a100_80g", length: int = 16384) -> str:
@@ -140,16 +145,22 @@ class Comparison:
         assert found, f"{label} fits nowhere"
         return found
 
-    def best(self, label: str, speed: float) -> Fleet:
-        """The best of them: first who is in time, then how long answers take."""
-        load = self.at(speed)
+    def best(self, label: str, speed: float) -> tuple[Fleet, Report]:
+        """The best of them over the whole trace: first who is in time, then how long answers take.
 
-        def judge(fleet: Fleet) -> tuple[float, ...]:
-            total = self.run(fleet, load).total
-            assert total.e2e is not None
-            return (-min(_WITHIN, total.attainment or 0.0), total.e2e.p95_s)
+        Only those that do best in the part for searches are tried on all of it, which takes ten times as long.
+        """
+        return self._judged(self._ranked(label, speed), speed)
 
-        return min(self.tries(label, speed), key=judge)
+    def _judged(self, ranked: Sequence[tuple[Fleet, Report]], speed: float) -> tuple[Fleet, Report]:
+        whole = faster(self.load, speed)
+        found = [(fleet, self.run(fleet, whole)) for fleet, _ in ranked[:_FINALISTS]]
+        return min(found, key=lambda item: _order(item[1]))
+
+    def _ranked(self, label: str, speed: float) -> list[tuple[Fleet, Report]]:
+        part = self.at(speed)
+        found = [(fleet, self.run(fleet, part)) for fleet in self.tries(label, speed)]
+        return sorted(found, key=lambda item: _order(item[1]))
 
     def capacity(self, label: str) -> float:
         """The highest speed, within 4 %, at which enough requests of some try of a way are in time."""
@@ -162,8 +173,16 @@ class Comparison:
         return low
 
     def _holds(self, label: str, speed: float) -> bool:
-        load = self.at(speed)
-        return any((self.run(fleet, load).total.attainment or 0.0) >= _WITHIN for fleet in self.tries(label, speed))
+        ranked = self._ranked(label, speed)
+        if (ranked[0][1].total.attainment or 0.0) < _HOPELESS:
+            return False
+        return (self._judged(ranked, speed)[1].total.attainment or 0.0) >= _WITHIN
+
+
+def _order(found: Report) -> tuple[float, ...]:
+    total = found.total
+    assert total.e2e is not None
+    return (-min(_WITHIN, total.attainment or 0.0), total.e2e.p95_s)
 
 
 def _run(item: tuple[Fleet, Workload, dict[str, Targets]]) -> Report:
@@ -171,7 +190,7 @@ def _run(item: tuple[Fleet, Workload, dict[str, Targets]]) -> Report:
     return report(simulate(fleet, load), targets)
 
 
-def _best(item: tuple[Comparison, str, float]) -> Fleet:
+def _best(item: tuple[Comparison, str, float]) -> tuple[Fleet, Report]:
     own, label, speed = item
     return own.best(label, speed)
 
@@ -190,7 +209,7 @@ def ablations(own: Comparison, fleet: Fleet, speed: float) -> list[Fleet]:
     diags.raise_if_errors()
     assert drawn is not None
     return [
-        replace(own.best("no-sharing", speed), label="no sharing"),
+        replace(own.best("no-sharing", speed)[0], label="no sharing"),
         replace(LESS["no-batching"](own.plan, fleet), label="no per-block batch"),
         replace(LESS["blind"](own.plan, fleet), label="no KV coordination: blind router"),
         replace(LESS["no-cache"](own.plan, fleet), label="no KV coordination: no cache"),
@@ -255,8 +274,8 @@ def compare(own: Comparison) -> dict[str, Any]:
     speed = _HEADLINE * capacities["pm"]
     points = [(label, part) for part in _LOADS for label in _LABELS]
     arranged = in_processes(_best, [(own, label, part * capacities["pm"]) for label, part in points], jobs=jobs)
-    fleets = {label: fleet for (label, part), fleet in zip(points, arranged, strict=True) if part == _HEADLINE}
-    over_load = own.runs(arranged, [faster(own.load, part * capacities["pm"]) for _, part in points])
+    over_load = [found for _, found in arranged]
+    fleets = {label: fleet for (label, part), (fleet, _) in zip(points, arranged, strict=True) if part == _HEADLINE}
     less = ablations(own, fleets["ours"], speed)
     headline = faster(own.load, speed)
     talk = conversations(own.plan, demand_of(own.plan, own.load), speed, own.load.horizon_s / speed)
