@@ -74,7 +74,7 @@ _TABLE: tuple[tuple[str, str, Severity, str], ...] = (
     ("BC403", "solver-gap", _W, "the solver stopped before proving the plan optimal"),
     ("BC404", "load-not-placed", _W, "expected load decides nothing: the devices' speed is unknown"),
     ("BC405", "load-shed", _W, "not all expected load has a place: some of the highest priorities is left out"),
-    ("BC406", "rows-short", _W, "more requests at once are expected than a step takes"),
+    ("BC406", "rows-short", _W, "steps come faster than targets ask for, because they take few requests"),
     ("BC501", "slo-unreachable", _E, "a latency target lies below its lower bound"),
     ("BC502", "expectation-failed", _E, "an `expect` does not hold"),
     ("BC503", "trace-malformed", _E, "a trace of requests is malformed"),

@@ -161,9 +161,9 @@ _PAGES: dict[str, str] = {
         `expect { slo_attainment = ... }` is judged over what has a place.
         """,
     "BC406": """
-        A step takes `max_num_seqs` requests at most. Where more are expected at once, the others wait for a place, and
-        steps have to come faster than the plan counts with: the device is busier than it says. More places cost KV
-        pages and a little workspace. `blockc simulate` shows what the queue does.
+        A step takes `max_num_seqs` requests at most, and reads all weights of its device. Where tokens come faster than
+        that many for each step that targets ask for, there have to be more steps. The plan counts them, so it may need
+        more devices than with more places, which cost a little workspace.
         """,
     "BC501": """
         A latency target lies below what one request alone takes on these devices: one prompt, or for each token one

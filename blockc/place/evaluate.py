@@ -21,9 +21,10 @@ from blockc.place.traffic.times import (
     busy_limit,
     cadence_s,
     chain_times,
+    decoded_per_s,
     first_token_s,
     in_flight,
-    least_rows,
+    paced_s,
     sides_sweep_s,
     sweep_s,
 )
@@ -212,7 +213,9 @@ def _times(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
         if rates is None:
             yield f"instance {number} is on devices of which nothing is known"
             continue
-        tau_s = min(cadence_s(load) for load in loads.values())
+        shares = {chain: placement.routes[chain].shares.get(number, 0.0) for chain in loads}
+        tokens_per_s = sum(shares[chain] * decoded_per_s(load) for chain, load in loads.items())
+        tau_s = paced_s(min(map(cadence_s, loads.values())), tokens_per_s, problem.max_rows)
         busy = rates.step_s + sum(
             sweep_s(problem.work.segments[segment], rates)
             for segment in instance.segments
@@ -220,22 +223,18 @@ def _times(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
         )
         busy += sum(sides_sweep_s(problem.work.chains[chain], rates) for chain in loads)
         busy /= tau_s
-        limit, rows = 1.0, 0.0
+        limit = 1.0
         for chain, load in loads.items():
             times = chain_times(
                 problem.work.chains[chain], problem.work.segments, rates, load, step_tokens=problem.max_batched_tokens
             )
-            weight = placement.routes[chain].shares.get(number, 0.0)
-            busy += weight * float(load.rate_rps) * times.request_s(load)
-            rows += weight * least_rows(load, _fastest_sweep_s(problem, chain))
+            busy += shares[chain] * float(load.rate_rps) * times.request_s(load)
             own = busy_limit(times.prompt_s, load)
             limit = min(limit, 0.0 if own is None else own * (1 - float(problem.headroom)))
         if busy > limit + _SLACK:
             yield f"instance {number} is busy for {busy:.3f} of its time, it may be for {limit:.3f}"
-        if rows > problem.max_rows * (1 + _SLACK):
-            yield f"instance {number} has {rows:.1f} requests at once, a step takes {problem.max_rows}"
         said = instance.load.traffic + instance.load.sweeps
-        if said < busy - _SLACK or (instance.load.cadence_s or 0.0) > tau_s + 1e-9:
+        if said < busy - _SLACK or (instance.load.cadence_s or 0.0) > tau_s + 1e-6:
             yield f"instance {number} says that it is busy for {said:.3f}, and is for {busy:.3f}"
         for chain, load in loads.items():
             times = chain_times(
@@ -247,21 +246,6 @@ def _times(problem: PlaceProblem, placement: Placement) -> Iterator[str]:
 
 def _through(problem: PlaceProblem, segment: int) -> list[int]:
     return [chain for chain, own in enumerate(problem.chains) if segment in own.segments]
-
-
-def _fastest_sweep_s(problem: PlaceProblem, chain: int) -> float:
-    """Of a chain alone, on the fastest cell of any devices that there are."""
-    assert problem.work is not None
-    own = problem.work.chains[chain]
-    found = [
-        rates.step_s
-        + sum(sweep_s(problem.work.segments[segment], rates) for segment in own.segments)
-        + sides_sweep_s(own, rates)
-        for kind in {device.kind for device in problem.devices}
-        for width in (1, 2, 4, 8)
-        if (rates := problem.rates_of(kind, width)) is not None
-    ]
-    return min(found, default=0.0)
 
 
 def _rates(problem: PlaceProblem, instance: InstanceEntry) -> DeviceRates | None:

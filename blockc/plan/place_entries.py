@@ -36,8 +36,8 @@ class LoadEntry(Entry):
     """What an instance is expected to carry, by the cost model that placed it.
 
     ``cadence_s``: each of its segments runs once in it; None: nothing is expected. ``traffic`` and ``sweeps`` are parts
-    of its time, of which it may be busy for ``limit``. ``rows``: requests at once, at least; ``batches``: segment ->
-    tokens of a launch that decodes, a power of two.
+    of its time, of which it may be busy for ``limit``. ``rows``: requests that decode at once, on average; ``batches``:
+    segment -> tokens of a launch that decodes, a power of two.
     """
 
     cadence_s: float | None

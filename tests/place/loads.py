@@ -124,7 +124,7 @@ def bins(sizes: list[int], capacity: int, devices: int) -> Packing:
     """Bin packing by time: one item a group, no memory."""
     count = len(sizes)
     return Packing(
-        groups=tuple(Group(units=1, tau_ns=10**6, items=(number,), milli_rows=0) for number in range(count)),
+        groups=tuple(Group(units=1, tau_ns=10**6, items=(number,), milli_tokens=0) for number in range(count)),
         items=count,
         kinds=(
             CellKind(
@@ -134,7 +134,7 @@ def bins(sizes: list[int], capacity: int, devices: int) -> Packing:
             ),
         ),
         blocks=(Block(devices=tuple(range(devices)), kinds=(0,)),),
-        milli_rows=1000,
+        rows=1,
     )  # fmt: skip
 
 

@@ -19,7 +19,15 @@ from blockc.place.problem import PlaceProblem
 from blockc.place.stages.links import hop_links
 from blockc.place.stages.partition import PartCost, partition
 from blockc.place.stages.parts import Parts
-from blockc.place.traffic.times import DEFAULT_BUSY_LIMIT, IN_FLIGHT_MARGIN, cadence_s, first_token_s, in_flight
+from blockc.place.traffic.times import (
+    DEFAULT_BUSY_LIMIT,
+    IN_FLIGHT_MARGIN,
+    cadence_s,
+    decoded_per_s,
+    first_token_s,
+    in_flight,
+    paced_s,
+)
 
 PARTS_PER_ONE: Final = 10**7
 # Of a link's rate that hidden states may take.
@@ -79,15 +87,16 @@ def staged(
             return None
         return Staged(parts=parts, stages=tuple(stages), begins=found, copies=copies)
     known = [link for link in links if link is not None]
-    target_s = min(cadence_s(load) for load in loads.values())
-    rows = sum(float(load.rate_rps * load.output_tokens) for load in loads.values()) / copies * target_s
+    tokens_per_s = sum(map(decoded_per_s, loads.values())) / copies
+    target_s = paced_s(min(map(cadence_s, loads.values())), tokens_per_s, problem.max_rows)
+    rows = tokens_per_s * target_s
     state_bytes = max(parts.state_bytes(first) for first in range(1, parts.blocks)) if parts.blocks > 1 else 0
     tokens = sum(float(load.rate_rps * (load.prompt_tokens + load.output_tokens)) for load in loads.values()) / copies
     if any(tokens * state_bytes > _LINK_LIMIT * link.bytes_per_s for link in known):
         return None
     hops_s = sum(link.seconds(state_bytes * max(1.0, rows / len(stages))) for link in known)
     tau_s = (target_s - hops_s) / len(stages)
-    if tau_s <= 0 or rows > problem.max_rows:
+    if tau_s <= 0:
         return None
     limit = DEFAULT_BUSY_LIMIT * (1 - float(problem.headroom))
 

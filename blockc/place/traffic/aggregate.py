@@ -36,7 +36,10 @@ class Bound:
 
 
 def closed_form(packing: Packing) -> Bound:
-    """Every unit and one sweep of every item, each where it takes the smallest part of what a cell weighs."""
+    """Every unit and one sweep of every item, each where it takes the smallest part of what a cell weighs.
+
+    Or every unit with sweeps of its own in full steps, if that is more.
+    """
     goal = counted(packing)
     found = cheapest_parts(packing, weights(packing, goal))
     count = found if goal == "devices" else cheapest_parts(packing, weights(packing, "devices"))
@@ -51,7 +54,7 @@ def cheapest_parts(packing: Packing, weight: Sequence[int]) -> int | None:
 
     None: some group can be nowhere, or not in as many places as it is to be.
     """
-    busy = memory = 0.0
+    busy = paced = memory = 0.0
     least = min(weight, default=1)
     of_item: list[list[int]] = [[] for _ in range(packing.items)]
     for number, group in enumerate(packing.groups):
@@ -61,6 +64,7 @@ def cheapest_parts(packing: Packing, weight: Sequence[int]) -> int | None:
             return None
         least = max(least, group.copies * min(own for _, own in able))
         busy += group.units * min(kind.unit_parts[number] * own / kind.limit[number] for kind, own in able)
+        paced += min(packing.paced_parts(kind, number, group.units) * own / kind.limit[number] for kind, own in able)
         memory += group.units * min(kind.unit_bytes[number] * own / kind.offered_bytes for kind, own in able)
         for item in group.items:
             of_item[item].append(number)
@@ -79,7 +83,7 @@ def cheapest_parts(packing: Packing, weight: Sequence[int]) -> int | None:
         copies = max(packing.groups[user].copies for user in users)
         busy += copies * min(parts for parts, _ in found)
         memory += copies * min(nbytes for _, nbytes in found)
-    return next_sum(weight, max(least, _ceil(max(busy, memory))))
+    return next_sum(weight, max(least, _ceil(max(busy, paced, memory))))
 
 
 def _ceil(value: float) -> int:
@@ -89,7 +93,10 @@ def _ceil(value: float) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Class:
-    """Groups alike. ``parts``, ``nbytes``: of one share on each kind; ``items``: those that it has with others."""
+    """Groups alike. ``parts``, ``paced``, ``nbytes``: of one share on each kind.
+
+    ``paced``: with the sweeps of full steps; ``items``: those that it has with others.
+    """
 
     groups: tuple[int, ...]
     items: tuple[int, ...]
@@ -97,6 +104,7 @@ class _Class:
     tau_ns: int | None
     single: bool
     parts: tuple[float, ...]
+    paced: tuple[float, ...]
     nbytes: tuple[float, ...]
 
 
@@ -127,7 +135,7 @@ def _classes_of(packing: Packing) -> list[_Class]:
         single = len(members) == 1
         items = group.items if single else tuple(item for item in group.items if users[item] > 1)
         shares = group.units if single else _SHARES
-        parts, nbytes = [], []
+        parts, paced, nbytes = [], [], []
         for kind in packing.kinds:
             busy = memory = 0.0
             for member in members:
@@ -140,11 +148,12 @@ def _classes_of(packing: Packing) -> list[_Class]:
                     if other.tau_ns is not None:
                         busy += sum(kind.item_ns[item] for item in private) * 1e7 / other.tau_ns
             parts.append(busy / shares)
+            paced.append(sum(packing.paced_parts(kind, g, packing.groups[g].units) for g in members) / shares)
             nbytes.append(memory / shares)
         found.append(
             _Class(
                 groups=tuple(members), items=items, shares=shares, tau_ns=group.tau_ns, single=single,
-                parts=tuple(parts), nbytes=tuple(nbytes),
+                parts=tuple(parts), paced=tuple(paced), nbytes=tuple(nbytes),
             )
         )  # fmt: skip
     return found
@@ -317,11 +326,7 @@ class Aggregate:
         self._at_most(
             [(own.nbytes[type_.kind], y) for own, y in shares], held, (kind.offered_bytes - least, cells), _MIB
         )
-        rows = [
-            (sum(self.packing.groups[g].milli_rows * self.packing.groups[g].units for g in own.groups) / own.shares, y)
-            for own, y in shares
-        ]
-        self._at_most(rows, [], (self.packing.milli_rows, cells), 1)
+        self._at_most([(own.paced[type_.kind], y) for own, y in shares], [], (type_.limit, cells), _PARTS_UNIT)
 
     def _at_most(
         self, shares: list[tuple[float, Any]], items: list[tuple[float, Any]], room: tuple[int, Any], unit: int

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from blockc.place.traffic.goals import COUNTED, PEAKS, amount, counted, most_spent, values, weights
 from blockc.place.traffic.goals import spent as spent_of
-from blockc.place.traffic.packing import PARTS, PackedCell, Packing, devices_of, packing_problem
+from blockc.place.traffic.packing import FINE, PARTS, PackedCell, Packing, devices_of, packing_problem
 
 # Beyond these the model is not worth building: at 48 cells it found nothing in 30 s.
 MOST_DEVICES: Final = 16
@@ -61,7 +61,10 @@ def fits_flat(packing: Packing) -> bool:
 
 
 class Flat:
-    """``n[g][c]``: units of group g in place c; ``x[c][a]``: item a is there; ``states[c]``: cadence and limit."""
+    """``n[g][c]``: units of group g in place c; ``x[c][a]``: item a is there; ``states[c]``: cadence and limit.
+
+    ``paced[c]``: sweep times tokens, only of places that full steps can be too much for.
+    """
 
     def __init__(self, packing: Packing) -> None:
         from ortools.sat.python import cp_model
@@ -75,6 +78,7 @@ class Flat:
         self.on = [self._present(group) for group in range(len(packing.groups))]
         self.x: list[dict[int, Any]] = [self._items(c) for c in range(len(self.places))]
         self.states = [self._state(c) for c in range(len(self.places))]
+        self.paced: dict[int, Any] = {}
         self.spent = self._weighed(counted(packing))
         for group, own in enumerate(packing.groups):
             self.model.add(sum(self.n[group].values()) == own.units)
@@ -128,8 +132,13 @@ class Flat:
                 self.model.add(peak * (kind.offered_bytes // _PEAK_SCALE) >= self._held(c))
             for (tau_ns, limit), state in self.states[c].items():
                 if busy and tau_ns is not None:
-                    scaled = tau_ns * (limit if goal == "slo" else PARTS) // _PEAK_SCALE
-                    self.model.add(peak * scaled >= self._busy(c, tau_ns)).only_enforce_if(state)
+                    whole = limit if goal == "slo" else PARTS
+                    self.model.add(peak * (tau_ns * whole // _PEAK_SCALE) >= self._busy(c, tau_ns)).only_enforce_if(
+                        state
+                    )
+                    if self._may_fill(c, tau_ns, limit):
+                        scaled = self.packing.full_step * whole // _PEAK_SCALE
+                        self.model.add(peak * scaled >= self._in_full_steps(c)).only_enforce_if(state)
         return peak
 
     def hint(self, cells: Sequence[PackedCell]) -> None:
@@ -218,21 +227,61 @@ class Flat:
     def _busy(self, c: int, tau_ns: int) -> Any:
         """Parts times the cadence: whole numbers that round nothing."""
         kind = self.packing.kinds[self.places[c].kind]
-        traffic = sum(tau_ns * kind.unit_parts[g] * n[c] for g, n in enumerate(self.n) if c in n)
-        sweeps = sum(PARTS * kind.item_ns[item] * x for item, x in self.x[c].items())
-        return traffic + sweeps + PARTS * kind.step_ns
+        return tau_ns * self._traffic(c) + PARTS * (self._sweep(c) + kind.step_ns)
+
+    def _in_full_steps(self, c: int) -> Any:
+        """Parts times `Packing.full_step`, as above: where as many steps are taken as its tokens fill."""
+        kind, full = self.packing.kinds[self.places[c].kind], self.packing.full_step
+        if c not in self.paced:
+            most_ns = sum(kind.item_ns[item] for item in self.x[c]) + kind.step_ns
+            sweep = self.model.new_int_var(0, most_ns, f"sweep{c}")
+            tokens = self.model.new_int_var(0, self._most_tokens(c, PARTS), f"tokens{c}")
+            self.paced[c] = self.model.new_int_var(0, PARTS * full, f"paced{c}")
+            self.model.add(sweep == self._sweep(c) + kind.step_ns)
+            self.model.add(tokens == sum(self.packing.groups[g].milli_tokens * n for g, n in self._here(c)))
+            self.model.add_multiplication_equality(self.paced[c], [sweep, tokens])
+        return self.paced[c] + full * self._traffic(c)
+
+    def _may_fill(self, c: int, tau_ns: int, limit: int) -> bool:
+        """Whether steps at a cadence can be full before the place is: few states need the product."""
+        return self._most_tokens(c, limit) * tau_ns > FINE * self.packing.rows
+
+    def _most_tokens(self, c: int, limit: int) -> int:
+        """Thousandths a second, of what fits a place by time."""
+        kind = self.packing.kinds[self.places[c].kind]
+        here = [(self.packing.groups[g], kind.unit_parts[g]) for g, _ in self._here(c)]
+        by_time = max((own.milli_tokens / parts for own, parts in here if parts), default=0.0) * limit
+        return min(sum(own.milli_tokens * own.units for own, _ in here), int(by_time) + 1)
+
+    def _here(self, c: int) -> list[tuple[int, Any]]:
+        """Groups that a place can have, and how many units of each."""
+        return [(g, n[c]) for g, n in enumerate(self.n) if c in n]
+
+    def _traffic(self, c: int) -> Any:
+        kind = self.packing.kinds[self.places[c].kind]
+        return sum(kind.unit_parts[g] * n for g, n in self._here(c))
+
+    def _sweep(self, c: int) -> Any:
+        kind = self.packing.kinds[self.places[c].kind]
+        return sum(kind.item_ns[item] * x for item, x in self.x[c].items())
 
     def _held(self, c: int) -> Any:
         kind = self.packing.kinds[self.places[c].kind]
-        return sum(kind.unit_bytes[g] * n[c] for g, n in enumerate(self.n) if c in n) + sum(
+        return sum(kind.unit_bytes[g] * n for g, n in self._here(c)) + sum(
             kind.item_bytes[item] * x for item, x in self.x[c].items()
         )
 
     def _capacity(self, c: int) -> None:
         kind = self.packing.kinds[self.places[c].kind]
         for (tau, limit), state in self.states[c].items():
-            if tau is not None:
-                self.model.add(self._busy(c, tau) <= limit * tau).only_enforce_if(state)
+            if tau is None:
+                continue
+            self.model.add(self._busy(c, tau) <= limit * tau).only_enforce_if(state)
+            if self._may_fill(c, tau, limit):
+                full = self.packing.full_step
+                self.model.add(self._in_full_steps(c) <= limit * full).only_enforce_if(state)
+                own = sum(self.packing.paced_parts(kind, g) * n for g, n in self._here(c))
+                self.model.add(own <= limit).only_enforce_if(state)
         here = [g for g in range(len(self.packing.groups)) if c in self.on[g]]
         steps = sorted({kind.activation[g] for g in here})
         held = self._held(c)
@@ -243,8 +292,6 @@ class Flat:
             for on in some:
                 self.model.add(on <= above)
             self.model.add(held <= room).only_enforce_if(above)
-        rows = [self.packing.groups[g].milli_rows * n[c] for g, n in enumerate(self.n) if c in n]
-        self.model.add(sum(rows) <= self.packing.milli_rows)
 
     def _exclusive(self) -> None:
         on_device: dict[int, list[Any]] = {}

@@ -30,7 +30,7 @@ class OpenCell:
 
     __slots__ = (
         "activation", "block", "counts", "devices", "fixed", "forbidden", "kind", "known", "limit", "nbytes", "parts",
-        "resident", "rows", "sweep_ns", "tau_ns",
+        "resident", "sweep_ns", "tau_ns", "tokens",
     )  # fmt: skip
 
     def __init__(self, kind: int, block: int, devices: tuple[int, ...]) -> None:
@@ -42,7 +42,7 @@ class OpenCell:
         self.resident: set[int] = set()
         self.tau_ns: int | None = None
         self.limit = PARTS
-        self.fixed = self.sweep_ns = self.parts = self.nbytes = self.activation = self.rows = 0
+        self.fixed = self.sweep_ns = self.parts = self.nbytes = self.activation = self.tokens = 0
 
     def copy(self) -> OpenCell:
         """Another with the same units, which can be filled on its own."""
@@ -84,7 +84,7 @@ class Filler:
         parts = cell.parts + kind.unit_parts[group]
         if parts + cell.fixed > limit or limit == 0:
             return None
-        if cell.rows + own.milli_rows > packing.milli_rows or group in cell.forbidden:
+        if group in cell.forbidden:
             return None
         if group in self._spread and not self._spreads(group, cell.block, cell):
             return None
@@ -101,7 +101,7 @@ class Filler:
             tau_ns = faster(tau_ns, own.tau_ns)
         if nbytes > kind.offered_bytes:
             return None
-        fixed = kind.fixed_parts(sweep_ns, tau_ns)
+        fixed = packing.swept_parts(kind, sweep_ns, tau_ns, cell.tokens + own.milli_tokens)
         if parts + fixed > limit:
             return None
         return _Fit(added=fixed - cell.fixed, spare=limit - parts - fixed)
@@ -121,7 +121,7 @@ class Filler:
         kind, own = self.packing.kinds[cell.kind], self.packing.groups[group]
         cell.parts += kind.unit_parts[group]
         cell.nbytes += kind.unit_bytes[group]
-        cell.rows += own.milli_rows
+        cell.tokens += own.milli_tokens
         if group not in cell.counts:
             cell.activation = max(cell.activation, kind.activation[group])
             cell.limit = min(cell.limit, kind.limit[group])
@@ -132,7 +132,7 @@ class Filler:
             cell.resident.update(own.items)
             cell.forbidden |= own.apart
             cell.tau_ns = faster(cell.tau_ns, own.tau_ns)
-            cell.fixed = kind.fixed_parts(cell.sweep_ns, cell.tau_ns)
+        cell.fixed = self.packing.swept_parts(kind, cell.sweep_ns, cell.tau_ns, cell.tokens)
         cell.counts[group] = cell.counts.get(group, 0) + 1
 
     def choose(self, group: int) -> OpenCell | None:
@@ -214,7 +214,9 @@ def best_kinds(packing: Packing) -> Mapping[int, Sequence[int]]:
         room = cell.limit[group] - cell.fixed_parts(cell.path_ns(own), own.tau_ns)
         # In units of the group, so that fast kinds count for more; where nothing is expected, narrow ones.
         unit = cell.unit_parts[group]
-        return room / (unit * own_weights[kind]) if unit else 1 / own_weights[kind]
+        if not unit:
+            return 1 / own_weights[kind]
+        return min(room / unit, cell.limit[group] / packing.paced_parts(cell, group)) / own_weights[kind]
 
     able = {
         group: [kind for kind in range(len(packing.kinds)) if packing.can(kind, group)]
@@ -239,7 +241,7 @@ def fill(
     for group in order:
         cell: OpenCell | None = None
         for _ in range(packing.groups[group].units - placed[group]):
-            # Where one unit went, the next fits best, too, as long as there is room: nothing is added there.
+            # Where one unit went, the next fits best, too, as long as there is room: no item is added there.
             if cell is None or filler.fit(cell, group) is None:
                 cell = filler.choose(group) or filler.open(group)
             if cell is None or filler.fit(cell, group) is None:

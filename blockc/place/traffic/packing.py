@@ -2,9 +2,10 @@
 
 A *group* is a chain, in ``units`` equal parts of its load; a unit takes its whole path inside one *cell*: 1, 2, 4 or
 8 devices alike of one node that split every matrix. An *item* is all that the same groups need, wherever any of them
-is: bytes that are resident, and a sweep in each cadence. Items of which nothing is expected anywhere have no sweep. A
-cell's cadence is the fastest that any of its groups asks for. Invariant: amounts are rounded up and capacities down,
-so a packing that holds in whole numbers holds.
+is: bytes that are resident, and a sweep in each step. Items of which nothing is expected anywhere have no sweep. A cell
+steps as often as the fastest cadence that any of its groups asks for, or, where that is more often, as its tokens need
+it: a step has one token of each request, and there are so many at most. Invariant: amounts are rounded up and
+capacities down, so a packing that holds in whole numbers holds.
 """
 
 from __future__ import annotations
@@ -15,21 +16,22 @@ from typing import Final
 
 # Of a cell's time, a second a second.
 PARTS: Final = 10**7
+# Nanoseconds and thousandths in which sweeps and tokens are counted.
+FINE: Final = 10**12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """A chain's load. ``tau_ns``: the slowest cadence it allows; None: nothing is expected of it.
 
-    ``milli_rows``: a unit's requests at once on the fastest cell, in thousandths. ``devices``: where it may run; None:
-    anywhere. ``apart``: groups that it shares no cell with. ``replicas``, ``nodes``: cells and nodes that it is in, at
-    least.
+    ``milli_tokens``: that a unit decodes a second, in thousandths. ``devices``: where it may run; None: anywhere.
+    ``apart``: groups that it shares no cell with. ``replicas``, ``nodes``: cells and nodes that it is in, at least.
     """
 
     units: int
     tau_ns: int | None
     items: tuple[int, ...]
-    milli_rows: int
+    milli_tokens: int
     devices: frozenset[int] | None = None
     apart: frozenset[int] = frozenset()
     replicas: int = 1
@@ -46,7 +48,7 @@ class CellKind:
     """Cells alike. By item: bytes on each device, nanoseconds of a sweep. By group, of a unit: bytes, parts.
 
     ``limit[g]``: parts that the cell may be busy if it has group g; 0: it cannot have it. ``activation[g]``: bytes;
-    the largest of a cell's groups counts. ``step_ns``: of every cadence. ``price``: of the whole cell, in millionths an
+    the largest of a cell's groups counts. ``step_ns``: of every step. ``price``: of the whole cell, in millionths an
     hour. ``unit_sent[g]``: bytes a second that its devices send each other for a unit.
     """
 
@@ -87,7 +89,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packing:
-    """The problem. ``milli_rows``: what a cell may have at once, in thousandths of requests.
+    """The problem. ``rows``: requests that a step takes at most.
 
     ``goals``: what there is to be little of, first things first, as `goals.amount` counts it.
     """
@@ -96,7 +98,7 @@ class Packing:
     items: int
     kinds: tuple[CellKind, ...]
     blocks: tuple[Block, ...]
-    milli_rows: int
+    rows: int
     goals: tuple[str, ...] = ("devices", "peak_load")
 
     @property
@@ -104,15 +106,34 @@ class Packing:
         """How many there are."""
         return sum(len(block.devices) for block in self.blocks)
 
+    @property
+    def full_step(self) -> int:
+        """Nanoseconds of a sweep times thousandths of tokens a second that are one part of a cell whose steps are full.
+
+        ``sweep / 1e9 * (tokens / 1000 / rows)`` of a second, of which a part is a ten-millionth.
+        """
+        return FINE // PARTS * self.rows
+
+    def swept_parts(self, kind: CellKind, sweep_ns: int, tau_ns: int | None, milli_tokens: int) -> int:
+        """Parts that sweeps of all items take, at a cadence and with as many steps as the tokens need."""
+        due = kind.fixed_parts(sweep_ns, tau_ns)
+        return max(due, -(-(sweep_ns + kind.step_ns) * milli_tokens // self.full_step))
+
+    def paced_parts(self, kind: CellKind, group: int, count: int = 1) -> int:
+        """Parts that units of a group take of any cell, with a sweep of their own path in steps full of them."""
+        own = self.groups[group]
+        sweep = (kind.path_ns(own) + kind.step_ns) * own.milli_tokens * count
+        return kind.unit_parts[group] * count + sweep // self.full_step
+
     def can(self, kind: int, group: int) -> bool:
         """Whether an empty cell of the kind takes a unit of the group."""
         cell, own = self.kinds[kind], self.groups[group]
         limit = cell.limit[group]
+        swept = self.swept_parts(cell, cell.path_ns(own), own.tau_ns, own.milli_tokens)
         return (
             limit > 0
-            and cell.fixed_parts(cell.path_ns(own), own.tau_ns) + cell.unit_parts[group] <= limit
+            and swept + cell.unit_parts[group] <= limit
             and cell.path_bytes(own) + cell.unit_bytes[group] + cell.activation[group] <= cell.offered_bytes
-            and own.milli_rows <= self.milli_rows
         )
 
 
@@ -141,12 +162,18 @@ def cadence_of(packing: Packing, cell: PackedCell) -> int | None:
     return min(taus, default=None)
 
 
+def sweep_of(packing: Packing, cell: PackedCell) -> int:
+    """Nanoseconds of a sweep of all that a cell has."""
+    kind = packing.kinds[cell.kind]
+    return sum(kind.item_ns[item] for item in {item for group, _ in cell.units for item in packing.groups[group].items})
+
+
 def busy_parts(packing: Packing, cell: PackedCell) -> int:
     """How busy a cell is, made afresh."""
     kind = packing.kinds[cell.kind]
-    resident = {item for group, _ in cell.units for item in packing.groups[group].items}
-    fixed = kind.fixed_parts(sum(kind.item_ns[item] for item in resident), cadence_of(packing, cell))
-    return fixed + sum(kind.unit_parts[group] * count for group, count in cell.units)
+    tokens = sum(packing.groups[group].milli_tokens * count for group, count in cell.units)
+    swept = packing.swept_parts(kind, sweep_of(packing, cell), cadence_of(packing, cell), tokens)
+    return swept + sum(kind.unit_parts[group] * count for group, count in cell.units)
 
 
 def cell_problem(packing: Packing, cell: PackedCell) -> str | None:
@@ -159,8 +186,6 @@ def cell_problem(packing: Packing, cell: PackedCell) -> str | None:
     nbytes += sum(kind.unit_bytes[group] * count for group, count in cell.units)
     if nbytes + max(kind.activation[group] for group, _ in cell.units) > kind.offered_bytes:
         return "takes more memory than it has"
-    if sum(packing.groups[group].milli_rows * count for group, count in cell.units) > packing.milli_rows:
-        return "has more requests at once than a step takes"
     return _rule_problem(packing, cell)
 
 

@@ -14,10 +14,10 @@ from blockc.place.cpsat import solver_version
 from blockc.place.problem import PlaceProblem
 from blockc.place.tables import Filled
 from blockc.place.traffic.goals import PEAKS, amount, said
-from blockc.place.traffic.packing import PARTS, PackedCell, Packing, cadence_of
+from blockc.place.traffic.packing import PARTS, PackedCell, Packing, cadence_of, sweep_of
 from blockc.place.traffic.shares import shares_of
 from blockc.place.traffic.solve import Solved
-from blockc.place.traffic.times import chain_times, first_token_s
+from blockc.place.traffic.times import chain_times, first_token_s, paced_s
 from blockc.place.traffic.units import kv_demand
 from blockc.plan import LoadEntry, RouteEntry, SearchEntry, SolverEntry
 
@@ -86,8 +86,10 @@ def _filled(
 ) -> Filled:
     kind, tau_ns = packing.kinds[cell.kind], cadence_of(packing, cell)
     here = {group: shares[group][number] * packing.groups[group].units for group, _ in cell.units}
-    resident = {item for group in here for item in packing.groups[group].items}
-    sweeps = kind.fixed_parts(sum(kind.item_ns[item] for item in resident), tau_ns)
+    tokens_per_s = sum(packing.groups[group].milli_tokens * units for group, units in here.items()) / 1000
+    sweep_s = (sweep_of(packing, cell) + kind.step_ns) / _NS
+    tau_s = None if tau_ns is None else paced_s(tau_ns / _NS, tokens_per_s, packing.rows)
+    sweeps = 0.0 if tau_s is None else sweep_s / tau_s
     traffic = sum(kind.unit_parts[group] * units for group, units in here.items())
     expected: dict[int, float] = {}
     for group, _ in cell.units:
@@ -100,12 +102,13 @@ def _filled(
         chains=tuple(group for group, _ in cell.units),
         expected={kv: math.floor(pages) for kv, pages in expected.items()},
         load=LoadEntry(
-            cadence_s=None if tau_ns is None else tau_ns / _NS,
+            cadence_s=None if tau_s is None else round(tau_s, 9),
             traffic=round(traffic / PARTS, 6),
-            sweeps=round(sweeps / PARTS, 6),
+            sweeps=round(sweeps, 6),
             limit=round(min(kind.limit[group] for group in here) / PARTS, 6),
-            rows=round(sum(packing.groups[g].milli_rows * units for g, units in here.items()) / 1000, 3),
-            batches={} if tau_ns is None else _batches(problem, here, packing, tau_ns / _NS),
+            # A step takes a sweep and what traffic adds to it, and has the tokens that came while one ran (Little).
+            rows=round(tokens_per_s * sweep_s / (1 - min(0.99, traffic / PARTS)), 3),
+            batches={} if tau_s is None else _batches(problem, here, packing, tau_s),
         ),
     )
 

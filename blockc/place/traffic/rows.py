@@ -1,10 +1,7 @@
-"""Cells that have no room for as many requests at once as their load will have (BC406).
+"""Cells that step faster than targets ask for, because each step has room for few requests (BC406).
 
-In: a problem and its placement. Out: a warning for the fullest of them. A cell's time is planned as if its segments ran
-once in a cadence; with `max_num_seqs` rows at most, tokens that come faster than so many in a cadence need faster
-steps, whose sweeps nobody has counted. How many there will be at once: a step takes its sweep and what traffic adds to
-it, ``s = sweep / (1 - traffic)``, and of the tokens of a second as many are in a step as come while it runs (Little).
-The sum of both errs on the long side, as everywhere in `times`.
+In: a problem and its placement. Out: a warning for the one that loses most by it. A sweep is paid for each step, so
+what few places cost is counted where cells are packed; a spec that says how many can have more for little memory.
 """
 
 from __future__ import annotations
@@ -15,40 +12,45 @@ from typing import Final
 from blockc.diag import Diagnostics
 from blockc.place.problem import PlaceProblem
 from blockc.place.tables import Placement
+from blockc.place.traffic.times import cadence_s, decoded_per_s
 
-# More than the average, so that a burst finds a place.
-_MARGIN: Final = 1.5
+# Of a cell's time: what is worth a word.
+_LEAST_LOST: Final = 0.05
 
 
-def expected_rows(problem: PlaceProblem, placement: Placement, number: int) -> float:
-    """Requests that decode at once in an instance, on average; 0 where nothing is expected."""
+def lost_to_full_steps(problem: PlaceProblem, placement: Placement, number: int) -> tuple[float, int]:
+    """The part of an instance's time, and the places in a step with which none would be lost; 0 and 0 if none is."""
     instance = placement.instances[number]
-    load = instance.load
-    if load is None or load.cadence_s is None or instance.stages:
-        return 0.0
+    said = instance.load
+    loads = {chain: load for chain in instance.chains if (load := problem.chains[chain].load) is not None}
+    if said is None or said.cadence_s is None or not loads:
+        return 0.0, 0
+    target_s = min(map(cadence_s, loads.values()))
     tokens_per_s = sum(
-        placement.routes[chain].shares.get(number, 0.0) * float(own.rate_rps * own.output_tokens)
-        for chain in instance.chains
-        if (own := problem.chains[chain].load) is not None
+        placement.routes[chain].shares.get(number, 0.0) * decoded_per_s(load) for chain, load in loads.items()
     )
-    return tokens_per_s * load.sweeps * load.cadence_s / (1 - min(0.99, load.traffic))
+    rows = tokens_per_s * target_s
+    if rows <= problem.max_rows:
+        return 0.0, 0
+    return said.sweeps * (1 - problem.max_rows / rows), 1 << math.ceil(math.log2(rows))
 
 
 def report_rows(problem: PlaceProblem, placement: Placement, diags: Diagnostics) -> None:
-    """Warn of the instance that is furthest beyond what a step takes."""
-    rows = {number: expected_rows(problem, placement, number) for number in range(len(placement.instances))}
-    number = max(rows, key=lambda item: (rows[item], -item), default=None)
-    if number is None or rows[number] <= problem.max_rows:
+    """Warn of the instance that loses most."""
+    lost = [lost_to_full_steps(problem, placement, number) for number in range(len(placement.instances))]
+    number = max(range(len(lost)), key=lambda item: (lost[item], -item), default=None)
+    if number is None or lost[number][0] < _LEAST_LOST:
         return
     instance = placement.instances[number]
+    assert instance.load is not None
+    assert instance.load.cadence_s is not None
     spans = [own.span for chain in instance.chains if (own := problem.chains[chain].load) is not None]
-    over = sum(found > problem.max_rows for found in rows.values())
-    enough = 1 << math.ceil(math.log2(_MARGIN * rows[number]))
+    over = sum(part >= _LEAST_LOST for part, _ in lost)
     diags.report(
         "BC406",
-        f"about {math.ceil(rows[number])} requests at once are expected on "
-        f"{problem.devices[instance.devices[0]].address}, of which a step takes {problem.max_rows}",
+        f"{problem.devices[instance.devices[0]].address} has to step every {1000 * instance.load.cadence_s:.3g} ms, "
+        f"faster than targets ask for, because a step takes {problem.max_rows} requests",
         at=problem.max_rows_span or next((span for span in spans if span is not None), None),
-        notes=(f"so on {over} of {len(rows)} instances; who has no place waits, and steps come faster than planned",),
-        help=f"`batching {{ max_num_seqs = {enough} }}` makes room; `blockc simulate` shows what waiting does",
+        notes=(f"{lost[number][0]:.0%} of its time goes into sweeps for that; so on {over} of {len(lost)} instances",),
+        help=f"with `batching {{ max_num_seqs = {lost[number][1]} }}` no step is too full; it costs workspace",
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from blockc.place.traffic.packing import PackedCell, Packing, busy_parts
+from blockc.place.traffic.packing import PackedCell, Packing, cadence_of, sweep_of
 
 _DIGITS: Final = 4
 
@@ -51,17 +51,21 @@ def _balanced(
             return sum(amount[g] * units[g] * (y[g][number] - before[g]) for g in units)
 
         parts = {group: kind.unit_parts[group] for group in here}
-        solver.Add(busy_parts(packing, cell) + moved(parts) <= limit * peak)
-        # Never more memory, nor more at once, than the units that were counted: what is lent elsewhere is free.
+        traffic = sum(kind.unit_parts[group] * count for group, count in cell.units)
+        sweep_ns = sweep_of(packing, cell)
+        due = kind.fixed_parts(sweep_ns, cadence_of(packing, cell))
+        solver.Add(due + traffic + moved(parts) <= limit * peak)
+        tokens = {group: packing.groups[group].milli_tokens for group in here}
+        before_tokens = sum(packing.groups[group].milli_tokens * count for group, count in cell.units)
+        swept = (sweep_ns + kind.step_ns) / packing.full_step
+        solver.Add(swept * (before_tokens + moved(tokens)) + traffic + moved(parts) <= limit * peak)
+        # Never more memory than the units that were counted: what is lent elsewhere is free.
         pages = {group: kind.unit_bytes[group] for group in here}
         resident = {item for group, _ in cell.units for item in packing.groups[group].items}
         held = sum(kind.item_bytes[item] for item in resident)
         held += sum(kind.unit_bytes[group] * count for group, count in cell.units)
         held += max(kind.activation[group] for group, _ in cell.units)
         solver.Add(moved(pages) <= kind.offered_bytes - held)
-        rows = {group: packing.groups[group].milli_rows for group in here}
-        at_once = sum(packing.groups[group].milli_rows * count for group, count in cell.units)
-        solver.Add(moved(rows) <= packing.milli_rows - at_once)
     if solver.Solve() != pywraplp.Solver.OPTIMAL:
         return {}
     return {group: {cell: var.solution_value() for cell, var in own.items()} for group, own in y.items()}

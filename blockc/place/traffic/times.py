@@ -3,7 +3,9 @@
 In: the work of segments and chains, the rates of a cell. Out: seconds. A cell sweeps each of its segments once per
 *cadence* tau; with a step time that is affine in its tokens (DistServe, arXiv 2401.09670, fits such) and tau * R
 tokens a step, the busy share is ``sweep / tau + R * token``: a set-up cost of each resident segment and a linear cost
-of traffic. The roofline's maximum lies below this sum, so it errs on the safe side.
+of traffic. A step takes so many requests, rows, and a token of each, so there are at least R / rows of them a second:
+where that is more often than tau asks for, it is ``sweep * R / rows + R * token``. The roofline's maximum lies below
+this sum, so it errs on the safe side.
 """
 
 from __future__ import annotations
@@ -79,14 +81,19 @@ def cadence_s(load: PlaceLoad) -> float:
     return pace_s if load.ttft_s is None else min(pace_s, float(load.ttft_s) / 2)
 
 
+def decoded_per_s(load: PlaceLoad) -> float:
+    """Tokens of answers a second."""
+    return float(load.rate_rps * load.output_tokens)
+
+
+def paced_s(target_s: float, tokens_per_s: float, rows: int) -> float:
+    """A cadence that targets allow, or a faster one where so many tokens fill steps of so many rows."""
+    return min(target_s, rows / tokens_per_s) if tokens_per_s > 0 else target_s
+
+
 def in_flight(load: PlaceLoad) -> float:
     """Requests at once, where each token takes a whole cadence (Little's law)."""
-    return float(load.rate_rps * load.output_tokens) * cadence_s(load)
-
-
-def least_rows(load: PlaceLoad, sweep_s: float) -> float:
-    """Requests at once where no step takes longer than a sweep of the chain alone: with fewer, none keeps up."""
-    return float(load.rate_rps * load.output_tokens) * min(cadence_s(load), sweep_s)
+    return decoded_per_s(load) * cadence_s(load)
 
 
 def first_token_s(prompt_s: float, busy: float, tau_s: float, *, cv: float = 1.0) -> float:

@@ -27,7 +27,6 @@ from blockc.place.traffic.times import (
     cadence_s,
     chain_times,
     in_flight,
-    least_rows,
     sides_sweep_s,
     sweep_s,
 )
@@ -124,7 +123,7 @@ def _groups(problem: PlaceProblem, sets: _Sets) -> list[Group]:
             units=1,
             tau_ns=None if chain.load is None else math.floor(cadence_s(chain.load) * _NS),
             items=tuple(sorted(sets.of[number])),
-            milli_rows=0,
+            milli_tokens=0 if chain.load is None else math.ceil(1000 * chain.load.rate_rps * chain.load.output_tokens),
             devices=devices.get(number),
             apart=frozenset(apart.get(number, ())),
             replicas=copies.get(("replicas", number), 1),
@@ -229,19 +228,15 @@ def _split(
     groups: list[Group], kinds: tuple[CellKind, ...], blocks: tuple[Block, ...], problem: PlaceProblem
 ) -> Packing:
     """Whole loads into units: as many as it takes for one to be small and to fit."""
-    groups = [
-        replace(group, milli_rows=_milli_rows(problem.chains[number], number, group, kinds))
-        for number, group in enumerate(groups)
-    ]
     whole = Packing(
         groups=tuple(groups), items=0 if not kinds else len(kinds[0].item_bytes), kinds=kinds, blocks=blocks,
-        milli_rows=1000 * problem.max_rows, goals=problem.objective,
+        rows=problem.max_rows, goals=problem.objective,
     )  # fmt: skip
     units = [_unit_count(whole, number) for number in range(len(groups))]
     return replace(
         whole,
         groups=tuple(
-            replace(group, units=count, milli_rows=-(-group.milli_rows // count))
+            replace(group, units=count, milli_tokens=-(-group.milli_tokens // count))
             for group, count in zip(groups, units, strict=True)
         ),
         kinds=tuple(
@@ -254,15 +249,6 @@ def _split(
             for kind in kinds
         ),
     )
-
-
-def _milli_rows(chain: PlaceChain, number: int, group: Group, kinds: tuple[CellKind, ...]) -> int:
-    """Rounded down: it is a reason to refuse a load."""
-    if chain.load is None:
-        return 0
-    sweeps_ns = [kind.path_ns(group) + kind.step_ns for kind in kinds if kind.limit[number] > 0]
-    fastest_s = min(sweeps_ns, default=0) / _NS
-    return math.floor(1000 * least_rows(chain.load, fastest_s))
 
 
 def _unit_count(packing: Packing, number: int) -> int:
@@ -281,7 +267,7 @@ def _unit_count(packing: Packing, number: int) -> int:
                 -(-kind.unit_parts[number] * kind.width // math.floor(UNIT * PARTS)),
                 -(-kind.unit_parts[number] // room),
                 -(-kind.unit_bytes[number] // memory),
-                -(-group.milli_rows // packing.milli_rows),
+                -(-packing.paced_parts(kind, number) // kind.limit[number]),
             )
         )
     return max(group.copies, min(_MOST_UNITS, min(needed, default=1)))
