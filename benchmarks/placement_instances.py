@@ -181,7 +181,7 @@ def problem_of(instance: Instance, policy: Policy, *, more_devices: int = 1) -> 
             )
             for number, (model, load) in enumerate(zip(models, _loads(instance), strict=True))
         ),
-        max_rows=256,
+        max_rows=1024,  # as good as none: the fleets name no limit
         pm_bytes=0,
         ps_bytes=0,
         ours_bytes=0,

@@ -116,8 +116,13 @@ class Packing:
 
     def swept_parts(self, kind: CellKind, sweep_ns: int, tau_ns: int | None, milli_tokens: int) -> int:
         """Parts that sweeps of all items take, at a cadence and with as many steps as the tokens need."""
-        due = kind.fixed_parts(sweep_ns, tau_ns)
-        return max(due, -(-(sweep_ns + kind.step_ns) * milli_tokens // self.full_step))
+        if tau_ns is None:
+            return 0
+        sweep = sweep_ns + kind.step_ns
+        # The greedy search is here most of its time, so both are compared before anything is divided.
+        if milli_tokens * tau_ns <= FINE * self.rows:
+            return -(-sweep * PARTS // tau_ns)
+        return -(-sweep * milli_tokens // self.full_step)
 
     def paced_parts(self, kind: CellKind, group: int, count: int = 1) -> int:
         """Parts that units of a group take of any cell, with a sweep of their own path in steps full of them."""
