@@ -154,8 +154,9 @@ def capture(model: nn.Module, head: Head, *, every_layer: bool = False) -> Captu
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        # Without gradients, `torch.no_grad` inside a model leaves no region in the graph.
-        with torch.no_grad(), warnings.catch_warnings():
+        # Without gradients, `torch.no_grad` inside a model leaves no region in the graph. What torch remembers of fake
+        # tensors takes longer to look up, with sizes that are symbols, than to find out again: a third of the time.
+        with torch.no_grad(), torch._dynamo.config.patch(fake_tensor_cache_enabled=False), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 _TokensToVector(model, head) if head.reads_whole_texts else _TokensToLogits(model, head),
