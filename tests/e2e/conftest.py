@@ -31,6 +31,14 @@ def server(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Com
         assert "Traceback" not in command.log
 
 
+@pytest.fixture(scope="session")
+def fragile(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """A server beside it, whose engine is killed again and again."""
+    with serving(plan, tmp_path_factory.mktemp("fragile")) as command:
+        yield command.ready()
+        assert "Traceback" not in command.log
+
+
 @pytest.fixture
 def http(server: Command) -> Iterator[httpx.Client]:
     with server.http() as client:

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
-from tests.e2e.fleet import MODEL_OF, Command, chat, events, metric, serving
+from tests.e2e.fleet import MODEL_OF, Command, chat, events, metric
 
 STORY = "Tell me a story about a bear."
-
-
-@pytest.fixture(scope="module")
-def own(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """A server of its own: its engine is killed."""
-    with serving(plan, tmp_path_factory.mktemp("steered")) as command:
-        yield command.ready()
-        assert "Traceback" not in command.log
 
 
 def completion(http: httpx.Client, **fields: Any) -> dict[str, Any]:
@@ -31,16 +20,16 @@ def completion(http: httpx.Client, **fields: Any) -> dict[str, Any]:
     return dict(reply.json()["choices"][0])
 
 
-def test_a_bias_decides_and_a_ban_holds(own: Command):
-    with own.http() as http:
+def test_a_bias_decides_and_a_ban_holds(fragile: Command):
+    with fragile.http() as http:
         plain = completion(http)["token_ids"]
         assert completion(http, logit_bias={"77": 100})["token_ids"] == [77] * 24
         banned = completion(http, logit_bias={str(plain[0]): -100}, ignore_eos=True)["token_ids"]
         assert plain[0] not in banned
 
 
-def test_a_frequency_penalty_ends_repetition(own: Command):
-    with own.http() as http:
+def test_a_frequency_penalty_ends_repetition(fragile: Command):
+    with fragile.http() as http:
         repeated = {"logit_bias": {"77": 15}, "ignore_eos": True, "max_tokens": 40}
         count = completion(http, **repeated)["token_ids"].count(77)
         fewer = completion(http, **repeated, frequency_penalty=2)["token_ids"].count(77)
@@ -50,8 +39,8 @@ def test_a_frequency_penalty_ends_repetition(own: Command):
         assert 77 not in prompt  # repetition looks at prompts, too
 
 
-def test_a_least_length_keeps_the_end_away(own: Command):
-    with own.http() as http:
+def test_a_least_length_keeps_the_end_away(fragile: Command):
+    with fragile.http() as http:
         question = [{"role": "user", "content": "What is the capital of France?"}]
         body = {"model": "public/ask", "messages": question, "temperature": 0, "max_tokens": 60}
         short = http.post("/v1/chat/completions", json=body).json()["usage"]["completion_tokens"]
@@ -74,8 +63,8 @@ def decided(http: httpx.Client) -> tuple[dict[str, Any], list[int]]:
     raise AssertionError("nothing is decided")
 
 
-def test_a_steered_answer_is_the_same_among_others_and_when_the_engine_dies(own: Command):
-    with own.http() as http:
+def test_a_steered_answer_is_the_same_among_others_and_when_the_engine_dies(fragile: Command):
+    with fragile.http() as http:
         steered, alone = decided(http)
         some_came = threading.Event()
 
@@ -94,7 +83,7 @@ def test_a_steered_answer_is_the_same_among_others_and_when_the_engine_dies(own:
             others = [pool.submit(http.post, "/v1/chat/completions", json=chat(app, STORY)) for app in MODEL_OF]
             ids = pool.submit(streamed)
             assert some_came.wait(30)
-            own.kill_engine()
+            fragile.kill_engine()
             assert ids.result() == alone
             assert all(other.result().status_code == 200 for other in others)
         assert metric(http, "engine_restarts_total") == restarts + 1

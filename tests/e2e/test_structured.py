@@ -6,13 +6,12 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from tests.e2e.fleet import MODEL_OF, OPERATOR, Command, metric, serving
+from tests.e2e.fleet import MODEL_OF, OPERATOR, Command, metric
 
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
 CITY: dict[str, Any] = {
@@ -29,17 +28,9 @@ CITY: dict[str, Any] = {
 FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY, "strict": True}}
 
 
-@pytest.fixture(scope="module")
-def own(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """A server of its own: its engine is killed."""
-    with serving(plan, tmp_path_factory.mktemp("structured")) as command:
-        yield command.ready()
-        assert "Traceback" not in command.log
-
-
 @pytest.fixture
-def client(own: Command) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{own.url}/v1", api_key=OPERATOR, max_retries=0) as client:
+def client(fragile: Command) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{fragile.url}/v1", api_key=OPERATOR, max_retries=0) as client:
         yield client
 
 
@@ -88,9 +79,9 @@ def test_other_forms(client: openai.OpenAI):
     )
 
 
-def test_an_engine_that_dies_loses_nothing_of_the_structure(client: openai.OpenAI, own: Command):
+def test_an_engine_that_dies_loses_nothing_of_the_structure(client: openai.OpenAI, fragile: Command):
     asked: Any = {"model": "public/ask", "messages": QUESTION, "response_format": FORMAT, "temperature": 1, "seed": 5}
-    with own.http() as http:
+    with fragile.http() as http:
         restarts = metric(http, "engine_restarts_total")
         some_came = threading.Event()
 
@@ -105,7 +96,7 @@ def test_an_engine_that_dies_loses_nothing_of_the_structure(client: openai.OpenA
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(streamed)
             assert some_came.wait(30)
-            own.kill_engine()
+            fragile.kill_engine()
             check_city(answer.result())
         assert metric(http, "engine_restarts_total") == restarts + 1
 
