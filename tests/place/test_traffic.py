@@ -27,7 +27,7 @@ from blockc.place.traffic.times import busy_limit, first_token_s
 from blockc.place.traffic.units import packing_of
 from tests.place.loads import bins, every_packing, load, loaded, random_loaded
 
-SEEDS = range(40)
+SEEDS = range(25)
 
 
 def placed(given: PlaceProblem) -> tuple[Placement | None, Diagnostics]:
@@ -82,7 +82,7 @@ def _apart(given: PlaceProblem) -> tuple:  # type: ignore[type-arg]
     return tuple(replace(device, address=f"n{index}/g") for index, device in enumerate(given.devices))
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_planted_bins_are_filled_exactly(seed: int) -> None:
     """Up to 40 items that were cut from full bins."""
     generator = random.Random(seed)
@@ -286,7 +286,7 @@ _PROGRAM = """
 from blockc.diag import Diagnostics
 from blockc.place import place
 from tests.place.loads import random_loaded
-for seed in (1, 5, 9):
+for seed in (1, 5):
     found = place(random_loaded(seed, nodes=(2, 2)), diags=Diagnostics())
     print(None if found is None else [e.model_dump_json() for e in (*found.instances, *found.routes, found.solver)])
 """
