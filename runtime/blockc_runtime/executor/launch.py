@@ -32,10 +32,6 @@ from blockc_runtime.ops.linear.sides import SideWeights
 from blockc_runtime.sampling import UNSOUND
 from blockc_runtime.step import Fault, Launch, Row, RowResult, Step
 
-# Tokens up to which the kernels of a launch run together: meanwhile no value is freed, and what Python takes is little
-# beside what more tokens take.
-_MOST_TOGETHER = 64
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Hidden:
@@ -224,7 +220,7 @@ class StepRun:
             states=lambda: self._states(batch),
             contexts=self._contexts.setdefault(batch.rows, {}),
         )
-        waits = batch.token_count <= _MOST_TOGETHER and segment.occurrences[0].program.waits
+        waits = segment.occurrences[0].program.waits
         again = self._again(launch.segment, blocks, batch, uses) if waits else None
         with together() if waits else nullcontext():
             return run_blocks(

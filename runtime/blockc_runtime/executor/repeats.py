@@ -8,13 +8,13 @@ put in its place. Invariant: a repetition equals the blocks run op by op, bit fo
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from blockc_runtime.native.queue import Recorded, record, repeat
+from blockc_runtime.native.queue import Recorded, record, repeat, tensors_of
 
 # Of all that is kept for repetitions. Models whose steps need more spend their time in kernels anyway.
 _MOST_BYTES = 16 << 20
@@ -76,13 +76,5 @@ def _calls(recorded: Recorded, given: Sequence[Tensor], out: Tensor) -> _Calls |
     if len(which) < len(addresses) or 0 in which or not out.is_contiguous() or out.dtype != given[0].dtype:
         return None
     places = tuple((place, which[word]) for place, word in enumerate(recorded.words) if word in which)
-    held = {own.data_ptr(): own.nbytes for own in _tensors(recorded.held)}
+    held = {own.data_ptr(): own.nbytes for own in tensors_of(recorded.held)}
     return _Calls(recorded=recorded, places=places, shape=out.shape, nbytes=sum(held.values()))
-
-
-def _tensors(held: object) -> Iterator[Tensor]:
-    if isinstance(held, Tensor):
-        yield held
-    elif isinstance(held, list | tuple):
-        for own in held:
-            yield from _tensors(own)

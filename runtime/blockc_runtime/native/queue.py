@@ -3,7 +3,8 @@
 In: calls of kernels, in the order in which they are to run. Out: the same results, later: within `together` nothing
 that a kernel writes is there before `settle`, or the end. Between two kernels that stream through memory Python's own
 code and data are in no cache, and every call costs two to four times what it costs where they are.
-Invariant: kernels run in order, and what they read and write lives until they have. Whoever reads with other functions
+Invariant: kernels run in order, and what they read and write lives until they have; of that there is so much at most,
+and more runs them. Whoever reads with other functions
 than kernels settles first: programs before ops that cannot wait (`executor.waiting`), ops before torch's functions.
 """
 
@@ -19,9 +20,14 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from blockc_runtime.native.library import SIGNATURES, Kernels, loaded
 
 T = TypeVar("T")
+# Of what waiting kernels read and write, which would be freed otherwise and is in no plan's memory. A step of many
+# tokens has some kernels wait even so, and Python takes little of its time.
+_MOST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +45,7 @@ class _Queue:
         self._own = own
         self._words: list[int] = []
         self._held: list[object] = []
+        self._nbytes = 0
         self.settled = 0
 
     def add(self, name: str, held: object, args: tuple[Any, ...]) -> None:
@@ -49,6 +56,14 @@ class _Queue:
         self._words.append(self._own.queued[name])
         self._words += words
         self._held.append(held)
+        self._nbytes += sum(own.nbytes for own in tensors_of(held))
+        if self._nbytes > _MOST_BYTES:
+            self.settle()
+
+    def settle(self) -> None:
+        """Run what waits, and say so."""
+        self.settled += 1
+        self.run()
 
     def run(self) -> None:
         """All that wait, in order."""
@@ -57,6 +72,7 @@ class _Queue:
         words, self._words = array("q", self._words), []
         self._own.run(words.buffer_info()[0], len(words))
         self._held.clear()
+        self._nbytes = 0
 
     def record(self, run: Callable[[], T]) -> tuple[T, Recorded | None]:
         """What ``run`` returns, and the calls that it left waiting; None if there was any that could not wait."""
@@ -94,8 +110,7 @@ def call(name: str, held: object, *args: Any) -> None:
 def settle() -> None:
     """Run the kernels that wait."""
     if _OF.queue is not None:
-        _OF.queue.settled += 1
-        _OF.queue.run()
+        _OF.queue.settle()
 
 
 def record(run: Callable[[], T]) -> tuple[T, Recorded | None]:
@@ -129,6 +144,15 @@ def at_once() -> Iterator[None]:
         yield
     finally:
         _OF.queue = before
+
+
+def tensors_of(held: object) -> Iterator[Tensor]:
+    """Those in it, however deep in tuples and lists."""
+    if isinstance(held, Tensor):
+        yield held
+    elif isinstance(held, list | tuple):
+        for own in held:
+            yield from tensors_of(own)
 
 
 @cache

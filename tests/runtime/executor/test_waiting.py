@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from blockc_runtime.executor import launch, repeats
+from blockc_runtime.executor import repeats
 from blockc_runtime.executor.waiting import settle_between
 from blockc_runtime.native import library, queue
 from blockc_runtime.native.queue import at_once, call, settle, together
@@ -119,8 +119,8 @@ def test_logits_are_the_same_whenever_kernels_run(
     plan = builder.build()
     by_kernels = kernel_weights(dtype, torch.device("cpu")) is not None
 
-    def logits(together_up_to: int, repeats_bytes: int) -> list[Tensor]:
-        monkeypatch.setattr(launch, "_MOST_TOGETHER", together_up_to)
+    def logits(waiting_bytes: int, repeats_bytes: int) -> list[Tensor]:
+        monkeypatch.setattr(queue, "_MOST_BYTES", waiting_bytes)
         monkeypatch.setattr(repeats, "_MOST_BYTES", repeats_bytes)
         driver = Driver(plan, builder.zoo)
         sequences = [driver.start(chain, [3 + chain, 5, 7, 11, 13]) for chain in (0, 1, 2, 0)]
@@ -128,10 +128,10 @@ def test_logits_are_the_same_whenever_kernels_run(
         driver.generate(sequences, 6, chunk=4)  # one more row, and then others of the same number
         driver.generate(sequences, 8)
         own = driver.executor._repeats
-        assert (own.nbytes > 0) == bool(by_kernels and together_up_to and repeats_bytes)
+        assert (own.nbytes > 0) == bool(by_kernels and waiting_bytes > 0 and repeats_bytes)
         assert own.nbytes <= repeats_bytes
         return [own for sequence in sequences for own in sequence.logits]
 
-    apart = logits(0, 0)
-    for ways in ((64, 0), (64, 1 << 20), (64, 12 << 10)):
+    apart = logits(-1, 0)  # each kernel when it is called
+    for ways in ((4 << 10, 0), (16 << 20, 0), (16 << 20, 1 << 20), (16 << 20, 12 << 10)):
         assert all(torch.equal(one, other) for one, other in zip(logits(*ways), apart, strict=True))
