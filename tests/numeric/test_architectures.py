@@ -94,7 +94,14 @@ def test_the_base_equals_the_model_alone(name, tmp_path):
     assert report.max_error < 2e-4, report
 
 
-@pytest.mark.parametrize("name", NAMED)
+# Those whose layers are of other forms or kinds than those before them; the others are slow tests. What is made of
+# copies is held against transformers above, for every name.
+_FORMS = ("llama", "qwen2", "gemma2", "gemma3_text", "gpt2", "opt", "gpt_neox", "mixtral")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in _FORMS else pytest.param(name, marks=pytest.mark.slow) for name in NAMED]
+)
 def test_copies_of_one_layer_equal_a_capture_of_all(name):
     config = tiny_config(name)
     one, every = (trace(config, dtype="bfloat16", every_layer=whole) for whole in (False, True))
