@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,6 +14,7 @@ def interpret() -> None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
     if find_spec("triton") is not None:
         _count_by_what_was_loaded()
+        _know_builtins()
 
 
 def _count_by_what_was_loaded() -> None:
@@ -28,3 +31,21 @@ def _count_by_what_was_loaded() -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = patched
+
+
+def _know_builtins() -> None:
+    """Look through Triton's modules for what kernels may call once, and not before each program and function."""
+    from triton.language import core
+    from triton.runtime import interpreter
+
+    @cache
+    def names(pkg: Any) -> list[str]:
+        return [name for name, member in inspect.getmembers(pkg) if core.is_builtin(member)]
+
+    def patched(pkg: Any, builder: Any, scope: Any) -> None:
+        for name in names(pkg):
+            member = getattr(pkg, name)
+            if core.is_builtin(member):  # and not patched already, by the function that calls this one
+                interpreter._patch_attr(pkg, name, member, builder, scope)
+
+    interpreter._patch_builtin = patched

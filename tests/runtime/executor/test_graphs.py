@@ -99,9 +99,20 @@ def tuned() -> list[Any]:
 
 
 @pytest.mark.usefixtures("cuda_ops")
-@pytest.mark.parametrize(("rooms", "recorded"), [((0, 8, 32, 128), 9), ((0, 1, 2, 128), 10)])
+@pytest.mark.parametrize(
+    ("rooms", "decoding", "recorded"),
+    [
+        ((0, 8, 32, 128), ([0, 1, 2], [0, 1, 2, 3], [1], [3, 4], [2, 4, 1], [1]), 9),
+        ((0, 1, 2, 128), ([0, 1, 2], [0, 1, 2, 3]), 4),
+    ],
+)
 def test_rows_come_and_go_and_each_keeps_its_fine_tune(
-    tmp_path: Path, tuned: list[Any], monkeypatch: pytest.MonkeyPatch, rooms: tuple[int, ...], recorded: int
+    tmp_path: Path,
+    tuned: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    rooms: tuple[int, ...],
+    decoding: tuple[list[int], ...],
+    recorded: int,
 ) -> None:
     """Three segments; banks of three ranks; buckets of 1, 2 and 4 rows, filled up or not, with sides or without.
 
@@ -116,7 +127,7 @@ def test_rows_come_and_go_and_each_keeps_its_fine_tune(
     sequences = [driver.start(*pair) for pair in zip(chains, prompts, strict=True)]
     driver.advance([(s, len(s.tokens)) for s in sequences])
     assert driver.executor.counts.op_by_op == ("rows of several tokens",) * 3
-    for members in ([0, 1, 2], [0, 1, 2, 3], [1], [3, 4], [2, 4, 1], [1]):
+    for members in decoding:
         decode(driver, [sequences[i] for i in members])
         counts = driver.executor.counts
         assert (counts.launches, counts.replays, counts.op_by_op) == (3, 3, ())
