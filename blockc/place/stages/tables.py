@@ -21,6 +21,7 @@ from blockc.place.stages.rest import kept
 from blockc.place.stages.staged import Staged, expected_pages
 from blockc.place.tables import Placement, empty_entry, memory_entry
 from blockc.place.traffic.placed import batch_of
+from blockc.place.traffic.times import decoded_per_s
 from blockc.plan import BaselineEntry, InstanceEntry, LoadEntry, MemoryEntry, RouteEntry, SolverEntry, StageEntry
 
 
@@ -137,7 +138,7 @@ def _load(problem: PlaceProblem, own: Staged) -> LoadEntry | None:
     for chain in own.chains:
         load = problem.chains[chain].load
         for segment in problem.chains[chain].segments if load is not None else ():
-            rate = float(load.rate_rps * load.output_tokens) / own.copies if load is not None else 0.0
+            rate = decoded_per_s(load) / own.copies if load is not None else 0.0
             rates[segment] = rates.get(segment, 0.0) + rate
     return LoadEntry(
         cadence_s=round(own.tau_s, 9),

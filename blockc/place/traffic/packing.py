@@ -173,12 +173,21 @@ def sweep_of(packing: Packing, cell: PackedCell) -> int:
     return sum(kind.item_ns[item] for item in {item for group, _ in cell.units for item in packing.groups[group].items})
 
 
+def traffic_of(packing: Packing, cell: PackedCell) -> int:
+    """Parts that a cell's units take, beside sweeps."""
+    return sum(packing.kinds[cell.kind].unit_parts[group] * count for group, count in cell.units)
+
+
+def tokens_of(packing: Packing, cell: PackedCell) -> int:
+    """Thousandths of tokens that a cell decodes a second."""
+    return sum(packing.groups[group].milli_tokens * count for group, count in cell.units)
+
+
 def busy_parts(packing: Packing, cell: PackedCell) -> int:
     """How busy a cell is, made afresh."""
-    kind = packing.kinds[cell.kind]
-    tokens = sum(packing.groups[group].milli_tokens * count for group, count in cell.units)
-    swept = packing.swept_parts(kind, sweep_of(packing, cell), cadence_of(packing, cell), tokens)
-    return swept + sum(kind.unit_parts[group] * count for group, count in cell.units)
+    kind, tau_ns = packing.kinds[cell.kind], cadence_of(packing, cell)
+    swept = packing.swept_parts(kind, sweep_of(packing, cell), tau_ns, tokens_of(packing, cell))
+    return swept + traffic_of(packing, cell)
 
 
 def cell_problem(packing: Packing, cell: PackedCell) -> str | None:

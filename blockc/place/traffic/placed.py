@@ -17,7 +17,7 @@ from blockc.place.traffic.goals import PEAKS, amount, said
 from blockc.place.traffic.packing import PARTS, PackedCell, Packing, cadence_of, sweep_of
 from blockc.place.traffic.shares import shares_of
 from blockc.place.traffic.solve import Solved
-from blockc.place.traffic.times import chain_times, first_token_s, paced_s
+from blockc.place.traffic.times import chain_times, decoded_per_s, first_token_s, paced_s
 from blockc.place.traffic.units import kv_demand
 from blockc.plan import LoadEntry, RouteEntry, SearchEntry, SolverEntry
 
@@ -120,7 +120,7 @@ def _batches(problem: PlaceProblem, units: Mapping[int, float], packing: Packing
         chain = problem.chains[group]
         if chain.load is not None:
             part = count / packing.groups[group].units
-            rate = part * float(chain.load.rate_rps * chain.load.output_tokens)
+            rate = part * decoded_per_s(chain.load)
             for segment in chain.segments:
                 tokens[segment] = tokens.get(segment, 0.0) + rate
     return {segment: batch_of(rate, tau_s) for segment, rate in sorted(tokens.items())}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from blockc.place.traffic.packing import PackedCell, Packing, cadence_of, sweep_of
+from blockc.place.traffic.packing import PackedCell, Packing, cadence_of, sweep_of, tokens_of, traffic_of
 
 _DIGITS: Final = 4
 
@@ -51,14 +51,13 @@ def _balanced(
             return sum(amount[g] * units[g] * (y[g][number] - before[g]) for g in units)
 
         parts = {group: kind.unit_parts[group] for group in here}
-        traffic = sum(kind.unit_parts[group] * count for group, count in cell.units)
+        traffic = traffic_of(packing, cell)
         sweep_ns = sweep_of(packing, cell)
         due = kind.fixed_parts(sweep_ns, cadence_of(packing, cell))
         solver.Add(due + traffic + moved(parts) <= limit * peak)
         tokens = {group: packing.groups[group].milli_tokens for group in here}
-        before_tokens = sum(packing.groups[group].milli_tokens * count for group, count in cell.units)
         swept = (sweep_ns + kind.step_ns) / packing.full_step
-        solver.Add(swept * (before_tokens + moved(tokens)) + traffic + moved(parts) <= limit * peak)
+        solver.Add(swept * (tokens_of(packing, cell) + moved(tokens)) + traffic + moved(parts) <= limit * peak)
         # Never more memory than the units that were counted: what is lent elsewhere is free.
         pages = {group: kind.unit_bytes[group] for group in here}
         resident = {item for group, _ in cell.units for item in packing.groups[group].items}
