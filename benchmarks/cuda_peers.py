@@ -20,7 +20,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.cuda_step import DEVICE, DTYPE, RANKS, SHAPES, Shape, wait
+from benchmarks.cuda_step import DEVICE, DTYPE, RANKS, Shape, wait
+from benchmarks.fleet import SHAPES
 from benchmarks.rates import origin
 
 # Tokens of the two runs.

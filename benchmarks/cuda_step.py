@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.fleet import SHAPES
 from benchmarks.rates import origin
 from benchmarks.step import PAGE_TOKENS, step_of
 from blockc.plan import ExecutionPlan, KvLayerEntry
@@ -34,8 +35,6 @@ from tests.runtime.executor import structures
 from tests.runtime.executor.plans import BlockSpec, ModelSpec, PlanBuilder, Term
 
 DTYPE, CODE = torch.bfloat16, "BF16"
-# (hidden, layers, heads, KV heads, inner, vocabulary)
-SHAPES = {"8b": (4096, 32, 32, 8, 14336, 128256), "mid": (1024, 16, 16, 4, 2816, 32000), "tiny": (64, 2, 4, 2, 96, 100)}
 RANKS = (8, 16, 64)
 WAYS = ("torch", "triton", "graphs")
 
@@ -44,7 +43,9 @@ class Shape:
     """Sizes of a model, and what follows from them."""
 
     def __init__(self, name: str) -> None:
-        self.hidden, self.layers, self.heads, self.kv_heads, self.inner, self.vocab = SHAPES[name]
+        own = SHAPES[name]
+        self.hidden, self.layers, self.heads, self.kv_heads = own.hidden, own.layers, own.heads, own.kv_heads
+        self.inner, self.vocab = own.intermediate, own.vocab
         self.size = self.hidden // self.heads
         self.kv = self.kv_heads * self.size
         self.attention = {"q": self.hidden, "k": self.kv, "v": self.kv, "o": self.hidden}

@@ -5,14 +5,14 @@ Random weights cost what trained ones cost; this field's benchmarks accept them.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
-LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+from safetensors.torch import save_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +26,28 @@ class Shape:
     intermediate: int
     vocab: int
 
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(values out, values in) of a layer's matrices, by module."""
+        kv = self.kv_heads * (self.hidden // self.heads)
+        attention = {"q": (self.hidden,) * 2, "k": (kv, self.hidden), "v": (kv, self.hidden), "o": (self.hidden,) * 2}
+        mlp = {"gate": (self.intermediate, self.hidden), "up": (self.intermediate, self.hidden)}
+        mlp["down"] = self.hidden, self.intermediate
+        return {f"self_attn.{name}_proj": ends for name, ends in attention.items()} | {
+            f"mlp.{name}_proj": ends for name, ends in mlp.items()
+        }
+
 
 SHAPES = {
-    # 246 M and 32 M parameters.
+    # Of Llama 3.1 and 3.2; 246 M and 32 M parameters; next to nothing.
+    "8b": Shape(hidden=4096, layers=32, heads=32, kv_heads=8, intermediate=14336, vocab=128256),
+    "1b": Shape(hidden=2048, layers=16, heads=32, kv_heads=8, intermediate=8192, vocab=128256),
     "mid": Shape(hidden=1024, layers=16, heads=16, kv_heads=4, intermediate=2816, vocab=32000),
     "small": Shape(hidden=512, layers=8, heads=8, kv_heads=4, intermediate=1408, vocab=8192),
+    "tiny": Shape(hidden=64, layers=2, heads=4, kv_heads=2, intermediate=96, vocab=100),
 }
+# Where the modules of a LoRA are, in a checkpoint of PEFT's.
+_PEFT = "base_model.model.model.layers"
 
 
 def make_fleet(
@@ -53,10 +69,38 @@ def make_fleet(
     spec = root / "fleet.blk"
     if spec.is_file():
         return spec
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    write_base(root / "base", shape, tied=tied)
+    if tuned_layers:
+        write_base(root / "f0", shape, tied=tied, tuned_layers=tuned_layers)
+    for index in range(adapters):
+        write_lora(root / f"a{index}", shape, rank, seed=1 + index)
+    device = f"cpu {{ memory = {memory} }}"
+    spec.write_text(spec_text(adapters, device=device, dtype=dtype, batching=batching, full=bool(tuned_layers)))
+    return spec
 
-    torch.manual_seed(0)
+
+def write_base(root: Path, shape: Shape, *, tied: bool = False, tuned_layers: int = 0, device: str = "cpu") -> None:
+    """A checkpoint in bfloat16 with its tokenizer. ``tuned_layers``: so many upper layers are changed a little.
+
+    ``device``: where weights are drawn, the same ones each time.
+    """
+    from transformers import LlamaConfig
+
+    generator = torch.Generator(device).manual_seed(0)
+
+    def drawn(*size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.bfloat16, device=device).normal_(0, 0.02, generator=generator).cpu()
+
+    ones = torch.ones(shape.hidden, dtype=torch.bfloat16)
+    tensors = {"model.embed_tokens.weight": drawn(shape.vocab, shape.hidden), "model.norm.weight": ones.clone()}
+    if not tied:
+        tensors["lm_head.weight"] = drawn(shape.vocab, shape.hidden)
+    for layer in range(shape.layers):
+        own = {f"{name}.weight": drawn(*ends) for name, ends in shape.linears.items()}
+        own |= {f"{name}_layernorm.weight": ones.clone() for name in ("input", "post_attention")}
+        for tensor in own.values() if layer >= shape.layers - tuned_layers else ():
+            tensor.mul_(1.01)
+        tensors |= {f"model.layers.{layer}.{name}": tensor for name, tensor in own.items()}
     config = LlamaConfig(
         hidden_size=shape.hidden,
         num_hidden_layers=shape.layers,
@@ -68,37 +112,39 @@ def make_fleet(
         tie_word_embeddings=tied,
         bos_token_id=1,
         eos_token_id=2,
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
     )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(root / "base")
-    write_tokenizer(root / "base", shape.vocab)
-    if tuned_layers:
-        with torch.no_grad():
-            for layer in model.model.layers[-tuned_layers:]:
-                for parameter in layer.parameters():
-                    parameter.mul_(1.01)
-        model.save_pretrained(root / "f0")
-        write_tokenizer(root / "f0", shape.vocab)
-    tuned = get_peft_model(
-        model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LINEARS, task_type="CAUSAL_LM")
-    ).to(torch.bfloat16)
-    for index in range(adapters):
-        with torch.no_grad():
-            for name, parameter in tuned.named_parameters():
-                if "lora_" in name:
-                    parameter.normal_(0, 0.02)
-        tuned.save_pretrained(root / f"a{index}")
-    spec.write_text(_spec(adapters, memory, dtype, batching, full=bool(tuned_layers)))
-    return spec
+    config.save_pretrained(root)
+    save_file(tensors, root / "model.safetensors", metadata={"format": "pt"})
+    write_tokenizer(root, shape.vocab)
+
+
+def write_lora(root: Path, shape: Shape, rank: int, *, seed: int = 0, device: str = "cpu") -> None:
+    """A LoRA on all linears, as PEFT writes it, in bfloat16."""
+    generator = torch.Generator(device).manual_seed(seed)
+    tensors = {}
+    for layer in range(shape.layers):
+        for name, (out, into) in shape.linears.items():
+            for side, size in (("A", (rank, into)), ("B", (out, rank))):
+                tensor = torch.empty(size, dtype=torch.bfloat16, device=device).normal_(0, 0.02, generator=generator)
+                tensors[f"{_PEFT}.{layer}.{name}.lora_{side}.weight"] = tensor.cpu()
+    root.mkdir(parents=True)
+    save_file(tensors, root / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank}
+    targets = [name.rpartition(".")[2] for name in shape.linears]
+    (root / "adapter_config.json").write_text(json.dumps({**config, "target_modules": targets}))
 
 
 def write_tokenizer(root: Path, vocab: int) -> None:
-    """A word-level tokenizer of ``vocab`` words: the benchmarks send token ids, but a server wants a tokenizer."""
+    """A word-level tokenizer of ``vocab`` words, ``w0`` and so on, with a chat template that adds nothing."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.WordLevel({f"w{index}": index for index in range(vocab)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(root / "tokenizer.json"))
+    config = {"chat_template": "{% for message in messages %}{{ message['content'] }} {% endfor %}"}
+    (root / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def compiled_fleet(root: Path, shape: Shape, adapters: int) -> Path:
@@ -106,16 +152,18 @@ def compiled_fleet(root: Path, shape: Shape, adapters: int) -> Path:
     spec = make_fleet(root, shape, adapters=adapters)
     plan = root / "plan.json"
     if not plan.is_file():
-        blockc = Path(sys.executable).parent / "blockc"
-        subprocess.run([blockc, "compile", str(spec), "-o", str(plan)], check=True)
+        subprocess.run([sys.executable, "-m", "blockc", "compile", str(spec), "-o", str(plan)], check=True)
     return plan
 
 
-def _spec(adapters: int, memory: str, dtype: str, batching: str, *, full: bool) -> str:
+def spec_text(
+    adapters: int, *, device: str, dtype: str = "bf16", max_model_len: int = 512, batching: str = "", full: bool = False
+) -> str:
+    """A spec of the base and its fine-tunes on one ``device``, such as ``cpu { memory = 12GiB }``."""
     lines = [
         "blockc { edition = 1 }",
-        f'base b : hf("./base") {{ dtype = {dtype}  max_model_len = 512 }}',
-        f"cluster box {{ node local {{ device d0 : cpu {{ memory = {memory} }} }} }}",
+        f'base b : hf("./base") {{ dtype = {dtype}  max_model_len = {max_model_len} }}',
+        f"cluster box {{ node local {{ device d0 : {device} }} }}",
         "tenant t {",
         "  app base { model = b }",
     ]

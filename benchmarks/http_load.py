@@ -28,7 +28,8 @@ from pathlib import Path
 from benchmarks.engine_process import EngineProcess
 from benchmarks.fleet import SHAPES, compiled_fleet
 from benchmarks.pairs import paired_values, text_of, write
-from benchmarks.server_overhead import READ_BYTES, connect, cpu_s, first_model, is_over, post, serving
+from benchmarks.server_overhead import cpu_s, first_model, post, serving
+from benchmarks.streams import READ_BYTES, connect, is_over
 from blockc.plan import load_plan
 from blockc_runtime.request import Request, Sampling
 
@@ -64,7 +65,7 @@ class Windows:
         """Seconds of a step behind a server."""
         streams = [connect(url) for _ in range(self.rows)]
         for stream, prompt in zip(streams, self.prompts(), strict=True):
-            stream.sendall(post(model, prompt, self.steps))
+            stream.sendall(post(model, prompt, self.steps).data())
         arrivals = read_s(streams[-1])
         for stream in streams[:-1]:
             read_s(stream)

@@ -15,20 +15,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import selectors
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+from benchmarks.streams import READ_BYTES, Asked, connect, streamed
 
 PROMPT = list(range(5, 21))
-READ_BYTES = 1 << 18
 
 
 def main() -> None:
-    """Run the benchmark, or the client if told to."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("plan", type=Path, nargs="?")
     parser.add_argument("--zoo", type=Path)
@@ -36,12 +35,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--step-ms", type=float, default=0.0)
-    parser.add_argument("--drive", help=argparse.SUPPRESS)
-    parser.add_argument("--model", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.drive:
-        print(json.dumps(drive(options.drive, options.model, options.streams[0], options.tokens)))
-        return
     if options.plan is None:
         parser.error("a plan is needed")
     null = ("--executor", "null", "--null-step", str(options.step_ms / 1000))
@@ -53,13 +47,16 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def serving(plan: Path, zoo: Path | None, *more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run the server, with more options; yield its process and URL."""
-    program = "import sys; from blockc.cli import main; sys.exit(main())"
+def serving(
+    plan: Path, zoo: Path | None, *more: str, log: IO[str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run the server, with more options; yield its process and URL. ``log``: where its progress goes, if not on."""
     arguments = ["serve", str(plan), "--port", "0", *more]
     if zoo is not None:
         arguments += ["--zoo", str(zoo)]
-    process = subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "blockc", *arguments], stdout=subprocess.PIPE, stderr=log, text=True
+    )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -68,7 +65,10 @@ def serving(plan: Path, zoo: Path | None, *more: str) -> Iterator[tuple[subproce
         yield process, line.split()[-1]
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(timeout=60)
+        finally:
+            process.kill()
 
 
 def measure(
@@ -78,11 +78,14 @@ def measure(
     best: dict[str, float] = {}
     for _ in range(rounds):
         before_s = cpu_s(process.pid)
-        command = (sys.executable, "-m", "benchmarks.server_overhead", "--drive", url, "--model", model)
-        sizes = ("--streams", str(streams), "--tokens", str(tokens))
-        done = subprocess.run([*command, *sizes], capture_output=True, text=True, check=True)
-        result = json.loads(done.stdout)
-        result["server_cpu_s"] = cpu_s(process.pid) - before_s
+        answered = streamed(url, [post(model, PROMPT, tokens)] * streams, 1)
+        result = {
+            "streams": streams,
+            "tokens": streams * tokens,
+            "wall_s": max(own.last_s for own in answered) - min(own.sent_s for own in answered),
+            "writes": sum(own.reads for own in answered),
+            "server_cpu_s": cpu_s(process.pid) - before_s,
+        }
         if not best or result["wall_s"] < best["wall_s"]:
             best = result
     return best
@@ -106,6 +109,14 @@ def cpu_s(pid: int) -> float:
     return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
+def cpu_s_with_children(process: int) -> float:
+    """CPU time of a process and of those that it started."""
+    children = Path(f"/proc/{process}/task").glob("*/children")
+    return cpu_s(process) + sum(
+        cpu_s_with_children(int(child)) for file in children for child in file.read_text().split()
+    )
+
+
 def first_model(url: str) -> str:
     """Return the name of some app of the plan."""
     with connect(url) as connection:
@@ -115,53 +126,10 @@ def first_model(url: str) -> str:
     return name
 
 
-def connect(url: str) -> socket.socket:
-    """Open a connection."""
-    host, port = url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)))
-
-
-def post(model: str, prompt: list[int], tokens: int) -> bytes:
+def post(model: str, prompt: list[int], tokens: int) -> Asked:
     """A request for a stream of so many tokens."""
     fields = {"model": model, "prompt": prompt, "max_tokens": tokens, "stream": True, "ignore_eos": True}
-    body = json.dumps(fields).encode()
-    return f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-def is_over(tail: bytes | bytearray) -> bool:
-    """Whether this is how a stream ends. Exits if it did not end well."""
-    if b"[DONE]" not in tail:
-        return False
-    if b'"finish_reason":"length"' not in tail:
-        sys.exit(f"a stream ended early: {bytes(tail[-300:])!r}")
-    return True
-
-
-def drive(url: str, model: str, streams: int, tokens: int) -> dict[str, float]:
-    """Open the streams and read them to their ends."""
-    asked = post(model, PROMPT, tokens)
-    connections = [connect(url) for _ in range(streams)]
-    selector = selectors.DefaultSelector()
-    began_s = time.perf_counter()
-    for connection in connections:
-        connection.sendall(asked)
-        selector.register(connection, selectors.EVENT_READ, bytearray())
-    writes = 0
-    while selector.get_map():
-        for key, _ in selector.select():
-            assert isinstance(key.fileobj, socket.socket)
-            data = key.fileobj.recv(READ_BYTES)
-            writes += 1
-            tail: bytearray = key.data
-            tail += data
-            if not data:
-                sys.exit(f"a stream ended early: {tail[-300:]!r}")
-            if is_over(tail):
-                selector.unregister(key.fileobj)
-                key.fileobj.close()
-            del tail[:-300]
-    wall_s = time.perf_counter() - began_s
-    return {"streams": streams, "tokens": streams * tokens, "wall_s": wall_s, "writes": writes}
+    return Asked(path="/v1/completions", fields=fields)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +31,8 @@ import torch
 
 from benchmarks.fleet import SHAPES, Shape, compiled_fleet
 from benchmarks.rates import Rates, measure_rates, origin
-from benchmarks.server_overhead import cpu_s
+from benchmarks.server_overhead import cpu_s_with_children
+from benchmarks.server_overhead import serving as started
 
 PROMPT_TOKENS = 128
 OUTPUT_TOKENS = 64
@@ -199,22 +199,8 @@ def described(name: str, rates: Rates | None, rows: list[dict[str, Any]]) -> dic
 @contextmanager
 def serving(plan: Path) -> Iterator[Server]:
     """Ours, on loopback."""
-    blockc = str(Path(sys.executable).parent / "blockc")
-    process = subprocess.Popen(
-        [blockc, "serve", str(plan), "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        start = line.find("http://")
-        if start < 0:
-            raise SystemExit(f"the server did not start: {line!r}")
-        yield Server(
-            process=process.pid, url=line[start:].split()[0].rstrip("/"), fields=lambda model: {"model": model}
-        )
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    with Path(os.devnull).open("w") as log, started(plan, None, log=log) as (process, url):
+        yield Server(process=process.pid, url=url, fields=lambda model: {"model": model})
 
 
 async def measure(servers: Mapping[str, Server], shape: Shape, case: Case | Drawn, repeats: int) -> dict[str, Measured]:
@@ -245,14 +231,6 @@ async def measure(servers: Mapping[str, Server], shape: Shape, case: Case | Draw
         name: Measured(rates=tuple(rates[name]), cpu_s=tuple(spent_s[name]), ttft_s=tuple(ttft_s[name]))
         for name in servers
     }
-
-
-def cpu_s_with_children(process: int) -> float:
-    """CPU time of a process and of those that it started."""
-    children = Path(f"/proc/{process}/task").glob("*/children")
-    return cpu_s(process) + sum(
-        cpu_s_with_children(int(child)) for file in children for child in file.read_text().split()
-    )
 
 
 async def stream(client: httpx.AsyncClient, fields: dict[str, Any]) -> float:
