@@ -218,7 +218,7 @@ def make(root: Path, shape: Shape, options: argparse.Namespace) -> str:
     longest = -(-(options.prompt + options.output + 8) // 256) * 256
     text = spec_text(LORAS, device=device_text(), max_model_len=longest, batching=limits)
     (root / "fleet.blk").write_text(text)
-    return "; ".join(text.splitlines()[1:4:2])
+    return "; ".join(line for line in text.splitlines() if line.startswith(("policy", "base", "cluster")))
 
 
 def device_text() -> str:

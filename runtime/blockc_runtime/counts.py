@@ -15,7 +15,8 @@ class Counts:
     ``block_loads`` and ``block_evictions``: segments whose weights came and went; ``residency_wait_s``: seconds that
     requests, each for itself, waited for either. ``overlapped``: steps that were issued while another one was in
     flight; ``waits``: how often, by reason, none was though requests were there (`scheduler.draft.Wait`, or ``plans``
-    where those of another plan are under way).
+    where those of another plan are under way). ``replays``: launches that were recorded graphs; ``op_by_op``: others,
+    by why they were not, where graphs are used at all.
     """
 
     preemptions: int = 0
@@ -25,10 +26,13 @@ class Counts:
     residency_wait_s: float = 0.0
     overlapped: int = 0
     waits: Mapping[str, int] = field(default_factory=dict)
+    replays: int = 0
+    op_by_op: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Counts) -> Counts:
         """Both together."""
         waits = Counter(self.waits) + Counter(other.waits)
+        op_by_op = Counter(self.op_by_op) + Counter(other.op_by_op)
         return Counts(
             preemptions=self.preemptions + other.preemptions,
             side_loads=self.side_loads + other.side_loads,
@@ -37,4 +41,6 @@ class Counts:
             residency_wait_s=self.residency_wait_s + other.residency_wait_s,
             overlapped=self.overlapped + other.overlapped,
             waits=dict(sorted(waits.items())),
+            replays=self.replays + other.replays,
+            op_by_op=dict(sorted(op_by_op.items())),
         )

@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -87,6 +88,7 @@ class Engine:
         self._epoch_of: dict[str, Epoch] = {}  # of each request that is unfinished
         self._unstarted: set[str] = set()
         self._past = Counts()
+        self._replays, self._op_by_op = 0, Counter[str]()
         self._steps = 0
         self._draining = False
         self._shut_down = False
@@ -163,6 +165,8 @@ class Engine:
         while len(epoch.flights) > keep:
             result = self._collect(epoch.executor)
             step = epoch.flights.popleft()
+            self._replays += result.replays
+            self._op_by_op.update(result.op_by_op)
             self._emit(step, epoch.scheduler.complete(step, result, self._clock()))
 
     def _idle_s(self) -> float | None:
@@ -323,11 +327,12 @@ class Engine:
     def _stats(self) -> Stats:
         """Pages and memory are those of the newest plan; what only grows is counted over all of them."""
         newest = self._newest.scheduler.gauges()
+        launched = Counts(replays=self._replays, op_by_op=self._op_by_op)
         return Stats(
             unfinished=len(self._epoch_of),
             steps=self._steps,
             pages=newest.pages,
-            counts=sum((epoch.scheduler.gauges().counts for epoch in self._epochs.values()), self._past),
+            counts=sum((epoch.scheduler.gauges().counts for epoch in self._epochs.values()), self._past + launched),
             memory=self._newest.memory(),
             sessions=newest.sessions,
             sessions_lost=newest.sessions_lost,

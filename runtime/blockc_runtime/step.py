@@ -135,10 +135,16 @@ class RowResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """Results in the order of ``Step.rows``."""
+    """Results in the order of ``Step.rows``.
+
+    ``replays``: launches that were recorded graphs; ``op_by_op``: of each other launch why it was not, where graphs are
+    used at all.
+    """
 
     step: int
     rows: tuple[RowResult, ...]
+    replays: int = 0
+    op_by_op: tuple[str, ...] = ()
 
 
 class Executor(Protocol):

@@ -20,7 +20,8 @@ class Flight:
     """``step``: with its tokens, once it has been filled, as far as the host knows them.
 
     ``sources``: steps that feed its rows, by their numbers. ``run``: from its launch to when it is settled. ``future``:
-    done when the step is, where it runs beside its caller.
+    done when the step is, where it runs beside its caller. ``replays``, ``op_by_op``: of its launches, as `StepResult`
+    has them.
     """
 
     step: Step
@@ -28,6 +29,8 @@ class Flight:
     run: StepRun | None = None
     results: tuple[RowResult, ...] = ()
     future: Future[None] | None = None
+    replays: int = 0
+    op_by_op: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, step: Step, in_flight: Iterable[Flight]) -> Flight:

@@ -148,6 +148,17 @@ class Metrics:
                 registry=self._registry,
             )
         )
+        self._replays = Growing(
+            Counter("blockc:launches_replayed", "Launches that were recorded graphs", registry=self._registry)
+        )
+        self._op_by_op = Growing(
+            Counter(
+                "blockc:launches_op_by_op",
+                "Launches that were not, where graphs are used, and why",
+                ("reason",),
+                registry=self._registry,
+            )
+        )
         self._sessions = Gauge("blockc:sessions_paused", "Sessions whose KV is kept", registry=self._registry)
         self._sessions_lost = Growing(
             Counter(
@@ -222,6 +233,9 @@ class Metrics:
         self._overlapped.observe(counts.overlapped)
         for reason, count in counts.waits.items():
             self._waits.observe(count, reason)
+        self._replays.observe(counts.replays)
+        for reason, count in counts.op_by_op.items():
+            self._op_by_op.observe(count, reason)
 
     def predict_memory(self, entries: Sequence[MemoryEntry]) -> None:
         """Take in what a plan says of its devices; the interpreter and its libraries live in their reserve."""

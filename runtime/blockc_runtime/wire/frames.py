@@ -38,7 +38,7 @@ from blockc_runtime.wire.messages import (
     Tokens,
 )  # fmt: skip
 
-WIRE_VERSION = 9
+WIRE_VERSION = 10
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 _HEADER = struct.Struct(">I")
@@ -122,6 +122,8 @@ _COUNTS = record(
     residency_wait_s=_FLOAT,
     overlapped=_INT,
     waits=table(_STR, _INT),
+    replays=_INT,
+    op_by_op=table(_STR, _INT),
 )
 _STEP_LOAD = record(StepLoad, rows=_INT, tokens=_INT, launches=_INT, chains=_INT)
 
@@ -159,6 +161,8 @@ _STEP_RESULT = record(
     rows=many(
         record(RowResult, tokens=_INTS, logprobs=_LOGPROBS, fault=optional(_FAULT), scores=_FLOATS, given=_LOGPROBS)
     ),
+    replays=_INT,
+    op_by_op=many(_STR),
 )
 
 _MESSAGES: dict[str, tuple[type, Codec[Any]]] = {

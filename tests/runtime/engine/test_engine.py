@@ -259,6 +259,24 @@ class SpoiledExecutor(FormulaExecutor):
         return StepResult(step=result.step, rows=rows)
 
 
+class RecordedExecutor(FormulaExecutor):
+    def collect(self) -> StepResult:
+        return replace(super().collect(), replays=2, op_by_op=("rows of several tokens",))
+
+
+def test_launches_are_counted_by_how_they_were_made():
+    started = Running(RecordedExecutor())
+    started.peer.send(Submit(request=request("a", 4)))
+    started.peer.until_ends("a")
+    started.peer.send(StatsQuery())
+    while not isinstance(message := started.peer.next(), Stats):
+        pass
+    assert (message.steps, message.counts.replays) == (4, 8)
+    assert message.counts.op_by_op == {"rows of several tokens": 4}
+    started.peer.send(Shutdown())
+    assert started.exit_code() == 0
+
+
 def test_a_spoiled_worker_ends_the_engine_and_not_its_requests():
     started = Running(SpoiledExecutor())
     started.peer.send(Submit(request=request("a")))

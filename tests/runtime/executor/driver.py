@@ -86,7 +86,8 @@ class Driver:
         self.fills = ()
         self.executor.submit(step)
         result = self.executor.collect()
-        assert result.step == self.steps
+        counts = self.executor.counts
+        assert (result.step, result.replays, result.op_by_op) == (self.steps, counts.replays, counts.op_by_op)
         return result.rows
 
     def advance(self, work: Sequence[tuple[Sequence_, int]]) -> tuple[RowResult, ...]:

@@ -80,7 +80,7 @@ any_message = st.one_of(
         pages=many(st.builds(PageUsage, total=ids, free=ids, idle=ids, held=ids, saved=ids, evicted=ids)),
         counts=st.builds(
             Counts, preemptions=ids, side_loads=ids, block_loads=ids, block_evictions=ids, residency_wait_s=floats,
-            overlapped=ids, waits=st.dictionaries(texts, ids),
+            overlapped=ids, waits=st.dictionaries(texts, ids), replays=ids, op_by_op=st.dictionaries(texts, ids),
         ),
         memory=st.none() | memories,
         sessions=ids, sessions_lost=ids,
@@ -103,7 +103,7 @@ steps = st.builds(
     ),
 )  # fmt: skip
 results = st.builds(
-    StepResult, step=ids,
+    StepResult, step=ids, replays=ids, op_by_op=many(texts),
     rows=many(
         st.builds(
             RowResult, tokens=token_tuples, logprobs=logprobs, fault=st.none() | faults,
@@ -176,8 +176,8 @@ def test_a_truncated_frame_is_refused(message, data):
         [frames.WIRE_VERSION, b"drain"],
         [frames.WIRE_VERSION, ["drain"]],
         [frames.WIRE_VERSION, "drain", 0],
-        [frames.WIRE_VERSION, "stats", 0, 0, [], [0, 0, 0, 0, 0.0, 0, [["pages", 1], ["pages", 2]]], None, 0, 0],
-        [frames.WIRE_VERSION, "stats", 0, 0, [], [0, 0, 0, 0, 0.0, 0, [["pages"]]], None, 0, 0],
+        [frames.WIRE_VERSION, "stats", 0, 0, [], [0, 0, 0, 0, 0.0, 0, [["a", 1], ["a", 2]], 0, []], None, 0, 0],
+        [frames.WIRE_VERSION, "stats", 0, 0, [], [0, 0, 0, 0, 0.0, 0, [["pages"]], 0, []], None, 0, 0],
         [frames.WIRE_VERSION, "cancel"],
         [frames.WIRE_VERSION, "cancel", 7, False],
         [frames.WIRE_VERSION, "cancel", "r", 1],
