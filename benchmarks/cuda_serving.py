@@ -194,12 +194,11 @@ def run_case(server: Running, load: Load, case: Case, turn: str) -> dict[str, An
     (server_after_s, engine_after_s), after = server.cpu_s(), server.metrics()
     if found["tokens"] != case.requests * load.output or len(answered) != case.requests:
         raise RuntimeError(f"{found['tokens']} tokens came of {case.requests} requests of {load.output}")
-    return {
-        **found,
-        **steps(grown(before, after), found["wall_s"]),
-        "server_cpu_us_a_token": round(1e6 * (server_after_s - server_s) / found["tokens"], 1),
-        "engine_cpu_us_a_token": round(1e6 * (engine_after_s - engine_s) / found["tokens"], 1),
-    }
+    found |= steps(grown(before, after), found["wall_s"])
+    for name, spent_s in (("server", server_after_s - server_s), ("engine", engine_after_s - engine_s)):
+        found[f"{name}_cpu_us_a_token"] = round(1e6 * spent_s / found["tokens"], 1)
+        found[f"{name}_cores"] = round(spent_s / found["wall_s"], 2)
+    return found
 
 
 def modules() -> Mapping[str, Any]:

@@ -46,6 +46,8 @@ SHAPES = {
     "small": Shape(hidden=512, layers=8, heads=8, kv_heads=4, intermediate=1408, vocab=8192),
     "tiny": Shape(hidden=64, layers=2, heads=4, kv_heads=2, intermediate=96, vocab=100),
 }
+# Standard deviation of what a random model's head yields.
+LOGITS_SPREAD = 6.0
 # Where the modules of a LoRA are, in a checkpoint of PEFT's.
 _PEFT = "base_model.model.model.layers"
 
@@ -88,13 +90,16 @@ def write_base(root: Path, shape: Shape, *, tied: bool = False, tuned_layers: in
 
     generator = torch.Generator(device).manual_seed(0)
 
-    def drawn(*size: int) -> torch.Tensor:
-        return torch.empty(size, dtype=torch.bfloat16, device=device).normal_(0, 0.02, generator=generator).cpu()
+    def drawn(*size: int, spread: float = 0.02) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.bfloat16, device=device).normal_(0, spread, generator=generator).cpu()
 
+    # As wide as makes few tokens likely, as trained heads do: what a draw from the likely ones costs depends on that.
+    head = drawn(shape.vocab, shape.hidden, spread=LOGITS_SPREAD * shape.hidden**-0.5)
     ones = torch.ones(shape.hidden, dtype=torch.bfloat16)
-    tensors = {"model.embed_tokens.weight": drawn(shape.vocab, shape.hidden), "model.norm.weight": ones.clone()}
+    embed = head if tied else drawn(shape.vocab, shape.hidden)
+    tensors = {"model.embed_tokens.weight": embed, "model.norm.weight": ones.clone()}
     if not tied:
-        tensors["lm_head.weight"] = drawn(shape.vocab, shape.hidden)
+        tensors["lm_head.weight"] = head
     for layer in range(shape.layers):
         own = {f"{name}.weight": drawn(*ends) for name, ends in shape.linears.items()}
         own |= {f"{name}_layernorm.weight": ones.clone() for name in ("input", "post_attention")}
