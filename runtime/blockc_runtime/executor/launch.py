@@ -297,7 +297,7 @@ class StepRun:
             return
         sampled = [row for row, samples in zip(batch.rows, batch.samples, strict=True) if samples]
         entries = [self.step.rows[row] for row in sampled]
-        if entries and self.logits_tap is None and all(self._draws_alone(entry, logits.shape[2]) for entry in entries):
+        if self.logits_tap is None and all(self._draws_alone(entry, logits.shape[2]) for entry in entries):
             drawn = draw_on_device(logits[0].float(), entries, rows.finite)
             places = {row: place for place, row in enumerate(sampled)}
             self._unsettled.append(_Unsettled(batch=batch, drawn=drawn, places=places))

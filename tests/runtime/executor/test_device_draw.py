@@ -156,6 +156,21 @@ def tokens_alone(driver: Driver, prompt: list[int], sampling: Sampling, outputs:
     return sequence.tokens[len(prompt) :]
 
 
+def test_a_step_that_draws_nothing_lets_the_host_run_on(tmp_path: Path) -> None:
+    """A chunk of a prompt: the next one is launched before the device is done with it."""
+    builder = PlanBuilder(new_zoo(tmp_path / "zoo"), pages=60)
+    builder.add(llama_spec(make_llama(layers=1)))
+    prompt = [7, 8, 9, 1, 2]
+    wanted = tokens_alone(Driver(builder.build(), builder.zoo), prompt, Sampling(), 1)
+    driver = overlapping(builder, records=False)
+    sequence = driver.start(0, prompt)
+    driver.executor.submit(step_of(driver, [driver.row(sequence, 3, samples=0)]))
+    sequence.cached = 3
+    driver.executor.submit(step_of(driver, [driver.row(sequence, 2, samples=1)]))
+    assert [flight.run is not None for flight in driver.executor._queue] == [True, True]
+    assert [driver.executor.collect().rows[0].tokens for _ in range(2)] == [(), tuple(wanted)]
+
+
 def test_values_that_are_not_finite_are_told_when_the_step_is_taken_in(tmp_path: Path) -> None:
     """The row behind it has run meanwhile: it ends alike, takes nobody with it, and leaves nothing in its pages."""
     model = make_llama()

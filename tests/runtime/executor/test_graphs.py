@@ -6,6 +6,7 @@ the step was copied to where that lies. Nothing else of a step can reach it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -77,6 +78,35 @@ def cuda_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE == "cpu":  # the interpreter takes its time over each program
         monkeypatch.setattr(paged_cuda, "_PROGRAMS", 1)
         monkeypatch.setattr(grouped_cuda, "_PROGRAMS", 1)
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="a GPU's own recorder")
+def test_a_graph_is_recorded_while_threads_take_memory() -> None:
+    """As those do that read fine-tunes."""
+    device, problems, ended = torch.device(DEVICE), list[Exception](), threading.Event()
+
+    def read() -> None:
+        size = 0
+        while not ended.is_set():
+            size += 1 << 16  # never what is in a cache
+            try:
+                torch.zeros(size).pin_memory().to(device, non_blocking=True)
+            except Exception as error:
+                problems.append(error)
+                return
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    values = torch.ones(64, 64, device=device)
+    try:
+        for _ in range(20):
+            replay, (found, _) = CudaRecorder(device).record(lambda: (values @ values, None))
+            replay()
+            assert found[0, 0].item() == 64
+    finally:
+        ended.set()
+        thread.join()
+    assert not problems
 
 
 def driver_of(builder: PlanBuilder, recorder: Again | None) -> Driver:
