@@ -29,7 +29,8 @@ _UNIT = float(1 << 40)  # times a vocabulary of 2**18 and more still fits in 63 
 _FIRST_CANDIDATES = 256
 _MORE_CANDIDATES = 16
 # A few MiB a temporary: beyond 32 MiB glibc maps fresh zero pages each time, and a row of 150k cost five times as much.
-_ELEMENTS_AT_ONCE = 1 << 19
+# On a device a draw waits for it some ten times, however many rows there are: 128 MiB a temporary.
+_ELEMENTS_AT_ONCE, _ELEMENTS_ON_DEVICE = 1 << 19, 1 << 24
 
 
 def sample(
@@ -53,7 +54,7 @@ def sample(
     tokens: list[int] = likeliest.tolist()
     sound: list[bool] = torch.isfinite(largest).tolist()
     drawn = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0 and sound[row]]
-    for rows in _by_width(drawn, samplings, logits.shape[1]):
+    for rows in _by_width(drawn, samplings, logits):
         uniforms = [uniform_bits(samplings[row].seed, output_indices[row]) for row in rows]
         for row, token in zip(rows, _draw(logits[rows], [samplings[row] for row in rows], uniforms), strict=True):
             tokens[row] = token
@@ -71,11 +72,16 @@ def uniform_bits(seed: int, output_index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{output_index}".encode()).digest()[:8], "little")
 
 
-def _by_width(rows: Sequence[int], samplings: Sequence[Sampling], vocab: int) -> Iterator[list[int]]:
+def rows_at_once(logits: Tensor) -> int:
+    """How many rows of ``logits [n, vocab]`` are drawn together."""
+    return max(1, (_ELEMENTS_ON_DEVICE if logits.is_cuda else _ELEMENTS_AT_ONCE) // logits.shape[1])
+
+
+def _by_width(rows: Sequence[int], samplings: Sequence[Sampling], logits: Tensor) -> Iterator[list[int]]:
     """Rows that take the same way, as many at once as memory likes."""
+    vocab, count = logits.shape[1], rows_at_once(logits)
     filtered = [row for row in rows if is_filtered(samplings[row], vocab)]
     whole = [row for row in rows if not is_filtered(samplings[row], vocab)]
-    count = max(1, _ELEMENTS_AT_ONCE // vocab)
     for group in (filtered, whole):
         for first in range(0, len(group), count):
             yield group[first : first + count]

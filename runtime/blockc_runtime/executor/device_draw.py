@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from blockc_runtime.ops.transfer import on_device
-from blockc_runtime.sampling import is_filtered, uniform_bits, whole_weights
+from blockc_runtime.sampling import is_filtered, rows_at_once, uniform_bits, whole_weights
 from blockc_runtime.step import Row
 
-# Of float64 temporaries: 128 MiB.
-_ELEMENTS_AT_ONCE = 1 << 24
 _LIMBS, _LIMB_BITS = 4, 16
 
 
@@ -57,7 +55,7 @@ def draw_on_device(logits: Tensor, rows: Sequence[Row], flags: Tensor) -> Drawn:
     largest, tokens = logits.max(-1)
     sound = torch.isfinite(largest)
     drawn = [place for place, row in enumerate(rows) if row.sampling is not None and row.sampling.temperature > 0]
-    at_once = max(1, _ELEMENTS_AT_ONCE // logits.shape[1])
+    at_once = rows_at_once(logits)
     for first in range(0, len(drawn), at_once):
         places = drawn[first : first + at_once]
         numbers = on_device(_numbers([rows[place] for place in places], places), logits.device)
