@@ -210,7 +210,7 @@ def modules() -> Mapping[str, Any]:
 
 def make(root: Path, shape: Shape, options: argparse.Namespace) -> str:
     """Write the models and their spec, which is returned."""
-    write_base(root / "base", shape, tied=options.tied, device=DEVICE)
+    write_base(root / "base", shape, tied=options.tied, alike=options.alike, device=DEVICE)
     for index, rank in enumerate(ranks_of(LORAS)):
         write_lora(root / f"a{index}", shape, rank, seed=1 + index, device=DEVICE)
     limits = f"max_num_seqs = {options.rows}  max_batched_tokens = {options.step_tokens}tok"
@@ -229,14 +229,14 @@ def device_text() -> str:
     return f"cuda {{ memory = {total}MiB  reserve = {total - int((1 - RESERVE) * free)}MiB }}"
 
 
-def compiled(spec: Path) -> Path:
-    """Its plan. Raises RuntimeError with what the compiler said."""
+def compiled(spec: Path) -> tuple[Path, list[str]]:
+    """Its plan, and what the compiler said. Raises RuntimeError with that."""
     plan = spec.with_name("plan.json")
     line = (sys.executable, "-m", "blockc", "compile", str(spec), "-o", str(plan))
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"blockc compile: {(done.stderr + done.stdout)[-2000:]}")
-    return plan
+    return plan, [" ".join(line.split()) for line in (done.stderr + done.stdout).splitlines()][-LOG_LINES:]
 
 
 class Report:
@@ -293,6 +293,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="1b")
     parser.add_argument("--tied", action="store_true", help="the head has the weights of the embedding")
+    parser.add_argument("--alike", action="store_true", help="layers share their weights: 8b is loaded in less time")
     parser.add_argument("--prompt", type=int, default=512, help="tokens")
     parser.add_argument("--output", type=int, default=128, help="tokens")
     parser.add_argument("--rows", type=int, default=128, help="the most of a step")
@@ -318,8 +319,9 @@ def run(root: Path, options: argparse.Namespace, report: Report, end_s: float) -
         return measured
 
     def compile_it() -> Mapping[str, Any]:
-        plans.append(compiled(root / "fleet.blk"))
-        return {"plan_bytes": plans[0].stat().st_size}
+        plan, said = compiled(root / "fleet.blk")
+        plans.append(plan)
+        return {"said": said}
 
     def once(server: Running, case: Case) -> Mapping[str, Any]:
         warm_up = {} if case is FIRST else {"warm_up": run_case(server, load, case, "warm-up")}

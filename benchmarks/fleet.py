@@ -81,10 +81,13 @@ def make_fleet(
     return spec
 
 
-def write_base(root: Path, shape: Shape, *, tied: bool = False, tuned_layers: int = 0, device: str = "cpu") -> None:
+def write_base(
+    root: Path, shape: Shape, *, tied: bool = False, tuned_layers: int = 0, alike: bool = False, device: str = "cpu"
+) -> None:
     """A checkpoint in bfloat16 with its tokenizer. ``tuned_layers``: so many upper layers are changed a little.
 
-    ``device``: where weights are drawn, the same ones each time.
+    ``alike``: all layers have the same weights, of which a zoo keeps one copy. ``device``: where weights are drawn, the
+    same ones each time.
     """
     from transformers import LlamaConfig
 
@@ -100,8 +103,11 @@ def write_base(root: Path, shape: Shape, *, tied: bool = False, tuned_layers: in
     tensors = {"model.embed_tokens.weight": embed, "model.norm.weight": ones.clone()}
     if not tied:
         tensors["lm_head.weight"] = head
+    linears: dict[str, torch.Tensor] = {}
     for layer in range(shape.layers):
-        own = {f"{name}.weight": drawn(*ends) for name, ends in shape.linears.items()}
+        if not linears or not alike:
+            linears = {f"{name}.weight": drawn(*ends) for name, ends in shape.linears.items()}
+        own = {name: tensor.clone() for name, tensor in linears.items()} if alike else dict(linears)
         own |= {f"{name}_layernorm.weight": ones.clone() for name in ("input", "post_attention")}
         for tensor in own.values() if layer >= shape.layers - tuned_layers else ():
             tensor.mul_(1.01)
