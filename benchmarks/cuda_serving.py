@@ -168,6 +168,8 @@ def steps(values: Metrics, wall_s: float) -> dict[str, Any]:
         "launches": int(values.get("blockc:step_launches_sum", 0.0)),
         "replayed": int(values.get("blockc:launches_replayed_total", 0.0)),
         "op_by_op": labelled(values, "blockc:launches_op_by_op_total"),
+        "recorded": int(values.get("blockc:graphs_recorded_total", 0.0)),
+        "recording_s": round(values.get("blockc:recording_seconds_total", 0.0), 3),
         "engine_restarts": int(values.get("blockc:engine_restarts_total", 0.0)),
         "overlapped": int(values.get("blockc:steps_overlapped_total", 0.0)),
         "waits": labelled(values, "blockc:step_waits_total"),

@@ -13,7 +13,6 @@ import signal
 import socket
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Protocol
 
 from blockc.diag import DiagnosticError
 from blockc_runtime.channel import Channel, ServerGoneError, end_with
-from blockc_runtime.counts import Counts
+from blockc_runtime.counts import Counts, LaunchCounts
 from blockc_runtime.epoch import Epoch
 from blockc_runtime.loading import CrowdedError, LoadedEpoch, Loading, Origin, PlanLostError, load_epoch, memory_lines
 from blockc_runtime.memory import before_loading, before_serving
@@ -88,7 +87,7 @@ class Engine:
         self._epoch_of: dict[str, Epoch] = {}  # of each request that is unfinished
         self._unstarted: set[str] = set()
         self._past = Counts()
-        self._replays, self._op_by_op = 0, Counter[str]()
+        self._launched = LaunchCounts()
         self._steps = 0
         self._draining = False
         self._shut_down = False
@@ -165,8 +164,7 @@ class Engine:
         while len(epoch.flights) > keep:
             result = self._collect(epoch.executor)
             step = epoch.flights.popleft()
-            self._replays += result.replays
-            self._op_by_op.update(result.op_by_op)
+            self._launched.add(result.launched)
             self._emit(step, epoch.scheduler.complete(step, result, self._clock()))
 
     def _idle_s(self) -> float | None:
@@ -327,12 +325,13 @@ class Engine:
     def _stats(self) -> Stats:
         """Pages and memory are those of the newest plan; what only grows is counted over all of them."""
         newest = self._newest.scheduler.gauges()
-        launched = Counts(replays=self._replays, op_by_op=self._op_by_op)
         return Stats(
             unfinished=len(self._epoch_of),
             steps=self._steps,
             pages=newest.pages,
-            counts=sum((epoch.scheduler.gauges().counts for epoch in self._epochs.values()), self._past + launched),
+            counts=sum(
+                (epoch.scheduler.gauges().counts for epoch in self._epochs.values()), self._past + self._launched.counts
+            ),
             memory=self._newest.memory(),
             sessions=newest.sessions,
             sessions_lost=newest.sessions_lost,

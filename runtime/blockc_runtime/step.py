@@ -134,17 +134,26 @@ class RowResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepResult:
-    """Results in the order of ``Step.rows``.
+class Launched:
+    """How a step's launches were made.
 
-    ``replays``: launches that were recorded graphs; ``op_by_op``: of each other launch why it was not, where graphs are
-    used at all.
+    ``replays``: those that were recorded graphs; ``op_by_op``: of each other one why it was not, where graphs are used
+    at all. ``recorded``: graphs that were needed for the first time, and ``recording_s``: how long that took the host.
     """
+
+    replays: int = 0
+    op_by_op: tuple[str, ...] = ()
+    recorded: int = 0
+    recording_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """Results in the order of ``Step.rows``."""
 
     step: int
     rows: tuple[RowResult, ...]
-    replays: int = 0
-    op_by_op: tuple[str, ...] = ()
+    launched: Launched = Launched()
 
 
 class Executor(Protocol):

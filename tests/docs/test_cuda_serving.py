@@ -47,10 +47,13 @@ def test_counters_are_the_servers() -> None:
     before = samples(metrics.text(None).decode())
     for rows in (4, 8):
         metrics.observe_step(StepLoad(rows=rows, tokens=rows, launches=2, chains=1))
-    metrics.observe_counts(Counts(overlapped=1, waits={"pages": 3}, replays=5, op_by_op={"rows of several tokens": 2}))
+    metrics.observe_counts(
+        Counts(overlapped=1, waits={"pages": 3}, replays=5, op_by_op={"rows of several tokens": 2}, recorded=1)
+    )
     found = steps(grown(before, samples(metrics.text(None).decode())), wall_s=0.5)
     assert (found["steps"], found["rows_a_step"], found["step_ms"], found["launches"]) == (2, 6.0, 250.0, 4)
     assert (found["overlapped"], found["waits"]) == (1, {"pages": 3.0})
+    assert (found["recorded"], found["recording_s"]) == (1, 0.0)
     assert (found["replayed"], found["op_by_op"]) == (5, {"rows of several tokens": 2.0})
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from blockc_runtime.executor.batch import DeviceFeed
 from blockc_runtime.executor.launch import StepRun
-from blockc_runtime.step import Row, RowResult, Step
+from blockc_runtime.step import Launched, Row, RowResult, Step
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -20,8 +20,7 @@ class Flight:
     """``step``: with its tokens, once it has been filled, as far as the host knows them.
 
     ``sources``: steps that feed its rows, by their numbers. ``run``: from its launch to when it is settled. ``future``:
-    done when the step is, where it runs beside its caller. ``replays``, ``op_by_op``: of its launches, as `StepResult`
-    has them.
+    done when the step is, where it runs beside its caller.
     """
 
     step: Step
@@ -29,8 +28,7 @@ class Flight:
     run: StepRun | None = None
     results: tuple[RowResult, ...] = ()
     future: Future[None] | None = None
-    replays: int = 0
-    op_by_op: tuple[str, ...] = ()
+    launched: Launched = field(default_factory=Launched)
 
     @classmethod
     def of(cls, step: Step, in_flight: Iterable[Flight]) -> Flight:

@@ -8,6 +8,7 @@ and one copy, whatever segments the rows pass. Invariant: a replay equals the sa
 from __future__ import annotations
 
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,11 +89,12 @@ def recorder_for(device: torch.device) -> Recorder | None:
 class Replayed:
     """Hidden states or logits ``[1, n, F]`` of all n rows, and for logits which rows are finite, ``[n]``.
 
-    Logits lie where the next replay puts its own.
+    Logits lie where the next replay puts its own. ``recording_s``: what recording took, if it was the first time.
     """
 
     states: Tensor
     finite: Tensor | None
+    recording_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,14 +161,16 @@ class SegmentGraphs:
         tiles = _room(self._fill(batch, rows, bucket)[number], bucket)
         key = _Key(segment=number, first=blocks.start, stop=blocks.stop, bucket=bucket, tiles=tiles)
         before = states() if reads_states(segment.occurrences[blocks]) else None
-        recorded = self._recorded.get(key)
+        recorded, recording_s = self._recorded.get(key), 0.0
         if recorded is None:
+            began_s = time.perf_counter()
             try:
                 recorded = self._recorded[key] = self._record(key, before)
             except Exception as error:  # whatever forbids recording does not forbid running
                 self._refused[number] = f"it cannot be recorded: {type(error).__name__}: {error}"[:300]
                 return self._refused[number]
             self._forget_parts()
+            recording_s = time.perf_counter() - began_s
         self._recorded.move_to_end(key)
         if recorded.states is not None and before is not None:
             recorded.states[:, :count].copy_(before)
@@ -174,7 +178,7 @@ class SegmentGraphs:
         out, finite = recorded.outputs
         # Hidden states are read by later launches, which may replay this very graph first.
         kept = out[:, :count] if finite is not None else out[:, :count].clone()
-        return Replayed(states=kept, finite=None if finite is None else finite[:count])
+        return Replayed(states=kept, finite=None if finite is None else finite[:count], recording_s=recording_s)
 
     def _why_not(self, number: int, batch: TokenBatch, rows: Sequence[Row]) -> str | None:
         if batch.token_count != len(batch.rows):

@@ -30,7 +30,7 @@ from blockc_runtime.ops.attention.batch import KvBatch, kv_batch
 from blockc_runtime.ops.attention.native import room_of
 from blockc_runtime.ops.linear.sides import SideWeights
 from blockc_runtime.sampling import UNSOUND
-from blockc_runtime.step import Fault, Launch, Row, RowResult, Step
+from blockc_runtime.step import Fault, Launch, Launched, Row, RowResult, Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class _Unsettled:
 class StepRun:
     """A step in progress: ``launch``, then ``settle``. Errors of rows and launches are faults in the results.
 
-    ``repeats``: of the model's blocks. ``op_by_op``: why launches were not replayed, of graphs.
+    ``repeats``: of the model's blocks.
     ``defers``: the host runs ahead. ``feeds``: by row, where its token lies if only the device knows it.
     ``parked``: hidden states ``[1, T, F]`` of requests whose last row stopped between two blocks; afterwards those of
     requests that wait so for their next one.
@@ -84,8 +84,8 @@ class StepRun:
         self._unsettled: list[_Unsettled] = []
         self._parked = parked
         self.parked: dict[str, Tensor] = {}
-        self.replays = 0
-        self.op_by_op: list[str] = []
+        self._replayed: list[Replayed] = []
+        self._op_by_op: list[str] = []
         self.launches = 0
         self.base_reads = 0
         self.tokens = sum(len(row.tokens) for row in step.rows)
@@ -105,6 +105,16 @@ class StepRun:
             elif own.kept is not None:
                 self._draw_sound(own.batch, own.kept[0], own.kept[1].tolist())
         return tuple(self._result(index) for index in range(len(self.step.rows)))
+
+    @property
+    def launched(self) -> Launched:
+        """How its launches were made."""
+        return Launched(
+            replays=len(self._replayed),
+            op_by_op=tuple(self._op_by_op),
+            recorded=sum(own.recording_s > 0 for own in self._replayed),
+            recording_s=sum(own.recording_s for own in self._replayed),
+        )
 
     @property
     def needs_host(self) -> bool:
@@ -205,11 +215,11 @@ class StepRun:
         if self.graphs is not None:
             done = self.graphs.run(launch.segment, blocks, batch, self.step.rows, lambda: self._states(batch))
             if isinstance(done, Replayed):
-                self.replays += 1
+                self._replayed.append(done)
                 rows.finite = done.finite
                 wanted = batch.logit_index if done.finite is not None else None
                 return done.states if wanted is None else done.states.index_select(1, wanted)
-            self.op_by_op.append(done)
+            self._op_by_op.append(done)
         segment = self.model.segments[launch.segment]
         uses = [use for bank in segment.banks if (use := bank.select(batch, self.step.rows, self.device)) is not None]
         given = PassInputs(

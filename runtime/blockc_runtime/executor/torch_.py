@@ -219,7 +219,7 @@ class TorchExecutor:
             self._settle(flight)
         else:
             self._run(flight)
-        return StepResult(step=flight.step.id, rows=flight.results, replays=flight.replays, op_by_op=flight.op_by_op)
+        return StepResult(step=flight.step.id, rows=flight.results, launched=flight.launched)
 
     def _run(self, flight: Flight) -> None:
         """Run a step behind those that were submitted before it."""
@@ -246,10 +246,10 @@ class TorchExecutor:
         except Exception as error:
             self._lose(flight, error)
         else:
-            flight.run, flight.replays, flight.op_by_op = run, run.replays, tuple(run.op_by_op)
+            flight.run, flight.launched = run, run.launched
             self.counts = StepCounts(
-                launches=run.launches, base_reads=run.base_reads, tokens=run.tokens, replays=run.replays,
-                op_by_op=flight.op_by_op, fed_on_device=len(feeds),
+                launches=run.launches, base_reads=run.base_reads, tokens=run.tokens, replays=run.launched.replays,
+                op_by_op=run.launched.op_by_op, fed_on_device=len(feeds),
             )  # fmt: skip
 
     def _settle(self, flight: Flight) -> None:

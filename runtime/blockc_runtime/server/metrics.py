@@ -159,6 +159,12 @@ class Metrics:
                 registry=self._registry,
             )
         )
+        self._recorded = Growing(
+            Counter("blockc:graphs_recorded", "Graphs that were needed for the first time", registry=self._registry)
+        )
+        self._recording_s = Growing(
+            Counter("blockc:recording_seconds", "What everybody waited for that", registry=self._registry)
+        )
         self._sessions = Gauge("blockc:sessions_paused", "Sessions whose KV is kept", registry=self._registry)
         self._sessions_lost = Growing(
             Counter(
@@ -234,6 +240,8 @@ class Metrics:
         for reason, count in counts.waits.items():
             self._waits.observe(count, reason)
         self._replays.observe(counts.replays)
+        self._recorded.observe(counts.recorded)
+        self._recording_s.observe(counts.recording_s)
         for reason, count in counts.op_by_op.items():
             self._op_by_op.observe(count, reason)
 

@@ -17,7 +17,7 @@ from blockc_runtime.counts import Counts
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
 from blockc_runtime.request import EndEvent, Request, Sampling, Steering, TokenLogprob, TokensEvent
-from blockc_runtime.step import Fault, Feed, Launch, Row, RowResult, SlotFill, Step, StepResult
+from blockc_runtime.step import Fault, Feed, Launch, Launched, Row, RowResult, SlotFill, Step, StepResult
 from blockc_runtime.wire.codecs import Codec, ProtocolError, choice, many, optional, record, scalar, scalars, table
 from blockc_runtime.wire.messages import (
     Cancel,
@@ -124,6 +124,8 @@ _COUNTS = record(
     waits=table(_STR, _INT),
     replays=_INT,
     op_by_op=table(_STR, _INT),
+    recorded=_INT,
+    recording_s=_FLOAT,
 )
 _STEP_LOAD = record(StepLoad, rows=_INT, tokens=_INT, launches=_INT, chains=_INT)
 
@@ -161,8 +163,7 @@ _STEP_RESULT = record(
     rows=many(
         record(RowResult, tokens=_INTS, logprobs=_LOGPROBS, fault=optional(_FAULT), scores=_FLOATS, given=_LOGPROBS)
     ),
-    replays=_INT,
-    op_by_op=many(_STR),
+    launched=record(Launched, replays=_INT, op_by_op=many(_STR), recorded=_INT, recording_s=_FLOAT),
 )
 
 _MESSAGES: dict[str, tuple[type, Codec[Any]]] = {

@@ -23,7 +23,7 @@ from blockc_runtime.engine import Engine, load, serve
 from blockc_runtime.epoch import Epoch
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.request import Request, Sampling, Steering, TokensEvent
-from blockc_runtime.step import Fault, RowResult, Step, StepResult
+from blockc_runtime.step import Fault, Launched, RowResult, Step, StepResult
 from blockc_runtime.wire.frames import FrameBuffer, encode
 from blockc_runtime.wire.messages import (
     Cancel,
@@ -261,7 +261,8 @@ class SpoiledExecutor(FormulaExecutor):
 
 class RecordedExecutor(FormulaExecutor):
     def collect(self) -> StepResult:
-        return replace(super().collect(), replays=2, op_by_op=("rows of several tokens",))
+        launched = Launched(replays=2, op_by_op=("rows of several tokens",), recorded=1, recording_s=0.5)
+        return replace(super().collect(), launched=launched)
 
 
 def test_launches_are_counted_by_how_they_were_made():
@@ -273,6 +274,7 @@ def test_launches_are_counted_by_how_they_were_made():
         pass
     assert (message.steps, message.counts.replays) == (4, 8)
     assert message.counts.op_by_op == {"rows of several tokens": 4}
+    assert (message.counts.recorded, message.counts.recording_s) == (4, 2.0)
     started.peer.send(Shutdown())
     assert started.exit_code() == 0
 

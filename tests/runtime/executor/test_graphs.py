@@ -163,7 +163,7 @@ def test_rows_come_and_go_and_each_keeps_its_fine_tune(
         assert (counts.launches, counts.replays, counts.op_by_op) == (3, 3, ())
     # (bucket 4 and 2 with sides, bucket 1 without) of three segments; of the first segment nobody's side is in use. In
     # the last one a fourth row has one, too, for which a room of two is too small.
-    assert recorder.recorded == recorded
+    assert recorder.recorded == driver.recorded == recorded
     for sequence, prompt in zip(sequences, prompts, strict=True):
         check(sequence, prompt, tuned)
 

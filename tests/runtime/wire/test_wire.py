@@ -14,7 +14,7 @@ from blockc_runtime.counts import Counts
 from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
 from blockc_runtime.request import EndEvent, Request, Sampling, Steering, TokenLogprob, TokensEvent
-from blockc_runtime.step import Fault, Feed, Launch, Row, RowResult, Step, StepResult
+from blockc_runtime.step import Fault, Feed, Launch, Launched, Row, RowResult, Step, StepResult
 from blockc_runtime.wire import codecs, frames, messages
 
 ints = st.integers(-(2**63), 2**64 - 1)
@@ -81,6 +81,7 @@ any_message = st.one_of(
         counts=st.builds(
             Counts, preemptions=ids, side_loads=ids, block_loads=ids, block_evictions=ids, residency_wait_s=floats,
             overlapped=ids, waits=st.dictionaries(texts, ids), replays=ids, op_by_op=st.dictionaries(texts, ids),
+            recorded=ids, recording_s=floats,
         ),
         memory=st.none() | memories,
         sessions=ids, sessions_lost=ids,
@@ -103,7 +104,8 @@ steps = st.builds(
     ),
 )  # fmt: skip
 results = st.builds(
-    StepResult, step=ids, replays=ids, op_by_op=many(texts),
+    StepResult, step=ids,
+    launched=st.builds(Launched, replays=ids, op_by_op=many(texts), recorded=ids, recording_s=floats),
     rows=many(
         st.builds(
             RowResult, tokens=token_tuples, logprobs=logprobs, fault=st.none() | faults,
@@ -176,8 +178,8 @@ def test_a_truncated_frame_is_refused(message, data):
         [frames.WIRE_VERSION, b"drain"],
         [frames.WIRE_VERSION, ["drain"]],
         [frames.WIRE_VERSION, "drain", 0],
-        [frames.WIRE_VERSION, "stats", 0, 0, [], [0, 0, 0, 0, 0.0, 0, [["a", 1], ["a", 2]], 0, []], None, 0, 0],
-        [frames.WIRE_VERSION, "stats", 0, 0, [], [0, 0, 0, 0, 0.0, 0, [["pages"]], 0, []], None, 0, 0],
+        [frames.WIRE_VERSION, "stats", 0, 0, [], [0, 0, 0, 0, 0.0, 0, [["a", 1], ["a", 2]], 0, [], 0, 0.0], None, 0, 0],
+        [frames.WIRE_VERSION, "stats", 0, 0, [], [0, 0, 0, 0, 0.0, 0, [["pages"]], 0, [], 0, 0.0], None, 0, 0],
         [frames.WIRE_VERSION, "cancel"],
         [frames.WIRE_VERSION, "cancel", 7, False],
         [frames.WIRE_VERSION, "cancel", "r", 1],
