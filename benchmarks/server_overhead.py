@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,17 +105,31 @@ def report(result: dict[str, float]) -> None:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU time of the threads of a process, without its children. By nanoseconds: ``stat`` counts in ticks."""
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+    """CPU time of the threads of a process, without its children. By nanoseconds where the system says so, or ticks."""
+    spent_ns = [_text(path).split() for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    if any(spent_ns):
+        return sum(int(own[0]) for own in spent_ns if own) / 1e9
+    return sum(map(int, _stat(_text(Path(f"/proc/{pid}/stat")))[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
-def cpu_s_with_children(process: int) -> float:
+def cpu_s_with_children(pid: int) -> float:
     """CPU time of a process and of those that it started."""
-    children = Path(f"/proc/{process}/task").glob("*/children")
-    return cpu_s(process) + sum(
-        cpu_s_with_children(int(child)) for file in children for child in file.read_text().split()
-    )
+    stats = {path.parent.name: _text(path) for path in Path("/proc").glob("[0-9]*/stat")}
+    children = [int(own) for own, text in stats.items() if text and _stat(text)[1] == str(pid)]
+    return cpu_s(pid) + sum(map(cpu_s_with_children, children))
+
+
+def _text(path: Path) -> str:
+    """What is in a file of ``/proc``; nothing if whom it tells of has ended."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _stat(text: str) -> list[str]:
+    """The fields behind a process's name: its state, its parent, and so on."""
+    return text.rpartition(")")[2].split()
 
 
 def first_model(url: str) -> str:
