@@ -24,7 +24,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,8 @@ LORAS = 16
 # Of a device's memory, for what a plan does not count.
 RESERVE = 0.1
 LOG_LINES = 40
-# What `blockc compile` and `blockc serve` import besides torch and transformers.
-MODULES = (
-    "fastapi", "jinja2", "lark", "llguidance", "msgpack", "prometheus_client", "pydantic", "rich", "safetensors",
-    "tokenizers", "typer", "uvicorn",
-)  # fmt: skip
+# What `blockc compile` and `blockc serve` import, and what is imported late.
+MODULES = ("blockc.compiler", "blockc_runtime.server.serve", "blockc_runtime.engine", "jinja2", "lark", "llguidance")
 
 Metrics = Mapping[str, float]
 
@@ -206,8 +203,14 @@ def run_case(server: Running, load: Load, case: Case, turn: str) -> dict[str, An
 
 def modules() -> Mapping[str, Any]:
     """Raises RuntimeError where something is not installed: better at once than after minutes."""
-    if missing := [name for name in MODULES if find_spec(name) is None]:
-        raise RuntimeError(f"not installed: {', '.join(missing)}")
+    problems = []
+    for name in MODULES:
+        try:
+            import_module(name)
+        except ImportError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise RuntimeError("; ".join(problems))
     return {}
 
 
