@@ -40,7 +40,9 @@ def test_all_types_follow(name: str) -> None:
     structure = parse_structure(STRUCTURES[name])
     types = value_types(structure)
     assert None not in types.values()
-    expected = {"prelude": "BF16[1,T,64]", "head": "BF16[1,R,512]", "gpt2": "F32[1,T,192]", "gpt2 head": "F32[1,R,512]"}
+    expected = {
+        "prelude": "BF16[1,1,T,64]", "head": "BF16[1,R,512]", "gpt2": "F32[1,T,192]", "gpt2 head": "F32[1,R,512]",
+    }  # fmt: skip
     assert str(types[structure.returns[0]]) == expected.get(name, "BF16[1,T,192]")
 
 

@@ -26,8 +26,9 @@ from blockc_runtime.executor.repeats import Repeats
 from blockc_runtime.executor.segment import Again, PassInputs, run_blocks
 from blockc_runtime.executor.sides import BankUse, side_sets
 from blockc_runtime.native.queue import together
+from blockc_runtime.native.template import Operand
 from blockc_runtime.ops.attention.batch import KvBatch, kv_batch
-from blockc_runtime.ops.attention.native import room_of
+from blockc_runtime.ops.attention.native import operands
 from blockc_runtime.ops.linear.sides import SideWeights
 from blockc_runtime.sampling import UNSOUND
 from blockc_runtime.step import Fault, Launch, Launched, Row, RowResult, Step
@@ -243,25 +244,26 @@ class StepRun:
             )
 
     def _again(self, segment: int, blocks: slice, batch: TokenBatch, uses: Sequence[BankUse]) -> Again | None:
-        """Blocks as they were called for other rows, if these are of one token each and only linears have terms."""
+        """Blocks as they were called for other rows, if only linears have terms."""
         weights = (own for use in uses for own in use.bank.weights.values())
-        if (
-            batch.token_count > len(batch.rows)
-            or segment in self.model.turning  # weights that are not always in one place
-            or not all(isinstance(own, SideWeights) for own in weights)
-        ):
-            return None
+        if segment in self.model.turning or not all(isinstance(own, SideWeights) for own in weights):
+            return None  # weights that are not always in one place, or ops that are no kernels
+        tokens = batch.token_count
         tables = [use.tokens.table for use in uses]
-        users = tuple((id(use.bank), table.count) for use, table in zip(uses, tables, strict=True))
+        users = tuple(id(use.bank) for use in uses)
+        # Strides of one token say nothing, and rows of one token and of several have calls of their own.
+        alike = tokens == 1, 1 in batch.counts, max(batch.counts) > 1
 
         def again(
             part: tuple[int, int], read: tuple[Tensor, ...], kv: Sequence[KvBatch], run: Callable[[], Tensor]
         ) -> Tensor:
-            forms = tuple((own.stride(), own.shape) for own in read), tuple(room_of(own.paged) for own in kv)
-            given = [*read, *(table.values for table in tables)]
-            for own in kv:
-                given += (own.slots, own.paged.rows, own.paged.pages)
-            return self.repeats.run((segment, blocks.start, part, users, forms), given, run)
+            if any(own.shape[:-1].numel() != tokens or own.shape[-2] != tokens for own in read):
+                return run()
+            forms = tuple((own.ndim, own.shape[-1], own.stride()[-2:]) for own in read)
+            given = [Operand(tensor=own) for own in read]
+            given += [Operand(tensor=table.values, numbers=(table.count,)) for table in tables]
+            given += [own for batch in kv for own in operands(batch)]
+            return self.repeats.run((segment, blocks.start, part, users, alike, forms), tokens, given, run)
 
         return again
 

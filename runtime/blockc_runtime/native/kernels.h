@@ -16,8 +16,8 @@ void blockc_gated(int dtype, const void* gate, int64_t gate_stride, const void* 
                   int64_t rows, int64_t size, int kind);
 
 void blockc_low_rank(int dtype, const void* x, int64_t x_stride, int64_t size, const void* a, int64_t ranks,
-                     int64_t rank, const void* rows, int64_t row_count, const void* outputs, int64_t output_count,
-                     int threads);
+                     int64_t rank, const void* rows, int64_t row_count, void* y, const void* outputs,
+                     int64_t output_count, int threads);
 
 void blockc_attend(int dtype, int kept, const void* q, int64_t q_token, int64_t q_head, int64_t queries, const void* k,
                    int64_t k_token, int64_t k_head, const void* v, int64_t v_token, int64_t v_head, const void* cos,

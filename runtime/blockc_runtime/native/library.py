@@ -23,27 +23,36 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 # `python -m benchmarks` compares both ways; so do tests.
 _SWITCH = "BLOCKC_NATIVE"
 
-_P, _L, _I, _F = c_void_p, c_int64, c_int, c_float
+
+class Tokens(c_int64):
+    """As many as a launch has tokens, or some number of the model's times that."""
+
+
+class Written(c_void_p):
+    """Where a kernel puts what comes of it."""
+
+
+_P, _L, _I, _F, _T, _W = c_void_p, c_int64, c_int, c_float, Tokens, Written
 # An address, and the strides of tokens and heads.
 _HEADS = (_P, _L, _L)
-_ATTENTION = (_P, _P, _L, _P, _P, _P, _P, _P, _L, _L, _L, _L, _P, _P, _L, _L, _F, _F, _P, _P, _I)
+_ATTENTION = (_P, _P, _L, _P, _P, _P, _P, _P, _L, _L, _L, _L, _P, _P, _L, _L, _F, _F, _P, _W, _I)
 _OF_ALL = {
-    "add": (_I, _P, _P, _P, _L),
-    "rms_norm": (_I, _P, _L, _P, _P, _L, _L, _F),
-    "gated": (_I, _P, _L, _P, _L, _P, _L, _L, _I),
+    "add": (_I, _P, _P, _W, _T),
+    "rms_norm": (_I, _P, _L, _P, _W, _T, _L, _F),
+    "gated": (_I, _P, _L, _P, _L, _W, _T, _L, _I),
     "rotary": (_I, _P, _L, _L, _P, _P, _L, _P, _L, _L, _L),
-    "low_rank": (_I, _P, _L, _L, _P, _L, _L, _P, _L, _P, _L, _I),
+    "low_rank": (_I, _P, _L, _L, _P, _L, _L, _P, _L, _P, _P, _L, _I),
     "attend": (_I, _I, *_HEADS, _L, *_HEADS, *_HEADS, *_ATTENTION),
     "attend_chunks": (_I, _I, *_HEADS, _L, *_HEADS, *_HEADS, *_ATTENTION),
     "write_cache": (_I, _I, _P, _L, _L, _P, _P, _P, _L, _L, _L),
     "to_panels": (_P, _P, _L, _L, _L),
-    "by_panels": (_P, _L, _P, _P, _P, _L, _L, _L, _L, _I),
+    "by_panels": (_P, _L, _P, _P, _W, _L, _T, _L, _L, _I),
     "run": (_P, _L),
 }
 # Of levels that multiply pairs of bfloat16.
 _OF_PAIRS = {
     "to_tiles": (_P, _P, _L, _L, _L),
-    "by_tiles": (_P, _L, _P, _P, _P, _L, _L, _L, _L, _I),
+    "by_tiles": (_P, _L, _P, _P, _W, _L, _T, _L, _L, _I),
 }
 # Of the level `amx` alone.
 _OF_AMX = {

@@ -301,12 +301,15 @@ std::vector<Piece> blockc::in_pieces(const std::vector<Row>& rows, int64_t each,
 #pragma GCC visibility push(default)
 extern "C" {
 
-// x [tokens, size]; a [slots, size, ranks]; each output: y [tokens, width], b [slots, rank, width].
+// x [tokens, size]; a [slots, size, ranks]; each output: y [tokens, width], so many bytes behind `y`, and
+// b [slots, rank, width].
 void blockc_low_rank(int dtype, const void* x, int64_t x_stride, int64_t size, const void* a, int64_t ranks,
-                     int64_t rank, const void* rows, int64_t row_count, const void* outputs, int64_t output_count,
-                     int threads) {
+                     int64_t rank, const void* rows, int64_t row_count, void* y, const void* outputs,
+                     int64_t output_count, int threads) {
+  std::vector<Output> placed((const Output*)outputs, (const Output*)outputs + output_count);
+  for (Output& output : placed) output.y += reinterpret_cast<int64_t>(y);
   if (row_count)
-    BLOCKC_DISPATCH(dtype, low_rank<T>({(const T*)x, x_stride, size, (const T*)a, ranks, rank, (const Output*)outputs,
+    BLOCKC_DISPATCH(dtype, low_rank<T>({(const T*)x, x_stride, size, (const T*)a, ranks, rank, placed.data(),
                                         output_count},
                                        (const Row*)rows, row_count, threads));
 }

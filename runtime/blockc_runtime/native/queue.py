@@ -28,6 +28,8 @@ T = TypeVar("T")
 # Of what waiting kernels read and write, which would be freed otherwise and is in no plan's memory. A step of many
 # tokens has some kernels wait even so, and Python takes little of its time.
 _MOST_BYTES = 16 << 20
+# Times that while calls are recorded, which happens once.
+_RECORDED = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,7 @@ class _Queue:
         self._words: list[int] = []
         self._held: list[object] = []
         self._nbytes = 0
+        self._room = 1
         self.settled = 0
 
     def add(self, name: str, held: object, args: tuple[Any, ...]) -> None:
@@ -57,7 +60,7 @@ class _Queue:
         self._words += words
         self._held.append(held)
         self._nbytes += sum(own.nbytes for own in tensors_of(held))
-        if self._nbytes > _MOST_BYTES:
+        if self._nbytes > self._room * _MOST_BYTES:
             self.settle()
 
     def settle(self) -> None:
@@ -77,12 +80,14 @@ class _Queue:
     def record(self, run: Callable[[], T]) -> tuple[T, Recorded | None]:
         """What ``run`` returns, and the calls that it left waiting; None if there was any that could not wait."""
         settled, words, held = self.settled, len(self._words), len(self._held)
+        self._room = _RECORDED
         result = run()
+        self._room = 1
         if self.settled > settled:
             return result, None
         return result, Recorded(words=array("q", self._words[words:]), held=self._held[held:])
 
-    def repeat(self, words: array[int], held: object) -> None:
+    def repeat(self, words: list[int], held: object) -> None:
         """Calls that were recorded."""
         self._words += words
         self._held.append(held)
@@ -118,7 +123,7 @@ def record(run: Callable[[], T]) -> tuple[T, Recorded | None]:
     return (run(), None) if _OF.queue is None else _OF.queue.record(run)
 
 
-def repeat(words: array[int], held: object) -> None:
+def repeat(words: list[int], held: object) -> None:
     """Have calls wait that were recorded, within `together`; ``held``: what lives until they have run."""
     assert _OF.queue is not None
     _OF.queue.repeat(words, held)

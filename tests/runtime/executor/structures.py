@@ -17,7 +17,9 @@ param inv_freq: F32[{half}]
 %5 = aten.sin.default(%3)
 %6 = aten.to.dtype(%4, #{code})
 %7 = aten.to.dtype(%5, #{code})
-return %6, %7
+%8 = aten.unsqueeze.default(%6, 1)
+%9 = aten.unsqueeze.default(%7, 1)
+return %8, %9
 """
 
 
@@ -31,12 +33,12 @@ return %0
 
 
 def _rotate(x: str, name: str, half: int) -> str:
-    return f"""%{name}0 = aten.mul.Tensor(%{x}, %cu)
+    return f"""%{name}0 = aten.mul.Tensor(%{x}, %cos)
 %{name}1 = aten.slice.Tensor(%{x}, 3, 0, {half})
 %{name}2 = aten.slice.Tensor(%{x}, 3, {half}, 9223372036854775807)
 %{name}3 = aten.neg.default(%{name}2)
 %{name}4 = aten.cat.default([%{name}3, %{name}1], -1)
-%{name}5 = aten.mul.Tensor(%{name}4, %su)
+%{name}5 = aten.mul.Tensor(%{name}4, %sin)
 %{name}6 = aten.add.Tensor(%{name}0, %{name}5)
 """
 
@@ -45,8 +47,8 @@ def llama_attention(hidden: int, heads: int, kv_heads: int, size: int, eps: floa
     q, kv = heads * size, kv_heads * size
     return f"""structure v1
 input x: {code}[1,T,{hidden}]
-context cos: {code}[1,T,{size}]
-context sin: {code}[1,T,{size}]
+context cos: {code}[1,1,T,{size}]
+context sin: {code}[1,1,T,{size}]
 bind scale
 bind window
 bind softcap
@@ -65,8 +67,6 @@ param o_proj: {code}[{hidden},{q}]
 %v = blockc.linear(%n, @v_proj, none, "self_attn.v_proj")
 %vv = aten.reshape.default(%v, [1, T, {kv_heads}, {size}])
 %vt = aten.transpose.int(%vv, 1, 2)
-%cu = aten.unsqueeze.default(%cos, 1)
-%su = aten.unsqueeze.default(%sin, 1)
 {_rotate("qt", "q", size // 2)}{_rotate("kt", "k", size // 2)}\
 %a = blockc.attention(%q6, %k6, %vt, $scale, $window, $softcap)
 %f = aten.reshape.default(%a, [1, T, {q}])

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from blockc_runtime.native.library import DTYPES, loaded
 from blockc_runtime.native.queue import at_once, call
+from blockc_runtime.native.template import Operand
 from blockc_runtime.ops.attention import cpu
-from blockc_runtime.ops.attention.batch import KvBatch, PagedRows
+from blockc_runtime.ops.attention.batch import KvBatch
 from blockc_runtime.ops.attention.cpu import PagedLayer, Scores
 from blockc_runtime.ops.attention.narrow import FP8, INT8
 from blockc_runtime.ops.cache.cpu import cached
@@ -25,7 +26,6 @@ from blockc_runtime.ops.sides import SideSet
 _WRITTEN = (None, 0, 0, None, 0, 0, None, None, 0)
 # What kernels know a cache to be of; 0: of what the model is.
 _KEPT = {FP8: 1, INT8: 2}
-_ROOM = 256
 # More positions than a row has.
 _NO_WINDOW = 1 << 40
 
@@ -147,7 +147,7 @@ def _attend(
     if batch.singles:
         rows = batch.paged
         call(
-            "attend", held, *before, rows.rows.data_ptr(), rows.pages.data_ptr(), batch.singles, room_of(rows), *after,
+            "attend", held, *before, rows.rows.data_ptr(), rows.pages.data_ptr(), batch.singles, rows.longest, *after,
         )  # fmt: skip
     if chunks and batch.singles < len(batch.rows):
         own = batch.paged_chunks
@@ -155,9 +155,16 @@ def _attend(
         call("attend_chunks", held, *before, own.rows.data_ptr(), own.pages.data_ptr(), own.count, window, *after)
 
 
-def room_of(rows: PagedRows) -> int:
-    """For how many positions kernels make room: a number that lasts for some steps."""
-    return -(-rows.longest // _ROOM) * _ROOM
+def operands(batch: KvBatch) -> list[Operand]:
+    """What kernels read of a batch, with the numbers that they are told of it."""
+    found = [Operand(tensor=batch.slots)]
+    if batch.singles:
+        rows = batch.paged
+        found += [Operand(tensor=rows.rows), Operand(tensor=rows.pages, numbers=(batch.singles, rows.longest))]
+    if batch.singles < len(batch.rows):
+        own = batch.paged_chunks
+        found += [Operand(tensor=own.rows), Operand(tensor=own.pages, numbers=(own.count,))]
+    return found
 
 
 def _fits(q: Tensor, k: Tensor, v: Tensor, layer: PagedLayer, *, key_size: int, value_size: int) -> bool:

@@ -38,12 +38,12 @@ def _add_low_rank(ys: Sequence[Tensor], x: Tensor, weights: LowRankWeights, batc
     outputs: list[int] = []
     for output, b, width, rank_start in weights.places:
         y = ys[output]
-        outputs += (y.data_ptr(), y.stride(1), b, width, rank_start)
+        outputs += (y.data_ptr() - ys[0].data_ptr(), y.stride(1), b, width, rank_start)
     _, size, ranks = a.shape
     places = (c_int64 * len(outputs))(*outputs)
     call(
         "low_rank", (x, ys, places), dtype,
         x.data_ptr(), x.stride(1), size, a.data_ptr(), ranks, ranks // len(weights.places),
-        table.values.data_ptr(), table.count, addressof(places), len(weights.places),
+        table.values.data_ptr(), table.count, ys[0].data_ptr(), addressof(places), len(weights.places),
         torch.get_num_threads(),
     )  # fmt: skip
