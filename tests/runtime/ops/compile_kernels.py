@@ -57,8 +57,9 @@ def low_rank(dtype: str, places: int, ranks: int, **single: int) -> None:
     compiled(linear.low_rank_inner, {"x": dtype, "inner": "*fp32", **tables}, {**sizes, "COLUMNS": 64})
     operands = {"inner": "*fp32", **tables} | {f"y_{i}": dtype for i in range(4)}
     sizes |= {"WIDTH": 128, "SPLITS": 8, "BLOCKS": 4}
-    compiled(linear.low_rank_outer, operands, {**sizes, "HAS_MORE": False})
-    compiled(linear.low_rank_outer, operands, {**sizes, "HAS_MORE": True}, name="of more ranks")
+    compiled(linear.low_rank_outer, operands, {**sizes, "HAS_MORE": False, "IS_APART": False})
+    compiled(linear.low_rank_outer, operands, {**sizes, "HAS_MORE": True, "IS_APART": False}, name="of more ranks")
+    compiled(linear.low_rank_outer, operands, {**sizes, "HAS_MORE": False, "IS_APART": True}, name="apart")
 
 
 def inputs(dtype: str) -> None:

@@ -174,9 +174,9 @@ def low_rank_outer(
     inner, outputs, chunks, tiles, used, bank_0, bank_1, bank_2, bank_3, first_bank, first_output,
     y_0, y_1, y_2, y_3, stride_0, stride_1, stride_2, stride_3,
     PLACES: tl.constexpr, RANKS: tl.constexpr, SPLITS: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr,
-    ALIGNED: tl.constexpr, HAS_MORE: tl.constexpr,
+    ALIGNED: tl.constexpr, HAS_MORE: tl.constexpr, IS_APART: tl.constexpr,
 ) -> None:  # fmt: skip
-    """``y = scale * y + bias + inner B``, of which each bank has what it has.
+    """``y = scale * y + bias + inner B``, of which each bank has what it has; ``IS_APART``: ``y = inner B``.
 
     ``y_n [T, out]``: outputs from ``first_output`` on, ``BLOCKS`` times ``WIDTH`` columns of one a program, for one
     tile. ``HAS_MORE``: some bank has more than ``RANKS`` ranks.
@@ -227,10 +227,12 @@ def low_rank_outer(
                         )  # fmt: skip
                         total += tl.dot(others.to(weight.dtype), weight, input_precision="ieee")
                 is_own = is_place[:, None] & is_column[None, :]
-                value = tl.load(rows + column[None, :], mask=is_own, other=0.0).to(tl.float32)
-                own = slot * width + column
-                scale = scale_address.to(tl.pointer_type(y_0.dtype.element_ty)) + own
-                value *= tl.load(scale, mask=is_column & (scale_address != 0), other=1.0).to(tl.float32)[None, :]
-                bias = bias_address.to(tl.pointer_type(y_0.dtype.element_ty)) + own
-                value += tl.load(bias, mask=is_column & (bias_address != 0), other=0.0).to(tl.float32)[None, :]
-                tl.store(rows + column[None, :], value + total, mask=is_own)
+                if not IS_APART:
+                    value = tl.load(rows + column[None, :], mask=is_own, other=0.0).to(tl.float32)
+                    own = slot * width + column
+                    scale = scale_address.to(tl.pointer_type(y_0.dtype.element_ty)) + own
+                    value *= tl.load(scale, mask=is_column & (scale_address != 0), other=1.0).to(tl.float32)[None, :]
+                    bias = bias_address.to(tl.pointer_type(y_0.dtype.element_ty)) + own
+                    value += tl.load(bias, mask=is_column & (bias_address != 0), other=0.0).to(tl.float32)[None, :]
+                    total += value
+                tl.store(rows + column[None, :], total, mask=is_own)
