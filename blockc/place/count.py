@@ -17,7 +17,7 @@ from blockc.graph import Block, Chain, ModelPath
 from blockc.ir import Bound, TensorRef
 from blockc.ir.banks import Signature, signature
 from blockc.ir.layout import KERNEL_BYTES, activation_bytes, block_tensors, chain_sides_bytes, kernel_count
-from blockc.ir.recorded import recorded_bytes, row_pages
+from blockc.ir.recorded import Paged, recorded_bytes
 from blockc.ir.tensor import cached_bytes
 from blockc.place.before import before_of
 from blockc.place.blocks import path_blocks
@@ -214,20 +214,22 @@ def _groups(graph: UnifiedGraph, page_tokens: int) -> tuple[PlaceGroup, ...]:
 
 
 def _recorded_bytes(deployment: Deployment, graph: UnifiedGraph, groups: Sequence[PlaceGroup]) -> int:
-    """What CUDA keeps of recorded decode steps, and a page of each KV group for rows that only fill up a bucket."""
+    """What CUDA keeps of recorded steps, and a page of each KV group for rows that only fill up a bucket."""
     if all(device.kind == "cpu" for device in deployment.cluster.devices):
         return 0
     structures = {
         block.structure_digest: block.structure for path in graph.paths.values() for block in path.blocks
     }.values()
     positions = max((path.max_model_len for path in graph.paths.values()), default=1)
-    pages = [
-        row_pages(positions=positions, page_tokens=group.page_tokens, window=shaped.shape.window)
+    paged = [
+        Paged(positions=positions, page_tokens=group.page_tokens, window=shaped.shape.window)
         for group, shaped in zip(groups, graph.groups, strict=True)
     ]
+    policy = deployment.policy
     return recorded_bytes(
-        tuple(structures), max_rows=deployment.policy.max_rows, pages=pages, segments=len(graph.segments)
-    ) + sum(group.page_bytes for group in groups)
+        tuple(structures), max_rows=policy.max_rows, max_tokens=policy.max_batched_tokens, groups=paged,
+        segments=len(graph.segments),
+    ) + sum(group.page_bytes for group in groups)  # fmt: skip
 
 
 def _has_softcap(block: Block) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from blockc.ir.layout import KERNEL_BYTES, kernel_count, pass_bytes
-from blockc.ir.recorded import RowBuffer, largest_bucket, recorded_bytes, row_buffers, row_pages, table_numbers
+from blockc.ir.recorded import Bucket, Paged, RowBuffer, buckets_of, recorded_bytes, row_buffers, table_numbers
 from blockc.place.count import place_problem
 from blockc.unify import unify
 from tests.support.deployments import deployment
@@ -17,22 +17,36 @@ from tests.support.synthetic import ATTENTION, EMBED, HEAD, HIDDEN, MLP, VOCAB, 
 BLOCKS = (EMBED, ATTENTION, MLP, HEAD)
 
 
+PAGED = Paged(positions=100, page_tokens=16, window=None)
+
+
 def test_tables_and_buffers_by_hand() -> None:
-    assert [largest_bucket(rows) for rows in (3, 200, 5000)] == [4, 224, 256]
-    assert row_pages(positions=100, page_tokens=16, window=None) == 7
-    assert row_pages(positions=100, page_tokens=16, window=17) == 3
+    assert [buckets_of(max_rows=rows, max_tokens=1)[-1].singles for rows in (3, 200, 5000)] == [4, 224, 256]
+    assert buckets_of(max_rows=3, max_tokens=300) == (Bucket(singles=4), Bucket(singles=16, chunked=384))
+    windowed = replace(PAGED, window=17)
+    assert (PAGED.pages(), windowed.pages(), windowed.pages(30)) == (7, 3, 4)
     # Tokens and positions; slots and rows of two groups; three segments' tiles and their number; pages, and a scratch
     # page each.
-    assert table_numbers(4, [7, 3], 3) == 4 * (2 + 2 * 5 + 3 * 4) + 3 + (4 * 7 + 1) + (4 * 3 + 1)
+    assert table_numbers(Bucket(singles=4), [PAGED, windowed], 3) == (
+        4 * (2 + 2 * 5 + 3 * 4) + 3 + (4 * 7 + 1) + (4 * 3 + 1)
+    )
+    # With prompts of 64 tokens 32 rows and a tile more, places of logits, and tiles of those.
+    assert table_numbers(Bucket(singles=4, chunked=64), [PAGED], 1) == (
+        2 * 68 + (68 + 4 * 36) + 2 * (4 * (36 + 1) + 1) + 36 + (36 * 7 + 1)
+    )
     assert row_buffers(BLOCKS) == {
-        RowBuffer(goes_in=True, width=HIDDEN, dtype="BF16"),
-        RowBuffer(goes_in=False, width=HIDDEN, dtype="BF16"),
-        RowBuffer(goes_in=False, width=VOCAB, dtype="BF16"),
+        RowBuffer(goes_in=True, selects=False, width=HIDDEN, dtype="BF16"),
+        RowBuffer(goes_in=False, selects=False, width=HIDDEN, dtype="BF16"),
+        RowBuffer(goes_in=False, selects=True, width=VOCAB, dtype="BF16"),
     }
     hungriest = max(pass_bytes(block, tokens=16, rows=16) for block in BLOCKS)
-    wanted = 8 * table_numbers(16, [7], 1) + 16 * 2 * (2 * HIDDEN + VOCAB) + hungriest
-    assert recorded_bytes(BLOCKS, max_rows=16, pages=[7], segments=1) == wanted
-    assert recorded_bytes((), max_rows=16, pages=[], segments=0) == 0
+    wanted = 8 * table_numbers(Bucket(singles=16), [PAGED], 1) + 16 * 2 * (2 * HIDDEN + VOCAB) + hungriest
+    assert recorded_bytes(BLOCKS, max_rows=16, max_tokens=1, groups=[PAGED], segments=1) == wanted
+    prompts = Bucket(singles=16, chunked=64)
+    hungriest = max(pass_bytes(block, tokens=80, rows=48) for block in BLOCKS)
+    wanted = 8 * table_numbers(prompts, [PAGED], 1) + 2 * (80 * 2 * HIDDEN + 48 * VOCAB) + hungriest
+    assert recorded_bytes(BLOCKS, max_rows=16, max_tokens=64, groups=[PAGED], segments=1) == wanted
+    assert recorded_bytes((), max_rows=16, max_tokens=64, groups=[], segments=0) == 0
 
 
 @pytest.mark.parametrize("max_rows", [16, 400])
@@ -47,11 +61,14 @@ def test_a_placement_on_cuda_counts_it_and_a_page_of_each_group(max_rows: int) -
         problems[kind] = place_problem(replace(given, cluster=replace(given.cluster, devices=devices)), graph)
     cpu, cuda = problems["cpu"], problems["h100_80g"]
     length = models["base"].path.max_model_len
-    pages = [
-        row_pages(positions=length, page_tokens=group.page_tokens, window=shaped.shape.window)
+    groups = [
+        Paged(positions=length, page_tokens=group.page_tokens, window=shaped.shape.window)
         for group, shaped in zip(cpu.groups, graph.groups, strict=True)
     ]
-    recorded = recorded_bytes(BLOCKS, max_rows=max_rows, pages=pages, segments=len(graph.segments))
+    recorded = recorded_bytes(
+        BLOCKS, max_rows=max_rows, max_tokens=given.policy.max_batched_tokens, groups=groups,
+        segments=len(graph.segments),
+    )  # fmt: skip
     scratch = sum(group.page_bytes for group in cpu.groups)
     kernels = KERNEL_BYTES * kernel_count(block.structure for block in graph.blocks.values())  # kept by a CPU alone
     assert cuda.groups == cpu.groups

@@ -1,15 +1,15 @@
-"""Decode rows of a segment, or of a part of it, as a recorded graph: a step's work on the device is one launch each.
+"""Rows of a segment, or of a part of it, as a recorded graph: a step's work on the device is one launch each.
 
-In: the rows of a launch, if each is of one token. Out: what the segment yields for them, or why it has to be run op by
-op. Rows are filled up to a bucket (`buckets.py`); everything a step reads from the host goes through one pinned buffer
-and one copy, whatever segments the rows pass. Invariant: a replay equals the same rows run op by op.
+In: the rows of a launch: of one token each, or up to so many tokens of prompts beside them. Out: what the segment
+yields for them, or why it has to be run op by op. Rows are filled up to a bucket (`buckets.py`); everything a step
+reads from the host goes through one pinned buffer and one copy, whatever segments the rows pass. Invariant: a replay
+equals the same rows run op by op.
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,25 +17,26 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from blockc.ir.recorded import MOST_ROWS, bucket_of, largest_bucket
+from blockc.ir.recorded import MOST_ROWS, Bucket, bucket_beside, bucket_of, buckets_of, most_tiles
 from blockc_runtime.executor.batch import TokenBatch
-from blockc_runtime.executor.buckets import DecodeLayout, DecodeRow, GroupForm
+from blockc_runtime.executor.buckets import GroupForm, StepLayout, TableRow
 from blockc_runtime.executor.model import LoadedModel
 from blockc_runtime.executor.program import LogitRows
 from blockc_runtime.executor.segment import LoadedSegment, PassInputs, reads_states, run_blocks
 from blockc_runtime.executor.sides import Bank
 from blockc_runtime.kv.pool import KvPool
 from blockc_runtime.ops import triton_
-from blockc_runtime.ops.attention.batch import DecodeBatch, PagedRows
+from blockc_runtime.ops.attention.batch import PagedChunks, PagedRows, StaticBatch
 from blockc_runtime.ops.attention.narrow import kernel_problem
-from blockc_runtime.ops.linear.side_tiles import FEW_PLACES, SideTiles, StaticSides
+from blockc_runtime.ops.linear.side_tiles import SideTiles, StaticSides
 from blockc_runtime.ops.linear.sides import SideWeights
 from blockc_runtime.step import Row
 
 # Benchmarks compare both ways.
 _SWITCH = "BLOCKC_GRAPHS"
-# Graphs of parts of segments: where prompts go layer by layer, runs of blocks begin and stop at many places.
-_MOST_PARTS = 128
+# Graphs of parts of segments: where prompts go layer by layer, runs of blocks begin and stop at many places. And graphs
+# of steps with prompts, which come in many sizes: one is recorded when its size comes again.
+_MOST_PARTS, _MOST_CHUNKED, _AGAIN = 128, 64, 2
 # Tiles of fine-tunes that graphs have room for, where rows do not bound them.
 _TILES = (0, 8, 32, 128)
 # Ops whose work depends on what the host must know of the rows.
@@ -71,9 +72,7 @@ class CudaRecorder:
             run()
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Fine-tunes, blocks and plans are read in threads of their own, which take memory meanwhile: were that
-        # forbidden to them, their reading would fail, and so would this.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool):
             outputs = run()
         return graph.replay, outputs
 
@@ -87,14 +86,13 @@ def recorder_for(device: torch.device) -> Recorder | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """Hidden states or logits ``[1, n, F]`` of all n rows, and for logits which rows are finite, ``[n]``.
+    """Hidden states ``[1, T, F]``, or logits of tokens that want some, and which of all T are finite.
 
-    Logits lie where the next replay puts its own. ``recording_s``: what recording took, if it was the first time.
+    Logits lie where the next replay puts its own.
     """
 
     states: Tensor
     finite: Tensor | None
-    recording_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +102,7 @@ class _Key:
     segment: int
     first: int
     stop: int
-    bucket: int
+    bucket: Bucket
     tiles: int
 
 
@@ -116,16 +114,18 @@ class _Recorded:
 
 
 class SegmentGraphs:
-    """The graphs of a model, recorded when they are first needed. ``most_rows``: of a step.
+    """The graphs of a model, recorded when they are first needed. ``most_rows`` and ``most_tokens``: of a step.
 
     They share what they read and what they yield, one memory for each width: no two run at once, and what is to last is
     copied from there. Its size is part of a plan (`blockc.ir.recorded`).
     """
 
-    def __init__(self, model: LoadedModel, *, device: torch.device, recorder: Recorder, most_rows: int) -> None:
+    def __init__(
+        self, model: LoadedModel, *, device: torch.device, recorder: Recorder, most_rows: int, most_tokens: int
+    ) -> None:
         self._model, self._device, self._recorder = model, device, recorder
         self._most_rows = min(most_rows, MOST_ROWS)
-        self._bucket = largest_bucket(most_rows)
+        self._largest = buckets_of(max_rows=most_rows, max_tokens=most_tokens)
         positions = max((limits.positions for limits in model.limits), default=1)
         self._groups = tuple(
             _form(pool, window, positions) for pool, window in zip(model.pools, model.windows, strict=True)
@@ -133,13 +133,14 @@ class SegmentGraphs:
         self._banks = tuple(tuple(bank for bank in own.banks if _is_tabled(bank, own)) for own in model.segments)
         self._others = tuple(tuple(bank for bank in own.banks if not _is_tabled(bank, own)) for own in model.segments)
         self._refused = {n: why for n, own in enumerate(model.segments) if (why := _refusal(n, own, model)) is not None}
-        size = self._layout(self._bucket).size
+        size = max(self._layout(bucket).size for bucket in self._largest)
         self._numbers = torch.zeros(size, dtype=torch.int64, device=device)
         self._staged = torch.zeros(size, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._copied: torch.cuda.Event | None = None
-        self._filled: tuple[TokenBatch, int, Sequence[int]] | None = None
+        self._filled: tuple[TokenBatch, Bucket, Sequence[int]] | None = None
         self._recorded: OrderedDict[_Key, _Recorded] = OrderedDict()
-        self._shared: dict[tuple[bool, int, torch.dtype], Tensor] = {}
+        self._met: Counter[_Key] = Counter()
+        self._shared: dict[tuple[bool, bool, int, torch.dtype], Tensor] = {}
 
     @property
     def nbytes(self) -> int:
@@ -153,48 +154,61 @@ class SegmentGraphs:
 
         ``states``: gives the hidden states before them.
         """
-        why = self._why_not(number, batch, rows)
-        if why is not None:
-            return why
-        count, bucket = len(batch.rows), bucket_of(len(batch.rows))
         segment = self._model.segments[number]
+        is_whole = blocks.stop - blocks.start == len(segment.occurrences)
+        bucket = self._bucket(number, batch, rows, is_whole=is_whole)
+        if isinstance(bucket, str):
+            return bucket
         tiles = _room(self._fill(batch, rows, bucket)[number], bucket)
         key = _Key(segment=number, first=blocks.start, stop=blocks.stop, bucket=bucket, tiles=tiles)
         before = states() if reads_states(segment.occurrences[blocks]) else None
-        recorded, recording_s = self._recorded.get(key), 0.0
+        recorded = self._recorded.get(key)
         if recorded is None:
-            began_s = time.perf_counter()
+            self._met[key] += 1
+            if bucket.chunked and self._met[key] < _AGAIN:
+                return "the first step of its size with prompts"
             try:
                 recorded = self._recorded[key] = self._record(key, before)
             except Exception as error:  # whatever forbids recording does not forbid running
                 self._refused[number] = f"it cannot be recorded: {type(error).__name__}: {error}"[:300]
                 return self._refused[number]
-            self._forget_parts()
-            recording_s = time.perf_counter() - began_s
+            self._forget()
         self._recorded.move_to_end(key)
+        spans = _spans(batch, bucket)
         if recorded.states is not None and before is not None:
-            recorded.states[:, :count].copy_(before)
+            for to, place, count in spans:
+                recorded.states[:, to : to + count].copy_(before[:, place : place + count])
         recorded.replay()
         out, finite = recorded.outputs
-        # Hidden states are read by later launches, which may replay this very graph first.
-        kept = out[:, :count] if finite is not None else out[:, :count].clone()
-        return Replayed(states=kept, finite=None if finite is None else finite[:count], recording_s=recording_s)
+        if finite is None:
+            # Hidden states are read by later launches, which may replay this very graph first.
+            return Replayed(states=torch.cat([out[:, to : to + count] for to, _, count in spans], 1), finite=None)
+        flags = [finite[to : to + count] for to, _, count in spans]
+        return Replayed(states=_wanted(out, batch, bucket), finite=torch.cat(flags) if len(flags) > 1 else flags[0])
 
-    def _why_not(self, number: int, batch: TokenBatch, rows: Sequence[Row]) -> str | None:
-        if batch.token_count != len(batch.rows):
-            return "rows of several tokens"
-        if batch.token_count > self._most_rows:
-            return "more rows than are recorded"
+    def _bucket(self, number: int, batch: TokenBatch, rows: Sequence[Row], *, is_whole: bool) -> Bucket | str:
+        """What a launch is filled up to, or why it is none of those that are recorded."""
         if number in self._refused:
             return self._refused[number]
         if any(rows[i].chain in bank.slots for bank in self._others[number] for i in batch.rows):
             return "fine-tunes of kinds that the host has to sort"
-        return None
+        chunks = [count for count in batch.counts if count > 1]
+        singles = len(batch.rows) - len(chunks)
+        if singles > self._most_rows:
+            return "more rows than are recorded"
+        if not chunks:
+            return Bucket(singles=bucket_of(singles))
+        if not is_whole:
+            return "prompts that stop between blocks"
+        bucket = bucket_beside(singles, chunks)
+        if bucket is None:
+            return "more tokens of prompts than are recorded"
+        return bucket if sum(batch.samples) <= bucket.logits else "more logits than are recorded"
 
-    def _layout(self, bucket: int) -> DecodeLayout:
-        return DecodeLayout(bucket=bucket, groups=self._groups, segments=len(self._model.segments))
+    def _layout(self, bucket: Bucket) -> StepLayout:
+        return StepLayout(bucket=bucket, groups=self._groups, segments=len(self._model.segments))
 
-    def _fill(self, batch: TokenBatch, rows: Sequence[Row], bucket: int) -> Sequence[int]:
+    def _fill(self, batch: TokenBatch, rows: Sequence[Row], bucket: Bucket) -> Sequence[int]:
         """Bring the step's numbers to the device, once for all launches in a row that have the same rows.
 
         Returns the tiles in use, of each segment.
@@ -210,110 +224,139 @@ class SegmentGraphs:
         if self._device.type == "cuda":
             self._copied = self._copied or torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record(torch.cuda.current_stream(self._device))
-        batch.feed(self._numbers)  # tokens lie first
+        batch.feed(self._numbers)  # tokens lie first, those that are fed before all others
         used = [numbers[layout.used_at(segment)] for segment in range(layout.segments)]
         self._filled = batch, bucket, used
         return used
 
-    def _row(self, row: Row) -> DecodeRow:
+    def _row(self, row: Row) -> TableRow:
         places = self._model.group_place[row.chain]
-        return DecodeRow(
-            token=row.tokens[0],
-            position=row.start,
+        return TableRow(
+            tokens=row.tokens,
+            start=row.start,
+            samples=row.logits,
             pages=tuple(row.pages[places[g]] if g in places else None for g in range(len(self._groups))),
             uses=tuple(_use(banks, row.chain) for banks in self._banks),
         )
 
-    def _forget_parts(self) -> None:
-        """Let graphs of parts go that were not replayed for longest."""
+    def _forget(self) -> None:
+        """Let graphs of parts and of steps with prompts go that were not replayed for longest."""
         parts = [key for key in self._recorded if self._is_part(key)]
-        for key in parts[: max(0, len(parts) - _MOST_PARTS)]:
-            del self._recorded[key]
+        chunked = [key for key in self._recorded if key.bucket.chunked]
+        for keys, most in ((parts, _MOST_PARTS), (chunked, _MOST_CHUNKED)):
+            for key in keys[: max(0, len(keys) - most)]:
+                del self._recorded[key]
 
     def _is_part(self, key: _Key) -> bool:
         return key.stop - key.first < len(self._model.segments[key.segment].occurrences)
 
-    def _share(self, like: Tensor, *, goes_in: bool) -> Tensor:
-        """``[1, bucket, F]``, the largest, which all graphs have that read, or yield, as many values."""
-        key = goes_in, like.shape[2], like.dtype
+    def _share(self, like: Tensor, *, goes_in: bool, selects: bool = False) -> Tensor:
+        """``[1, most, F]``, which all graphs have that read, or yield, as many values.
+
+        ``selects``: for rows that want logits, and else for tokens.
+        """
+        key = goes_in, selects, like.shape[2], like.dtype
         if key not in self._shared:
-            self._shared[key] = like.new_zeros((1, self._bucket, like.shape[2]))
+            most = max(bucket.logits if selects else bucket.tokens for bucket in self._largest)
+            self._shared[key] = like.new_zeros((1, most, like.shape[2]))
         return self._shared[key]
 
     def _record(self, key: _Key, before: Tensor | None) -> _Recorded:
         """Static operands are views of the one buffer of tables, and of what graphs share."""
         segment, layout, bucket = self._model.segments[key.segment], self._layout(key.bucket), key.bucket
-        states = None if before is None else self._share(before, goes_in=True)[:, :bucket]
-        if states is not None and before is not None:
-            states[:, : before.shape[1]].copy_(before)
+        states = None if before is None else self._share(before, goes_in=True)[:, : bucket.tokens]
         batches = {group: self._kv_batch(layout, group) for own in segment.occurrences for group in own.kv_groups}
         sides = self._sides(key, layout) if key.tiles else [[()] * len(groups) for groups in segment.groups]
         blocks = slice(key.first, key.stop)
+        index = self._numbers[layout.logits_at : layout.pages_at] if bucket.chunked else None
 
         def given_states() -> Tensor:
             assert states is not None
             return states
 
         def run() -> Outputs:
-            rows = LogitRows(spans=tuple((i, 1) for i in range(bucket)), index=None)
+            rows = LogitRows(spans=(), index=index)
             given = PassInputs(
-                token_count=bucket,
+                token_count=bucket.tokens,
                 rows=rows,
-                tokens=self._numbers[None, :bucket],
-                positions=self._numbers[None, bucket : 2 * bucket],
+                tokens=self._numbers[None, : bucket.tokens],
+                positions=self._numbers[None, bucket.tokens : 2 * bucket.tokens],
                 states=given_states,
             )
             out = run_blocks(
                 segment.occurrences[blocks], self._model.preludes, given, sides=sides[blocks],
                 kv_batch=batches.__getitem__,
             )  # fmt: skip
-            yielded = self._share(out, goes_in=False)[:, :bucket]
+            selects = rows.finite is not None
+            yielded = self._share(out, goes_in=False, selects=selects)[:, : out.shape[1]]
             yielded.copy_(out)
             return yielded, rows.finite
 
         replay, outputs = self._recorder.record(run)
         return _Recorded(replay=replay, states=states, outputs=outputs)
 
-    def _kv_batch(self, layout: DecodeLayout, group: int) -> DecodeBatch:
-        bucket, slots, rows = layout.bucket, layout.slots_at(group), layout.rows_at(group)
-        form = self._groups[group]
-        return DecodeBatch(
-            slots=self._numbers[slots : slots + bucket],
+    def _kv_batch(self, layout: StepLayout, group: int) -> StaticBatch:
+        bucket, form, pages = layout.bucket, self._groups[group], self._numbers[layout.pages_at :]
+        slots, rows, chunks = layout.slots_at(group), layout.rows_at(group), layout.chunks_at(group)
+        return StaticBatch(
+            slots=self._numbers[slots : slots + bucket.tokens],
             window=form.window,
             on_device=PagedRows(
-                rows=self._numbers[rows : rows + 4 * bucket].view(bucket, 4),
-                pages=self._numbers[layout.pages_at :],
+                rows=self._numbers[rows:chunks].view(bucket.singles, 4),
+                pages=pages,
                 longest=form.positions if form.window is None else min(form.positions, form.window),
             ),
+            chunks_on_device=PagedChunks(
+                rows=self._numbers[chunks : chunks + 4 * bucket.chunks].view(bucket.chunks, 4), pages=pages
+            ),
+            chunked=bucket.chunked,
         )
 
-    def _sides(self, key: _Key, layout: DecodeLayout) -> list[list[tuple[tuple[SideWeights, StaticSides], ...]]]:
+    def _sides(self, key: _Key, layout: StepLayout) -> list[list[tuple[tuple[SideWeights, StaticSides], ...]]]:
         """All fine-tunes that are tabled, whoever uses them: which do is read on the device."""
-        number, first, used = key.segment, layout.tiles_at(key.segment), layout.used_at(key.segment)
-        tiles = SideTiles(
-            values=self._numbers[first : first + 4 * key.tiles].view(key.tiles, 4),
-            used=self._numbers[used : used + 1],
-            count=key.tiles,
-            places=FEW_PLACES,
-        )
-        users = [StaticSides(number=bank, tiles=tiles) for bank in range(len(self._banks[number]))]
+        number = key.segment
+        users = {}
+        for selects in (False, True):
+            first, used = (at(number, selects=selects) for at in (layout.tiles_at, layout.used_at))
+            tiles = SideTiles(
+                values=self._numbers[first : first + 4 * key.tiles].view(key.tiles, 4),
+                used=self._numbers[used : used + 1],
+                count=key.tiles,
+                places=layout.tile_places,
+            )
+            users[selects] = [StaticSides(number=bank, tiles=tiles) for bank in range(len(self._banks[number]))]
         return [
             [
                 tuple(
-                    (bank.weights[occurrence, group], users[i])
+                    (bank.weights[occurrence, place], users[group.after_selection][i])
                     for i, bank in enumerate(self._banks[number])
-                    if (occurrence, group) in bank.weights
+                    if (occurrence, place) in bank.weights
                 )
-                for group in range(len(groups))
+                for place, group in enumerate(groups)
             ]
             for occurrence, groups in enumerate(self._model.segments[number].groups)
         ]
 
 
-def _room(tiles: int, bucket: int) -> int:
+def _room(tiles: int, bucket: Bucket) -> int:
     """For how many tiles a graph is recorded: programs of tiles that nobody uses cost a third of those of others."""
-    room = next((most for most in _TILES if tiles <= most), bucket)
-    return min(room, bucket)
+    room = next((most for most in _TILES if tiles <= most), most_tiles(bucket))
+    return min(room, most_tiles(bucket))
+
+
+def _spans(batch: TokenBatch, bucket: Bucket) -> list[tuple[int, int, int]]:
+    """Tokens that lie together: the first place in the bucket, in the batch, and how many."""
+    singles = sum(count == 1 for count in batch.counts)
+    spans = [(0, 0, singles), (bucket.singles, singles, batch.token_count - singles)]
+    return [span for span in spans if span[2]]
+
+
+def _wanted(logits: Tensor, batch: TokenBatch, bucket: Bucket) -> Tensor:
+    """Those that a batch wants: a step with prompts yields them one after the other, and others for every row."""
+    if bucket.chunked:
+        return logits[:, : sum(batch.samples)]
+    index, logits = batch.logit_index, logits[:, : batch.token_count]
+    return logits if index is None else logits.index_select(1, index)
 
 
 def _form(pool: KvPool, window: int | None, positions: int) -> GroupForm:

@@ -218,9 +218,9 @@ class StepRun:
             if isinstance(done, Replayed):
                 self._replayed.append(done)
                 rows.finite = done.finite
-                wanted = batch.logit_index if done.finite is not None else None
-                return done.states if wanted is None else done.states.index_select(1, wanted)
-            self._op_by_op.append(done)
+                self._replayed.append(done)
+                rows.finite = done.finite
+                return done.states
         segment = self.model.segments[launch.segment]
         uses = [use for bank in segment.banks if (use := bank.select(batch, self.step.rows, self.device)) is not None]
         given = PassInputs(

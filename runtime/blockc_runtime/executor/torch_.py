@@ -115,8 +115,9 @@ class TorchExecutor:
             records = recorder(self.device)
             if records is not None:
                 self._graphs = SegmentGraphs(
-                    self._model, device=self.device, recorder=records, most_rows=plan.batching.max_rows
-                )
+                    self._model, device=self.device, recorder=records, most_rows=plan.batching.max_rows,
+                    most_tokens=plan.batching.max_batched_tokens,
+                )  # fmt: skip
 
     @property
     def records(self) -> bool:

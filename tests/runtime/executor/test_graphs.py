@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from blockc.ir import parse_structure
-from blockc.ir.recorded import recorded_bytes, row_pages, shared_bytes
+from blockc.ir import recorded as recorded_sizes
+from blockc.ir.recorded import Paged, buckets_of, recorded_bytes, shared_bytes
 from blockc_runtime.executor import graphs
 from blockc_runtime.executor import model as executor_model
 from blockc_runtime.executor.graphs import CudaRecorder, Outputs, recorder_for
@@ -156,7 +157,7 @@ def test_rows_come_and_go_and_each_keeps_its_fine_tune(
     chains, prompts = [2, 0, 1, 4, 3], [[7, 8, 9], [1], [5, 6, 7, 8, 9], [4, 2], [3]]
     sequences = [driver.start(*pair) for pair in zip(chains, prompts, strict=True)]
     driver.advance([(s, len(s.tokens)) for s in sequences])
-    assert driver.executor.counts.op_by_op == ("rows of several tokens",) * 3
+    assert driver.executor.counts.op_by_op == ("the first step of its size with prompts",) * 3
     for members in decoding:
         decode(driver, [sequences[i] for i in members])
         counts = driver.executor.counts
@@ -166,6 +167,68 @@ def test_rows_come_and_go_and_each_keeps_its_fine_tune(
     assert recorder.recorded == driver.recorded == recorded
     for sequence, prompt in zip(sequences, prompts, strict=True):
         check(sequence, prompt, tuned)
+
+
+@pytest.fixture
+def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes its time over each token."""
+    monkeypatch.setattr(recorded_sizes, "_CHUNKED", (8, 12))
+    monkeypatch.setattr(recorded_sizes, "_BESIDE", (0, 3, 5))
+    monkeypatch.setattr(recorded_sizes, "MOST_CHUNKS", 4)
+
+
+@pytest.mark.usefixtures("cuda_ops", "small_buckets")
+def test_prompts_beside_rows_that_decode_are_replayed(tmp_path: Path, tuned: list[Any]) -> None:
+    """Prompts whole and in chunks, some of them on fine-tunes, in steps of three sizes, each of which comes again."""
+    builder = PlanBuilder(new_zoo(tmp_path / "zoo"), pages=60)
+    builder.add(llama_spec(make_llama(), cuts=(1, 4)), sides=((), *map(terms_of, tuned)))
+    driver = driver_of(builder, recorder := recorder_here())
+    chains = [2, 0, 1, 3, 3, 4]
+    prompts = [[7, 8, 9], [1, 2], [5, 6, 7, 8, 9], [4, 2], [3, 4, 5, 6, 7, 8, 9, 1, 2, 3], [9, 8, 7, 6, 5, 4, 3, 2]]
+    one, two, three, four, five, six = sequences = [driver.start(*pair) for pair in zip(chains, prompts, strict=True)]
+    steps = [
+        [(one, 3), (two, 2)],  # (0, 8)
+        [(three, 5), (four, 2)],  # (0, 8)
+        [(one, 1), (five, 6)],  # (3, 8)
+        [(two, 1), (three, 1), (six, 7)],  # (3, 8)
+        [(one, 1), (four, 1), (five, 4), (six, 1)],  # (3, 8), and two rows end their prompts
+        [(s, 1) for s in (one, two, three, four, five, six)],
+    ]
+    replays = []
+    for work in steps:
+        driver.advance(work)
+        counts = driver.executor.counts
+        assert counts.replays + len(counts.op_by_op) == counts.launches == 3
+        assert set(counts.op_by_op) <= {"the first step of its size with prompts"}
+        replays.append(counts.replays)
+    assert replays[0] == 0
+    assert replays[1] > 0
+    assert replays[4:] == [3, 3]
+    assert recorder.recorded >= 6
+    for sequence, prompt in zip(sequences, prompts, strict=True):
+        check(sequence, prompt, tuned)
+
+
+@pytest.mark.usefixtures("cuda_ops", "small_buckets")
+def test_what_a_step_with_prompts_may_ask_of_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of every token of a prompt are more than there is room for; five prompts, and thirteen tokens, too."""
+    monkeypatch.setattr(graphs, "_AGAIN", 1)
+    builder = PlanBuilder(new_zoo(tmp_path / "zoo"), pages=60)
+    builder.add(llama_spec(make_llama(layers=1)))
+    driver = driver_of(builder, recorder_here())
+    reasons = []
+    for counts, samples in (((6,), 0), ((6,), 4), ((6,), 6), ((2,) * 5, 1), ((13,), 1), ((4, 3), 1)):
+        rows = [driver.row(driver.start(0, range(1, 1 + count)), count, samples=samples) for count in counts]
+        assert all(result.fault is None for result in driver.step(rows))
+        reasons.append(driver.executor.counts.op_by_op)
+    assert reasons == [
+        (),
+        (),
+        ("more logits than are recorded",),
+        ("more tokens of prompts than are recorded",),
+        ("more tokens of prompts than are recorded",),
+        (),
+    ]
 
 
 @pytest.mark.usefixtures("cuda_ops")
@@ -197,7 +260,7 @@ def test_fine_tunes_that_take_turns_in_a_slot(tmp_path: Path) -> None:
             driver.advance([(sequences[turn], len(prompts[turn]))])
         decode(driver, [sequences[turn]])
         assert driver.executor.counts.replays == 1
-    assert recorder.recorded == 1
+    assert recorder.recorded == 2  # of decode steps, and of prompts when the second came
     for sequence, prompt in zip(sequences, prompts, strict=True):
         check(sequence, prompt, tuned)
 
@@ -276,7 +339,7 @@ def test_rows_beside_a_prompt_that_goes_in_parts_are_replayed(tmp_path: Path, mo
                 one.cached += 1
         found.append((said, logits))
     (said, ours), (_, wanted) = found
-    assert [(counts.replays, counts.op_by_op) for counts in said] == [(2, ("rows of several tokens",))] * 3
+    assert [(counts.replays, counts.op_by_op) for counts in said] == [(2, ("prompts that stop between blocks",))] * 3
     assert recorder.recorded == 3
     assert len(ours) == len(wanted) == 7
     torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-4)
@@ -304,12 +367,13 @@ def test_what_graphs_share_is_what_a_plan_counts(tmp_path: Path) -> None:
     assert own is not None
     assert model is not None
     (limits,), (group,) = model.limits, plan.kv_groups
-    pages = row_pages(positions=limits.positions, page_tokens=group.page_tokens, window=group.window)
+    paged = Paged(positions=limits.positions, page_tokens=group.page_tokens, window=group.window)
+    most = {"max_rows": plan.batching.max_rows, "max_tokens": plan.batching.max_batched_tokens}
     (path,) = plan.paths.values()
     structures = [parse_structure(plan.structures[plan.blocks[b].structure]) for b in path.blocks]
-    shared = shared_bytes(structures, max_rows=plan.batching.max_rows, pages=[pages], segments=1)
+    shared = shared_bytes(structures, buckets=buckets_of(**most), groups=[paged], segments=1)
     assert own.nbytes == shared
-    assert shared < recorded_bytes(structures, max_rows=plan.batching.max_rows, pages=[pages], segments=1)
+    assert shared < recorded_bytes(structures, **most, groups=[paged], segments=1)
     (pool,) = model.pools
     assert pool.nbytes == (pool.pages + 1) * group.page_bytes
     assert pool.scratch_bytes == group.page_bytes

@@ -94,13 +94,15 @@ def attend(
     compiled(attention.join_parts, {**parts, "sinks": dtype, "out": dtype}, sizes)
 
 
-def prompts(dtype: str, size: int, queries: int, has_more: bool, cache: str | None = None, **single: int) -> None:
+def prompts(
+    dtype: str, size: int, queries: int, has_more: bool, cache: str | None = None, table: str = "*i32", **single: int
+) -> None:
     operands = dict.fromkeys(("q", "sinks", "out"), dtype) | dict.fromkeys(("keys", "values"), cache or dtype)
-    operands |= dict.fromkeys(_SCALES, "*fp32") | dict.fromkeys(("rows", "pages", "tiles"), "*i32")
+    operands |= dict.fromkeys(_SCALES, "*fp32") | dict.fromkeys(("rows", "pages", "tiles"), table)
     padded = triton.next_power_of_2(size)
     sizes = {"QUERIES": queries, "KEY_SIZE": size, "VALUE_SIZE": size, "KEY": padded, "VALUE": padded, "PAGE": 16}
     options = {"BLOCK": 8192 // padded, "HAS_WINDOW": has_more, "HAS_SOFTCAP": has_more, "HAS_SINKS": has_more}
-    options["HAS_SCALES"] = cache == "*i8"
+    options |= {"HAS_SCALES": cache == "*i8", "ROWS": 0}
     given = {**sizes, **options, **single}
     compiled(
         attention.attend_chunks, operands, given, ("scale", "softcap"), num_warps=8 if queries == 128 else 4,
@@ -132,4 +134,5 @@ if __name__ == "__main__":
     attend("*fp32", "*i64", 96, True, True)
     prompts("*bf16", 128, 128, True, "*i8")
     prompts("*bf16", 128, 128, False, "*fp8e4nv", group=1)
+    prompts("*bf16", 128, 128, False, table="*i64", ROWS=32)
     prompts("*fp32", 96, 32, True)

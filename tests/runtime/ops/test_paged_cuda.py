@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from blockc_runtime.ops.attention import cpu, paged_cuda, reference
-from blockc_runtime.ops.attention.batch import KvBatch, kv_batch
+from blockc_runtime.ops.attention.batch import KvBatch, PagedChunks, PagedRows, StaticBatch, kv_batch
 from blockc_runtime.ops.attention.cpu import PagedLayer
 from blockc_runtime.ops.attention.narrow import INT8
 from blockc_runtime.ops.attention.rows import KvRow
@@ -98,12 +98,36 @@ def test_long_contexts_in_parts(
     assert launched == [(3, 6)]
 
 
+def static(batch: KvBatch) -> StaticBatch:
+    """The same rows, as a recorded step has them: by whole numbers alone, and with room for more."""
+    alone, several = batch.on_device, batch.chunks_on_device
+    table = torch.cat([several.rows.long(), torch.tensor([[0, 0, 0, 0]] * (8 - several.count), device=ON)])
+    return StaticBatch(
+        slots=batch.slots,
+        window=batch.window,
+        on_device=PagedRows(rows=alone.rows.long(), pages=alone.pages.long(), longest=alone.longest),
+        chunks_on_device=PagedChunks(rows=table, pages=several.pages.long()),
+        chunked=sum(row.count for row in batch.rows[batch.singles :]),
+    )
+
+
 @pytest.mark.parametrize(
-    ("dtype", "window", "softcap", "has_sinks"),
-    [(torch.float32, None, None, False), (torch.float32, 7, 2.0, False), (INT8, 30, None, True)],
+    ("dtype", "window", "softcap", "has_sinks", "is_static"),
+    [
+        (torch.float32, None, None, False, False),
+        (torch.float32, 7, 2.0, False, False),
+        (torch.float32, 7, None, False, True),
+        (INT8, 30, None, True, False),
+        (INT8, None, None, True, True),
+    ],
 )
 def test_prompts_in_several_tiles_and_blocks(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, window: int | None, softcap: float | None, has_sinks: bool
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    window: int | None,
+    softcap: float | None,
+    has_sinks: bool,
+    is_static: bool,
 ) -> None:
     """Three query heads a KV head do not fill a tile; some prompts go on, one begins, beside a row of one token."""
     monkeypatch.setattr(paged_cuda, "_BLOCK", 16)
@@ -123,8 +147,9 @@ def test_prompts_in_several_tiles_and_blocks(
     for form, on in ((paged_cuda.attention, ON), (cpu.attention, torch.device("cpu"))):
         layer = kept(caches, dtype, case.page_tokens, on)
         batch = kv_batch(case.rows, page_tokens=4, window=window, dtype=torch.float32, device=on)
+        own = static(batch) if is_static and form is paged_cuda.attention else batch
         sinks = None if case.sinks is None else case.sinks.to(on)
-        out.append(form(q.to(on), k.to(on), v.to(on), layer, batch, 0.3, window, softcap, sinks).cpu())
+        out.append(form(q.to(on), k.to(on), v.to(on), layer, own, 0.3, window, softcap, sinks).cpu())
     torch.testing.assert_close(*out, rtol=1e-4, atol=1e-4)
 
 

@@ -79,21 +79,36 @@ class PagedChunks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeBatch:
-    """Rows of one token each, by tensors on the device alone: what is in them may change from step to step.
+class StaticBatch:
+    """Rows by tensors on the device alone: what is in them may change from step to step.
 
-    ``slots [T]`` and ``window`` as those of :class:`KvBatch`.
+    ``slots [T]`` and ``window`` as those of :class:`KvBatch`; ``chunked``: the most tokens of ``chunks_on_device``, of
+    which rows may have none.
     """
 
     slots: Tensor
     window: int | None
     on_device: PagedRows
-    chunks: tuple[Chunk, ...] = ()
+    chunks_on_device: PagedChunks
+    chunked: int
 
     @property
     def singles(self) -> int:
-        """All of them."""
+        """Rows of one token."""
         return len(self.on_device.rows)
+
+    @property
+    def has_chunks(self) -> bool:
+        """Whether there may be rows of several tokens."""
+        return self.chunked > 0
+
+    def chunk_tiles(self, tokens: int) -> Tensor | None:
+        """None: kernels find them."""
+        return None
+
+    def most_tiles(self, tokens: int) -> int:
+        """Tiles of so many tokens that there may be."""
+        return self.chunked // tokens + self.chunks_on_device.count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +186,15 @@ class KvBatch:
         own = self.paged_chunks
         return PagedChunks(rows=moved(own.rows, self.device), pages=moved(own.pages, self.device))
 
+    @property
+    def has_chunks(self) -> bool:
+        """Whether there are rows of several tokens."""
+        return self.singles < len(self.rows)
+
+    def most_tiles(self, tokens: int) -> int:
+        """Tiles of so many tokens."""
+        return len(self.chunk_tiles(tokens))
+
     def chunk_tiles(self, tokens: int) -> Tensor:
         """Rows of several tokens, ``tokens`` at a time: int32 ``[n, 2]`` on the device, which row and where in it.
 
@@ -201,7 +225,7 @@ def kv_batch(
     """Rows of one token must come first. ``dtype`` is that of queries, keys and values."""
     slots: list[int] = []
     for row in rows:
-        slots += _slots(row, page_tokens)
+        slots += row.slots(page_tokens)
     return KvBatch(
         rows=tuple(rows),
         singles=sum(row.count == 1 for row in rows),
@@ -211,18 +235,6 @@ def kv_batch(
         device=device,
         slots=on_device(slots, device),
     )
-
-
-def _slots(row: KvRow, page_tokens: int) -> list[int]:
-    """Flat slots of the new tokens, page by page."""
-    slots: list[int] = []
-    position, end = row.start, row.start + row.count
-    while position < end:
-        stop = min(end, (position // page_tokens + 1) * page_tokens)
-        slot = row.slot(position, page_tokens)
-        slots += range(slot, slot + stop - position)
-        position = stop
-    return slots
 
 
 def _visible_pages(row: KvRow, page_tokens: int, window: int | None) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from blockc_runtime.ops.attention.batch import Chunk, DecodeBatch, DecodeBucket, KvBatch
+from blockc_runtime.ops.attention.batch import Chunk, DecodeBucket, KvBatch, StaticBatch
 from blockc_runtime.ops.attention.narrow import as_bytes, as_cached, narrowed, whole, widened
 
 
@@ -84,7 +84,7 @@ def attention(
     return out.unsqueeze(0)
 
 
-def check_window(window: int | None, batch: KvBatch | DecodeBatch) -> None:
+def check_window(window: int | None, batch: KvBatch | StaticBatch) -> None:
     """Raises ValueError: a page that a window has passed may be gone."""
     if window != batch.window:
         raise ValueError(f"a block binds window {window}, its KV group has {batch.window}")

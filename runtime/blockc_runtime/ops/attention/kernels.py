@@ -213,22 +213,32 @@ def attend_chunks(
     q, keys, values, key_scales, value_scales, rows, pages, tiles, sinks, out,
     q_token, q_head, group, count, kv_count, window, scale, softcap,
     QUERIES: tl.constexpr, KEY_SIZE: tl.constexpr, VALUE_SIZE: tl.constexpr, KEY: tl.constexpr, VALUE: tl.constexpr,
-    PAGE: tl.constexpr, BLOCK: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SCALES: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
+    PAGE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    HAS_SCALES: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINKS: tl.constexpr,
 ) -> None:  # fmt: skip
     """A tile: consecutive tokens of one row, each with its ``group`` queries of one head of the cache, side by side.
 
     ``rows [n, 4]``: its first token on the token axis, its tokens, where its pages begin, and the position of its first
-    token, counted from there; ``tiles [n, 2]``: row, and which of its tokens is the first. Weights are powers of two.
-    Writes ``out [T, count, VALUE_SIZE]``.
+    token, counted from there; ``tiles [n, 2]``: row, and which of its tokens is the first. Where ``ROWS``, there are so
+    many rows, some without tokens, and tiles are counted row by row. Weights are powers of two. Writes
+    ``out [T, count, VALUE_SIZE]``.
     """
-    tile, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    row = tl.load(tiles + tile * 2).to(tl.int64)
-    begin = tl.load(tiles + tile * 2 + 1)
-    first = tl.load(rows + row * 4)
-    length = tl.load(rows + row * 4 + 1)
+    tile, kv_head = tl.program_id(0), tl.program_id(1)
+    if ROWS:
+        own_row = tl.arange(0, ROWS)
+        counts = (tl.load(rows + own_row * 4 + 1).to(tl.int32) + QUERIES // group - 1) // (QUERIES // group)
+        ends = tl.cumsum(counts, 0)
+        if tile >= tl.max(ends, 0):
+            return
+        row = tl.sum((ends <= tile).to(tl.int32), 0).to(tl.int64)
+        begin = (tile - tl.sum(tl.where(own_row < row, counts, 0), 0)) * (QUERIES // group)
+    else:
+        row = tl.load(tiles + tile.to(tl.int64) * 2).to(tl.int64)
+        begin = tl.load(tiles + tile.to(tl.int64) * 2 + 1)
+    first = tl.load(rows + row * 4).to(tl.int32)
+    length = tl.load(rows + row * 4 + 1).to(tl.int32)
     first_page = tl.load(rows + row * 4 + 2).to(tl.int64)
-    before = tl.load(rows + row * 4 + 3)
+    before = tl.load(rows + row * 4 + 3).to(tl.int32)
     stop = tl.minimum(begin + QUERIES // group, length)
 
     lane, key_at, value_at = tl.arange(0, QUERIES), tl.arange(0, KEY), tl.arange(0, VALUE)

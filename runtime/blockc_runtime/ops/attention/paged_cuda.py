@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from blockc_runtime.ops.attention import cpu
-from blockc_runtime.ops.attention.batch import DecodeBatch, KvBatch, PagedRows
+from blockc_runtime.ops.attention.batch import KvBatch, PagedRows, StaticBatch
 from blockc_runtime.ops.attention.cpu import PagedLayer, Scores
 from blockc_runtime.ops.attention.kernels import attend_chunks, attend_pages, join_parts, write_heads
 from blockc_runtime.ops.attention.narrow import FP8, INT8, kernel_problem
@@ -40,7 +40,7 @@ def attention(
     k: Tensor,
     v: Tensor,
     layer: PagedLayer,
-    batch: KvBatch | DecodeBatch,
+    batch: KvBatch | StaticBatch,
     scale: float,
     window: int | None,
     softcap: float | None,
@@ -58,7 +58,7 @@ def heads(
     angles: Sequence[Tensor],
     sides: SideSet,
     layer: PagedLayer,
-    batch: KvBatch | DecodeBatch,
+    batch: KvBatch | StaticBatch,
     scale: float,
     window: int | None,
     softcap: float | None,
@@ -85,7 +85,7 @@ def _attention(
     v: Tensor,
     angles: Sequence[Tensor],
     layer: PagedLayer,
-    batch: KvBatch | DecodeBatch,
+    batch: KvBatch | StaticBatch,
     form: Scores,
     window: int | None,
 ) -> Tensor:
@@ -100,13 +100,13 @@ def _attention(
     out = q.new_empty((q.shape[2], q.shape[1], v.shape[3]))
     if batch.singles:
         _attend(q, layer, batch.on_device, form, out)
-    if isinstance(batch, KvBatch) and batch.singles < len(batch.rows):
+    if batch.has_chunks:
         _attend_chunks(q, layer, batch, form, out)
     return out.unsqueeze(0)
 
 
 def _write(
-    q: Tensor, k: Tensor, v: Tensor, angles: Sequence[Tensor], layer: PagedLayer, batch: KvBatch | DecodeBatch
+    q: Tensor, k: Tensor, v: Tensor, angles: Sequence[Tensor], layer: PagedLayer, batch: KvBatch | StaticBatch
 ) -> Tensor:
     """Write the cache. Returns queries, rotated where that is to be done."""
     _, count, tokens, size = q.shape
@@ -159,7 +159,7 @@ def _attend(q: Tensor, layer: PagedLayer, rows: PagedRows, form: Scores, out: Te
         )  # fmt: skip
 
 
-def _attend_chunks(q: Tensor, layer: PagedLayer, batch: KvBatch, form: Scores, out: Tensor) -> None:
+def _attend_chunks(q: Tensor, layer: PagedLayer, batch: KvBatch | StaticBatch, form: Scores, out: Tensor) -> None:
     """Fill in ``out [T,H,D]`` for the rows of several tokens."""
     count, kv_count, size = q.shape[1], *layer.keys.shape[1:]
     group, value_size = count // kv_count, layer.values.shape[2]
@@ -169,12 +169,14 @@ def _attend_chunks(q: Tensor, layer: PagedLayer, batch: KvBatch, form: Scores, o
     queries = max(_TILE if is_half else _SMALL_TILE, triton.next_power_of_2(group))
     chunks, tiles = batch.chunks_on_device, batch.chunk_tiles(queries // group)
     sinks = q if form.sinks is None else form.sinks
-    attend_chunks[(len(tiles), kv_count)](
-        q, layer.keys, layer.values, *_scales(layer), chunks.rows, chunks.pages, tiles, sinks, out,
+    attend_chunks[(batch.most_tiles(queries // group), kv_count)](
+        q, layer.keys, layer.values, *_scales(layer), chunks.rows, chunks.pages,
+        chunks.rows if tiles is None else tiles, sinks, out,
         q.stride(2), q.stride(1), group, count, kv_count, batch.window or 0, float(form.scale),
         float(form.softcap or 1),
         QUERIES=queries, KEY_SIZE=size, VALUE_SIZE=value_size, KEY=key, VALUE=value, PAGE=layer.page_tokens,
-        BLOCK=block, HAS_WINDOW=batch.window is not None, HAS_SCALES=layer.scales is not None,
+        BLOCK=block, ROWS=chunks.count if tiles is None else 0, HAS_WINDOW=batch.window is not None,
+        HAS_SCALES=layer.scales is not None,
         HAS_SOFTCAP=form.softcap is not None, HAS_SINKS=form.sinks is not None,
         num_warps=8 if queries >= _TILE else 4, num_stages=2,
     )  # fmt: skip

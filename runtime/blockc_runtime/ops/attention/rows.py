@@ -24,6 +24,17 @@ class KvRow:
             raise ValueError(f"position {position} lies in a page that the window has passed")
         return page * page_tokens + position % page_tokens
 
+    def slots(self, page_tokens: int) -> list[int]:
+        """Flat slots of the new tokens, page by page."""
+        slots: list[int] = []
+        position, end = self.start, self.start + self.count
+        while position < end:
+            stop = min(end, (position // page_tokens + 1) * page_tokens)
+            slot = self.slot(position, page_tokens)
+            slots += range(slot, slot + stop - position)
+            position = stop
+        return slots
+
     def first_visible(self, window: int | None) -> int:
         """The lowest position that any of the new tokens attends to."""
         return 0 if window is None else max(0, self.start - window + 1)
