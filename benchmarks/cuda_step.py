@@ -2,7 +2,8 @@
 
     python -m benchmarks.cuda_step [--json FILE]
 
-Three ways of the same executor in one run: torch's functions op by op, Triton's kernels op by op, and recorded graphs.
+Decode steps, eight prompts, and steps in which a part of a prompt is read beside rows that decode. Three ways of the
+same executor in one run: torch's functions op by op, Triton's kernels op by op, and recorded graphs.
 Layers share their weights and so do a LoRA's, so that it loads in a minute; a layer is many times a GPU's second
 cache, so every step reads it anew 32 times. The limit is the bytes that a step must read over the rate of a copy, or
 the multiplications of a prompt over the rate of a large product, both measured in the same run.
@@ -17,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from benchmarks.rates import origin
 from benchmarks.step import PAGE_TOKENS, step_of
 from blockc.plan import ExecutionPlan, KvLayerEntry
 from blockc.zoo import Zoo
-from blockc_runtime.executor.graphs import recorder_for
+from blockc_runtime.executor.recorder import recorder_for
 from blockc_runtime.executor.torch_ import TorchExecutor
 from blockc_runtime.ops import triton_
 from blockc_runtime.step import Step
@@ -211,6 +213,7 @@ def main() -> None:
     parser.add_argument("--loras", type=int, nargs="+", default=[0, 1, 16, 64])
     parser.add_argument("--context", type=int, default=1024, help="tokens cached before a step")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of a prompt, of which 8 are read at once")
+    parser.add_argument("--chunk", type=int, default=256, help="tokens of a prompt beside rows that decode")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--kernels", type=int, default=0, help="of each case so many that take most time, on a GPU")
@@ -223,7 +226,7 @@ def main() -> None:
         report["device"] = torch.cuda.get_device_name()
     print(json.dumps({key: report[key] for key in report if key != "cases"}), flush=True)
     ranks = [RANKS[i % len(RANKS)] for i in range(max(options.loras))]
-    firsts: dict[tuple[int, int, int], dict[int, torch.Tensor]] = {}
+    firsts: dict[tuple[int, int, int, int], dict[int, torch.Tensor]] = {}
     with tempfile.TemporaryDirectory() as folder:
         zoo = Zoo(Path(folder) / "zoo", create=True)
         plan = plan_of(shape, zoo, ranks, options)
@@ -231,20 +234,23 @@ def main() -> None:
             begin = time.perf_counter()
             runner = Runner(way, plan, zoo)
             print(f"{way}: loaded in {time.perf_counter() - begin:.1f} s", flush=True)
-            for rows, start, count in ((8, 0, options.prompt), *((n, options.context, 1) for n in options.rows)):
+            decoding = [(n, options.context, 1, chunk) for n in options.rows for chunk in (0, options.chunk)]
+            for rows, start, count, chunk in ((8, 0, options.prompt, 0), *decoding):
                 for loras in sorted({min(n, rows) for n in options.loras}):
-                    step = step_of(plan, [1 + i % loras if loras else 0 for i in range(rows)], start=start, count=count)
-                    limit = limit_ms(shape, measured, rows, ranks[:loras], start, count)
+                    chains = [1 + i % loras if loras else 0 for i in range(rows)]
+                    step = step_of(plan, chains, start=start, count=count)
+                    step = with_prompt(plan, step, chunk) if chunk else step
+                    limit = limit_ms(shape, measured, rows, ranks[:loras], start, count, chunk)
                     begin = time.perf_counter()
                     logits = runner.logits(step)
                     first_s = time.perf_counter() - begin
-                    wanted = firsts.setdefault((rows, loras, count), logits)
-                    error = max(float((logits[i] - wanted[i]).norm() / wanted[i].norm()) for i in range(rows))
+                    wanted = firsts.setdefault((rows, loras, count, chunk), logits)
+                    error = max(float((logits[i] - wanted[i]).norm() / wanted[i].norm()) for i in logits)
                     took, launch = runner.ms_each(step, options.repeats)
                     case = {
-                        "way": way, "rows": rows, "loras": loras, "tokens": count, "ms": round(took, 3),
+                        "way": way, "rows": rows, "loras": loras, "tokens": count, "chunk": chunk, "ms": round(took, 3),
                         "launch_ms": round(launch, 3), "first_s": round(first_s, 2), "limit_ms": round(limit, 3),
-                        "of_limit": round(limit / took, 3), "tokens_per_s": round(1e3 * rows * count / took),
+                        "of_limit": round(limit / took, 3), "tokens_per_s": round(1e3 * (rows * count + chunk) / took),
                         "replays": runner.executor.counts.replays, "op_by_op": runner.executor.counts.op_by_op,
                         "logits_differ_by": round(error, 5),
                     }  # fmt: skip
@@ -264,7 +270,7 @@ def main() -> None:
 def plan_of(shape: Shape, zoo: Zoo, ranks: list[int], options: argparse.Namespace) -> ExecutionPlan:
     """The base and a LoRA of each rank, with pages for the largest step."""
     rows = max(options.rows)
-    tokens = max(rows * (options.context + 1), 8 * options.prompt)
+    tokens = max(rows * (options.context + 1) + options.chunk, 8 * options.prompt)
     builder = PlanBuilder(zoo, pages=tokens // PAGE_TOKENS + rows + 8, page_tokens=PAGE_TOKENS)
     builder.add(shape.spec(), ((), *map(shape.lora, ranks)))
     plan = builder.build(target="cuda" if DEVICE == "cuda" else "cpu")
@@ -272,14 +278,27 @@ def plan_of(shape: Shape, zoo: Zoo, ranks: list[int], options: argparse.Namespac
     return plan.model_copy(update={"batching": batching})
 
 
-def limit_ms(shape: Shape, measured: dict[str, float], rows: int, ranks: list[int], start: int, count: int) -> float:
+def with_prompt(plan: ExecutionPlan, step: Step, count: int) -> Step:
+    """``count`` tokens of a prompt beside a step's rows, on the fine-tune of the first."""
+    first = step.rows[0]
+    taken = 1 + max(page for row in step.rows for page in row.pages[0] if page is not None)
+    pages = tuple(range(taken, taken + (count - 1) // PAGE_TOKENS + 1))
+    row = replace(first, request="prompt", tokens=tuple(1 + n % 90 for n in range(count)), start=0, pages=(pages,))
+    rows = (*step.rows, row)
+    launches = tuple(replace(launch, rows=tuple(range(len(rows)))) for launch in step.launches)
+    return replace(step, rows=rows, launches=launches)
+
+
+def limit_ms(
+    shape: Shape, measured: dict[str, float], rows: int, ranks: list[int], start: int, count: int, chunk: int
+) -> float:
     """A step's bytes over the rate of a copy, or its multiplications over that of a product, whichever takes longer."""
     head = shape.vocab * shape.hidden
     cached = rows * (start + count) * shape.layers * 2 * shape.kv
     values = shape.matrices + head + sum(map(shape.lora_values, ranks)) + cached
-    tokens = rows * count
+    tokens, heads = rows * count + chunk, rows + (chunk > 0)
     own = [shape.lora_values(ranks[i % len(ranks)]) * count for i in range(rows)] if ranks else []
-    flops = 2 * (shape.matrices * tokens + head * rows + sum(own))
+    flops = 2 * (shape.matrices * tokens + head * heads + sum(own) + sum(own[:1]) * chunk)
     return 1e3 * max(2 * values / measured["copy_bytes_per_s"], flops / measured["gemm_flops_per_s"])
 
 

@@ -272,7 +272,9 @@ def _executor(
     for why in executor.kernel_problems if plan.target == "cuda" and triton_.problem() is None else ():
         print(f"kernels: torch's own, which are slower, for attention over a KV cache: {why}", flush=True)
     if plan.target == "cuda" and old is None:
-        print(f"decode steps: {'recorded graphs' if executor.records else 'launched op by op'}", flush=True)
+        began_s = time.monotonic()
+        said = f"recorded graphs, {executor.warm_up()} so far" if executor.records else "launched op by op"
+        print(f"steps: {said} ({time.monotonic() - began_s:.1f} s)", flush=True)
     unusable = [(app.address, executor.disabled[app.chain]) for app in plan.apps if app.chain in executor.disabled]
     if unusable and old is not None:  # at a start one fine-tune that fails takes no other with it; a swap can wait
         executor.close()

@@ -8,35 +8,34 @@ equals the same rows run op by op.
 
 from __future__ import annotations
 
-import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from blockc.ir.recorded import MOST_ROWS, Bucket, bucket_beside, bucket_of, buckets_of, most_tiles
+from blockc.ir.recorded import MOST_ROWS, Bucket, bucket_beside, bucket_of, buckets_of, most_tiles, row_buffers
 from blockc_runtime.executor.batch import TokenBatch
 from blockc_runtime.executor.buckets import GroupForm, StepLayout, TableRow
 from blockc_runtime.executor.model import LoadedModel
 from blockc_runtime.executor.program import LogitRows
+from blockc_runtime.executor.recorder import Outputs, Recorder
 from blockc_runtime.executor.segment import LoadedSegment, PassInputs, reads_states, run_blocks
 from blockc_runtime.executor.sides import Bank
 from blockc_runtime.kv.pool import KvPool
-from blockc_runtime.ops import triton_
 from blockc_runtime.ops.attention.batch import PagedChunks, PagedRows, StaticBatch
 from blockc_runtime.ops.attention.narrow import kernel_problem
+from blockc_runtime.ops.dtypes import torch_dtype
 from blockc_runtime.ops.linear.side_tiles import SideTiles, StaticSides
 from blockc_runtime.ops.linear.sides import SideWeights
 from blockc_runtime.step import Row
 
-# Benchmarks compare both ways.
-_SWITCH = "BLOCKC_GRAPHS"
 # Graphs of parts of segments: where prompts go layer by layer, runs of blocks begin and stop at many places. And graphs
 # of steps with prompts, which come in many sizes: one is recorded when its size comes again.
 _MOST_PARTS, _MOST_CHUNKED, _AGAIN = 128, 64, 2
+# Graphs that are recorded before requests come: a tenth of a second each.
+_MOST_WARM = 96
 # Tiles of fine-tunes that graphs have room for, where rows do not bound them.
 _TILES = (0, 8, 32, 128)
 # Ops whose work depends on what the host must know of the rows.
@@ -45,43 +44,6 @@ _HOST_OPS = {
     "blockc.encode": "texts are read as a whole",
     "blockc.pool": "texts are read as a whole",
 }
-
-# (states or logits [1, B, F], which of the rows are finite [B] where logits are yielded)
-Outputs = tuple[Tensor, Tensor | None]
-
-
-class Recorder(Protocol):
-    """Records what a function does on the device."""
-
-    def record(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
-        """(does it again, where its results then lie). ``run`` reads and writes the same memory each time."""
-
-
-class CudaRecorder:
-    """By CUDA graphs, which share one pool of memory: no two run at once."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def record(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
-        """``run`` is called twice: kernels are compiled, and libraries make their workspaces, before it is recorded."""
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            run()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            outputs = run()
-        return graph.replay, outputs
-
-
-def recorder_for(device: torch.device) -> Recorder | None:
-    """None where every launch goes op by op: graphs read page tables on the device, as Triton's kernels do."""
-    if device.type != "cuda" or triton_.problem() is not None or os.environ.get(_SWITCH) == "0":
-        return None
-    return CudaRecorder(device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,12 +129,9 @@ class SegmentGraphs:
             self._met[key] += 1
             if bucket.chunked and self._met[key] < _AGAIN:
                 return "the first step of its size with prompts"
-            try:
-                recorded = self._recorded[key] = self._record(key, before)
-            except Exception as error:  # whatever forbids recording does not forbid running
-                self._refused[number] = f"it cannot be recorded: {type(error).__name__}: {error}"[:300]
+            recorded = self._try(key, before)
+            if recorded is None:
                 return self._refused[number]
-            self._forget()
         self._recorded.move_to_end(key)
         spans = _spans(batch, bucket)
         if recorded.states is not None and before is not None:
@@ -186,6 +145,43 @@ class SegmentGraphs:
         flags = [finite[to : to + count] for to, _, count in spans]
         return Replayed(states=_wanted(out, batch, bucket), finite=torch.cat(flags) if len(flags) > 1 else flags[0])
 
+    def warm(self) -> int:
+        """Record graphs of rows of one token before there are requests, of few rows first; how many."""
+        sizes = dict.fromkeys(bucket_of(rows) for rows in range(1, self._most_rows + 1))
+        keys = [
+            _Key(segment=number, first=0, stop=len(segment.occurrences), bucket=bucket, tiles=tiles)
+            for bucket in map(Bucket.alone, sizes)
+            for number, segment in enumerate(self._model.segments)
+            for tiles in _rooms(bucket, has_sides=bool(self._banks[number]))
+        ]
+        for key in keys[:_MOST_WARM]:
+            if key.segment not in self._refused and key not in self._recorded:
+                numbers = self._layout(key.bucket).numbers(())
+                self._numbers[: len(numbers)].copy_(torch.frombuffer(numbers, dtype=torch.int64))
+                self._filled = None
+                self._try(key, self._no_states(key))
+        return len(self._recorded)
+
+    def _no_states(self, key: _Key) -> Tensor | None:
+        """Hidden states as a segment reads them, of nobody."""
+        block = self._model.segments[key.segment].occurrences[0]
+        for buffer in row_buffers([block.program.structure]):
+            if buffer.goes_in:
+                return torch.zeros(
+                    (1, key.bucket.tokens, buffer.width), dtype=torch_dtype(buffer.dtype), device=self._device
+                )
+        return None
+
+    def _try(self, key: _Key, before: Tensor | None) -> _Recorded | None:
+        """Record a graph, or take note why its segment cannot be."""
+        try:
+            self._recorded[key] = self._record(key, before)
+        except Exception as error:  # whatever forbids recording does not forbid running
+            self._refused[key.segment] = f"it cannot be recorded: {type(error).__name__}: {error}"[:300]
+            return None
+        self._forget()
+        return self._recorded[key]
+
     def _bucket(self, number: int, batch: TokenBatch, rows: Sequence[Row], *, is_whole: bool) -> Bucket | str:
         """What a launch is filled up to, or why it is none of those that are recorded."""
         if number in self._refused:
@@ -197,7 +193,7 @@ class SegmentGraphs:
         if singles > self._most_rows:
             return "more rows than are recorded"
         if not chunks:
-            return Bucket(singles=bucket_of(singles))
+            return Bucket.alone(bucket_of(singles))
         if not is_whole:
             return "prompts that stop between blocks"
         bucket = bucket_beside(singles, chunks)
@@ -342,6 +338,11 @@ def _room(tiles: int, bucket: Bucket) -> int:
     """For how many tiles a graph is recorded: programs of tiles that nobody uses cost a third of those of others."""
     room = next((most for most in _TILES if tiles <= most), most_tiles(bucket))
     return min(room, most_tiles(bucket))
+
+
+def _rooms(bucket: Bucket, *, has_sides: bool) -> tuple[int, ...]:
+    """Those that graphs of a bucket are recorded with."""
+    return tuple(dict.fromkeys(min(room, most_tiles(bucket)) for room in _TILES if has_sides or not room))
 
 
 def _spans(batch: TokenBatch, bucket: Bucket) -> list[tuple[int, int, int]]:

@@ -18,10 +18,12 @@ from blockc.plan import ExecutionPlan
 from blockc.zoo import Zoo
 from blockc_runtime.executor.flight import Flight
 from blockc_runtime.executor.grammars import Grammars
-from blockc_runtime.executor.graphs import Recorder, SegmentGraphs, recorder_for
+from blockc_runtime.executor.graphs import SegmentGraphs
 from blockc_runtime.executor.launch import StepRun
 from blockc_runtime.executor.model import Kept, LoadedModel, kept_of, load_model
+from blockc_runtime.executor.recorder import Recorder, recorder_for
 from blockc_runtime.executor.repeats import Repeats
+from blockc_runtime.executor.warm import first_steps
 from blockc_runtime.memory import MemoryUse, Resident, machine_bytes, resident
 from blockc_runtime.ops.attention.narrow import kernel_problem
 from blockc_runtime.step import Fault, RowResult, SegmentTurn, Step, StepResult
@@ -74,7 +76,7 @@ class TorchExecutor:
         alone: bool = False,
         runs_ahead: bool | None = None,
     ) -> None:
-        self.device = torch.device(device)
+        self.plan, self.device = plan, torch.device(device)
         self.logits_tap = logits_tap
         self.counts = StepCounts()
         # Before the plan before may be closed: a vocabulary takes seconds to index.
@@ -118,6 +120,16 @@ class TorchExecutor:
                     self._model, device=self.device, recorder=records, most_rows=plan.batching.max_rows,
                     most_tokens=plan.batching.max_batched_tokens,
                 )  # fmt: skip
+
+    def warm_up(self) -> int:
+        """Compile kernels and record graphs before requests come, where there are any; how many graphs."""
+        if self._graphs is None or self._model is None:
+            return 0
+        for step in first_steps(self.plan):
+            self.submit(step)
+            self.collect()
+        with torch.inference_mode():
+            return self._graphs.warm()
 
     @property
     def records(self) -> bool:

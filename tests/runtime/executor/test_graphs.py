@@ -22,7 +22,7 @@ from blockc.ir import recorded as recorded_sizes
 from blockc.ir.recorded import Paged, buckets_of, recorded_bytes, shared_bytes
 from blockc_runtime.executor import graphs
 from blockc_runtime.executor import model as executor_model
-from blockc_runtime.executor.graphs import CudaRecorder, Outputs, recorder_for
+from blockc_runtime.executor.recorder import CudaRecorder, Outputs, recorder_for
 from blockc_runtime.executor.torch_ import StepCounts, TorchExecutor
 from blockc_runtime.kv.pool import kv_pools
 from blockc_runtime.ops.attention import paged_cuda
@@ -207,6 +207,27 @@ def test_prompts_beside_rows_that_decode_are_replayed(tmp_path: Path, tuned: lis
     assert recorder.recorded >= 6
     for sequence, prompt in zip(sequences, prompts, strict=True):
         check(sequence, prompt, tuned)
+
+
+@pytest.mark.usefixtures("cuda_ops", "small_buckets")
+def test_what_is_recorded_before_requests_come(
+    tmp_path: Path, tuned: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of few rows need nothing more, whoever they belong to, and what was written meanwhile is nobody's."""
+    monkeypatch.setattr(graphs, "_MOST_WARM", 16)
+    monkeypatch.setattr(graphs, "_TILES", (0, 8))
+    builder = PlanBuilder(new_zoo(tmp_path / "zoo"), pages=60)
+    builder.add(llama_spec(make_llama(), cuts=(1, 4)), sides=((), *map(terms_of, tuned)))
+    driver = driver_of(builder, recorder := recorder_here())
+    warm = driver.executor.warm_up()
+    assert warm == recorder.recorded >= 16
+    sequences = [driver.start(chain, [5 + chain]) for chain in range(4)]
+    for members in (sequences[:1], sequences[:2], sequences, sequences[1:2]):
+        decode(driver, members)
+        assert driver.executor.counts.replays == 3
+    assert recorder.recorded == warm
+    for chain, sequence in enumerate(sequences):
+        check(sequence, [5 + chain], tuned)
 
 
 @pytest.mark.usefixtures("cuda_ops", "small_buckets")
