@@ -8,6 +8,7 @@ equals the same rows run op by op.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,11 +51,12 @@ _HOST_OPS = {
 class Replayed:
     """Hidden states ``[1, T, F]``, or logits of tokens that want some, and which of all T are finite.
 
-    Logits lie where the next replay puts its own.
+    Logits lie where the next replay puts its own. ``recording_s``: what recording took, if it was the first time.
     """
 
     states: Tensor
     finite: Tensor | None
+    recording_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,14 +126,16 @@ class SegmentGraphs:
         tiles = _room(self._fill(batch, rows, bucket)[number], bucket)
         key = _Key(segment=number, first=blocks.start, stop=blocks.stop, bucket=bucket, tiles=tiles)
         before = states() if reads_states(segment.occurrences[blocks]) else None
-        recorded = self._recorded.get(key)
+        recorded, recording_s = self._recorded.get(key), 0.0
         if recorded is None:
             self._met[key] += 1
             if bucket.chunked and self._met[key] < _AGAIN:
                 return "the first step of its size with prompts"
+            began_s = time.perf_counter()
             recorded = self._try(key, before)
             if recorded is None:
                 return self._refused[number]
+            recording_s = time.perf_counter() - began_s
         self._recorded.move_to_end(key)
         spans = _spans(batch, bucket)
         if recorded.states is not None and before is not None:
@@ -139,11 +143,12 @@ class SegmentGraphs:
                 recorded.states[:, to : to + count].copy_(before[:, place : place + count])
         recorded.replay()
         out, finite = recorded.outputs
+        parts = [(out if finite is None else finite[None])[:, to : to + count] for to, _, count in spans]
+        # Hidden states are read by later launches, which may replay this very graph first.
+        own = torch.cat(parts, 1)
         if finite is None:
-            # Hidden states are read by later launches, which may replay this very graph first.
-            return Replayed(states=torch.cat([out[:, to : to + count] for to, _, count in spans], 1), finite=None)
-        flags = [finite[to : to + count] for to, _, count in spans]
-        return Replayed(states=_wanted(out, batch, bucket), finite=torch.cat(flags) if len(flags) > 1 else flags[0])
+            return Replayed(states=own, finite=None, recording_s=recording_s)
+        return Replayed(states=_wanted(out, batch, bucket), finite=own[0], recording_s=recording_s)
 
     def warm(self) -> int:
         """Record graphs of rows of one token before there are requests, of few rows first; how many."""

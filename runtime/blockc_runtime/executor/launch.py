@@ -218,9 +218,8 @@ class StepRun:
             if isinstance(done, Replayed):
                 self._replayed.append(done)
                 rows.finite = done.finite
-                self._replayed.append(done)
-                rows.finite = done.finite
                 return done.states
+            self._op_by_op.append(done)
         segment = self.model.segments[launch.segment]
         uses = [use for bank in segment.banks if (use := bank.select(batch, self.step.rows, self.device)) is not None]
         given = PassInputs(

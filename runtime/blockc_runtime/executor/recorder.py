@@ -43,7 +43,9 @@ class CudaRecorder:
             run()
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Fine-tunes, blocks and plans are read in threads of their own, which take memory meanwhile: were that
+        # forbidden to them, their reading would fail, and so would this.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = run()
         return graph.replay, outputs
 
