@@ -20,7 +20,7 @@ import torch
 from blockc.ir import parse_structure
 from blockc.ir import recorded as recorded_sizes
 from blockc.ir.recorded import Paged, buckets_of, recorded_bytes, shared_bytes
-from blockc_runtime.executor import graphs
+from blockc_runtime.executor import graphs, warm
 from blockc_runtime.executor import model as executor_model
 from blockc_runtime.executor.recorder import CudaRecorder, Outputs, recorder_for
 from blockc_runtime.executor.torch_ import StepCounts, TorchExecutor
@@ -214,20 +214,21 @@ def test_what_is_recorded_before_requests_come(
     tmp_path: Path, tuned: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps of few rows need nothing more, whoever they belong to, and what was written meanwhile is nobody's."""
-    monkeypatch.setattr(graphs, "_MOST_WARM", 16)
+    monkeypatch.setattr(graphs, "_MOST_WARM", 8)
     monkeypatch.setattr(graphs, "_TILES", (0, 8))
+    monkeypatch.setattr(warm, "_TOKENS", 5)
     builder = PlanBuilder(new_zoo(tmp_path / "zoo"), pages=60)
-    builder.add(llama_spec(make_llama(), cuts=(1, 4)), sides=((), *map(terms_of, tuned)))
+    builder.add(llama_spec(make_llama(), cuts=(1,)), sides=((), terms_of(tuned[0])))
     driver = driver_of(builder, recorder := recorder_here())
-    warm = driver.executor.warm_up()
-    assert warm == recorder.recorded >= 16
-    sequences = [driver.start(chain, [5 + chain]) for chain in range(4)]
-    for members in (sequences[:1], sequences[:2], sequences, sequences[1:2]):
+    made = driver.executor.warm_up()
+    assert made == recorder.recorded >= 8
+    sequences = [driver.start(chain, [5 + chain]) for chain in (0, 1)]
+    for members in (sequences[:1], sequences, sequences[1:]):
         decode(driver, members)
-        assert driver.executor.counts.replays == 3
-    assert recorder.recorded == warm
-    for chain, sequence in enumerate(sequences):
-        check(sequence, [5 + chain], tuned)
+        assert driver.executor.counts.replays == 2
+    assert recorder.recorded == made
+    for sequence in sequences:
+        check(sequence, sequence.tokens[:1], tuned)
 
 
 @pytest.mark.usefixtures("cuda_ops", "small_buckets")
@@ -252,7 +253,7 @@ def test_what_a_step_with_prompts_may_ask_of_a_graph(tmp_path: Path, monkeypatch
     ]
 
 
-@pytest.mark.usefixtures("cuda_ops")
+@pytest.mark.usefixtures("cuda_ops", "small_buckets")
 def test_fine_tunes_that_take_turns_in_a_slot(tmp_path: Path) -> None:
     """One graph, one slot: what is in the slot when it is replayed counts, not when it was recorded."""
     tuned = [make_lora(seed, rank=8, targets=ALL) for seed in range(2)]
