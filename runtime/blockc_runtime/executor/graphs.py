@@ -69,6 +69,11 @@ class _Key:
     bucket: Bucket
     tiles: int
 
+    @property
+    def kind(self) -> tuple[int, bool]:
+        """The segment, and whether there are prompts."""
+        return self.segment, self.bucket.chunked > 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Recorded:
@@ -96,7 +101,13 @@ class SegmentGraphs:
         )
         self._banks = tuple(tuple(bank for bank in own.banks if _is_tabled(bank, own)) for own in model.segments)
         self._others = tuple(tuple(bank for bank in own.banks if not _is_tabled(bank, own)) for own in model.segments)
-        self._refused = {n: why for n, own in enumerate(model.segments) if (why := _refusal(n, own, model)) is not None}
+        # By segment, and whether there are prompts: what cannot be recorded of the one may be of the other.
+        self._refused = {
+            (number, with_prompts): why
+            for number, own in enumerate(model.segments)
+            if (why := _refusal(number, own, model)) is not None
+            for with_prompts in (False, True)
+        }
         size = max(self._layout(bucket).size for bucket in self._largest)
         self._numbers = torch.zeros(size, dtype=torch.int64, device=device)
         self._staged = torch.zeros(size, dtype=torch.int64, pin_memory=device.type == "cuda")
@@ -134,7 +145,7 @@ class SegmentGraphs:
             began_s = time.perf_counter()
             recorded = self._try(key, before)
             if recorded is None:
-                return self._refused[number]
+                return self._refused[key.kind]
             recording_s = time.perf_counter() - began_s
         self._recorded.move_to_end(key)
         spans = _spans(batch, bucket)
@@ -160,7 +171,7 @@ class SegmentGraphs:
             for tiles in _rooms(bucket, has_sides=bool(self._banks[number]))
         ]
         for key in keys[:_MOST_WARM]:
-            if key.segment not in self._refused and key not in self._recorded:
+            if key.kind not in self._refused and key not in self._recorded:
                 numbers = self._layout(key.bucket).numbers(())
                 self._numbers[: len(numbers)].copy_(torch.frombuffer(numbers, dtype=torch.int64))
                 self._filled = None
@@ -178,22 +189,22 @@ class SegmentGraphs:
         return None
 
     def _try(self, key: _Key, before: Tensor | None) -> _Recorded | None:
-        """Record a graph, or take note why its segment cannot be."""
+        """Record a graph, or take note why those of its kind cannot be."""
         try:
             self._recorded[key] = self._record(key, before)
         except Exception as error:  # whatever forbids recording does not forbid running
-            self._refused[key.segment] = f"it cannot be recorded: {type(error).__name__}: {error}"[:300]
+            self._refused[key.kind] = f"it cannot be recorded: {type(error).__name__}: {error}"[:300]
             return None
         self._forget()
         return self._recorded[key]
 
     def _bucket(self, number: int, batch: TokenBatch, rows: Sequence[Row], *, is_whole: bool) -> Bucket | str:
         """What a launch is filled up to, or why it is none of those that are recorded."""
-        if number in self._refused:
-            return self._refused[number]
+        chunks = [count for count in batch.counts if count > 1]
+        if (number, bool(chunks)) in self._refused:
+            return self._refused[number, bool(chunks)]
         if any(rows[i].chain in bank.slots for bank in self._others[number] for i in batch.rows):
             return "fine-tunes of kinds that the host has to sort"
-        chunks = [count for count in batch.counts if count > 1]
         singles = len(batch.rows) - len(chunks)
         if singles > self._most_rows:
             return "more rows than are recorded"

@@ -64,6 +64,8 @@ class Counted(Again):
         self._own = CudaRecorder(torch.device(DEVICE))
 
     def record(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        if self.fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
         self.recorded += 1
         return self._own.record(run)
 
@@ -413,6 +415,23 @@ def test_what_cannot_be_recorded_is_run_op_by_op_and_said(tmp_path: Path) -> Non
     with torch.no_grad():
         wanted = make_llama(layers=1)(torch.tensor([sequence.tokens])).logits[0, 1:-1]
     torch.testing.assert_close(torch.stack(sequence.logits), wanted, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.usefixtures("cuda_ops", "small_buckets")
+def test_decode_steps_are_recorded_where_prompts_cannot_be(tmp_path: Path) -> None:
+    builder = PlanBuilder(new_zoo(tmp_path / "zoo"))
+    builder.add(llama_spec(make_llama(layers=1)))
+    driver = driver_of(builder, recorder := recorder_here())
+    recorder.fails = True
+    sequences = [driver.start(0, [5 + i, 6]) for i in range(3)]
+    for sequence in sequences[:2]:
+        driver.advance([(sequence, 2)])
+    recorder.fails = False
+    driver.advance([(sequences[2], 2)])
+    (why,) = driver.executor.counts.op_by_op
+    assert "stream is capturing" in why
+    decode(driver, sequences)
+    assert (driver.executor.counts.replays, recorder.recorded) == (1, 1)
 
 
 @pytest.mark.usefixtures("cuda_ops")
