@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from blockc.ir.recorded import TILE_PLACES, Bucket, Paged, most_tiles, table_numbers
-from blockc_runtime.ops.attention.rows import KvRow
 from blockc_runtime.ops.linear.side_tiles import FEW_PLACES
 
 
@@ -28,14 +27,14 @@ class GroupForm(Paged):
 class TableRow:
     """``tokens`` from position ``start`` on, of which the last ``samples`` want logits.
 
-    ``pages``: its page table in each group of the model, None where its chain has none. ``uses``: for each segment the
-    bank and the slot of its fine-tune there, or None.
+    ``pages``: its page table (`table_of`) in each group of the model, None where its chain has none. ``uses``: for each
+    segment the bank and the slot of its fine-tune there, or None.
     """
 
     tokens: tuple[int, ...]
     start: int
     samples: int
-    pages: tuple[tuple[int | None, ...] | None, ...]
+    pages: tuple[array[int] | None, ...]
     uses: tuple[tuple[int, int] | None, ...]
 
 
@@ -98,59 +97,85 @@ class StepLayout:
     def numbers(self, rows: Sequence[TableRow]) -> array[int]:
         """All of it, ending with the last page in use. No more rows of each kind than ``bucket`` has."""
         singles = [row for row in rows if len(row.tokens) == 1]
-        chunks = [row for row in rows if len(row.tokens) > 1]
-        firsts = _firsts(singles, 0) + _firsts(chunks, self.bucket.singles)
-        tokens, positions = (array("q", bytes(8 * self.bucket.tokens)) for _ in range(2))
-        for first, row in zip(firsts, rows, strict=True):
-            stop = first + len(row.tokens)
-            tokens[first:stop] = array("q", row.tokens)
-            positions[first:stop] = array("q", range(row.start, row.start + len(row.tokens)))
-        numbers, pages = tokens + positions, array("q")
+        chunks = rows[len(singles) :]
+        counts = [len(row.tokens) for row in chunks]
+        starts = list(accumulate(counts, initial=self.bucket.singles))[:-1]
+        empty = array("q", bytes(8 * (self.bucket.singles - len(singles))))
+        tokens = array("q", [row.tokens[0] for row in singles]) + empty
+        positions = array("q", [row.start for row in singles]) + empty
+        for row in chunks:
+            tokens.extend(row.tokens)
+            positions.extend(range(row.start, row.start + len(row.tokens)))
+        rest = array("q", bytes(8 * (self.bucket.tokens - len(tokens))))
+        numbers, pages = tokens + rest + positions + rest, array("q")
         for index, group in enumerate(self.groups):
-            numbers += self._group(group, index, list(zip(firsts, rows, strict=True)), len(singles), pages)
-        counts = [len(row.tokens) for row in rows]
+            scratch = len(pages)
+            pages.append(group.scratch)
+            slots, table = self._singles(group, scratch, [(row.start, row.pages[index]) for row in singles], pages)
+            more, rows_of_chunks = self._chunks(group, index, scratch, starts, chunks, pages)
+            numbers += slots + more + table + rows_of_chunks
+        firsts, counts = [*range(len(singles)), *starts], [1] * len(singles) + counts
         for segment in range(self.segments):
             numbers += self._tiles(segment, rows, firsts, counts)
         if self.bucket.chunked:
             samples = [row.samples for row in rows]
             for segment in range(self.segments):
                 numbers += self._tiles(segment, rows, list(accumulate(samples, initial=0))[:-1], samples)
-            numbers += self._logits(firsts, rows)
+            numbers += self._logits(firsts, counts, samples)
         return numbers + pages
 
-    def _group(
-        self, group: GroupForm, index: int, rows: Sequence[tuple[int, TableRow]], singles: int, pages: array[int]
-    ) -> array[int]:
-        """Slots and rows of one KV group; what the rows see is added to ``pages``, the scratch page first."""
-        scratch = len(pages)
-        pages.append(group.scratch)
-        slots = array("q", [group.scratch * group.page_tokens]) * self.bucket.tokens
-        table = array("q")
-        for place in range(singles, self.bucket.singles):
-            table.extend((place, scratch, 0, 0))
-        alone, several = array("q"), array("q")
-        for first, row in rows:
+    def _singles(
+        self, group: GroupForm, scratch: int, rows: Sequence[tuple[int, array[int] | None]], pages: array[int]
+    ) -> tuple[array[int], array[int]]:
+        """Slots and rows of those of one token; what they see is added to ``pages``."""
+        size, window = group.page_tokens, group.window
+        slots: list[int] = []
+        table: list[int] = []
+        for place, (position, held) in enumerate(rows):
+            if held is None:
+                slots.append(group.scratch * size)
+                table += (place, scratch, 0, 0)
+                continue
+            lowest = 0 if window is None else max(0, position - window + 1)
+            base, last = lowest // size, position // size
+            seen = held[base : last + 1]
+            _check(seen, position)
+            slots.append(held[last] * size + position % size)
+            table += (place, len(pages), lowest - base * size, position - base * size)
+            pages += seen
+        for place in range(len(rows), self.bucket.singles):
+            slots.append(group.scratch * size)
+            table += (place, scratch, 0, 0)
+        return array("q", slots), array("q", table)
+
+    def _chunks(
+        self,
+        group: GroupForm,
+        index: int,
+        scratch: int,
+        starts: Sequence[int],
+        rows: Sequence[TableRow],
+        pages: array[int],
+    ) -> tuple[array[int], array[int]]:
+        """The same of those of several tokens."""
+        size, window = group.page_tokens, group.window
+        slots, table = array("q"), array("q")
+        for first, row in zip(starts, rows, strict=True):
             held, count = row.pages[index], len(row.tokens)
             if held is None:
-                entry = (first, scratch, 0, 0) if count == 1 else (first, 0, scratch, 0)
-            else:
-                own = KvRow(first=first, count=count, start=row.start, pages=held)
-                slots[first : first + count] = array("q", own.slots(group.page_tokens))
-                lowest = own.first_visible(group.window)
-                base = lowest // group.page_tokens
-                before = base * group.page_tokens
-                seen = held[base : (row.start + count - 1) // group.page_tokens + 1]
-                if None in seen:
-                    raise ValueError(f"a page that position {row.start} sees is gone")
-                entry = (
-                    (first, len(pages), lowest - before, row.start - before)
-                    if count == 1
-                    else (first, count, len(pages), row.start - before)
-                )
-                pages.extend(seen)  # type: ignore[arg-type]
-            (alone if count == 1 else several).extend(entry)
-        empty = self.bucket.chunks - len(several) // 4
-        return slots + alone + table + several + array("q", [0, 0, scratch, 0]) * empty
+                slots.extend([group.scratch * size] * count)
+                table.extend((first, 0, scratch, 0))
+                continue
+            stop = row.start + count
+            base = 0 if window is None else max(0, row.start - window + 1) // size
+            seen = held[base : (stop - 1) // size + 1]
+            _check(seen, row.start)
+            slots.extend([held[position // size] * size + position % size for position in range(row.start, stop)])
+            table.extend((first, count, len(pages), row.start - base * size))
+            pages += seen
+        slots.extend([group.scratch * size] * (self.bucket.chunked - len(slots)))
+        table.extend((0, 0, scratch, 0) * (self.bucket.chunks - len(rows)))
+        return slots, table
 
     def _tiles(
         self, segment: int, rows: Sequence[TableRow], firsts: Sequence[int], counts: Sequence[int]
@@ -173,19 +198,19 @@ class StepLayout:
         used = len(tiles) // 4
         return tiles + array("q", bytes(32 * (most_tiles(self.bucket) - used))) + array("q", [used])
 
-    def _logits(self, firsts: Sequence[int], rows: Sequence[TableRow]) -> array[int]:
+    def _logits(self, firsts: Sequence[int], counts: Sequence[int], samples: Sequence[int]) -> array[int]:
         """The places that want logits, in order, and 0 for those that there may be more."""
         wanted = array("q")
-        for first, row in zip(firsts, rows, strict=True):
-            stop = first + len(row.tokens)
-            wanted.extend(range(stop - row.samples, stop))
+        for first, count, own in zip(firsts, counts, samples, strict=True):
+            wanted.extend(range(first + count - own, first + count))
         return wanted + array("q", bytes(8 * (self.bucket.logits - len(wanted))))
 
 
-def _firsts(rows: Sequence[TableRow], first: int) -> list[int]:
-    """The first place of each, one behind the other."""
-    firsts = []
-    for row in rows:
-        firsts.append(first)
-        first += len(row.tokens)
-    return firsts
+def table_of(pages: Sequence[int | None]) -> array[int]:
+    """A page table of whole numbers alone: a page that is gone is -1."""
+    return array("q", [-1 if page is None else page for page in pages])
+
+
+def _check(seen: array[int], position: int) -> None:
+    if -1 in seen:
+        raise ValueError(f"a page that position {position} sees is gone")

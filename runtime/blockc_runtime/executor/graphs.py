@@ -9,6 +9,7 @@ equals the same rows run op by op.
 from __future__ import annotations
 
 import time
+from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from blockc.ir.recorded import MOST_ROWS, Bucket, bucket_beside, bucket_of, buckets_of, most_tiles, row_buffers
 from blockc_runtime.executor.batch import TokenBatch
-from blockc_runtime.executor.buckets import GroupForm, StepLayout, TableRow
+from blockc_runtime.executor.buckets import GroupForm, StepLayout, TableRow, table_of
 from blockc_runtime.executor.model import LoadedModel
 from blockc_runtime.executor.program import LogitRows
 from blockc_runtime.executor.recorder import Outputs, Recorder
@@ -35,6 +36,8 @@ from blockc_runtime.step import Row
 # Graphs of parts of segments: where prompts go layer by layer, runs of blocks begin and stop at many places. And graphs
 # of steps with prompts, which come in many sizes: one is recorded when its size comes again.
 _MOST_PARTS, _MOST_CHUNKED, _AGAIN = 128, 64, 2
+# Page tables that are kept as whole numbers, a few for each row of a step.
+_MOST_TABLES = 4 * MOST_ROWS
 # Graphs that are recorded before requests come: a tenth of a second each.
 _MOST_WARM = 96
 # Tiles of fine-tunes that graphs have room for, where rows do not bound them.
@@ -115,6 +118,7 @@ class SegmentGraphs:
         self._filled: tuple[TokenBatch, Bucket, Sequence[int]] | None = None
         self._recorded: OrderedDict[_Key, _Recorded] = OrderedDict()
         self._met: Counter[_Key] = Counter()
+        self._tables: dict[int, tuple[tuple[int | None, ...], array[int]]] = {}
         self._shared: dict[tuple[bool, bool, int, torch.dtype], Tensor] = {}
 
     @property
@@ -242,14 +246,24 @@ class SegmentGraphs:
         return used
 
     def _row(self, row: Row) -> TableRow:
-        places = self._model.group_place[row.chain]
+        places, chain = self._model.group_place[row.chain], row.chain
+        held = [None if (at := places.get(group)) is None else row.pages[at] for group in range(len(self._groups))]
         return TableRow(
             tokens=row.tokens,
             start=row.start,
             samples=row.logits,
-            pages=tuple(row.pages[places[g]] if g in places else None for g in range(len(self._groups))),
-            uses=tuple(_use(banks, row.chain) for banks in self._banks),
+            pages=tuple([None if pages is None else self._table(pages) for pages in held]),
+            uses=tuple([_use(banks, chain) for banks in self._banks]),
         )
+
+    def _table(self, pages: tuple[int | None, ...]) -> array[int]:
+        """A page table is the same object as long as it has no page more."""
+        known = self._tables.get(id(pages))
+        if known is None:
+            if len(self._tables) >= _MOST_TABLES:
+                self._tables.clear()
+            known = self._tables[id(pages)] = pages, table_of(pages)  # kept, so that the number is nobody else's
+        return known[1]
 
     def _forget(self) -> None:
         """Let graphs of parts and of steps with prompts go that were not replayed for longest."""
@@ -394,7 +408,10 @@ def _is_tabled(bank: Bank, segment: LoadedSegment) -> bool:
 
 def _use(banks: Sequence[Bank], chain: int) -> tuple[int, int] | None:
     """Bank and slot of a chain, as they are now: fine-tunes may take turns in slots."""
-    return next(((number, bank.slots[chain]) for number, bank in enumerate(banks) if chain in bank.slots), None)
+    for number, bank in enumerate(banks):
+        if (slot := bank.slots.get(chain)) is not None:
+            return number, slot
+    return None
 
 
 def _refusal(number: int, segment: LoadedSegment, model: LoadedModel) -> str | None:

@@ -45,7 +45,7 @@ class _Table:
     entries: list[int | None]
     passed: int  # leading entries that the window has passed
     published: int  # leading entries that have been offered to the cache
-    frozen: PageTable | None = None  # `entries` as a tuple, until they change
+    frozen: PageTable | None = None  # the first of `entries`, until they change
 
 
 @dataclass(slots=True, kw_only=True)
@@ -285,7 +285,8 @@ class KvIndex:
                 size = table.group.page_tokens
                 assert len(table.entries) * size >= holder.committed, "committed tokens without a page"
                 assert table.published * size <= holder.committed, "published tokens are not committed"
-                assert table.frozen is None or list(table.frozen) == table.entries, "a stale table"
+                frozen = table.frozen or ()
+                assert list(frozen) == table.entries[: len(frozen)], "a stale table"
         for pages, count in zip(self._pages, counts, strict=True):
             pages.check(count)
 
@@ -351,10 +352,10 @@ class KvIndex:
 
 
 def _frozen(table: _Table, tokens: int, start: int) -> PageTable:
-    if table.frozen is None:
-        table.frozen = tuple(table.entries)
     count = -(-tokens // table.group.page_tokens)
-    frozen = table.frozen if len(table.frozen) == count else table.frozen[:count]
+    if table.frozen is None or len(table.frozen) != count:
+        table.frozen = tuple(table.entries[:count])  # the same object until there is a page more
+    frozen = table.frozen
     group = table.group
     if group.window is not None and start - group.window + 1 >= (table.passed + 1) * group.page_tokens:
         passed = passed_pages(start, group)

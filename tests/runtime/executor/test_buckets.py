@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockc.ir.recorded import MOST_CHUNKS, TILE_PLACES, Bucket, bucket_beside, bucket_of, buckets_of, table_numbers
-from blockc_runtime.executor.buckets import GroupForm, StepLayout, TableRow
+from blockc_runtime.executor.buckets import GroupForm, StepLayout, TableRow, table_of
 from blockc_runtime.ops.attention.rows import KvRow
 from blockc_runtime.ops.linear.side_tiles import FEW_PLACES, MANY_PLACES
 
@@ -57,7 +58,7 @@ def filled(draw: st.DrawFn) -> tuple[StepLayout, list[TableRow]]:
     rows = []
     for count in counts:
         start = draw(st.integers(0, 64 - count))
-        pages: list[tuple[int | None, ...] | None] = []
+        pages: list[array[int] | None] = []
         for group in GROUPS:
             held: list[int | None] = draw(
                 st.lists(
@@ -69,7 +70,7 @@ def filled(draw: st.DrawFn) -> tuple[StepLayout, list[TableRow]]:
             if group.window is not None:
                 gone = max(0, start - group.window + 1) // group.page_tokens
                 held[:gone] = [None] * gone
-            pages.append(draw(st.sampled_from([tuple(held), tuple(held), None])))
+            pages.append(draw(st.sampled_from([table_of(held), table_of(held), None])))
         uses = tuple(draw(st.sampled_from([None, (0, 1), (0, 2), (3, 1)])) for _ in range(2))
         tokens = tuple(draw(st.lists(st.integers(1, 9), min_size=count, max_size=count)))
         rows.append(
@@ -128,7 +129,7 @@ def test_rows_find_their_pages_and_others_find_the_scratch_page(
                 assert {*slots[first : first + count]} == {scratch}
                 assert seen(*entry[1:]) == [scratch] if count == 1 else entry[1] == 0
                 continue
-            own = KvRow(first=0, count=count, start=row.start, pages=held)
+            own = KvRow(first=0, count=count, start=row.start, pages=tuple(held))
             wanted = [
                 own.slot(at, group.page_tokens) for at in range(own.first_visible(group.window), own.start + count)
             ]
@@ -203,6 +204,6 @@ def test_tiles_are_no_longer_than_kernels_take() -> None:
 
 
 def test_a_page_that_is_gone_is_never_read() -> None:
-    row = row_of(1, start=9, pages=((0, None, 2), (0, 1, 2, 3, 4)))
+    row = row_of(1, start=9, pages=(table_of((0, None, 2)), table_of((0, 1, 2, 3, 4))))
     with pytest.raises(ValueError, match="gone"):
         StepLayout(bucket=Bucket(singles=1), groups=GROUPS, segments=0).numbers([row])
