@@ -28,7 +28,7 @@ T = TypeVar("T")
 # Of what waiting kernels read and write, which would be freed otherwise and is in no plan's memory. A step of many
 # tokens has some kernels wait even so, and Python takes little of its time.
 _MOST_BYTES = 16 << 20
-# Times that while calls are recorded, which happens once.
+# Times that while calls are recorded, which happens once: one value is counted with each call that has it.
 _RECORDED = 4
 
 

@@ -136,9 +136,8 @@ class _Memory:
         self.steps = {_start(own.tensor) for own in operands}
         storages = [own.untyped_storage() for own in tensors_of(held)]
         storages += [own.tensor.untyped_storage() for own in operands]
-        sizes = {own.data_ptr(): own.nbytes() for own in storages}
-        self._starts = sorted(sizes)
-        self._sizes = sizes
+        self._sizes = {own.data_ptr(): own.nbytes() for own in storages}
+        self._starts = sorted(self._sizes)
 
     def of(self, address: int) -> tuple[int, int]:
         """Where it begins, and its bytes; 0 and 0: it is there as long as the model."""
