@@ -87,13 +87,14 @@ def _by_width(rows: Sequence[int], samplings: Sequence[Sampling], logits: Tensor
             yield group[first : first + count]
 
 
-def _top_k(sampling: Sampling, vocab: int) -> int:
+def top_k_of(sampling: Sampling, vocab: int) -> int:
+    """Of how many of the likeliest tokens one is drawn."""
     return min(sampling.top_k, vocab) if sampling.top_k > 0 else vocab
 
 
 def is_filtered(sampling: Sampling, vocab: int) -> bool:
     """Whether some tokens are left out by their rank or by how much the likelier ones sum up to."""
-    return _top_k(sampling, vocab) < vocab or sampling.top_p < 1
+    return top_k_of(sampling, vocab) < vocab or sampling.top_p < 1
 
 
 def _draw(logits: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[int]) -> list[int]:
@@ -143,7 +144,7 @@ def _kept(
     uncertain when the candidates do not reach that far, or end in a tie with a token that is no candidate.
     """
     vocab, candidates = logits.shape[1], values.shape[1]
-    limits = [_top_k(sampling, vocab) for sampling in samplings]
+    limits = [top_k_of(sampling, vocab) for sampling in samplings]
     top_k = torch.tensor(limits, device=logits.device)
     top_p = torch.tensor([sampling.top_p for sampling in samplings], dtype=torch.float64, device=logits.device)
     so_far = weights.cumsum(-1)
@@ -152,14 +153,22 @@ def _kept(
     if unlimited and candidates < vocab:
         whole = _weights(logits[unlimited], largest[unlimited], [samplings[row] for row in unlimited])
         total[unlimited] = whole.sum(-1)
-    goal = (total.double() * top_p).ceil().long().clamp(min=1).minimum(total)
-    reach = torch.searchsorted(so_far, goal[:, None])[:, 0] + 1
-    kept = torch.where(top_p < 1, reach, top_k).minimum(top_k)
+    kept = how_many(so_far, total, top_k, top_p)
     if candidates == vocab:
         return kept, torch.ones_like(kept, dtype=torch.bool)
     has_total = torch.tensor([limit <= candidates or limit == vocab for limit in limits], device=logits.device)
     last = values.gather(1, kept.clamp(max=candidates)[:, None] - 1)[:, 0]
     return kept, has_total & (kept <= candidates) & (last > values[:, -1])
+
+
+def how_many(so_far: Tensor, total: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """How many of the likeliest tokens are kept, ``[n]``: their weights, summed up to each, are ``so_far [n, width]``.
+
+    ``total [n]``: of the ``top_k [n]`` likeliest, ``top_p [n]`` float64.
+    """
+    goal = (total.double() * top_p).ceil().long().clamp(min=1).minimum(total)
+    reach = torch.searchsorted(so_far, goal[:, None])[:, 0] + 1
+    return torch.where(top_p < 1, reach, top_k).minimum(top_k)
 
 
 def whole_weights(values: Tensor, largest: Tensor, temperatures: Tensor) -> Tensor:
@@ -170,13 +179,18 @@ def whole_weights(values: Tensor, largest: Tensor, temperatures: Tensor) -> Tens
     return values.double().sub_(largest).div_(temperatures[:, None]).exp_().mul_(_UNIT).round_().long()
 
 
+def least_weight(sampling: Sampling) -> int:
+    """What a token weighs at least, or it is not drawn."""
+    return math.ceil(sampling.min_p * _UNIT)
+
+
 def _weights(values: Tensor, largest: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     """Unnormalised probabilities as whole numbers, ``[n, width]`` of int64; 0 below ``min_p`` of the largest."""
     temperatures = torch.tensor([s.temperature for s in samplings], dtype=torch.float64, device=values.device)
     weights = whole_weights(values, largest, temperatures)
     if any(s.min_p > 0 for s in samplings):
         # The largest weighs exactly one unit, whatever the temperature.
-        least = torch.tensor([math.ceil(s.min_p * _UNIT) for s in samplings], device=values.device)
+        least = torch.tensor([least_weight(s) for s in samplings], device=values.device)
         weights.masked_fill_(weights < least[:, None], 0)
     return weights
 

@@ -319,7 +319,7 @@ class StepRun:
     def _draws_alone(self, row: Row, vocab: int) -> bool:
         """Whether the device draws for a row: whatever that is, the next step has to be able to read it."""
         is_vector = row.chain in self.model.vectors
-        return not is_vector and vocab <= self.model.limits[row.chain].token_ids and draws_alone(row, vocab)
+        return not is_vector and vocab <= self.model.limits[row.chain].token_ids and draws_alone(row)
 
     def _take_drawn(self, batch: TokenBatch, drawn: Drawn, places: Mapping[int, int]) -> None:
         """What the device has drawn."""
