@@ -111,7 +111,7 @@ def table_numbers(bucket: Bucket, groups: Sequence[Paged], segments: int) -> int
 
     With prompts the places of logits, too, and segments' tiles among those.
     """
-    tiles = segments * (4 * most_tiles(bucket) + 1)
+    tiles = segments * tile_numbers(bucket)
     fixed = 2 * bucket.tokens + tiles + (bucket.logits + tiles if bucket.chunked else 0)
     return fixed + sum(
         bucket.tokens + 4 * bucket.logits + 1 + bucket.singles * own.pages() + bucket.chunks * own.pages(bucket.chunked)
@@ -122,6 +122,11 @@ def table_numbers(bucket: Bucket, groups: Sequence[Paged], segments: int) -> int
 def most_tiles(bucket: Bucket) -> int:
     """Tiles that the tokens which use fine-tunes can be in."""
     return bucket.logits + bucket.chunked // TILE_PLACES
+
+
+def tile_numbers(bucket: Bucket) -> int:
+    """Numbers of a segment's tiles, with how many are used. Two are of 16 bytes: all lie as the first do."""
+    return 4 * most_tiles(bucket) + 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

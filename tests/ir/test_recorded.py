@@ -28,11 +28,11 @@ def test_tables_and_buffers_by_hand() -> None:
     # Tokens and positions; slots and rows of two groups; three segments' tiles and their number; pages, and a scratch
     # page each.
     assert table_numbers(Bucket(singles=4), [PAGED, windowed], 3) == (
-        4 * (2 + 2 * 5 + 3 * 4) + 3 + (4 * 7 + 1) + (4 * 3 + 1)
+        4 * (2 + 2 * 5 + 3 * 4) + 3 * 2 + (4 * 7 + 1) + (4 * 3 + 1)
     )
     # With prompts of 64 tokens 32 rows and a tile more, places of logits, and tiles of those.
     assert table_numbers(Bucket(singles=4, chunked=64), [PAGED], 1) == (
-        2 * 68 + (68 + 4 * 36) + 2 * (4 * (36 + 1) + 1) + 36 + (36 * 7 + 1)
+        2 * 68 + (68 + 4 * 36) + 2 * (4 * (36 + 1) + 2) + 36 + (36 * 7 + 1)
     )
     assert row_buffers(BLOCKS) == {
         RowBuffer(goes_in=True, selects=False, width=HIDDEN, dtype="BF16"),

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from blockc.ir.recorded import TILE_PLACES, Bucket, Paged, most_tiles, table_numbers
+from blockc.ir.recorded import TILE_PLACES, Bucket, Paged, most_tiles, table_numbers, tile_numbers
 from blockc_runtime.ops.linear.side_tiles import FEW_PLACES
 
 
@@ -73,7 +73,7 @@ class StepLayout:
     def tiles_at(self, segment: int, *, selects: bool = False) -> int:
         """Where the tiles of a segment begin. ``selects``: among the places that want logits, if there are chunks."""
         number = segment + (self.segments if selects and self.bucket.chunked else 0)
-        return self.slots_at(len(self.groups)) + number * (4 * most_tiles(self.bucket) + 1)
+        return self.slots_at(len(self.groups)) + number * tile_numbers(self.bucket)
 
     def used_at(self, segment: int, *, selects: bool = False) -> int:
         """Where the number of those tiles stands that are used."""
@@ -196,7 +196,7 @@ class StepLayout:
             for begin in range(0, count, self.tile_places):
                 tiles.extend((first + begin, min(self.tile_places, count - begin), slot, bank))
         used = len(tiles) // 4
-        return tiles + array("q", bytes(32 * (most_tiles(self.bucket) - used))) + array("q", [used])
+        return tiles + array("q", bytes(32 * (most_tiles(self.bucket) - used))) + array("q", [used, 0])
 
     def _logits(self, firsts: Sequence[int], counts: Sequence[int], samples: Sequence[int]) -> array[int]:
         """The places that want logits, in order, and 0 for those that there may be more."""

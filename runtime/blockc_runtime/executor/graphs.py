@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from blockc.ir.recorded import MOST_ROWS, Bucket, bucket_beside, bucket_of, buckets_of, most_tiles, row_buffers
 from blockc_runtime.executor.batch import TokenBatch
 from blockc_runtime.executor.buckets import GroupForm, StepLayout, TableRow, table_of
+from blockc_runtime.executor.graph_store import Graph, GraphKey, GraphStore
 from blockc_runtime.executor.model import LoadedModel
 from blockc_runtime.executor.program import LogitRows
 from blockc_runtime.executor.recorder import Outputs, Recorder
@@ -29,15 +29,13 @@ from blockc_runtime.kv.pool import KvPool
 from blockc_runtime.ops.attention.batch import PagedChunks, PagedRows, StaticBatch
 from blockc_runtime.ops.attention.narrow import kernel_problem
 from blockc_runtime.ops.dtypes import torch_dtype
+from blockc_runtime.ops.linear.integers import IntegerWeights
 from blockc_runtime.ops.linear.side_tiles import SideTiles, StaticSides
 from blockc_runtime.ops.linear.sides import SideWeights
 from blockc_runtime.step import Row
 
-# Graphs of parts of segments: where prompts go layer by layer, runs of blocks begin and stop at many places. And graphs
-# of steps with prompts, which come in many sizes: one is recorded when its size comes again.
-_MOST_PARTS, _MOST_CHUNKED, _AGAIN = 128, 64, 2
-# Page tables that are kept as whole numbers, a few for each row of a step.
-_MOST_TABLES = 4 * MOST_ROWS
+# Page tables that are kept as whole numbers, for each row and KV group.
+_TABLES_EACH = 2
 # Graphs that are recorded before requests come: a tenth of a second each.
 _MOST_WARM = 96
 # Tiles of fine-tunes that graphs have room for, where rows do not bound them.
@@ -62,29 +60,6 @@ class Replayed:
     recording_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Key:
-    """A run of a segment's blocks, from the first to before ``stop``; ``tiles``: room for fine-tunes, 0: without."""
-
-    segment: int
-    first: int
-    stop: int
-    bucket: Bucket
-    tiles: int
-
-    @property
-    def kind(self) -> tuple[int, bool]:
-        """The segment, and whether there are prompts."""
-        return self.segment, self.bucket.chunked > 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Recorded:
-    replay: Callable[[], None]
-    states: Tensor | None
-    outputs: Outputs
-
-
 class SegmentGraphs:
     """The graphs of a model, recorded when they are first needed. ``most_rows`` and ``most_tokens``: of a step.
 
@@ -106,18 +81,17 @@ class SegmentGraphs:
         self._others = tuple(tuple(bank for bank in own.banks if not _is_tabled(bank, own)) for own in model.segments)
         # By segment, and whether there are prompts: what cannot be recorded of the one may be of the other.
         self._refused = {
-            (number, with_prompts): why
+            (number, has_prompts): why
             for number, own in enumerate(model.segments)
-            if (why := _refusal(number, own, model)) is not None
-            for with_prompts in (False, True)
+            for has_prompts in (False, True)
+            if (why := _refusal(number, own, model, has_prompts=has_prompts)) is not None
         }
         size = max(self._layout(bucket).size for bucket in self._largest)
         self._numbers = torch.zeros(size, dtype=torch.int64, device=device)
         self._staged = torch.zeros(size, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._copied: torch.cuda.Event | None = None
         self._filled: tuple[TokenBatch, Bucket, Sequence[int]] | None = None
-        self._recorded: OrderedDict[_Key, _Recorded] = OrderedDict()
-        self._met: Counter[_Key] = Counter()
+        self._graphs = GraphStore(len(model.segments))
         self._tables: dict[int, tuple[tuple[int | None, ...], array[int]]] = {}
         self._shared: dict[tuple[bool, bool, int, torch.dtype], Tensor] = {}
 
@@ -139,25 +113,27 @@ class SegmentGraphs:
         if isinstance(bucket, str):
             return bucket
         tiles = _room(self._fill(batch, rows, bucket)[number], bucket)
-        key = _Key(segment=number, first=blocks.start, stop=blocks.stop, bucket=bucket, tiles=tiles)
-        before = states() if reads_states(segment.occurrences[blocks]) else None
-        recorded, recording_s = self._recorded.get(key), 0.0
-        if recorded is None:
-            self._met[key] += 1
-            if bucket.chunked and self._met[key] < _AGAIN:
-                return "the first step of its size with prompts"
+        key = GraphKey(
+            segment=number, first=blocks.start, stop=blocks.stop, is_whole=is_whole, bucket=bucket, tiles=tiles
+        )
+        spans = _spans(batch, bucket)
+        given = None
+        if reads_states(segment.occurrences[blocks]):
+            before = states()
+            given = self._share(before, goes_in=True)[:, : bucket.tokens]
+            for to, place, count in spans:
+                given[:, to : to + count].copy_(before[:, place : place + count])
+        graph, recording_s = self._graphs.find(key), 0.0
+        if graph is None:
+            if not self._graphs.pays(key):
+                return "a size of steps with prompts that is rare"
             began_s = time.perf_counter()
-            recorded = self._try(key, before)
-            if recorded is None:
+            graph = self._try(key, given)
+            if graph is None:
                 return self._refused[key.kind]
             recording_s = time.perf_counter() - began_s
-        self._recorded.move_to_end(key)
-        spans = _spans(batch, bucket)
-        if recorded.states is not None and before is not None:
-            for to, place, count in spans:
-                recorded.states[:, to : to + count].copy_(before[:, place : place + count])
-        recorded.replay()
-        out, finite = recorded.outputs
+        graph.replay()
+        out, finite = graph.outputs
         parts = [(out if finite is None else finite[None])[:, to : to + count] for to, _, count in spans]
         # Hidden states are read by later launches, which may replay this very graph first.
         own = torch.cat(parts, 1)
@@ -166,41 +142,63 @@ class SegmentGraphs:
         return Replayed(states=_wanted(out, batch, bucket), finite=own[0], recording_s=recording_s)
 
     def warm(self) -> int:
-        """Record graphs of rows of one token before there are requests, of few rows first; how many."""
+        """Record graphs before there are requests; how many there are.
+
+        Those of rows of one token, and of each segment the largest with prompts. Large ones first: graphs compute in
+        one memory, of which the next takes what the one before has left.
+        """
         sizes = dict.fromkeys(bucket_of(rows) for rows in range(1, self._most_rows + 1))
-        keys = [
-            _Key(segment=number, first=0, stop=len(segment.occurrences), bucket=bucket, tiles=tiles)
+        segments = range(len(self._model.segments))
+        alone = [
+            self._whole(number, bucket, tiles)
             for bucket in map(Bucket.alone, sizes)
-            for number, segment in enumerate(self._model.segments)
-            for tiles in _rooms(bucket, has_sides=bool(self._banks[number]))
+            for number in segments
+            for tiles in self._rooms(number, bucket)
         ]
-        for key in keys[:_MOST_WARM]:
-            if key.kind not in self._refused and key not in self._recorded:
+        # Of each room the smallest: its kernels are compiled.
+        least = bucket_beside(0, (2,))
+        chunked = [self._whole(number, self._largest[-1], 0) for number in segments]
+        chunked += [
+            self._whole(number, least, tiles)
+            for number in segments
+            if least is not None
+            for tiles in self._rooms(number, least)
+        ]
+        for key in (*chunked[: _MOST_WARM // 4], *reversed(alone[:_MOST_WARM])):
+            if key.kind not in self._refused and key not in self._graphs:
                 numbers = self._layout(key.bucket).numbers(())
                 self._numbers[: len(numbers)].copy_(torch.frombuffer(numbers, dtype=torch.int64))
                 self._filled = None
                 self._try(key, self._no_states(key))
-        return len(self._recorded)
+        return len(self._graphs)
 
-    def _no_states(self, key: _Key) -> Tensor | None:
+    def _whole(self, number: int, bucket: Bucket, tiles: int) -> GraphKey:
+        stop = len(self._model.segments[number].occurrences)
+        return GraphKey(segment=number, first=0, stop=stop, is_whole=True, bucket=bucket, tiles=tiles)
+
+    def _rooms(self, number: int, bucket: Bucket) -> tuple[int, ...]:
+        """Those that graphs of a segment are recorded with."""
+        rooms = _TILES if self._banks[number] else _TILES[:1]
+        return tuple(dict.fromkeys(min(room, most_tiles(bucket)) for room in rooms))
+
+    def _no_states(self, key: GraphKey) -> Tensor | None:
         """Hidden states as a segment reads them, of nobody."""
         block = self._model.segments[key.segment].occurrences[0]
         for buffer in row_buffers([block.program.structure]):
             if buffer.goes_in:
-                return torch.zeros(
-                    (1, key.bucket.tokens, buffer.width), dtype=torch_dtype(buffer.dtype), device=self._device
-                )
+                like = torch.zeros((1, 1, buffer.width), dtype=torch_dtype(buffer.dtype), device=self._device)
+                return self._share(like, goes_in=True)[:, : key.bucket.tokens]
         return None
 
-    def _try(self, key: _Key, before: Tensor | None) -> _Recorded | None:
+    def _try(self, key: GraphKey, states: Tensor | None) -> Graph | None:
         """Record a graph, or take note why those of its kind cannot be."""
         try:
-            self._recorded[key] = self._record(key, before)
+            graph = self._record(key, states)
         except Exception as error:  # whatever forbids recording does not forbid running
             self._refused[key.kind] = f"it cannot be recorded: {type(error).__name__}: {error}"[:300]
             return None
-        self._forget()
-        return self._recorded[key]
+        self._graphs.keep(key, graph)
+        return graph
 
     def _bucket(self, number: int, batch: TokenBatch, rows: Sequence[Row], *, is_whole: bool) -> Bucket | str:
         """What a launch is filled up to, or why it is none of those that are recorded."""
@@ -260,21 +258,10 @@ class SegmentGraphs:
         """A page table is the same object as long as it has no page more."""
         known = self._tables.get(id(pages))
         if known is None:
-            if len(self._tables) >= _MOST_TABLES:
+            if len(self._tables) >= _TABLES_EACH * self._most_rows * len(self._groups):
                 self._tables.clear()
             known = self._tables[id(pages)] = pages, table_of(pages)  # kept, so that the number is nobody else's
         return known[1]
-
-    def _forget(self) -> None:
-        """Let graphs of parts and of steps with prompts go that were not replayed for longest."""
-        parts = [key for key in self._recorded if self._is_part(key)]
-        chunked = [key for key in self._recorded if key.bucket.chunked]
-        for keys, most in ((parts, _MOST_PARTS), (chunked, _MOST_CHUNKED)):
-            for key in keys[: max(0, len(keys) - most)]:
-                del self._recorded[key]
-
-    def _is_part(self, key: _Key) -> bool:
-        return key.stop - key.first < len(self._model.segments[key.segment].occurrences)
 
     def _share(self, like: Tensor, *, goes_in: bool, selects: bool = False) -> Tensor:
         """``[1, most, F]``, which all graphs have that read, or yield, as many values.
@@ -287,10 +274,9 @@ class SegmentGraphs:
             self._shared[key] = like.new_zeros((1, most, like.shape[2]))
         return self._shared[key]
 
-    def _record(self, key: _Key, before: Tensor | None) -> _Recorded:
-        """Static operands are views of the one buffer of tables, and of what graphs share."""
+    def _record(self, key: GraphKey, states: Tensor | None) -> Graph:
+        """Static operands are views of the one buffer of tables, and of what graphs share, as ``states`` are."""
         segment, layout, bucket = self._model.segments[key.segment], self._layout(key.bucket), key.bucket
-        states = None if before is None else self._share(before, goes_in=True)[:, : bucket.tokens]
         batches = {group: self._kv_batch(layout, group) for own in segment.occurrences for group in own.kv_groups}
         sides = self._sides(key, layout) if key.tiles else [[()] * len(groups) for groups in segment.groups]
         blocks = slice(key.first, key.stop)
@@ -319,7 +305,7 @@ class SegmentGraphs:
             return yielded, rows.finite
 
         replay, outputs = self._recorder.record(run)
-        return _Recorded(replay=replay, states=states, outputs=outputs)
+        return Graph(replay=replay, outputs=outputs)
 
     def _kv_batch(self, layout: StepLayout, group: int) -> StaticBatch:
         bucket, form, pages = layout.bucket, self._groups[group], self._numbers[layout.pages_at :]
@@ -338,7 +324,7 @@ class SegmentGraphs:
             chunked=bucket.chunked,
         )
 
-    def _sides(self, key: _Key, layout: StepLayout) -> list[list[tuple[tuple[SideWeights, StaticSides], ...]]]:
+    def _sides(self, key: GraphKey, layout: StepLayout) -> list[list[tuple[tuple[SideWeights, StaticSides], ...]]]:
         """All fine-tunes that are tabled, whoever uses them: which do is read on the device."""
         number = key.segment
         users = {}
@@ -368,11 +354,6 @@ def _room(tiles: int, bucket: Bucket) -> int:
     """For how many tiles a graph is recorded: programs of tiles that nobody uses cost a third of those of others."""
     room = next((most for most in _TILES if tiles <= most), most_tiles(bucket))
     return min(room, most_tiles(bucket))
-
-
-def _rooms(bucket: Bucket, *, has_sides: bool) -> tuple[int, ...]:
-    """Those that graphs of a bucket are recorded with."""
-    return tuple(dict.fromkeys(min(room, most_tiles(bucket)) for room in _TILES if has_sides or not room))
 
 
 def _spans(batch: TokenBatch, bucket: Bucket) -> list[tuple[int, int, int]]:
@@ -414,11 +395,13 @@ def _use(banks: Sequence[Bank], chain: int) -> tuple[int, int] | None:
     return None
 
 
-def _refusal(number: int, segment: LoadedSegment, model: LoadedModel) -> str | None:
+def _refusal(number: int, segment: LoadedSegment, model: LoadedModel, *, has_prompts: bool) -> str | None:
     """Why a segment is never recorded, or None."""
     if number in model.turning:
         return "its weights are in memory by turns, and not always in one place"
     for occurrence in segment.occurrences:
+        if has_prompts and any(isinstance(own, IntegerWeights) for own in occurrence.bound):
+            return "matrices of whole numbers are widened for prompts, in memory that graphs have not"
         for op in occurrence.program.structure.ops:
             if op.target in _HOST_OPS:
                 return _HOST_OPS[op.target]

@@ -29,24 +29,36 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """By CUDA graphs, which share one pool of memory: no two run at once."""
+    """By CUDA graphs, which share one pool of memory: no two run at once.
+
+    They are recorded on one stream: for each that multiplies, cuBLAS keeps memory for good.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def record(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
         """``run`` is called twice: kernels are compiled, and libraries make their workspaces, before it is recorded."""
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            run()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
+        steps = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(steps)
+        try:
+            with torch.cuda.stream(self._stream):
+                run()
+        finally:  # whatever it has written, nobody overtakes it
+            steps.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        # Fine-tunes, blocks and plans are read in threads of their own, which take memory meanwhile: were that
-        # forbidden to them, their reading would fail, and so would this.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            outputs = run()
+        try:
+            # Fine-tunes, blocks and plans are read in threads of their own, which take memory meanwhile: were that
+            # forbidden to them, their reading would fail, and so would this.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                outputs = run()
+        except BaseException:
+            # torch stays on the stream, and with the pool, of a recording that has failed.
+            torch.cuda.set_stream(steps)
+            self._pool = torch.cuda.graph_pool_handle()
+            raise
         return graph.replay, outputs
 
 

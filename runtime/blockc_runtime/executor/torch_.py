@@ -23,7 +23,7 @@ from blockc_runtime.executor.launch import StepRun
 from blockc_runtime.executor.model import Kept, LoadedModel, kept_of, load_model
 from blockc_runtime.executor.recorder import Recorder, recorder_for
 from blockc_runtime.executor.repeats import Repeats
-from blockc_runtime.executor.warm import first_steps
+from blockc_runtime.executor.warm import warm_up
 from blockc_runtime.memory import MemoryUse, Resident, machine_bytes, resident
 from blockc_runtime.ops.attention.narrow import kernel_problem
 from blockc_runtime.step import Fault, RowResult, SegmentTurn, Step, StepResult
@@ -125,9 +125,12 @@ class TorchExecutor:
         """Compile kernels and record graphs before requests come, where there are any; how many graphs."""
         if self._graphs is None or self._model is None:
             return 0
-        for step in first_steps(self.plan):
+
+        def run(step: Step) -> StepResult:
             self.submit(step)
-            self.collect()
+            return self.collect()
+
+        warm_up(self.plan, run)
         with torch.inference_mode():
             return self._graphs.warm()
 
