@@ -31,7 +31,7 @@ _SCALE_COPIES: Final = 3
 _LOGIT_COPIES: Final = 3
 # Sampling takes so many logits at once, each as float32 and three times in 8 bytes (`runtime/.../sampling.py`).
 _DRAWN_AT_ONCE: Final = 1 << 19
-_DRAW_BYTES: Final = 4 + 3 * 8
+DRAW_BYTES: Final = 4 + 3 * 8
 # Scores of attention that a softcap keeps from the fused kernel: capped, and before and after in float32.
 _SCORE_COPIES: Final = 3
 # oneDNN compiles a kernel for each shape of weights and each count of rows (560 KiB each, measured for float32 with
@@ -352,7 +352,7 @@ def _sampling_bytes(structure: Structure, types: Types, step: _StepSize) -> int:
         return 0
     logits = [types[name] for name in structure.returns]
     wide = sum(_nbytes(ValueType(dtype="F32", shape=item.shape), step) for item in logits if item is not None)
-    drawn = min(wide // DTYPE_BYTES["F32"], _DRAWN_AT_ONCE) * _DRAW_BYTES
+    drawn = min(wide // DTYPE_BYTES["F32"], _DRAWN_AT_ONCE) * DRAW_BYTES
     return wide + max((_LOGIT_COPIES - 1) * wide, drawn)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from blockc.ir.infer import value_types
-from blockc.ir.layout import pass_bytes
+from blockc.ir.layout import DRAW_BYTES, pass_bytes
 from blockc.ir.structure import Structure, ValueType
 from blockc.ir.tensor import DTYPE_BYTES
 
@@ -25,6 +25,8 @@ _BESIDE: Final = (0, 16, 64, 128, 256)
 MOST_CHUNKS: Final = 32
 # Places of a tile of the low-rank kernels where rows are of several tokens.
 TILE_PLACES: Final = 64
+# Logits that are drawn from together on a device: a draw that the host asks for waits for it some ten times.
+DRAWN_AT_ONCE: Final = 1 << 22
 # Of a number in the tables that a step's kernels read.
 NUMBER_BYTES: Final = 8
 
@@ -168,7 +170,7 @@ def recorded_bytes(
     groups: Sequence[Paged],
     segments: int,
 ) -> int:
-    """All of it on one device: `shared_bytes`, and the memory that graphs compute in.
+    """All of it on one device: `shared_bytes`, the memory that graphs compute in, and that in which tokens are drawn.
 
     ``structures``: of blocks, without preludes. Graphs share a pool, since no two run at once: what the hungriest block
     takes of it is what it keeps.
@@ -176,11 +178,14 @@ def recorded_bytes(
     if not structures:
         return 0
     buckets = buckets_of(max_rows=max_rows, max_tokens=max_tokens)
-    return shared_bytes(structures, buckets=buckets, groups=groups, segments=segments) + max(
+    computed = max(
         pass_bytes(structure, tokens=bucket.tokens, rows=bucket.logits)
         for structure in structures
         for bucket in buckets
     )
+    logits = max((own.width for own in row_buffers(structures) if own.selects), default=0) * max_rows
+    drawn = min(logits, DRAWN_AT_ONCE) * DRAW_BYTES
+    return shared_bytes(structures, buckets=buckets, groups=groups, segments=segments) + computed + drawn
 
 
 def shared_bytes(

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from blockc.ir.recorded import DRAWN_AT_ONCE
 from blockc_runtime.request import Sampling, TokenLogprob
 from blockc_runtime.step import Fault, RowResult
 
@@ -29,8 +30,7 @@ _UNIT = float(1 << 40)  # times a vocabulary of 2**18 and more still fits in 63 
 _FIRST_CANDIDATES = 256
 _MORE_CANDIDATES = 16
 # A few MiB a temporary: beyond 32 MiB glibc maps fresh zero pages each time, and a row of 150k cost five times as much.
-# On a device a draw waits for it some ten times, however many rows there are: 128 MiB a temporary.
-_ELEMENTS_AT_ONCE, _ELEMENTS_ON_DEVICE = 1 << 19, 1 << 24
+_ELEMENTS_AT_ONCE = 1 << 19
 
 
 def sample(
@@ -74,7 +74,7 @@ def uniform_bits(seed: int, output_index: int) -> int:
 
 def rows_at_once(logits: Tensor) -> int:
     """How many rows of ``logits [n, vocab]`` are drawn together."""
-    return max(1, (_ELEMENTS_ON_DEVICE if logits.is_cuda else _ELEMENTS_AT_ONCE) // logits.shape[1])
+    return max(1, (DRAWN_AT_ONCE if logits.is_cuda else _ELEMENTS_AT_ONCE) // logits.shape[1])
 
 
 def _by_width(rows: Sequence[int], samplings: Sequence[Sampling], logits: Tensor) -> Iterator[list[int]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blockc.ir.layout import KERNEL_BYTES, kernel_count, pass_bytes
+from blockc.ir.layout import DRAW_BYTES, KERNEL_BYTES, kernel_count, pass_bytes
 from blockc.ir.recorded import Bucket, Paged, RowBuffer, buckets_of, recorded_bytes, row_buffers, table_numbers
 from blockc.place.count import place_problem
 from blockc.unify import unify
@@ -41,10 +41,12 @@ def test_tables_and_buffers_by_hand() -> None:
     }
     hungriest = max(pass_bytes(block, tokens=16, rows=16) for block in BLOCKS)
     wanted = 8 * table_numbers(Bucket(singles=16), [PAGED], 1) + 16 * 2 * (2 * HIDDEN + VOCAB) + hungriest
+    wanted += 16 * VOCAB * DRAW_BYTES
     assert recorded_bytes(BLOCKS, max_rows=16, max_tokens=1, groups=[PAGED], segments=1) == wanted
     prompts = Bucket(singles=16, chunked=64)
     hungriest = max(pass_bytes(block, tokens=80, rows=48) for block in BLOCKS)
     wanted = 8 * table_numbers(prompts, [PAGED], 1) + 2 * (80 * 2 * HIDDEN + 48 * VOCAB) + hungriest
+    wanted += 16 * VOCAB * DRAW_BYTES
     assert recorded_bytes(BLOCKS, max_rows=16, max_tokens=64, groups=[PAGED], segments=1) == wanted
     assert recorded_bytes((), max_rows=16, max_tokens=64, groups=[], segments=0) == 0
 
