@@ -1,8 +1,8 @@
 """Attention and experts as ops of ours, so that a captured graph may hold the tokens of many requests at once.
 
-transformers routes attention through ``ALL_ATTENTION_FUNCTIONS``, masks through ``ALL_MASK_ATTENTION_FUNCTIONS`` and
-experts through ``ALL_EXPERTS_FUNCTIONS``; models that bypass them cannot be traced (BC205). The ops only have fake
-kernels.
+transformers routes attention through ``ALL_ATTENTION_FUNCTIONS`` and experts through ``ALL_EXPERTS_FUNCTIONS``; models
+that bypass them cannot be traced (BC205). It makes no mask for attention that ``ALL_MASK_ATTENTION_FUNCTIONS`` does not
+know. The ops only have fake kernels.
 """
 
 from __future__ import annotations
@@ -135,9 +135,7 @@ def _experts(
 def register() -> None:
     """Make ``attn_implementation="blockc"``, for experts too, known to transformers. Idempotent."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
     ALL_EXPERTS_FUNCTIONS.register(NAME, _experts)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, lambda *args, **kwargs: None)

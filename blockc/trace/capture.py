@@ -11,10 +11,13 @@ import copy
 import inspect
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.fx.config
 from torch import fx, nn
 
 from blockc.trace import attention
@@ -154,9 +157,8 @@ def capture(model: nn.Module, head: Head, *, every_layer: bool = False) -> Captu
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        # Without gradients, `torch.no_grad` inside a model leaves no region in the graph. What torch remembers of fake
-        # tensors takes longer to look up, with sizes that are symbols, than to find out again: a third of the time.
-        with torch.no_grad(), torch._dynamo.config.patch(fake_tensor_cache_enabled=False), warnings.catch_warnings():
+        # Without gradients, `torch.no_grad` inside a model leaves no region in the graph.
+        with torch.no_grad(), _quick_export(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 _TokensToVector(model, head) if head.reads_whole_texts else _TokensToLogits(model, head),
@@ -192,6 +194,23 @@ def capture(model: nn.Module, head: Head, *, every_layer: bool = False) -> Captu
         model=model,
         layers=layers,
     )
+
+
+@contextmanager
+def _quick_export() -> Iterator[None]:
+    """Without what torch does beside the graph.
+
+    What it remembers of fake tensors takes longer to look up, with sizes that are symbols, than to find out again: a
+    third of the time. Which line of a model an op comes from nobody asks: a tenth.
+    """
+    settings: Any = fx.config
+    before = settings.do_not_emit_stack_traces
+    settings.do_not_emit_stack_traces = True
+    try:
+        with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+            yield
+    finally:
+        settings.do_not_emit_stack_traces = before
 
 
 def computed_buffers(model: nn.Module, names: frozenset[str]) -> dict[str, torch.Tensor]:

@@ -12,6 +12,8 @@ from blockc.trace import Head, Source, TracedBlock, TracedModel, UntraceableErro
 from blockc.trace.rope import LONGROPE
 from blockc.tune.models import ModelFiles
 
+# What a checkpoint was saved in, by what and from what decides nothing: its tensors are cast to the spec's dtype.
+_OF_THE_FILE = ("dtype", "torch_dtype", "_name_or_path", "transformers_version")
 _OF_CLASSES = ("id2label", "label2id", "num_labels")
 
 
@@ -23,8 +25,7 @@ def trace_models(files: Mapping[str, ModelFiles], *, diags: Diagnostics) -> dict
         if not (model.is_full or model.own_head):
             continue
         full = next(files[step] for step in model.lineage if files[step].is_full)
-        # What a checkpoint was saved in decides nothing: its tensors are cast to the spec's dtype.
-        config = {field: value for field, value in full.config.items() if field not in ("dtype", "torch_dtype")}
+        config = {field: value for field, value in full.config.items() if field not in _OF_THE_FILE}
         if model.own_head:
             config = with_classes(config, len(model.labels))
         written = canonical_json(config)

@@ -48,7 +48,7 @@ def devices_of(plan: ExecutionPlan) -> set[str]:
 
 
 def test_traffic_decides_how_many_devices(tmp_path: Path) -> None:
-    calm, busy = compiled(tmp_path), compiled(tmp_path, rate=20)
+    calm, busy = compiled(tmp_path), compiled(tmp_path, rate=10)
     assert len(devices_of(calm)) == calm.solver.value == 1
     assert len(devices_of(busy)) == busy.solver.value > 1
     assert busy.solver.bound <= busy.solver.value
@@ -60,7 +60,7 @@ def test_traffic_decides_how_many_devices(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     write_plan(busy, path)
     assert dump_plan(load_plan(path)) == dump_plan(busy)
-    assert dump_plan(compiled(tmp_path, rate=20)) == dump_plan(busy)
+    assert dump_plan(compiled(tmp_path, rate=10)) == dump_plan(busy)
 
 
 def test_a_graph_has_the_work_of_its_plan(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_headroom_and_links(tmp_path: Path) -> None:
 
 def test_a_clusters_links_are_the_plans_and_the_simulators(tmp_path: Path) -> None:
     said = "network { intra_node = 2GB/s  inter_node = 100Gbps  latency = 30us }"
-    plan = compiled(tmp_path, rate=20, network=said)
+    plan = compiled(tmp_path, rate=12, network=said)
     within, between = plan.links
     assert (within.bytes_per_s, between.bytes_per_s, between.latency_s) == (2 * 10**9, 12_500_000_000, 30e-6)
     node = [device.node for device in plan.devices]
@@ -122,7 +122,7 @@ def test_a_clusters_links_are_the_plans_and_the_simulators(tmp_path: Path) -> No
 def test_what_comes_first_decides_and_the_price_is_said(tmp_path: Path) -> None:
     text = SPEC.replace("{{ reserve = 6% }}", "{{ reserve = 6%  price = 1800 / (720 * 1h) }}")
     spec = tmp_path / "priced.blk"
-    values = {"rate": 20, "extra": "", "isolation": "", "network": "", "models": MODELS}
+    values = {"rate": 12, "extra": "", "isolation": "", "network": "", "models": MODELS}
     spec.write_text(text.format(policy="solver { objective = [slo, cost] }", **values))
     plan = compile_file(spec, tmp_path / "zoo", {}, target="sim")[0].plan
     used = len(devices_of(plan))
@@ -195,10 +195,10 @@ def test_lines_that_cannot_hold_are_named_where_they_stand(
 
 def test_a_plan_that_follows_moves_no_more_than_it_may(tmp_path: Path) -> None:
     path = tmp_path / "before.json"
-    write_plan(compiled(tmp_path, rate=20), path)
-    again = compiled(tmp_path, rate=20, before=path)
+    write_plan(compiled(tmp_path, rate=12), path)
+    again = compiled(tmp_path, rate=12, before=path)
     assert again.solver.moved_bytes == 0
     assert devices_of(again) == devices_of(load_plan(path))
-    more = compiled(tmp_path, rate=26, before=path, policy="replan { move_budget = 1GB }")
+    more = compiled(tmp_path, rate=16, before=path, policy="replan { move_budget = 1GB }")
     assert more.solver.moved_bytes is not None
     assert plan_problem(more) is None

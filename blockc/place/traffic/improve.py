@@ -27,13 +27,13 @@ _HELD: Final = 0.8
 # Units and cells that all rounds together look at.
 _EFFORT: Final = 100_000_000
 _MOST_ROUNDS: Final = 12_000
-_LEAST_ROUNDS: Final = 500
+LEAST_ROUNDS: Final = 500
 
 
 def rounds_of(packing: Packing, cells: Sequence[PackedCell]) -> int:
     """How many rounds a packing is worth: fewer for large ones, of which each takes longer."""
     size = len(cells) * (_MOST * sum(group.units for group in packing.groups) // max(1, len(cells)) + 10)
-    return max(_LEAST_ROUNDS, min(_MOST_ROUNDS, _EFFORT // max(1, 5 * size)))
+    return max(LEAST_ROUNDS, min(_MOST_ROUNDS, _EFFORT // max(1, 5 * size)))
 
 
 def improve(packing: Packing, cells: Sequence[PackedCell], *, rounds: int, least: int) -> tuple[PackedCell, ...]:

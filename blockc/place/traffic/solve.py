@@ -14,7 +14,7 @@ from blockc.place.traffic.aggregate import aggregate, closed_form
 from blockc.place.traffic.flat import fits_flat, least_of_others, least_spent
 from blockc.place.traffic.goals import PEAKS, amount, capped, most_spent, spent
 from blockc.place.traffic.greedy import multi_start
-from blockc.place.traffic.improve import improve, rounds_of
+from blockc.place.traffic.improve import LEAST_ROUNDS, improve, rounds_of
 from blockc.place.traffic.packing import PARTS, PackedCell, Packing
 
 # Of deterministic time. Observed: 0.5 to 2 units a second; counts settle early or not at all.
@@ -70,7 +70,9 @@ def solve(packing: Packing, *, seed: int, limit_s: float, gap: float) -> Solved:
 
     if cells is not None:
         history.append(Step(units=0.0, value=value(), bound=bound))
-        cells = improve(packing, cells, rounds=rounds_of(packing, cells), least=bound)
+        # Where the exact model comes after, rounds only find it a start.
+        rounds = LEAST_ROUNDS if fits_flat(packing) else rounds_of(packing, cells)
+        cells = improve(packing, cells, rounds=rounds, least=bound)
         history.append(Step(units=0.0, value=value(), bound=bound))
 
     def content() -> bool:
