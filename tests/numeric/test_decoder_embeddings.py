@@ -26,7 +26,7 @@ def pooled(root, mode="lasttoken", *, normalize=True):
 
 def saved(model_type, root, *, loader=AutoModelForCausalLM):
     torch.manual_seed(0)
-    randomize(loader.from_config(tiny_config(model_type))).save_pretrained(root)
+    randomize(loader.from_config(tiny_config(model_type, layers=3))).save_pretrained(root)
     return root
 
 

@@ -191,7 +191,7 @@ _ENCODER = r".*(query|value|Wqkv|q_lin|q_proj|dense)"
 @pytest.mark.parametrize("loader", [AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification])
 def test_classifiers_on_encoders_share_the_layers_of_their_base(model_type, loader, tmp_path):
     torch.manual_seed(0)
-    model = randomize(loader.from_config(tiny_config(model_type)))
+    model = randomize(loader.from_config(tiny_config(model_type, layers=2)))
     model.save_pretrained(tmp_path / "base")
     base = tmp_path / "base"
     if model_type == "bert" and loader is AutoModelForMaskedLM:  # as the published ones, which keep their pooler
@@ -217,7 +217,7 @@ def test_classifiers_on_encoders_share_the_layers_of_their_base(model_type, load
 @pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "mixtral", "opt", "gpt_neox", "phi3", "olmo", "gpt_oss"])
 def test_decoders_of_many_architectures_take_a_head(model_type, tmp_path):
     torch.manual_seed(0)
-    randomize(AutoModelForCausalLM.from_config(tiny_config(model_type))).save_pretrained(tmp_path / "base")
+    randomize(AutoModelForCausalLM.from_config(tiny_config(model_type, layers=2))).save_pretrained(tmp_path / "base")
     # Of experts PEFT adapts parameters in place of linears, which is refused by itself.
     config = _lora(target_modules=["q_proj", "v_proj"] if model_type in ("mixtral", "gpt_oss") else "all-linear")
     tuned = _save_classifier(tmp_path / "base", tmp_path / "tuned", config, classes=3)

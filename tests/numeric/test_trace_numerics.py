@@ -38,12 +38,3 @@ def test_blocks_compute_what_the_model_computes(name, tmp_path):
         expected = reference(torch.tensor([tokens])).logits[0]
     assert torch.allclose(logits(chain, zoo, tokens), expected, atol=2e-5)
     assert expected.std() > 0.1, "logits that are all alike would hide mistakes"
-
-
-def test_copies_of_one_layer_equal_a_capture_of_all_in_a_tied_model():
-    """Untied ones: test_architectures.py."""
-    one = trace(CONFIGS["llama-tied"], dtype="bfloat16")
-    every = trace(CONFIGS["llama-tied"], dtype="bfloat16", every_layer=True)
-    assert one.blocks == every.blocks
-    assert one.kv_layers == every.kv_layers
-    assert one.prelude == every.prelude

@@ -12,17 +12,23 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from blockc.trace import Head
+from blockc.trace.capture import build_meta_model
+from blockc.trace.layers import find_layers
+from blockc.trace.model import TOKENS
+
 VOCABULARY = 128
 POSITIONS = 96
 
 _HEADS, _KV_HEADS, _HEAD_SIZE, _HIDDEN, _INNER, _LAYERS = 4, 2, 16, 64, 96, 4
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _SIZES: dict[str, int] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
     **dict.fromkeys(
         ("hidden_size", "n_embd", "d_model", "embed_dim", "word_embed_proj_dim", "embedding_size", "dim"), _HIDDEN
     ),
     **dict.fromkeys(("intermediate_size", "intermediate_size_mlp", "ffn_dim", "ffn_hidden_size", "n_inner"), _INNER),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), _LAYERS),
+    **dict.fromkeys(_LAYER_COUNTS, _LAYERS),
     **dict.fromkeys(
         ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "swa_num_attention_heads"), _HEADS
     ),
@@ -66,7 +72,8 @@ def is_composite(model_type: str) -> bool:
     return bool(getattr(CONFIG_MAPPING[model_type], "sub_configs", None))
 
 
-def tiny_config(model_type: str, **fields: Any) -> PreTrainedConfig:
+def tiny_config(model_type: str, *, layers: int = _LAYERS, **fields: Any) -> PreTrainedConfig:
+    """``layers``: fewer than the usual take less time to trace, where not all kinds of them are needed."""
     kind = CONFIG_MAPPING[model_type]
     default = kind()
     chosen: dict[str, Any] = {}
@@ -78,8 +85,15 @@ def tiny_config(model_type: str, **fields: Any) -> PreTrainedConfig:
             continue
         if name == "head_dim" and hasattr(default, "qk_rope_head_dim"):
             continue  # follows from the two parts of a head
-        chosen[name] = size
+        chosen[name] = layers if name in _LAYER_COUNTS else size
     return kind(**{**chosen, **_SPECIAL.get(model_type, {}), **fields})
+
+
+def copied_layers(config: PreTrainedConfig, head: Head = TOKENS) -> int:
+    """How many layers tracing does not capture."""
+    plan = find_layers(build_meta_model(config, torch.float32, head))
+    assert plan is not None
+    return len(plan.kind_of) - len(plan.representatives)
 
 
 def random_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
