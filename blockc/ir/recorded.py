@@ -19,7 +19,7 @@ from blockc.ir.tensor import DTYPE_BYTES
 # Rows, and tokens of prompts, beyond which launches cost little beside what they launch: they are not recorded.
 MOST_ROWS: Final = 256
 # Sizes that tokens of prompts are filled up to, and rows of one token beside them.
-_CHUNKED: Final = (64, 128, 256, 384, 512, 768, 1024)
+_CHUNKED: Final = (64, 128, 256, 384, 512)
 _BESIDE: Final = (0, 16, 64, 128, 256)
 # Prompts, or parts of some, that are read in one step.
 MOST_CHUNKS: Final = 32

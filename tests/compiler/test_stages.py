@@ -123,7 +123,7 @@ def test_copies_go_to_as_many_nodes_as_are_asked_for(tmp_path: Path, traffic: st
     ("code", "words", "changed"),
     [
         ("BC402", "would fit in stages on several nodes, and nothing is known to travel", {"network": ""}),
-        ("BC401", "needs 15.5 GiB on one device", {"policy": "pipeline = off"}),
+        ("BC401", "needs 15.7 GiB on one device", {"policy": "pipeline = off"}),
         ("BC401", "the largest offers 6.0 GiB", {"memory": "6GiB"}),
         ("BC402", "cannot be divided into 5 stages on 2 devices", {"policy": "pipeline = stages(count = 5)"}),
         ("BC501", "cannot keep pace in stages", {"traffic": "traffic { rate = 1rps } slo { tpot_p95 = 3ms }"}),

@@ -37,7 +37,7 @@ def test_no_step_is_larger_than_what_a_plan_counts(
         return
     bucket = bucket_beside(singles, chunks)
     if bucket is None:
-        assert len(chunks) > MOST_CHUNKS or sum(chunks) > 1024 or singles > 256
+        assert len(chunks) > MOST_CHUNKS or sum(chunks) > 512 or singles > 256
         return
     assert bucket.singles >= singles
     assert bucket.chunked >= sum(chunks)
