@@ -38,11 +38,6 @@ class Bucket:
     singles: int
     chunked: int = 0
 
-    @classmethod
-    def alone(cls, rows: int) -> Bucket:
-        """Rows of one token and no others."""
-        return cls(singles=rows)
-
     @property
     def tokens(self) -> int:
         """All tokens."""
@@ -77,7 +72,7 @@ def bucket_beside(singles: int, chunks: Sequence[int]) -> Bucket | None:
 
 def buckets_of(*, max_rows: int, max_tokens: int) -> tuple[Bucket, ...]:
     """The largest of steps of up to ``max_rows`` rows and ``max_tokens`` tokens: without prompts, and with some."""
-    alone = Bucket.alone(bucket_of(min(max_rows, MOST_ROWS)))
+    alone = Bucket(singles=bucket_of(min(max_rows, MOST_ROWS)))
     if max_tokens < 2:
         return (alone,)
     beside, chunked = _filled(max_rows - 1, _BESIDE), _filled(max_tokens, _CHUNKED)

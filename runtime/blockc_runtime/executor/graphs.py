@@ -134,12 +134,16 @@ class SegmentGraphs:
             recording_s = time.perf_counter() - began_s
         graph.replay()
         out, finite = graph.outputs
-        parts = [(out if finite is None else finite[None])[:, to : to + count] for to, _, count in spans]
-        # Hidden states are read by later launches, which may replay this very graph first.
-        own = torch.cat(parts, 1)
         if finite is None:
+            # Hidden states are read by later launches, which may replay this very graph first.
+            own = torch.cat([out[:, to : to + count] for to, _, count in spans], 1)
             return Replayed(states=own, finite=None, recording_s=recording_s)
-        return Replayed(states=_wanted(out, batch, bucket), finite=own[0], recording_s=recording_s)
+        flags = [finite[to : to + count] for to, _, count in spans]
+        return Replayed(
+            states=_wanted(out, batch, bucket),
+            finite=flags[0] if len(flags) == 1 else torch.cat(flags),  # rows of one token alone need no launch more
+            recording_s=recording_s,
+        )
 
     def warm(self) -> int:
         """Record graphs before there are requests; how many there are.
@@ -147,11 +151,11 @@ class SegmentGraphs:
         Those of rows of one token, and of each segment the largest with prompts. Large ones first: graphs compute in
         one memory, of which the next takes what the one before has left.
         """
-        sizes = dict.fromkeys(bucket_of(rows) for rows in range(1, self._most_rows + 1))
+        sizes = dict.fromkeys(Bucket(singles=bucket_of(rows)) for rows in range(1, self._most_rows + 1))
         segments = range(len(self._model.segments))
         alone = [
             self._whole(number, bucket, tiles)
-            for bucket in map(Bucket.alone, sizes)
+            for bucket in sizes
             for number in segments
             for tiles in self._rooms(number, bucket)
         ]
@@ -211,7 +215,7 @@ class SegmentGraphs:
         if singles > self._most_rows:
             return "more rows than are recorded"
         if not chunks:
-            return Bucket.alone(bucket_of(singles))
+            return Bucket(singles=bucket_of(singles))
         if not is_whole:
             return "prompts that stop between blocks"
         bucket = bucket_beside(singles, chunks)
