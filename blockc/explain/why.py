@@ -262,6 +262,8 @@ def _bound(plan: ExecutionPlan, index: int) -> Bound:
     models = tuple(_model_of(plan, plan.chains[chain].path) for chain in cut.chains)
     if cut.kind == "end":
         return Bound(block=None, kind="end", reason="the chain ends", models=(), differs=())
+    if cut.kind == "elsewhere":
+        return Bound(block=last, kind="elsewhere", reason="chains elsewhere part or join here", models=(), differs=())
     if cut.differs == ("end",):
         reason = f"`{models[1]}` ends after block {last}, `{models[0]}` goes on"
     elif cut.kind == "part":

@@ -29,6 +29,7 @@ from blockc.plan.graph_entries import (
 )
 from blockc.plan.manifests import EvidenceManifest, SideEntry, SideManifest, TensorEvidenceEntry, TermEntry
 from blockc.plan.model import FORMAT_VERSION, BatchingEntry, ExecutionPlan
+from blockc.plan.part import Part, parts_of
 from blockc.plan.place_entries import (
     AttainedEntry,
     DeviceEntry,
@@ -72,6 +73,7 @@ __all__ = [
     "MemoryEntry",
     "MergeEntry",
     "ModelEntry",
+    "Part",
     "PathEntry",
     "PriceEntry",
     "PriceRangeEntry",
@@ -95,6 +97,7 @@ __all__ = [
     "chains_through",
     "dump_plan",
     "load_plan",
+    "parts_of",
     "plan_bytes",
     "plan_uses",
     "read_manifest",

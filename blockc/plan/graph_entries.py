@@ -105,9 +105,10 @@ class CutEntry(Entry):
     ``part``: both pass the segment, and their next blocks differ. ``join``: all go on together, and the second chain
     comes in after another last block. ``end``: the chains end. ``differs``: what tells the two blocks apart, such as
     ``tensor:mlp.up_proj.weight``, ``bind:window0``, ``structure``, ``prelude``; ``end`` where the second chain ends.
+    ``elsewhere``: in a part of a plan (`blockc.plan.Part`): some of the chains that prove it are not in this part.
     """
 
-    kind: Literal["part", "join", "end"]
+    kind: Literal["part", "join", "end", "elsewhere"]
     chains: tuple[int, ...]
     differs: tuple[str, ...]
 

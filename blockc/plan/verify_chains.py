@@ -126,6 +126,10 @@ def _cut(plan: ExecutionPlan, index: int, segment: SegmentEntry) -> Iterator[str
         if cut.chains or cut.differs or any(len(_path(plan, chain)) != end for chain in segment.chains):
             yield f"segment {index} ends where its chains go on"
         return
+    if cut.kind == "elsewhere":
+        if cut.chains or cut.differs:
+            yield f"the witnesses of the cut after segment {index} are elsewhere, and named"
+        return
     if len(cut.chains) != 2 or not all(0 <= chain < len(plan.chains) for chain in cut.chains):
         yield f"the cut after segment {index} has no witnesses"
         return

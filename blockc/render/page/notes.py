@@ -92,6 +92,8 @@ def _cut(facts: Facts, index: int) -> str:
     cut = facts.plan.segments[index].cut
     if cut.kind == "end":
         return "the chain ends"
+    if cut.kind == "elsewhere":
+        return "chains elsewhere part or join here"
     one, two = (_model(facts, chain) for chain in cut.chains[:2])
     if cut.differs == ("end",):
         return f"{two} ends here, {one} goes on"
