@@ -110,7 +110,7 @@ def _requires(
     needs |= {f"dtype:{path.dtype}" for path in graph.paths.values()}
     needs |= {f"kv:{group.dtype}" for group in groups}
     needs |= {f"op:{op.target}" for block in graph.blocks.values() for op in block.structure.ops}
-    needs.add(f"devices:{len({device for instance in placement.instances for device in instance.devices})}")
+    needs.add(f"devices:{max(len(instance.devices) for instance in placement.instances)}")
     if any(chain.embedding is not None for chain in chains):
         needs.add("output:vector")
     if any(chain.labels for chain in chains):

@@ -109,7 +109,8 @@ def _best(
     said = RolesEntry(
         readers=readers, requests=len(load.arrivals), seconds=round(load.horizon_s, 3), apart=found, shared=shared
     )
-    return best.model_copy(update={"roles": said})
+    requires = {*best.requires, *(("roles:readers",) if readers else ())}
+    return best.model_copy(update={"roles": said, "requires": tuple(sorted(requires))})
 
 
 def with_readers(plan: ExecutionPlan, readers: tuple[int, ...]) -> ExecutionPlan:

@@ -1,7 +1,8 @@
 """What this runtime can do, held against what a plan requires.
 
 In: a plan, whose ``requires`` lists entries such as ``dtype:BF16``, ``op:blockc.attention``, ``device:cuda``. Out:
-those that this runtime, with this torch on this machine, lacks. Torch is imported only when asked.
+those that this runtime, with this torch on this machine, lacks; ``instances:2`` where it is more than one engine runs.
+Torch is imported only when asked.
 """
 
 from __future__ import annotations
@@ -32,22 +33,32 @@ _SIDES = (
 )
 
 
+_WHY = {
+    "devices": "an instance on several devices, a cell or a pipeline, is simulated so far, and not served",
+    "instances": "an engine runs one instance, a part of such a plan",
+    "roles": "instances that read prompts for others are simulated so far, and not served",
+}
+
+
 def missing(plan: ExecutionPlan) -> tuple[str, ...]:
-    """Return the entries of ``plan.requires`` that cannot be met, in their order."""
-    return tuple(entry for entry in plan.requires if not _has(entry))
+    """Return what an engine cannot meet: of ``plan.requires``, in their order, and instances beyond its own."""
+    several = (f"instances:{len(plan.instances)}",) if len(plan.instances) > 1 else ()
+    return (*(entry for entry in plan.requires if not _has(entry)), *several)
 
 
 def spans_devices(plan: ExecutionPlan) -> tuple[str, ...]:
-    """Those of `missing` that no executor can make up for: instances on several devices need a cluster."""
-    return tuple(entry for entry in plan.requires if entry.startswith("devices:") and not _has(entry))
+    """Those of `missing` that no executor can make up for: what takes several devices at once."""
+    return tuple(entry for entry in missing(plan) if _kind(entry) in _WHY)
 
 
 def refusal(lacking: Sequence[str]) -> str:
     """What to tell of a plan that requires these."""
-    why = ""
-    if any(entry.startswith("devices:") for entry in lacking):
-        why = " (one device is served by one runtime so far; `blockc simulate` runs plans of many)"
-    return f"this runtime lacks {', '.join(lacking)}{why}"
+    why = "; ".join(dict.fromkeys(_WHY[_kind(entry)] for entry in lacking if _kind(entry) in _WHY))
+    return f"this runtime lacks {', '.join(lacking)}{f' ({why})' if why else ''}"
+
+
+def _kind(entry: str) -> str:
+    return entry.partition(":")[0]
 
 
 def _has(entry: str) -> bool:

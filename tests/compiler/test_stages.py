@@ -99,7 +99,9 @@ def test_stages_are_shown_simulated_and_not_served(plan: ExecutionPlan) -> None:
     assert [item.tokens for item in run.served] == [20] * 30
     assert run.instances[0].hop_bytes == 8192 * run.instances[0].totals.tokens
     assert "devices:2" in missing(plan)
-    assert "devices:2, weights:assumed (one device is served by one runtime so far" in refusal(missing(plan))
+    assert "devices:2, weights:assumed (an instance on several devices, a cell or a pipeline, is" in refusal(
+        missing(plan)
+    )
 
 
 def test_a_node_that_holds_a_model_is_not_divided(tmp_path: Path) -> None:

@@ -117,7 +117,8 @@ def plain(plan: ExecutionPlan, ways: int = 4) -> ExecutionPlan:
     """As it was placed, or with a route to fewer instances."""
     (route,) = plan.routes
     update = {"readers": (), "alternatives": route.alternatives[:ways], "weights": ()}
-    return plan.model_copy(update={"roles": None, "routes": (route.model_copy(update=update),)})
+    requires = tuple(entry for entry in plan.requires if entry != "roles:readers")
+    return plan.model_copy(update={"roles": None, "requires": requires, "routes": (route.model_copy(update=update),)})
 
 
 def test_prompts_are_read_apart_where_that_keeps_more_requests_in_time(compiled: ExecutionPlan) -> None:
@@ -127,6 +128,7 @@ def test_prompts_are_read_apart_where_that_keeps_more_requests_in_time(compiled:
     found = compiled.roles
     assert found is not None
     assert found.readers == route.readers
+    assert "roles:readers" in compiled.requires
     assert found.apart.in_time >= found.shared.in_time + LEAST_GAIN
     assert found.apart.tpot_p95_s < found.shared.tpot_p95_s
     made = fleet_of(compiled, rates_of(compiled, diags=Diagnostics()))
@@ -142,6 +144,7 @@ def test_what_brings_nothing_is_said_and_not_done(compiled: ExecutionPlan, tmp_p
     assert not list(diags)
     assert plan.roles is not None
     assert plan.roles.readers == plan.routes[0].readers == ()
+    assert "roles:readers" not in plan.requires
     assert plan.roles.apart.in_time < plan.roles.shared.in_time + LEAST_GAIN
     assert plan_problem(plan) is None
 

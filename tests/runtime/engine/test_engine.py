@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from blockc.diag import DiagnosticError, Diagnostics
-from blockc.plan import write_plan
+from blockc.plan import ExecutionPlan, write_plan
 from blockc_runtime.channel import Channel, ServerGoneError
 from blockc_runtime.engine import Engine, load, serve
 from blockc_runtime.epoch import Epoch
@@ -369,9 +369,25 @@ def test_a_process_does_not_outlive_its_server(tmp_path: Path, step_s: str):
 
 
 @pytest.mark.parametrize("executor", ["null", "torch"])
-def test_a_plan_over_several_devices_is_refused_in_words(executor: str, tmp_path: Path) -> None:
-    plan = fleet_plan().model_copy(update={"requires": ("devices:3", "format:1")})
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (
+            fleet_plan().model_copy(update={"requires": ("devices:3", "format:1")}),
+            r"lacks devices:3 \(an instance on several devices, a cell or a pipeline, is simulated so far, and not",
+        ),
+        (
+            fleet_plan().model_copy(update={"requires": ("format:1", "roles:readers")}),
+            r"lacks roles:readers \(instances that read prompts for others are simulated so far, and not served",
+        ),
+        (fleet_plan(adapters=20, devices=6, memory_bytes=1300 << 10), r"lacks instances:3 \(an engine runs one inst"),
+    ],
+    ids=["cell", "readers", "several"],
+)
+def test_what_takes_several_devices_at_once_is_refused_in_words(
+    executor: str, plan: ExecutionPlan, words: str, tmp_path: Path
+) -> None:
     write_plan(plan, tmp_path / "plan.json")
     options = argparse.Namespace(plan=tmp_path / "plan.json", zoo=tmp_path, executor=executor, null_step_s=0.0, epoch=1)
-    with pytest.raises(DiagnosticError, match=r"lacks devices:3 \(one device is served by one runtime so far"):
+    with pytest.raises(DiagnosticError, match=words):
         load(options, channel=None)

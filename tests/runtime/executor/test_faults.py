@@ -174,7 +174,7 @@ def test_what_is_wrong_with_a_plan_is_a_diagnostic(builder: PlanBuilder, what: s
         (("format:1", "dtype:BF16", "dtype:F32", "kv:BF16", "op:blockc.attention"), ()),
         (("op:aten.silu.default", "side:low_rank@linear", "device:cpu", "devices:1"), ()),
         (("format:2", "dtype:Q4_0", "op:aten.sort.default"),) * 2,
-        (("side:dora@linear", "devices:2", "device:tpu", "nonsense"),) * 2,
+        (("side:dora@linear", "devices:2", "device:tpu", "nonsense", "roles:readers"),) * 2,
     ],
 )
 def test_capabilities(builder: PlanBuilder, requires: tuple[str, ...], lacks: tuple[str, ...]) -> None:
