@@ -161,8 +161,8 @@ def arrange(
         assert placement is not None, "place reports an error whenever it has no placement"
         stage.result = plan = lower(
             deployment, prepared.files, graph, placement,
-            target=prepared.target, parameters=prepared.parameters, zoo=prepared.zoo, merged=prepared.merged,
-            evidence=prepared.shared.evidence, quantizations=prepared.quantized.quantizations,
+            target=prepared.target, rates_of=problem.rates_of, parameters=prepared.parameters, zoo=prepared.zoo,
+            merged=prepared.merged, evidence=prepared.shared.evidence, quantizations=prepared.quantized.quantizations,
         )  # fmt: skip
         verify_plan(plan)
     return Compiled(zoo=prepared.zoo, plan=plan, models=prepared.chains, stages=clock.seconds)

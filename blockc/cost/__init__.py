@@ -6,6 +6,7 @@ for each block, row and step. Rates come from the device catalogue, times the pa
 """
 
 from blockc.cost.graph import graph_work
+from blockc.cost.instance import instance_prices, with_prices
 from blockc.cost.price import TICKS_PER_S, Affine, StepPricer, ticks
 from blockc.cost.rates import DeviceRates, catalogue_rates, cell_rates, node_link, slower
 from blockc.cost.work import AttentionWork, ChainWork, PlanWork, SegmentWork, plan_work, stage_works
@@ -22,9 +23,11 @@ __all__ = [
     "catalogue_rates",
     "cell_rates",
     "graph_work",
+    "instance_prices",
     "node_link",
     "plan_work",
     "slower",
     "stage_works",
     "ticks",
+    "with_prices",
 ]

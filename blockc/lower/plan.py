@@ -6,10 +6,11 @@ chain that has any; none for a plan that is only simulated. Invariant: the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from blockc import __version__
+from blockc.cost import DeviceRates, with_prices
 from blockc.ir import format_structure
 from blockc.lower.app_entries import app_entries, model_entries
 from blockc.lower.graph_entries import block_entry, chain_entry, kv_group_entries, path_entry, segment_entries
@@ -33,18 +34,22 @@ def lower(
     placement: Placement,
     *,
     target: Target,
+    rates_of: Callable[[str, int], DeviceRates | None],
     parameters: Mapping[str, int],
     zoo: Zoo | None,
     merged: Merged | None = None,
     evidence: Mapping[str, Evidence] = MappingProxyType({}),
     quantizations: Mapping[str, Quantization] = MappingProxyType({}),
 ) -> ExecutionPlan:
-    """Write the plan. ``parameters``: of each full model. ``zoo`` None: for the target ``sim``."""
+    """Write the plan. ``parameters``: of each full model. ``zoo`` None: for the target ``sim``.
+
+    ``rates_of``: of so many devices of a kind together, by which placement counted; None: nothing is known of it.
+    """
     structures = {block.structure_digest: format_structure(block.structure) for block in graph.blocks.values()}
     groups = kv_group_entries(deployment, graph)
     banks = chain_banks(deployment, graph)
     chains = tuple(chain_entry(graph, index, banks[index], zoo) for index in range(len(graph.chains)))
-    return ExecutionPlan(
+    plan = ExecutionPlan(
         compiler=f"blockc {__version__}",
         spec_digest=deployment.digest,
         target=target,
@@ -86,6 +91,7 @@ def lower(
             overlaps=_overlaps(deployment.policy.overlap, target),
         ),
     )
+    return with_prices(plan, rates_of)
 
 
 def _overlaps(wanted: Overlap, target: Target) -> bool:

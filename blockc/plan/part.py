@@ -166,6 +166,7 @@ def _instance(
             "kv_pages": {groups[group]: pages for group, pages in instance.kv_pages.items()},
             "turns": tuple(turn.model_copy(update={"segment": segments[turn.segment]}) for turn in instance.turns),
             "load": load,
+            "prices": None,
         }
     )
 

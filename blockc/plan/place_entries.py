@@ -70,6 +70,31 @@ class StageEntry(Entry):
     devices: tuple[int, ...]
 
 
+class ChainPricesEntry(Entry):
+    """A chain on an instance. ``set_up_s``: of its own, once a step with rows of it. ``prompt_s``: a prompt token.
+
+    ``row_s``: a decode row. ``kv_bytes``: of one token's keys and values.
+    """
+
+    set_up_s: float
+    prompt_s: float
+    row_s: float
+    kv_bytes: int
+
+
+class PricesEntry(Entry):
+    """What an instance is expected to take, for whoever chooses between several (`blockc.cost.instance_prices`).
+
+    ``step_s``: every step. ``segment_s``: a launch of each of its segments, however few rows pass it. ``chains``: by
+    index. ``cache_tokens``: how many tokens' KV it can hold, of the chain of which these are most.
+    """
+
+    step_s: float
+    segment_s: dict[int, float]
+    chains: dict[int, ChainPricesEntry]
+    cache_tokens: int
+
+
 class InstanceEntry(Entry):
     """A run of segments on devices, with the pages it owns of each KV group.
 
@@ -77,7 +102,8 @@ class InstanceEntry(Entry):
     their own part; hidden states go from stage to stage. Empty: all devices split all blocks.
     ``side_slots``: so many fine-tunes of a bank have their sides in memory at once; a bank that is not named has a slot
     for each of its own. ``turns``: segments whose weights are in memory by turns, at once no more than ``room_bytes``
-    of them on each device; those of all others always are.
+    of them on each device; those of all others always are. ``prices`` None: no request has a choice, or of some
+    device nothing is known of how fast it is.
     """
 
     segments: tuple[int, ...]
@@ -90,6 +116,7 @@ class InstanceEntry(Entry):
     room_bytes: int = 0
     load: LoadEntry | None = None  # None: placed by bytes; of a pipeline that of its busiest stage
     stages: tuple[StageEntry, ...] = ()
+    prices: PricesEntry | None = None
 
     @property
     def width(self) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from blockc.ir.layout import page_share
 from blockc.plan.model import ExecutionPlan
-from blockc.plan.place_entries import InstanceEntry, LoadEntry, RolesEntry, RouteEntry, SolverEntry
+from blockc.plan.place_entries import InstanceEntry, LoadEntry, PricesEntry, RolesEntry, RouteEntry, SolverEntry
 from blockc.plan.verify_stages import held_page_bytes, stage_problems
 
 
@@ -90,6 +90,8 @@ def _instances(plan: ExecutionPlan) -> Iterator[str]:
         yield from _turns(plan, instance, name)
         if instance.load is not None:
             yield from _load(instance, instance.load, name)
+        if instance.prices is not None:
+            yield from _prices(instance, instance.prices, name)
     for edge in plan.edges:
         if not _all_in((edge.source, edge.target), plan.instances):
             yield "an edge joins an instance that is not there"
@@ -104,6 +106,16 @@ def _load(instance: InstanceEntry, load: LoadEntry, name: str) -> Iterator[str]:
         yield f"{name} is busier than it may be"
     if not set(load.batches) <= set(instance.segments) or min(load.batches.values(), default=1) < 1:
         yield f"{name} has batches of segments that it does not run, or none"
+
+
+def _prices(instance: InstanceEntry, prices: PricesEntry, name: str) -> Iterator[str]:
+    """Of its own segments and chains, all of them, and numbers."""
+    if set(prices.segment_s) != set(instance.segments) or set(prices.chains) != set(instance.chains):
+        yield f"{name} has prices of other segments or chains than it runs"
+    own = [number for entry in prices.chains.values() for number in entry.model_dump().values()]
+    numbers = (prices.step_s, prices.cache_tokens, *prices.segment_s.values(), *own)
+    if not all(math.isfinite(number) and number >= 0 for number in numbers):
+        yield f"{name} has prices that are no numbers"
 
 
 def _slots(plan: ExecutionPlan, instance: InstanceEntry, name: str) -> Iterator[str]:

@@ -17,11 +17,11 @@ from blockc.cost.hops import stage_links
 from blockc.cost.profile import Profile
 from blockc.cost.rates import LINK_LATENCY_S
 from blockc.diag import Diagnostics
-from blockc.plan import ExecutionPlan, InstanceEntry, RouteEntry
+from blockc.plan import ExecutionPlan, InstanceEntry
 from blockc.simulate.moves import Outage
 from blockc.spec.device_kinds import DEVICE_KINDS
 from blockc_runtime.limits import EngineLimits, engine_limits, turn_limits
-from blockc_runtime.router import Link, Network
+from blockc_runtime.router import Link, Network, planned_route
 
 _NO_SLOTS: Final[Mapping[int, int]] = MappingProxyType({})
 
@@ -156,26 +156,16 @@ def stage_hops(plan: ExecutionPlan, instance: InstanceEntry) -> tuple[StageHop, 
 
 def apps_of(plan: ExecutionPlan) -> tuple[FleetApp, ...]:
     """The apps of a plan, on its own instances."""
-    routes = {route.chain: _shares(route) for route in plan.routes}
+    routes = {route.chain: planned_route(route) for route in plan.routes}
     return tuple(
         FleetApp(
             address=app.address, tenant=app.tenant, weight=app.weight, chain=app.chain,
-            isolation_group=app.isolation_group, instances=tuple(answer), shares=tuple(answer.values()),
-            priority=app.priority, served=app.served, readers=tuple(read), reader_shares=tuple(read.values()),
+            isolation_group=app.isolation_group, instances=route.instances, shares=route.shares,
+            priority=app.priority, served=app.served, readers=route.readers, reader_shares=route.reader_shares,
         )
         for app in plan.apps
-        for answer, read in [routes[app.chain]]
+        for route in [routes[app.chain]]
     )  # fmt: skip
-
-
-def _shares(route: RouteEntry) -> tuple[dict[int, float], dict[int, float]]:
-    """The part of its requests that is meant for each instance that answers, alike if none is said; and that reads."""
-    found: dict[int, float] = {}
-    for path, weight in zip(route.alternatives, route.weights or (1.0,) * len(route.alternatives), strict=True):
-        found[path[0]] = found.get(path[0], 0.0) + weight
-    answer = {item: part for item, part in sorted(found.items()) if item not in route.readers}
-    read = {item: part for item, part in sorted(found.items()) if item in route.readers}
-    return answer, read
 
 
 def network_of(plan: ExecutionPlan, instances: Sequence[Sequence[int]]) -> Network:

@@ -10,18 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Final
 
-from blockc.cost import TICKS_PER_S, ticks
+from blockc.cost import TICKS_PER_S, instance_prices, ticks
 from blockc.simulate.fleet import Fleet, FleetInstance
 from blockc.simulate.instance import Instance, Left, Served, answer_token
 from blockc.simulate.moves import LOST, HandOver, Outage, Why
 from blockc_runtime.kv.prefix import Prefix
 from blockc_runtime.request import Request
-from blockc_runtime.router import Ask, ChainPrices, Choice, InstancePrices, Route, Router, prefix_keys
-
-# Of a decode row, whose attention grows with it.
-_CONTEXT_TOKENS: Final = 1024
+from blockc_runtime.router import Ask, Choice, InstancePrices, Route, Router, planned_prices, prefix_keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,32 +221,13 @@ def router_of(fleet: Fleet) -> Router | None:
 
 def _prices(instance: FleetInstance, chains: Set[int]) -> InstancePrices:
     pricer, limits = instance.pricer, instance.limits
-    own = {chain: _chain_prices(instance, chain) for chain in sorted(chains)}
-    tokens = [
-        min(limits.groups[group].pages * limits.groups[group].page_tokens for group in limits.chains[chain].groups)
-        for chain in own
-        if limits.chains[chain].groups
-    ]
-    return InstancePrices(
-        step_s=pricer.constant(0) / TICKS_PER_S,
-        segment_s=tuple(pricer.affine(segment, samples=True).set_up_s for segment in range(pricer.segments)),
-        chains=own,
+    cached = {
+        chain: [limits.groups[group].pages * limits.groups[group].page_tokens for group in limits.chains[chain].groups]
+        for chain in sorted(chains)
+    }
+    return planned_prices(
+        instance_prices(pricer, cached, step_tokens=limits.max_batched_tokens),
+        tuple(chain.segments for chain in limits.chains),
+        pricer.segments,
         places=limits.max_rows,
-        cache_tokens=max(tokens, default=0),
-    )
-
-
-def _chain_prices(instance: FleetInstance, chain: int) -> ChainPrices:
-    """Prompts as if they filled whole steps; rows at a context of middling length."""
-    pricer = instance.pricer
-    chunk = instance.limits.max_batched_tokens
-    row = pricer.constant(1) - pricer.constant(0) + pricer.attention(chain, _CONTEXT_TOKENS, 1)
-    row_s = row / TICKS_PER_S
-    row_s += sum(pricer.affine(segment, samples=True).token_s for segment in pricer.segments_of(chain))
-    return ChainPrices(
-        segments=pricer.segments_of(chain),
-        set_up_s=pricer.side_read(chain) / TICKS_PER_S,
-        prompt_s=(pricer.launches({chain: chunk}, {}) + pricer.attention(chain, 0, chunk)) / chunk / TICKS_PER_S,
-        row_s=row_s,
-        kv_bytes=pricer.kv_bytes(chain),
     )

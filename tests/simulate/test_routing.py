@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockc.plan import RouteEntry
-from blockc.simulate.fleet import _shares
 from blockc.simulate.simulate import Run, simulate
 from blockc.simulate.workload import Arrival, Workload
-from blockc_runtime.router import Link, Network
+from blockc_runtime.router import Link, Network, Route, planned_route
 from tests.runtime.scheduler.harness import limits
 from tests.simulate.fleets import fleet
 from tests.simulate.test_folding import outcome
@@ -112,6 +111,7 @@ def test_folded_is_unfolded_where_kv_travels(talks, link, windows, copies) -> No
 def test_a_plans_weights_are_the_shares_of_its_instances() -> None:
     """Two ways that begin at one instance count together; where nothing is said all count alike."""
     route = RouteEntry(chain=0, alternatives=((2,), (0, 1), (0, 3)), weights=(0.5, 0.3, 0.2))
-    assert _shares(route) == ({0: 0.5, 2: 0.5}, {})
-    assert _shares(route.model_copy(update={"weights": ()})) == ({0: 2.0, 2: 1.0}, {})
-    assert _shares(route.model_copy(update={"readers": (2,)})) == ({0: 0.5}, {2: 0.5})
+    assert planned_route(route) == Route(instances=(0, 2), shares=(0.5, 0.5))
+    assert planned_route(route.model_copy(update={"weights": ()})) == Route(instances=(0, 2), shares=(2.0, 1.0))
+    read = planned_route(route.model_copy(update={"readers": (2,)}))
+    assert read == Route(instances=(0,), shares=(0.5,), readers=(2,), reader_shares=(0.5,))

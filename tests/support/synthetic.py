@@ -237,12 +237,13 @@ def plan_of(
     spec = replace(spec, bases={name: replace(spec.bases["base"], name=name) for name in bases})
     graph = unify({app.model: models[app.model] for app in spec.apps}, together=together(spec))
     diags = Diagnostics()
-    placement = place(place_problem(spec, graph), diags=diags)
+    problem = place_problem(spec, graph)
+    placement = place(problem, diags=diags)
     assert placement is not None, list(diags)
     kinds = {name: "base" if name in bases else "lora" if models[name].sides else "full" for name in parents}
     files: Any = {name: SimpleNamespace(kind=kind, directory=Path(name)) for name, kind in kinds.items()}
     store: Any = zoo or BlobsOnly()
-    plan = lower(spec, files, graph, placement, target="cpu", parameters={}, zoo=store)
+    plan = lower(spec, files, graph, placement, target="cpu", rates_of=problem.rates_of, parameters={}, zoo=store)
     verify_plan(plan)
     return plan
 

@@ -6,10 +6,11 @@ calls give the same choices; a choice takes time in proportion to the route's al
 memory is bounded by the requests under way and by what the instances' caches hold.
 
 One idea a file: `prices` is what an instance and a link are expected to take, `load` what is under way on an instance,
-`owners` who has the KV of what, `router` chooses.
+`owners` who has the KV of what, `router` chooses, `planned` makes the one of a plan.
 """
 
 from blockc_runtime.router.owners import PREFIX_TOKENS, prefix_keys
+from blockc_runtime.router.planned import planned_prices, planned_route, router_of
 from blockc_runtime.router.prices import ChainPrices, InstancePrices, Link, Network
 from blockc_runtime.router.router import Ask, Choice, Move, Route, Router
 
@@ -24,5 +25,8 @@ __all__ = [
     "Network",
     "Route",
     "Router",
+    "planned_prices",
+    "planned_route",
     "prefix_keys",
+    "router_of",
 ]
