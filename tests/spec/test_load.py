@@ -75,7 +75,7 @@ def test_the_large_spec_resolves_quietly() -> None:
     assert deployment.policy.max_rows == 128
 
 
-@pytest.mark.parametrize("name", ["minimal", "thousand"])
+@pytest.mark.parametrize("name", ["minimal", "thousand", "two_devices"])
 def test_the_other_specs_resolve_quietly(name: str) -> None:
     assert codes(load(SPECS / f"{name}.blk", environ={})) == []
 
