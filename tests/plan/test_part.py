@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from blockc.cli.compile import compile_file
+from blockc.explain import explain_why
 from blockc.plan import (
     ExecutionPlan,
     dump_plan,
@@ -17,6 +18,7 @@ from blockc.plan import (
     turning_tensors,
 )
 from blockc.plan.verify import plan_problem
+from blockc.render.page import render_page
 from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.limits import engine_limits
 from tests.plan.fleet import fleet_plan
@@ -125,6 +127,14 @@ def test_replicas_are_parts_that_an_engine_takes(tmp_path: Path) -> None:
     assert len(homes) == len(plan.routes[plan.apps[hot].chain].alternatives) == 2
     one, other = (part.plan.chains[part.chains[plan.apps[hot].chain]] for part in homes)
     assert one.digest == other.digest
+
+
+def test_of_a_cut_whose_chains_are_elsewhere_that_is_said() -> None:
+    part = parts_of(fleet_plan(adapters=20, devices=6, memory_bytes=1300 << 10))[0].plan
+    assert part.segments[0].cut.kind == "elsewhere"
+    assert "chains elsewhere part or join here" in render_page(part).html
+    why = explain_why(part, 0, 0, sides=None)
+    assert why.ends.reason == "chains elsewhere part or join here"
 
 
 def test_a_plan_of_one_instance_is_its_own_part() -> None:

@@ -61,6 +61,7 @@ CONTRADICTIONS: list[tuple[str, Any]] = [
     ("ends where its chains go on", lambda p: p["segments"][3]["cut"].update(chains=[0, 1])),
     ("has no witnesses", lambda p: p["segments"][0]["cut"].update(chains=[0])),
     ("has no witnesses", lambda p: p["segments"][0]["cut"].update(chains=[0, 99])),
+    ("are elsewhere, and named", lambda p: p["segments"][0]["cut"].update(kind="elsewhere")),
     ("do not pass it", lambda p: p["segments"][0]["cut"].update(kind="join")),
     ("do not pass it", lambda p: p["segments"][1]["cut"].update(chains=[1, 0])),
     ("differ in something else", lambda p: p["segments"][0]["cut"]["differs"].pop()),
