@@ -77,6 +77,9 @@ def _instances(plan: ExecutionPlan) -> Iterator[str]:
         if not _all_in(tuple(instance.kv_pages), plan.kv_groups) or min(instance.kv_pages.values(), default=1) < 1:
             yield f"{name} has pages of a KV group that is not there, or none"
             return
+        groups = {entry.group for number in instance.chains for entry in plan.chains[number].kv}
+        if not instance.chains or not groups >= instance.kv_pages.keys():
+            yield f"{name} has pages of a KV group that none of its chains has, or no chain"
         if not 1 <= instance.max_rows <= plan.batching.max_rows:
             yield f"{name} runs {instance.max_rows} rows of {plan.batching.max_rows}"
         for number in instance.chains:

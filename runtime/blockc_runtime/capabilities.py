@@ -42,13 +42,21 @@ _WHY = {
 
 def missing(plan: ExecutionPlan) -> tuple[str, ...]:
     """Return what an engine cannot meet: of ``plan.requires``, in their order, and instances beyond its own."""
-    several = (f"instances:{len(plan.instances)}",) if len(plan.instances) > 1 else ()
-    return (*(entry for entry in plan.requires if not _has(entry)), *several)
+    return (*(entry for entry in plan.requires if not _has(entry)), *_several(plan))
 
 
 def spans_devices(plan: ExecutionPlan) -> tuple[str, ...]:
     """Those of `missing` that no executor can make up for: what takes several devices at once."""
-    return tuple(entry for entry in missing(plan) if _kind(entry) in _WHY)
+    return (*spans_engines(plan), *_several(plan))
+
+
+def spans_engines(plan: ExecutionPlan) -> tuple[str, ...]:
+    """Those of `spans_devices` that are not met by an engine for each instance, either."""
+    return tuple(entry for entry in plan.requires if _kind(entry) in _WHY and not _has(entry))
+
+
+def _several(plan: ExecutionPlan) -> tuple[str, ...]:
+    return (f"instances:{len(plan.instances)}",) if len(plan.instances) > 1 else ()
 
 
 def refusal(lacking: Sequence[str]) -> str:

@@ -123,7 +123,7 @@ class Engine:
                 for younger in self._epochs.values():
                     if younger.number > epoch.number:
                         younger.scheduler.give_way()
-            if epoch.retires and not epoch.unfinished and not epoch.flights:
+            if epoch.is_over:
                 self._retire(epoch)
             elif epoch.goes_first and epoch.unfinished:
                 break
@@ -218,6 +218,9 @@ class Engine:
 
     def _begin_load(self, message: Load) -> None:
         """Load one more plan beside the steps. One at a time."""
+        for epoch in tuple(self._epochs.values()):
+            if epoch.is_over:
+                self._retire(epoch)
         problem = None
         if self._load is None or self._loading is not None or message.epoch in self._epochs:
             problem = "another plan is being loaded" if self._loading is not None else "this epoch cannot be loaded"
@@ -267,8 +270,9 @@ class Engine:
             raise lost
 
     def _retire(self, epoch: Epoch) -> None:
-        """Let a plan go whose last request has ended."""
+        """Let a plan go whose last request has ended, or that never came into force."""
         del self._epochs[epoch.number]
+        self._newest = self._epochs[max(self._epochs)]
         self._past += epoch.scheduler.gauges().counts
         epoch.close(self._epochs.values())
         before_serving()

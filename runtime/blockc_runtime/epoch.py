@@ -78,6 +78,11 @@ class Epoch:
     def __post_init__(self) -> None:
         self.gate = GrammarGate(self.executor.index)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no more requests come, and none is left."""
+        return self.retires and not self.unfinished and not self.flights
+
     def chains_through(self, segment: int) -> Sequence[int]:
         """Chains that pass a segment, as far as a plan says."""
         return () if self.plan is None else self.plan.segments[segment].chains

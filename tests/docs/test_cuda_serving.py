@@ -19,8 +19,8 @@ from benchmarks.fleet import SHAPES, spec_text, write_base, write_lora
 from benchmarks.streams import Answered, Asked, streamed
 from blockc.spec import load
 from blockc_runtime.counts import Counts
-from blockc_runtime.server.metrics import Metrics
-from blockc_runtime.wire.messages import StepLoad
+from blockc_runtime.server.metrics import EngineStats, Metrics
+from blockc_runtime.wire.messages import Stats, StepLoad
 
 TINY = SHAPES["tiny"]
 EVENT = b'data: {"choices":[{"index":0,"text":"w%d ","finish_reason":%s}]}\n\n'
@@ -47,9 +47,9 @@ def test_counters_are_the_servers() -> None:
     before = samples(metrics.text(None).decode())
     for rows in (4, 8):
         metrics.observe_step(StepLoad(rows=rows, tokens=rows, launches=2, chains=1))
-    metrics.observe_counts(
-        Counts(overlapped=1, waits={"pages": 3}, replays=5, op_by_op={"rows of several tokens": 2}, recorded=1)
-    )
+    counts = Counts(overlapped=1, waits={"pages": 3}, replays=5, op_by_op={"rows of several tokens": 2}, recorded=1)
+    stats = Stats(unfinished=0, steps=0, pages=(), counts=counts)
+    metrics.observe_stats([EngineStats(device="box/d0", stats=stats)])
     found = steps(grown(before, samples(metrics.text(None).decode())), wall_s=0.5)
     assert (found["steps"], found["rows_a_step"], found["step_ms"], found["launches"]) == (2, 6.0, 250.0, 4)
     assert (found["overlapped"], found["waits"]) == (1, {"pages": 3.0})

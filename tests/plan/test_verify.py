@@ -100,6 +100,7 @@ CONTRADICTIONS: list[tuple[str, Any]] = [
     ("too few", lambda p: p["instances"][0]["kv_pages"].update({"0": 1})),
     ("too few", lambda p: p["instances"][0]["kv_pages"].pop("0")),
     ("rows", lambda p: p["instances"][0].update(max_rows=0)),
+    ("or no chain", lambda p: p["instances"][0].update(chains=[])),
     ("exactly one route", lambda p: p["routes"].pop()),
     ("has no route", lambda p: p["routes"][0].update(alternatives=[])),
     ("instance that is not there", lambda p: p["routes"][0].update(alternatives=[[1]])),

@@ -176,9 +176,8 @@ def _add_state_routes(app: FastAPI, client: EngineClient, metrics: Metrics) -> N
     @app.get("/metrics")
     async def prometheus(request: Request) -> Response:
         tenant = caller_of(request.scope).tenant
-        stats = await client.stats_within() if tenant is None else None
-        if stats is not None:
-            metrics.observe_stats(stats)
+        if tenant is None:
+            metrics.observe_stats(await client.stats_within())
         text = metrics.text(tenant)
         return Response(text, headers={"content-type": CONTENT_TYPE})
 

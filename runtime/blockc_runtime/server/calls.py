@@ -22,12 +22,8 @@ from blockc_runtime.server.choice import Choice
 from blockc_runtime.server.classify import ScoresResponse
 from blockc_runtime.server.direct import Direct, direct
 from blockc_runtime.server.embeddings import EmbeddingsResponse, waves
-from blockc_runtime.server.engine_client import (
-    EngineClient,
-    EngineUnavailableError,
-    PlanChangedError,
-    QueueFullError,
-)
+from blockc_runtime.server.engine_client import EngineClient, PlanChangedError, QueueFullError
+from blockc_runtime.server.engine_link import EngineUnavailableError
 from blockc_runtime.server.errors import ApiError, unavailable
 from blockc_runtime.server.generation import Generation, Submission
 from blockc_runtime.server.metrics import Metrics

@@ -1,8 +1,8 @@
-"""The server's view of the engine: requests go in, tokens come out, whichever process works.
+"""The server's view of its engines: requests go in, tokens come out, whichever processes work.
 
-In: engine requests, and the frames of the engine in force. Out: for each HTTP call what has arrived
-for it. Invariant: every request ends exactly once; when an engine dies, what was unfinished is
-given to the next one with the tokens it had emitted, so that a stream goes on where it was.
+In: engine requests, and the frames of the engines in force. Out: for each HTTP call what has arrived for it.
+Invariant: every request ends exactly once; when an engine dies, what was unfinished is given to another that has its
+chain, or to the next one, with the tokens it had emitted, so that a stream goes on where it was.
 """
 
 from __future__ import annotations
@@ -12,24 +12,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import dataclass, replace
 
 from blockc_runtime.request import EndEvent, FinishReason, Request
 from blockc_runtime.server.arrivals import Call, Unavailable
-from blockc_runtime.server.metrics import AppMetrics, Metrics
-from blockc_runtime.wire.codecs import ProtocolError
-from blockc_runtime.wire.messages import Cancel, End, Message, Stats, StatsQuery, Submit, Tokens
+from blockc_runtime.server.dispatch import Dispatch
+from blockc_runtime.server.engine_link import EngineLink, EngineState, EngineUnavailableError
+from blockc_runtime.server.metrics import AppMetrics, EngineStats, Metrics
+from blockc_runtime.server.tracked import Tracked, overdue
+from blockc_runtime.wire.messages import Cancel, End, Message, Submit, Tokens
 
 _STATS_PATIENCE_S = 0.5
-
-
-class EngineState(Enum):
-    """Whether requests are being worked on."""
-
-    STARTING = "starting"  # also between an engine's death and its successor
-    READY = "ready"
-    FAILED = "failed"
+_DEADLY = "the engine stopped repeatedly while it worked on this request"
+_FAILED = "the engine cannot be started"
+_BEST_FIRST = (EngineState.READY, EngineState.STARTING, EngineState.FAILED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,38 +44,22 @@ class QueueFullError(Exception):
     """Too much is unfinished to take on more."""
 
 
-class EngineUnavailableError(Exception):
-    """There is no engine and there will be none, or the server is ending."""
-
-
 class PlanChangedError(Exception):
     """The plan that requests were made for is not, or will soon not be, the one in force: make them again."""
 
 
-@dataclass(slots=True, kw_only=True)
-class _Tracked:
-    """One unfinished request."""
-
-    request: Request
-    tenant: str
-    call: Call
-    metrics: AppMetrics
-    submitted_s: float
-    emitted: list[int] = field(default_factory=list)
-    first_token_s: float | None = None
-    started: bool = False
-    deaths: int = 0
-
-
 class EngineClient:
-    """See the module's text. Lives on one event loop; nothing here blocks."""
+    """See the module's text. Lives on one event loop; nothing here blocks.
 
-    def __init__(self, metrics: Metrics, limits: QueueLimits | None = None) -> None:
-        self.state = EngineState.STARTING
+    Engines are called by the numbers of their devices; ``dispatch``: of the plan in force.
+    """
+
+    def __init__(self, metrics: Metrics, limits: QueueLimits | None = None, dispatch: Dispatch | None = None) -> None:
         self.draining = False  # set once, when the server begins to end
         self.epoch = 0  # of the plan in force
         self.on_past: Callable[[int], None] = lambda epoch: None  # the last request of a plan before has ended
-        self._open: set[int] = set()  # epochs that the engine has
+        self._dispatch = {self.epoch: dispatch or Dispatch()}  # of plans in force, or with unfinished requests
+        self._links: dict[int, EngineLink] = {}
         self._unfinished_in: Counter[int] = Counter()  # requests, and calls that keep the plan
         self._kept: Counter[int] = Counter()  # those calls
         self._lost: set[int] = set()  # kept plans that no engine can have again
@@ -87,24 +67,35 @@ class EngineClient:
         self._outside = 0
         self._metrics = metrics
         self._limits = limits or QueueLimits()
-        self._tracked: dict[str, _Tracked] = {}
+        self._tracked: dict[str, Tracked] = {}
         self._unfinished_of: Counter[str] = Counter()
         self._fresh: dict[Call, None] = {}  # calls with tokens that have not been offered
-        self._send: Callable[[Message], None] | None = None
-        self._stats_waiters: list[asyncio.Future[Stats]] = []
         self._idle = asyncio.Event()
         self._idle.set()
+        for engine in self.dispatch.engines:
+            self._link(engine)
+
+    @property
+    def dispatch(self) -> Dispatch:
+        """Who works on what, of the plan in force."""
+        return self._dispatch[self.epoch]
 
     # What routes call
 
     @property
+    def state(self) -> EngineState:
+        """Of the chains of the plan in force the worst state: that of the best engine that has it."""
+        ways = set(self.dispatch.ways.values()) or {self.dispatch.engines}
+        return max((self._state_of(engines) for engines in ways), key=_BEST_FIRST.index)
+
+    @property
     def serving(self) -> bool:
-        """Whether new requests would be worked on now."""
+        """Whether new requests would be worked on now, whatever they ask for."""
         return self.state is EngineState.READY and not self.draining
 
     def check_room(self, tenant: str, count: int) -> None:
         """Raise `QueueFullError` or `EngineUnavailableError` if so many cannot be taken on."""
-        if self.draining or self.state is EngineState.FAILED:
+        if self.draining or self._state_of(self.dispatch.engines) is EngineState.FAILED:
             raise EngineUnavailableError
         total, of_tenant = len(self._tracked) + count, self._unfinished_of[tenant] + count
         limits = self._limits
@@ -147,10 +138,17 @@ class EngineClient:
         elif self._held is not None or any(request.epoch != self.epoch for request in requests):
             raise PlanChangedError
         self.check_room(tenant, len(requests))
+        for request in requests:
+            engines = self._dispatch[request.epoch].engines_of(request.chain)
+            if self._state_of(engines) is EngineState.FAILED:
+                raise EngineUnavailableError
         now_s = time.monotonic()
         call = Call([request.id for request in requests], now_s)
         for request in requests:
-            tracked = _Tracked(request=request, tenant=tenant, call=call, metrics=metrics, submitted_s=now_s)
+            engine = self._dispatch[request.epoch].route(request)
+            tracked = Tracked(
+                request=request, engine=engine, tenant=tenant, call=call, metrics=metrics, submitted_s=now_s
+            )
             self._tracked[request.id] = tracked
             metrics.waiting.inc()
             metrics.prompt_tokens.inc(len(request.prompt))
@@ -169,24 +167,26 @@ class EngineClient:
     def finish(self, request: str, reason: FinishReason = "stop") -> None:
         """End one request from this side: its client left, or a stop string was found."""
         tracked = self._forget(request, reason)
-        if tracked is not None and self._send is not None:
-            self._send(Cancel(request=request, is_done=reason == "stop"))
+        if tracked is not None:
+            self._links[tracked.engine].tell(Cancel(request=request, is_done=reason == "stop"))
 
-    async def stats(self) -> Stats:
-        """Ask the engine how it is."""
-        if self._send is None:
+    async def stats(self) -> tuple[EngineStats, ...]:
+        """Ask all engines that are there how they are. Raises `EngineUnavailableError` where there is none."""
+        asked = {engine: link for engine, link in sorted(self._links.items()) if link.send is not None}
+        if not asked:
             raise EngineUnavailableError
-        waiter: asyncio.Future[Stats] = asyncio.get_running_loop().create_future()
-        self._stats_waiters.append(waiter)
-        self._send(StatsQuery())
-        return await waiter
+        answers = await asyncio.gather(*(link.stats() for link in asked.values()))
+        return tuple(
+            EngineStats(device=link.device, stats=stats, groups=self.dispatch.groups(engine))
+            for (engine, link), stats in zip(asked.items(), answers, strict=True)
+        )
 
-    async def stats_within(self, patience_s: float = _STATS_PATIENCE_S) -> Stats | None:
-        """Ask, but do not wait long: None if there is no engine, or it is in the middle of a long step."""
+    async def stats_within(self, patience_s: float = _STATS_PATIENCE_S) -> tuple[EngineStats, ...]:
+        """Ask, but do not wait long: nothing if there is no engine, or one is in the middle of a long step."""
         asking = asyncio.create_task(self.stats())  # goes on by itself: answers come in the order of questions
         await asyncio.wait({asking}, timeout=patience_s)
         answered = asking.done() and not asking.cancelled() and asking.exception() is None
-        return asking.result() if answered else None
+        return asking.result() if answered else ()
 
     async def idle(self) -> None:
         """Wait until nothing is unfinished."""
@@ -204,85 +204,101 @@ class EngineClient:
             self._held.set()
             self._held = None
 
-    def move_to(self, epoch: int) -> None:
-        """From here on the plan in force is this one, which the engine has. What is unfinished stays where it is."""
+    def move_to(self, epoch: int, dispatch: Dispatch | None = None) -> None:
+        """From here on the plan in force is this one, which its engines have. What is unfinished stays where it is."""
         before, self.epoch = self.epoch, epoch
-        self._open.add(epoch)
+        self._dispatch[epoch] = dispatch or self._dispatch[before]
+        for engine in self.dispatch.engines:
+            self._link(engine).open.add(epoch)
         if not self._unfinished_in[before]:
             self._pass(before)
 
-    # What the supervisor calls
+    # What supervisors call
 
-    def attach(self, send: Callable[[Message], None], epoch: int) -> None:
+    def expect(self, engine: int, device: str) -> None:
+        """There will be an engine more."""
+        self._links.setdefault(engine, EngineLink(device=device))
+
+    def dismiss(self, engine: int) -> None:
+        """No plan needs an engine any more, which has ended."""
+        del self._links[engine]
+
+    def attach(self, engine: int, send: Callable[[Message], None], epoch: int) -> None:
         """Give everything unfinished of a plan to an engine that is ready and has that plan."""
-        self._send = send
-        self.state = EngineState.READY
-        self._metrics.engine_up.set(1)
-        self._open.clear()
-        self.open(epoch)
+        link = self._link(engine)
+        link.attach(send)
+        self._metrics.engine_up.labels(link.device).set(1)
+        self.open(engine, epoch)
 
-    def open(self, epoch: int) -> None:
+    def open(self, engine: int, epoch: int) -> None:
         """The engine has this plan, too."""
-        self._open.add(epoch)
+        self._links[engine].open.add(epoch)
+        if epoch not in self._dispatch:
+            if epoch < self.epoch:
+                self._pass(epoch)  # all that it was given again for has ended meanwhile
+            return
+        self._dispatch[epoch].back(engine)
         for tracked in tuple(self._tracked.values()):
             if tracked.request.epoch == epoch:
-                self._submit(tracked)
+                if tracked.engine != engine and self._links[tracked.engine].send is None:
+                    self._move(tracked)
+                elif tracked.engine == engine:
+                    self._submit(tracked)
         if epoch != self.epoch and not self._unfinished_in[epoch]:
-            self._pass(epoch)  # all that it was given again for has ended meanwhile
+            self._pass(epoch)
 
-    def lacking(self) -> list[int]:
-        """Plans that the engine does not have and that are in force, or have unfinished requests."""
+    def lacking(self, engine: int) -> list[int]:
+        """Plans that an engine is to have and has not: they are in force, or have unfinished requests."""
         wanted = {self.epoch, *(epoch for epoch, count in self._unfinished_in.items() if count)}
-        return sorted(wanted - self._open)
+        there = self._links[engine].open
+        return sorted(epoch for epoch in wanted - there if engine in self._dispatch[epoch].engines)
 
-    def abandon(self, epoch: int, message: str) -> None:
-        """End everything unfinished of a plan with a declared error."""
+    def abandon(self, engine: int, epoch: int, message: str) -> None:
+        """End everything of a plan that waits for an engine, with a declared error."""
         if self._kept[epoch]:
             self._lost.add(epoch)
-        self._abandon([t for t in tuple(self._tracked.values()) if t.request.epoch == epoch], message)
-
-    def detach(self) -> None:
-        """Lose the engine. Requests that outlived too many end here: one of them may be why."""
-        if self._send is None:
-            return
-        self._send = None
-        self._open.clear()
-        self.state = EngineState.STARTING
-        self._metrics.engine_up.set(0)
-        for waiter in self._stats_waiters:
-            waiter.cancel()
-        self._stats_waiters.clear()
-        for tracked in self._tracked.values():
-            tracked.deaths += 1
-        fatal = self._limits.deaths
         self._abandon(
-            (t for t in tuple(self._tracked.values()) if t.deaths >= fatal),
-            "the engine stopped repeatedly while it worked on this request",
+            [one for one in self._tracked.values() if one.request.epoch == epoch and one.engine == engine], message
         )
 
-    def give_up(self) -> None:
-        """There will be no engine any more: end everything."""
-        self.detach()
-        self.state = EngineState.FAILED
-        self.abandon_all("the engine cannot be started")
+    def detach(self, engine: int) -> None:
+        """Lose an engine. Its requests go to others that have their chains, or wait for the next one.
+
+        Those that outlived too many engines end here: one of them may be why.
+        """
+        link = self._links.get(engine)
+        if link is None or link.send is None:
+            return
+        link.detach()
+        self._metrics.engine_up.labels(link.device).set(0)
+        own = [tracked for tracked in self._tracked.values() if tracked.engine == engine]
+        for tracked in own:
+            tracked.deaths += 1
+        fatal = self._limits.deaths
+        self._abandon([tracked for tracked in own if tracked.deaths >= fatal], _DEADLY)
+        self._leave(engine, [tracked for tracked in own if tracked.deaths < fatal])
+
+    def give_up(self, engine: int) -> None:
+        """There will be no engine any more on this device: end everything that no other can do."""
+        self.detach(engine)
+        self._link(engine).state = EngineState.FAILED
+        self._leave(engine, [tracked for tracked in self._tracked.values() if tracked.engine == engine])
+        self._abandon([tracked for tracked in self._tracked.values() if tracked.engine == engine], _FAILED)
 
     def abandon_all(self, message: str) -> None:
         """End everything unfinished with a declared error."""
         self._abandon(tuple(self._tracked.values()), message)
 
-    def receive(self, message: Message) -> None:
-        """Take in a frame of the engine in force."""
+    def receive(self, engine: int, message: Message) -> None:
+        """Take in a frame of an engine in force. Raises `ProtocolError` for what no engine says."""
         match message:
             case Tokens():
                 self._on_tokens(message)
             case End(events=events):
                 for event in events:
                     self._on_end(event)
-            case Stats():
-                if self._stats_waiters:
-                    self._stats_waiters.pop(0).set_result(message)
             case _:
-                raise ProtocolError(f"the engine sent {type(message).__name__}")
+                self._links[engine].take(message)
 
     def offer(self) -> None:
         """Let readers have the tokens that frames brought, once all frames that came together are taken in."""
@@ -292,23 +308,46 @@ class EngineClient:
 
     # Inside
 
+    def _link(self, engine: int) -> EngineLink:
+        if engine not in self._links:
+            self._links[engine] = EngineLink(device=self.dispatch.device(engine))
+        return self._links[engine]
+
+    def _state_of(self, engines: Sequence[int]) -> EngineState:
+        """The best of them."""
+        return min((self._link(engine).state for engine in engines), key=_BEST_FIRST.index)
+
+    def _leave(self, engine: int, requests: Iterable[Tracked]) -> None:
+        """An engine is gone: whoever can goes elsewhere."""
+        for dispatch in self._dispatch.values():
+            dispatch.lost(engine)
+        for tracked in requests:
+            self._move(tracked)
+
+    def _move(self, tracked: Tracked) -> None:
+        other = self._dispatch[tracked.request.epoch].hand_over(tracked.request.id, emitted=len(tracked.emitted))
+        if other is not None:
+            tracked.engine = other
+            self._submit(tracked)
+
     def _tenants_with(self, tenant: str) -> int:
         """Tenants that have anything unfinished, this one included."""
         return sum(1 for other, count in self._unfinished_of.items() if count and other != tenant) + 1
 
-    def _submit(self, tracked: _Tracked) -> None:
-        if self._send is None or tracked.request.epoch not in self._open:
+    def _submit(self, tracked: Tracked) -> None:
+        link = self._links[tracked.engine]
+        if tracked.request.epoch not in link.open:
             return
         request, emitted = tracked.request, tracked.emitted
         if emitted:
-            if reason := _overdue(request, emitted):  # its end was lost with the engine
+            if reason := overdue(request, emitted):  # its end was lost with the engine
                 self._end(
                     tracked,
                     EndEvent(request=request.id, reason=reason, message="", cached_tokens=0),
                 )
                 return
             request = replace(request, prompt=request.prompt + tuple(emitted), emitted=len(emitted))
-        self._send(Submit(request=request))
+        link.tell(Submit(request=self._dispatch[request.epoch].for_engine(tracked.engine, request)))
 
     def _on_tokens(self, frame: Tokens) -> None:
         self._metrics.observe_step(frame.load)
@@ -326,6 +365,7 @@ class EngineClient:
                 continue
             if tracked.first_token_s is None and event.tokens:
                 now_s = tracked.first_token_s = time.monotonic()
+                self._dispatch[tracked.request.epoch].started(event.request)
                 tracked.metrics.first_token(now_s - tracked.submitted_s, now_s=now_s)
                 if tracked.call.first_token_s is None:
                     tracked.call.first_token_s = now_s
@@ -342,26 +382,26 @@ class EngineClient:
             tracked.metrics.cache_hits.inc(event.cached_tokens)
             self._end(tracked, event)
 
-    def _end(self, tracked: _Tracked, event: EndEvent) -> None:
+    def _end(self, tracked: Tracked, event: EndEvent) -> None:
         self._forget(event.request, event.reason)
         tracked.call.put(event)
 
-    def _abandon(self, requests: Iterable[_Tracked], message: str) -> None:
+    def _abandon(self, requests: Iterable[Tracked], message: str) -> None:
         for tracked in requests:
             request = tracked.request.id
             self._forget(request, "error")
-            if self._send is not None:
-                self._send(Cancel(request=request))
+            self._links[tracked.engine].tell(Cancel(request=request))
             tracked.call.put(Unavailable(request=request, message=message))
 
-    def _forget(self, request: str, reason: FinishReason) -> _Tracked | None:
+    def _forget(self, request: str, reason: FinishReason) -> Tracked | None:
         tracked = self._tracked.pop(request, None)
         if tracked is None:
             return None
         tracked.call.unfinished.discard(request)
         self._unfinished_of[tracked.tenant] -= 1
+        self._dispatch[tracked.request.epoch].ended(tracked.request, tracked.emitted)
         self._done_in(tracked.request.epoch)
-        self._observe_end(tracked, reason)
+        tracked.observe_end(reason)
         return tracked
 
     def _done_in(self, epoch: int) -> None:
@@ -375,22 +415,8 @@ class EngineClient:
     def _pass(self, epoch: int) -> None:
         """A plan is not in force any more, and nothing of it is unfinished."""
         del self._unfinished_in[epoch], self._kept[epoch]
-        self._open.discard(epoch)
+        self._dispatch.pop(epoch, None)
+        for link in self._links.values():
+            link.open.discard(epoch)
         self._lost.discard(epoch)
         self.on_past(epoch)
-
-    def _observe_end(self, tracked: _Tracked, reason: FinishReason) -> None:
-        metrics, now_s = tracked.metrics, time.monotonic()
-        (metrics.running if tracked.started else metrics.waiting).dec()
-        metrics.finish(reason)
-        metrics.e2e_s.observe(now_s - tracked.submitted_s)
-        following = len(tracked.emitted) - 1
-        if tracked.first_token_s is not None and following > 0:
-            metrics.tpot_s.observe((now_s - tracked.first_token_s) / following)
-
-
-def _overdue(request: Request, emitted: Sequence[int]) -> FinishReason | None:
-    """Return why a request should have ended after ``emitted``, if it should have."""
-    if emitted[-1] in request.stop_token_ids:
-        return "stop"
-    return "length" if len(emitted) >= request.max_tokens else None

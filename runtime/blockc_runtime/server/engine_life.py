@@ -25,7 +25,7 @@ _LINE_BYTES = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanFile:
-    """A plan that an engine is given: a file of ours, which nobody changes, its SHA-256, and the plan's number."""
+    """What an engine is given of a plan: a file of ours, which nobody changes, its SHA-256, and the plan's number."""
 
     epoch: int
     path: Path
@@ -43,11 +43,13 @@ class EngineLife:
         self,
         process: Process,
         client: EngineClient,
+        engine: int,
         plan: PlanFile,
         progress: Callable[[str], None],
     ) -> None:
         self._process = process
         self._client = client
+        self._engine = engine
         self._plan = plan
         self._epochs: set[int] = set()
         self._loading: asyncio.Future[Loaded | LoadFailed] | None = None
@@ -149,7 +151,7 @@ class EngineLife:
             case Ready(plan_digest=digest) if digest == self._plan.digest:
                 self._ready.set()
                 self._epochs.add(self._plan.epoch)
-                self._client.attach(self.send, self._plan.epoch)
+                self._client.attach(self._engine, self.send, self._plan.epoch)
             case Loaded() | LoadFailed():
                 awaited = self._loading is not None and not self._loading.done() and message.epoch == self._awaited
                 if awaited and self._loading is not None:
@@ -164,7 +166,7 @@ class EngineLife:
             case EngineError():
                 self.error = message
             case _:
-                self._client.receive(message)
+                self._client.receive(self._engine, message)
 
     def on_read(self) -> None:
         """All frames that came together have been taken in."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -20,8 +20,7 @@ from starlette.types import Receive, Scope, Send
 from blockc_runtime.server import sse, ui
 from blockc_runtime.server.engine_client import EngineClient
 from blockc_runtime.server.errors import ApiError
-from blockc_runtime.server.metrics import AppMetrics, Metrics
-from blockc_runtime.wire.messages import Stats
+from blockc_runtime.server.metrics import AppMetrics, EngineStats, Metrics
 
 MOST_LISTENERS: Final = 16
 EVERY_S: Final = 1.0
@@ -98,8 +97,7 @@ class Feed:
     async def _tick(self) -> None:
         while True:
             stats = await self._client.stats_within()
-            if stats is not None:
-                self._metrics.observe_stats(stats)
+            self._metrics.observe_stats(stats)
             now_s = time.monotonic()
             version = self._version + 1
             self._figures = self._counted(stats, now_s)
@@ -112,9 +110,9 @@ class Feed:
                 self._turn.notify_all()
             await asyncio.sleep(self._every_s)
 
-    def _counted(self, stats: Stats | None, now_s: float) -> dict[str, Any]:
+    def _counted(self, stats: Sequence[EngineStats], now_s: float) -> dict[str, Any]:
         totals = self._metrics.totals
-        pages = () if stats is None else stats.pages
+        pages = [group for own in stats for group in own.stats.pages]
         return {
             "at": round(now_s, 3),
             "state": self._client.state.value,
@@ -126,8 +124,8 @@ class Feed:
             "held": sum(group.held for group in pages),
             "cached": sum(group.idle for group in pages),
             "evicted": sum(group.evicted for group in pages),
-            "preemptions": 0 if stats is None else stats.counts.preemptions,
-            "side_loads": 0 if stats is None else stats.counts.side_loads,
+            "preemptions": sum(own.stats.counts.preemptions for own in stats),
+            "side_loads": sum(own.stats.counts.side_loads for own in stats),
         }
 
 

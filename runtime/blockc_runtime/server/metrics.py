@@ -13,9 +13,8 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
-from blockc.plan import MemoryEntry
+from blockc.plan import ExecutionPlan
 from blockc_runtime.counts import Counts
-from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
 from blockc_runtime.wire.messages import Loaded, Stats, StepLoad
 
@@ -28,6 +27,15 @@ _TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.
 _E2E_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _RECENT = 256  # first tokens of an app
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """How the engine of a device is. ``groups``: the plan's KV groups that it has, in its order; None: all of them."""
+
+    device: str
+    stats: Stats
+    groups: tuple[int, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -72,18 +80,18 @@ class AppMetrics:
 
 
 class Growing:
-    """A counter of what an engine counts since it began: a restart of the engine takes nothing back."""
+    """A counter of what engines count since they began: a restart of an engine takes nothing back."""
 
     def __init__(self, counter: Counter) -> None:
         self._counter = counter
-        self._seen: dict[tuple[str, ...], float] = {}
+        self._seen: dict[tuple[str, tuple[str, ...]], float] = {}
 
-    def observe(self, count: float, *labels: str) -> None:
-        """Add what came since the last time."""
-        seen = self._seen.get(labels, 0)
+    def observe(self, device: str, count: float, *labels: str) -> None:
+        """Add what came since the last time from the engine of a device."""
+        seen = self._seen.get((device, labels), 0)
         child = self._counter.labels(*labels) if labels else self._counter
         child.inc(count - seen if count >= seen else count)
-        self._seen[labels] = count
+        self._seen[device, labels] = count
 
 
 class Metrics:
@@ -109,7 +117,7 @@ class Metrics:
         self._launches = self._step_histogram("step_launches", "Launches in a step")
         self._chains = self._step_histogram("step_chains", "Distinct chains in a step")
         self.engine_restarts = Counter(
-            "blockc:engine_restarts", "Times the engine was started again", registry=self._registry
+            "blockc:engine_restarts", "Times an engine was started again", registry=self._registry
         )
         self._pages = self._page_gauge("kv_pages", "KV pages of a group")
         self._free_pages = self._page_gauge("kv_pages_free", "KV pages that no running request holds")
@@ -184,7 +192,9 @@ class Metrics:
             "blockc:plan_swap_longest_turn_seconds", "The longest turn of the engine meanwhile", registry=self._registry
         )
         self._plan = Gauge("blockc:plan_info", "1 for the plan in force", ("digest",), registry=self._registry)
-        self.engine_up = Gauge("blockc:engine_up", "1 while an engine is serving", registry=self._registry)
+        self.engine_up = Gauge(
+            "blockc:engine_up", "1 while the engine of a device is serving", ("device",), registry=self._registry
+        )
 
     def app(self, tenant: str, app: str) -> AppMetrics:
         """Return the series of ``tenant/app``; they exist from the first request on."""
@@ -210,46 +220,53 @@ class Metrics:
         self._launches.observe(load.launches)
         self._chains.observe(load.chains)
 
-    def observe_stats(self, stats: Stats) -> None:
-        """Take in how an engine is."""
-        self.observe_pages(stats.pages)
-        self.observe_counts(stats.counts)
-        self._sessions.set(stats.sessions)
-        self._sessions_lost.observe(stats.sessions_lost)
-        self.observe_memory(stats.memory)
-
-    def observe_pages(self, groups: Sequence[PageUsage]) -> None:
-        """Take in the pages of each KV group of the plan in force. What only a cache holds is free."""
+    def observe_stats(self, engines: Sequence[EngineStats]) -> None:
+        """Take in how engines are; those that did not answer are as they were."""
+        if not engines:
+            return
+        self._sessions.set(sum(own.stats.sessions for own in engines))
         for gauge in (self._pages, self._free_pages, self._cached_pages, self._saved_pages):
             gauge.clear()
-        for group, pages in enumerate(groups):
-            self._pages.labels(str(group)).set(pages.total)
-            self._free_pages.labels(str(group)).set(pages.total - pages.held)
-            self._cached_pages.labels(str(group)).set(pages.idle)
-            self._saved_pages.labels(str(group)).set(pages.saved)
-            self._evictions.observe(pages.evicted, str(group))
+        for own in engines:
+            self._observe_pages(own)
+            self._observe_counts(own.device, own.stats.counts)
+            self._sessions_lost.observe(own.device, own.stats.sessions_lost)
+            self._observe_memory(own.device, own.stats.memory)
 
-    def observe_counts(self, counts: Counts) -> None:
-        """Take in what was counted since the engine began."""
-        self._preemptions.observe(counts.preemptions)
-        self._side_loads.observe(counts.side_loads)
-        self._block_loads.observe(counts.block_loads)
-        self._block_evictions.observe(counts.block_evictions)
-        self._residency_wait_s.observe(counts.residency_wait_s)
-        self._overlapped.observe(counts.overlapped)
+    def _observe_pages(self, own: EngineStats) -> None:
+        """The pages of each KV group of the plan in force. What only a cache holds is free."""
+        groups = range(len(own.stats.pages)) if own.groups is None else own.groups
+        for group, pages in zip(map(str, groups), own.stats.pages, strict=False):  # a swap may be under way
+            self._pages.labels(own.device, group).set(pages.total)
+            self._free_pages.labels(own.device, group).set(pages.total - pages.held)
+            self._cached_pages.labels(own.device, group).set(pages.idle)
+            self._saved_pages.labels(own.device, group).set(pages.saved)
+            self._evictions.observe(own.device, pages.evicted, group)
+
+    def _observe_counts(self, device: str, counts: Counts) -> None:
+        """What was counted since the engine began."""
+        self._preemptions.observe(device, counts.preemptions)
+        self._side_loads.observe(device, counts.side_loads)
+        self._block_loads.observe(device, counts.block_loads)
+        self._block_evictions.observe(device, counts.block_evictions)
+        self._residency_wait_s.observe(device, counts.residency_wait_s)
+        self._overlapped.observe(device, counts.overlapped)
         for reason, count in counts.waits.items():
-            self._waits.observe(count, reason)
-        self._replays.observe(counts.replays)
-        self._recorded.observe(counts.recorded)
-        self._recording_s.observe(counts.recording_s)
+            self._waits.observe(device, count, reason)
+        self._replays.observe(device, counts.replays)
+        self._recorded.observe(device, counts.recorded)
+        self._recording_s.observe(device, counts.recording_s)
         for reason, count in counts.op_by_op.items():
-            self._op_by_op.observe(count, reason)
+            self._op_by_op.observe(device, count, reason)
 
-    def predict_memory(self, entries: Sequence[MemoryEntry]) -> None:
+    def predict_memory(self, plan: ExecutionPlan) -> None:
         """Take in what a plan says of its devices; the interpreter and its libraries live in their reserve."""
-        for part in _MEMORY_PARTS:
-            planned = "reserve" if part == "runtime" else part
-            self._predicted.labels(part).set(sum(getattr(entry, f"{planned}_bytes") for entry in entries))
+        self._predicted.clear()
+        for entry in plan.memory:
+            device = plan.devices[entry.device].address
+            for part in _MEMORY_PARTS:
+                planned = "reserve" if part == "runtime" else part
+                self._predicted.labels(device, part).set(getattr(entry, f"{planned}_bytes"))
 
     def show_plan(self, digest: str) -> None:
         """Name the plan in force by the SHA-256 of its file."""
@@ -265,10 +282,10 @@ class Metrics:
             self._swap_pause_s.set(pause_s)
             self._swap_turn_s.set(loaded.longest_turn_s)
 
-    def observe_memory(self, use: MemoryUse | None) -> None:
-        """Take in what the engine holds."""
+    def _observe_memory(self, device: str, use: MemoryUse | None) -> None:
+        """What the engine holds."""
         for part in _MEMORY_PARTS if use is not None else ():
-            self._measured.labels(part).set(getattr(use, f"{part}_bytes"))
+            self._measured.labels(device, part).set(getattr(use, f"{part}_bytes"))
 
     def text(self, tenant: str | None) -> bytes:
         """Return the exposition; ``tenant`` None: everything."""
@@ -278,10 +295,10 @@ class Metrics:
         return Gauge(f"blockc:{name}", text, _LABELS, registry=self._registry)
 
     def _page_gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"blockc:{name}", text, ("group",), registry=self._registry)
+        return Gauge(f"blockc:{name}", text, ("device", "group"), registry=self._registry)
 
     def _memory_gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"blockc:{name}", text, ("part",), registry=self._registry)
+        return Gauge(f"blockc:{name}", text, ("device", "part"), registry=self._registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"blockc:{name}", text, (*_LABELS, *labels), registry=self._registry)

@@ -1,4 +1,4 @@
-"""The server's life: check, listen, start the engine, serve, drain, end.
+"""The server's life: check, listen, start the engines, serve, drain, end.
 
 In: the options of ``blockc serve``. Out: nothing, once everything has ended. Invariant: without
 keys only this machine can connect; when this returns or raises, no engine process is left.
@@ -30,14 +30,15 @@ from blockc_runtime.server.app import create_app
 from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue, load_catalogue
 from blockc_runtime.server.direct import HttpProtocol
+from blockc_runtime.server.dispatch import dispatch_of
 from blockc_runtime.server.engine_client import EngineClient
-from blockc_runtime.server.engine_life import PlanFile
+from blockc_runtime.server.fleet import Fleet, PlanParts, write_parts
 from blockc_runtime.server.json_log import JsonLog
 from blockc_runtime.server.key_sources import KeySources, watch_keys
 from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.secret_places import SecretPlaces
 from blockc_runtime.server.spans import request_spans
-from blockc_runtime.server.supervisor import EngineCommand, Supervisor, engine_command
+from blockc_runtime.server.supervisor import EngineCommand, engine_command
 from blockc_runtime.server.swap import PlanInForce, Swaps
 from blockc_runtime.server.ui import SentPage
 
@@ -100,24 +101,24 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Call
         progress("no --keys: every app is open to everybody on this machine")
     elif options.keys is None:
         progress("no --keys: nobody is the operator, who swaps plans and sees all of /metrics and /ui")
-    client = EngineClient(metrics := Metrics())
-    swaps = Swaps(
-        client=client, catalogue=catalogue, metrics=metrics, zoo=options.zoo, in_force=in_force, progress=progress,
-        keys=keys, sources=sources,
-    )  # fmt: skip
+    dispatch = dispatch_of(plan)
+    client = EngineClient(metrics := Metrics(), dispatch=dispatch)
     make = options.make_page
-    adapters = None if options.adapters is None else Adapters(options.adapters, swaps, options.zoo, progress)
     with contextlib.ExitStack() as stack:
         if spans is not None:
             stack.callback(spans.close)
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="blockc-"))
-        first = Path(folder) / "plan.json"  # the one that was named may be compiled anew while an engine starts again
-        first.write_bytes(in_force.data)
+        # Ours alone: the plan that was named may be compiled anew while an engine starts again.
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="blockc-")))
+        swaps = Swaps(
+            client=client, catalogue=catalogue, metrics=metrics, zoo=options.zoo, in_force=in_force, folder=folder,
+            progress=progress, keys=keys, sources=sources,
+        )  # fmt: skip
+        adapters = None if options.adapters is None else Adapters(options.adapters, swaps, options.zoo, progress)
         server = Server(
             catalogue=catalogue,
             keys=keys,
             command=engine_command(options.zoo, options.executor, null_step_s=options.null_step_s),
-            plan=PlanFile(epoch=client.epoch, path=first, digest=in_force.digest),
+            plan=write_parts(folder, dispatch, in_force.data, epoch=client.epoch),
             progress=progress,
             client=client,
             metrics=metrics,
@@ -127,7 +128,7 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Call
             swaps=swaps,
             adapters=adapters,
         )
-        metrics.predict_memory(plan.memory)
+        metrics.predict_memory(plan)
         metrics.show_plan(in_force.digest)
         watching = None
         if keys is not None:
@@ -195,7 +196,7 @@ class Server:
         catalogue: Catalogue,
         keys: KeyRing | None,
         command: EngineCommand,
-        plan: PlanFile,
+        plan: PlanParts,
         progress: Callable[[str], None],
         client: EngineClient | None = None,
         metrics: Metrics | None = None,
@@ -206,7 +207,7 @@ class Server:
         adapters: Adapters | None = None,
     ) -> None:
         self.metrics = metrics or Metrics()
-        self.client = client or EngineClient(self.metrics)
+        self.client = client or EngineClient(self.metrics, dispatch=plan.dispatch)
         self.app = create_app(
             self.client, catalogue=catalogue, metrics=self.metrics, keys=keys, make_page=make_page, audit=audit,
             watchers=watchers, operations=None if swaps is None else lambda app: admin.install(app, swaps, adapters),
@@ -216,7 +217,7 @@ class Server:
         self._http = _http_server(self.app)
         self._command, self._plan = command, plan
         self._draining: asyncio.Task[None] | None = None
-        self.supervisor: Supervisor | None = None
+        self.fleet: Fleet | None = None
 
     async def run(
         self,
@@ -228,25 +229,21 @@ class Server:
     ) -> None:
         """Serve until a signal. ``beside``: what else to do meanwhile.
 
-        Raises `DiagnosticError` if the first engine does not start.
+        Raises `DiagnosticError` if a first engine does not start.
         """
         loop = asyncio.get_running_loop()
         with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # not the main thread
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.drain, drain_s)
-        self.supervisor = Supervisor(
-            self.client,
-            self._command,
-            plan=self._plan,
-            metrics=self.metrics,
-            progress=self._progress,
-        )
+        self.fleet = Fleet(
+            self.client, self._command, plan=self._plan, metrics=self.metrics, progress=self._progress
+        )  # fmt: skip
         if self.swaps is not None:
-            self.swaps.supervisor = self.supervisor
+            self.swaps.fleet = self.fleet
         url = url_of(listener)
         other = None if beside is None else asyncio.create_task(beside)
         http = asyncio.create_task(self._http.serve(sockets=[listener]))
-        starting = asyncio.create_task(self.supervisor.start())
+        starting = asyncio.create_task(self.fleet.start())
         try:
             await asyncio.wait({http, starting}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
@@ -261,7 +258,7 @@ class Server:
             if self._adapters is not None:
                 self._adapters.close()
             await asyncio.gather(http, starting, return_exceptions=True)
-            await self.supervisor.stop()
+            await self.fleet.stop()
 
     def drain(self, drain_s: float) -> None:
         """Begin to end: finish what is running for so long. A second call ends it at once."""

@@ -1,6 +1,6 @@
-"""Keeps one engine process alive.
+"""Keeps the engine process of one device alive.
 
-In: the command that starts an engine. Out: an `EngineClient` that is attached whenever an engine
+In: the command that starts an engine. Out: an `EngineClient` that is attached whenever the engine
 is ready. Invariant: there is at most one engine process, and none once `stop` has returned.
 """
 
@@ -13,10 +13,11 @@ import shutil
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from blockc.diag import CODES, DiagnosticError, Diagnostics, refuse
+from blockc_runtime.server.dispatch import ALONE
 from blockc_runtime.server.engine_client import EngineClient
 from blockc_runtime.server.engine_life import EngineConnection, EngineGoneError, EngineLife, PlanFile
 from blockc_runtime.server.metrics import Metrics
@@ -27,6 +28,7 @@ EngineCommand = Callable[[Path, PlanFile], Sequence[str]]
 _FAILED_STARTS = 3
 _BACKOFF_S = (0.0, 0.1, 0.5, 2.0)
 _STABLE_S = 10.0
+_PLAN_LOST = "the plan that this request began with cannot be loaded again"
 _HELP = {
     "BC903": "delete the file that it names and compile again: the zoo stores again what it lacks",
     "BC904": "compile the spec again: the zoo stores again what it lacks",
@@ -49,8 +51,11 @@ def engine_command(zoo: Path, executor: str, *, null_step_s: float = 0.0) -> Eng
     return command
 
 
-def engine_environment() -> dict[str, str]:
-    """Return what an engine is started with; what is set by whoever starts us goes before our own."""
+def engine_environment(engine: int = 0, *, cpus: int | None = None, gpus: bool = False) -> dict[str, str]:
+    """Return what an engine is started with; what is set by whoever starts us goes before our own.
+
+    ``cpus``: threads that it may have; None: as many as there are cores. ``gpus``: of several it sees its own only.
+    """
     # OpenMP threads that spin between steps take the cores from the server.
     # A short spin keeps them from sleeping between two ops of one step (65 ms against 48 ms a step).
     # glibc asks for huge pages: 26 GB/s of weights are read where small pages give 24.
@@ -58,12 +63,22 @@ def engine_environment() -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "10000",
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        **({} if cpus is None else {"OMP_NUM_THREADS": str(cpus)}),
         **os.environ,
+        **({"CUDA_VISIBLE_DEVICES": _visible(engine, os.environ.get("CUDA_VISIBLE_DEVICES"))} if gpus else {}),
     }
 
 
+def _visible(engine: int, visible: str | None) -> str:
+    """A device's number among those that we may see ourselves; none if there are fewer."""
+    if visible is None:
+        return str(engine)
+    names = [name for name in visible.split(",") if name]
+    return names[engine] if engine < len(names) else ""
+
+
 class Supervisor:
-    """Starts the engine, restarts it when it dies, and ends it.
+    """Starts the engine of a device, restarts it when it dies, and ends it. ``engine``: the number of that.
 
     An engine starts with the plan in force. Plans before it, of which requests are unfinished, it is given afterwards.
     """
@@ -76,9 +91,12 @@ class Supervisor:
         plan: PlanFile,
         metrics: Metrics,
         progress: Callable[[str], None],
+        engine: int = ALONE,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._client = client
-        self._client.on_past = self._on_past
+        self._engine = engine
+        self._environment = engine_environment() if environment is None else environment
         self._command = command
         self._plan = plan
         self._plans = {plan.epoch: plan}  # in force, or with unfinished requests
@@ -97,12 +115,6 @@ class Supervisor:
         """The process in force, if there is one."""
         return None if self._life is None else self._life.pid
 
-    def keep(self, data: bytes, digest: str, epoch: int) -> PlanFile:
-        """Write a plan where it stays as it is for as long as an engine may need it. ``digest``: its SHA-256."""
-        path = self._directory / f"plan-{epoch}.json"
-        path.write_bytes(data)
-        return PlanFile(epoch=epoch, path=path, digest=digest)
-
     async def load(self, plan: PlanFile, *, alone: bool = False) -> Loaded | LoadFailed:
         """Have the engine in force make one more plan ready. Raises `EngineGoneError` if it ends meanwhile."""
         async with self._loads:
@@ -112,10 +124,23 @@ class Supervisor:
             return await life.load(plan, alone=alone)
 
     def put_in_force(self, plan: PlanFile) -> None:
-        """Start engines with this plan from here on. Raises `EngineGoneError` if the one that loaded it has gone."""
-        if self._life is None or not self._life.has(plan.epoch):
-            raise EngineGoneError
+        """Start engines with this plan from here on, which the one in force has."""
         self._plan = self._plans[plan.epoch] = plan
+
+    def has(self, epoch: int) -> bool:
+        """Whether there is an engine, and it has this plan."""
+        return self._life is not None and self._life.has(epoch)
+
+    async def renew(self) -> None:
+        """End the engine: the next one starts with the plan in force."""
+        if self._life is not None:
+            await self._life.end()
+
+    def retire(self, epoch: int) -> None:
+        """Nothing is unfinished of a plan that is not in force, and nothing will be: let it go."""
+        if self._life is not None and self._life.has(epoch):
+            self._life.send(Retire(epoch=epoch))
+        self._plans.pop(epoch, None)
 
     async def start(self) -> None:
         """Start the first engine and wait until it is ready. Raises `DiagnosticError`."""
@@ -144,7 +169,7 @@ class Supervisor:
                 await self._task
         if self._life is not None:
             await self._life.end()
-        self._client.detach()
+        self._client.detach(self._engine)
         if self._server is not None:
             self._server.close()
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -155,10 +180,10 @@ class Supervisor:
             stdin=DEVNULL,
             stdout=PIPE,
             stderr=STDOUT,
-            env=engine_environment(),
+            env=dict(self._environment),
             start_new_session=True,  # a terminal's signals reach the server only
         )
-        self._life = EngineLife(process, self._client, self._plan, self._progress)
+        self._life = EngineLife(process, self._client, self._engine, self._plan, self._progress)
         return self._life
 
     def _on_connection(self) -> asyncio.Protocol:
@@ -179,10 +204,10 @@ class Supervisor:
             else:
                 failed_starts += 1
             await life.end()
-            self._client.detach()
+            self._client.detach(self._engine)
             if failed_starts >= _FAILED_STARTS:
                 self._progress(f"the engine failed to start {failed_starts} times; giving up")
-                self._client.give_up()
+                self._client.give_up(self._engine)
                 return
             self._progress(f"the engine ended ({life.exit_text()}); starting another one")
             failures = max(failed_starts, quick_deaths - 1)
@@ -193,7 +218,7 @@ class Supervisor:
 
     async def _restore(self, life: EngineLife) -> None:
         """Give an engine the plans that are in use and that it was not started with."""
-        for epoch in self._client.lacking():
+        for epoch in self._client.lacking(self._engine):
             plan = self._plans.get(epoch)
             if plan is None:
                 continue  # its last request has ended while another was loaded
@@ -203,19 +228,12 @@ class Supervisor:
             except EngineGoneError:
                 return  # the next one is given them
             if isinstance(answer, Loaded):
-                self._client.open(epoch)
+                self._client.open(self._engine, epoch)
             elif epoch == self._plan.epoch:
                 await life.end()  # the next one starts with it
                 return
             else:
-                self._client.abandon(epoch, "the plan that this request began with cannot be loaded again")
-
-    def _on_past(self, epoch: int) -> None:
-        """Nothing is unfinished of a plan that is not in force any more: let it go."""
-        if self._life is not None and self._life.has(epoch):
-            self._life.send(Retire(epoch=epoch))
-        if (plan := self._plans.pop(epoch, None)) is not None and plan.path.parent == self._directory:
-            plan.path.unlink(missing_ok=True)
+                self._client.abandon(self._engine, epoch, _PLAN_LOST)
 
 
 def _diagnostics(error: EngineError) -> Diagnostics:

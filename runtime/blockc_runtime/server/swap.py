@@ -24,12 +24,13 @@ from blockc.plan import ExecutionPlan, plan_uses, read_plan, require_weights
 from blockc.zoo import Zoo
 from blockc_runtime.server.auth import KeyRing, Keys
 from blockc_runtime.server.catalogue import Catalogue, load_catalogue
+from blockc_runtime.server.dispatch import Dispatch, dispatch_of
 from blockc_runtime.server.engine_client import EngineClient
-from blockc_runtime.server.engine_life import EngineGoneError, PlanFile
+from blockc_runtime.server.engine_life import EngineGoneError
 from blockc_runtime.server.errors import ApiError, unavailable
+from blockc_runtime.server.fleet import Fleet, PlanParts, write_parts
 from blockc_runtime.server.key_sources import KeySources
 from blockc_runtime.server.metrics import Metrics
-from blockc_runtime.server.supervisor import Supervisor
 from blockc_runtime.wire.messages import Loaded, LoadFailed
 
 _PATIENCE_S = 600.0
@@ -55,6 +56,7 @@ class _Served:
     """What is in force with a plan. ``keys`` None: nobody is asked for one."""
 
     new: PlanInForce
+    dispatch: Dispatch
     catalogue: Catalogue
     keys: Keys | None
 
@@ -116,7 +118,10 @@ class SwapReport:
 
 
 class Swaps:
-    """One swap at a time. ``supervisor`` is set once there is one. ``keys`` None: nobody is asked for one."""
+    """One swap at a time. ``fleet`` is set once there is one. ``keys`` None: nobody is asked for one.
+
+    ``folder``: where what engines are given is written.
+    """
 
     def __init__(
         self,
@@ -126,13 +131,15 @@ class Swaps:
         metrics: Metrics,
         zoo: Path,
         in_force: PlanInForce,
+        folder: Path,
         progress: Callable[[str], None],
         patience_s: float = _PATIENCE_S,
         keys: KeyRing | None = None,
         sources: KeySources | None = None,
     ) -> None:
         self.in_force = in_force
-        self.supervisor: Supervisor | None = None
+        self.fleet: Fleet | None = None
+        self._folder = folder
         self._client = client
         self._catalogue = catalogue
         self._metrics = metrics
@@ -182,8 +189,8 @@ class Swaps:
             return report
 
     async def _apply(self, data: bytes, allow: Callable[[AppChanges], None]) -> SwapReport:
-        supervisor = self.supervisor
-        if supervisor is None or not self._client.serving:
+        fleet = self.fleet
+        if fleet is None or not self._client.serving:
             raise unavailable("the server is ending" if self._client.draining else "there is no engine")
         self._epochs += 1
         served = await asyncio.to_thread(self._read, data, self._epochs)
@@ -191,27 +198,26 @@ class Swaps:
         allow(changes)
         if data == self.in_force.data:
             return SwapReport(plan=new.digest, changes=changes, loaded=None, beside=True, pause_s=0.0)
-        file = await asyncio.to_thread(supervisor.keep, data, new.digest, self._epochs)
+        parts = await asyncio.to_thread(write_parts, self._folder, served.dispatch, data, epoch=self._epochs)
         try:
-            answer = await supervisor.load(file)
+            answer = await fleet.load(parts)
             if isinstance(answer, LoadFailed) and answer.is_crowded:
                 self._progress(f"both plans do not fit ({answer.message}): new requests wait until those in flight end")
-                return await self._in_its_place(supervisor, file, served, changes)
+                # What was taken back is gone.
+                parts = await asyncio.to_thread(write_parts, self._folder, served.dispatch, data, epoch=self._epochs)
+                return await self._in_its_place(fleet, parts, served, changes)
             loaded = _require(answer)
             began_s = time.monotonic()
-            self._flip(supervisor, file, served)
+            await self._flip(fleet, parts, served)
         except EngineGoneError:
-            file.path.unlink(missing_ok=True)
-            raise unavailable("the engine ended while it loaded the plan; the one before is served") from None
-        except BaseException:
-            file.path.unlink(missing_ok=True)
-            raise
+            raise unavailable("an engine ended while it loaded the plan; the one before is served") from None
+        finally:
+            if self._client.epoch != parts.epoch:
+                parts.remove()
         pause_s = time.monotonic() - began_s
         return SwapReport(plan=new.digest, changes=changes, loaded=loaded, beside=True, pause_s=pause_s)
 
-    async def _in_its_place(
-        self, supervisor: Supervisor, file: PlanFile, served: _Served, changes: AppChanges
-    ) -> SwapReport:
+    async def _in_its_place(self, fleet: Fleet, parts: PlanParts, served: _Served, changes: AppChanges) -> SwapReport:
         """Hold new requests back, wait for those in flight, swap, let them in."""
         began_s = time.monotonic()
         self._client.hold()
@@ -225,22 +231,26 @@ class Swaps:
                     f"{self._patience_s:.0f} s",
                     code="requests_in_flight",
                 ) from None
-            loaded = _require(await supervisor.load(file, alone=True))
-            self._flip(supervisor, file, served)
+            loaded = _require(await fleet.load(parts, alone=True))
+            await self._flip(fleet, parts, served)
         finally:
             self._client.let_in()
         pause_s = time.monotonic() - began_s
         return SwapReport(plan=served.new.digest, changes=changes, loaded=loaded, beside=False, pause_s=pause_s)
 
-    def _flip(self, supervisor: Supervisor, file: PlanFile, served: _Served) -> None:
-        """All at once: nothing here waits."""
-        supervisor.put_in_force(file)
+    async def _flip(self, fleet: Fleet, parts: PlanParts, served: _Served) -> None:
+        """All at once: nothing here waits, unless an engine that has loaded the plan is gone by now."""
+        try:
+            fleet.put_in_force(parts)
+        except EngineGoneError:
+            await fleet.take_back(parts)
+            raise
         self.in_force = served.new
         self._catalogue.replace(served.catalogue)
         if self._keys is not None and served.keys is not None:
             self._keys.replace(replace(self._keys.keys, secrets=served.keys.secrets))
-        self._client.move_to(file.epoch)
-        self._metrics.predict_memory(served.new.plan.memory)
+        self._client.move_to(parts.epoch, served.dispatch)
+        self._metrics.predict_memory(served.new.plan)
         self._metrics.show_plan(served.new.digest)
 
     def _read(self, data: bytes, epoch: int) -> _Served:
@@ -250,7 +260,10 @@ class Swaps:
         zoo = Zoo(self._zoo)
         _require_there(plan, zoo)
         catalogue = load_catalogue(plan, zoo, self._progress, epoch=epoch)
-        return _Served(new=PlanInForce.of(plan, data), catalogue=catalogue, keys=self._keys_with(catalogue))
+        return _Served(
+            new=PlanInForce.of(plan, data), dispatch=dispatch_of(plan), catalogue=catalogue,
+            keys=self._keys_with(catalogue),
+        )  # fmt: skip
 
     def _keys_with(self, catalogue: Catalogue) -> Keys | None:
         """Those of the file as they are, and the secrets that a plan names."""

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from blockc.diag import DiagnosticError
@@ -18,14 +19,17 @@ from blockc.plan import load_plan
 from blockc_runtime.server.access import Watcher
 from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue
+from blockc_runtime.server.dispatch import ALONE, Dispatch, dispatch_of
 from blockc_runtime.server.engine_client import EngineClient, QueueLimits
 from blockc_runtime.server.engine_life import PlanFile
+from blockc_runtime.server.fleet import PlanParts, write_parts
 from blockc_runtime.server.key_sources import KeySources
 from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.serve import Server, listen, url_of
 from blockc_runtime.server.supervisor import engine_command
 from blockc_runtime.server.swap import PlanInForce, Swaps
 from blockc_runtime.server.ui import SentPage
+from blockc_runtime.wire.messages import Stats
 
 _T = TypeVar("_T")
 DIGEST = "d" * 64
@@ -56,12 +60,18 @@ class RunningServer:
         self.error: DiagnosticError | None = None
         self.engine_options = list(engine_options)
         metrics = Metrics()
-        client, file, command, self.swaps = EngineClient(metrics, limits), Path("plan.json"), self._command, None
+        parts = PlanParts(
+            epoch=0, dispatch=Dispatch(), files={ALONE: PlanFile(epoch=0, path=Path("plan.json"), digest=digest)}
+        )
+        client, command, self.swaps = EngineClient(metrics, limits), self._command, None
+        self._folder = TemporaryDirectory(prefix="blockc-test-")
+        folder = Path(self._folder.name)
         if plan is not None and zoo is not None:
-            file, in_force = plan, PlanInForce.of(load_plan(plan), plan.read_bytes())
-            digest = in_force.digest
+            in_force = PlanInForce.of(load_plan(plan), plan.read_bytes())
+            parts = write_parts(folder, dispatch_of(in_force.plan), in_force.data, epoch=0)
+            client = EngineClient(metrics, limits, parts.dispatch)
             self.swaps = Swaps(
-                client=client, catalogue=catalogue, metrics=metrics, zoo=zoo, in_force=in_force,
+                client=client, catalogue=catalogue, metrics=metrics, zoo=zoo, in_force=in_force, folder=folder,
                 progress=self.progress.append, patience_s=patience_s, keys=keys, sources=sources,
             )  # fmt: skip
             real = engine_command(zoo, "null")
@@ -70,7 +80,7 @@ class RunningServer:
             catalogue=catalogue,
             keys=keys,
             command=command,
-            plan=PlanFile(epoch=0, path=file, digest=digest),
+            plan=parts,
             progress=self.progress.append,
             client=client,
             metrics=metrics,
@@ -106,16 +116,23 @@ class RunningServer:
         """Run something on the server's loop."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
 
+    def stats(self) -> Stats:
+        """Of the one engine."""
+        (engine,) = self.call(self.server.client.stats())
+        return engine.stats
+
     def free_pages(self) -> int:
-        pages = self.call(self.server.client.stats()).pages[0]
+        pages = self.stats().pages[0]
         return pages.total - pages.held
 
-    def kill_engine(self) -> int:
-        """SIGKILL the engine; return its pid."""
-        assert self.server.supervisor is not None
-        pid = self.server.supervisor.engine_pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+    def engine_pid(self, engine: int = ALONE) -> int:
+        """The process of an engine that is there."""
+        assert self.server.fleet is not None
+        return self.server.fleet.engine_pids[engine]
+
+    def kill_engine(self, engine: int = ALONE) -> int:
+        """SIGKILL an engine; return its pid."""
+        os.kill(pid := self.engine_pid(engine), signal.SIGKILL)
         return pid
 
     def drain(self, drain_s: float) -> None:
@@ -130,6 +147,7 @@ class RunningServer:
         if self._thread.is_alive() and not self.loop.is_closed():
             self.drain(0.0)
         assert self.join()
+        self._folder.cleanup()
 
 
 @contextmanager

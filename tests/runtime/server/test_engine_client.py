@@ -18,6 +18,7 @@ from blockc.plan import EmbeddingEntry
 from blockc_runtime.request import EndEvent, Request, Sampling
 from blockc_runtime.server.auth import Caller
 from blockc_runtime.server.catalogue import Catalogue
+from blockc_runtime.server.dispatch import ALONE
 from blockc_runtime.server.engine_client import (
     EngineClient,
     EngineUnavailableError,
@@ -41,7 +42,7 @@ class World:
         self.sent: list[Message] = []
         self.past: list[int] = []
         self.client.on_past = self.past.append
-        self.client.attach(self.sent.append, 0)
+        self.client.attach(ALONE, self.sent.append, 0)
 
     def submit(self, name: str, epoch: int, *, is_more: bool = False, tenant: str = "t") -> None:
         request = Request(
@@ -51,7 +52,7 @@ class World:
         self.client.submit([request], tenant=tenant, metrics=self.metrics.app("t", "a"), is_more=is_more)
 
     def end(self, name: str) -> None:
-        self.client.receive(End(events=(EndEvent(request=name, reason="stop", message="", cached_tokens=0),)))
+        self.client.receive(ALONE, End(events=(EndEvent(request=name, reason="stop", message="", cached_tokens=0),)))
 
     def submitted(self) -> Sequence[str]:
         return [message.request.id for message in self.sent if isinstance(message, Submit)]
@@ -70,7 +71,7 @@ def test_a_call_that_comes_with_more_ends_on_its_plan() -> None:
         world.end("second")
         assert world.submitted() == ["first", "second"]
         assert world.past == []
-        assert world.client.lacking() == []
+        assert world.client.lacking(ALONE) == []
     assert world.past == [0]
 
 
@@ -93,10 +94,10 @@ def test_a_plan_that_no_engine_can_have_again_is_said() -> None:
     world = World()
     with world.client.keeping(0):
         world.client.move_to(1)
-        world.client.detach()
-        world.client.attach(world.sent.append, 1)
-        assert world.client.lacking() == [0]
-        world.client.abandon(0, "it cannot be loaded again")
+        world.client.detach(ALONE)
+        world.client.attach(ALONE, world.sent.append, 1)
+        assert world.client.lacking(ALONE) == [0]
+        world.client.abandon(ALONE, 0, "it cannot be loaded again")
         with pytest.raises(EngineUnavailableError):
             world.submit("second", 0, is_more=True)
     assert world.past == [0]
@@ -106,14 +107,14 @@ def test_a_plan_that_nobody_needs_any_more_once_it_is_there_again_is_let_go() ->
     world = World()
     world.submit("first", 0)
     world.client.move_to(1)
-    world.client.detach()
-    world.client.attach(world.sent.append, 1)
-    assert world.client.lacking() == [0]
+    world.client.detach(ALONE)
+    world.client.attach(ALONE, world.sent.append, 1)
+    assert world.client.lacking(ALONE) == [0]
     world.client.finish("first")  # its client leaves while the engine loads that plan
     assert world.past == [0]
-    world.client.open(0)
+    world.client.open(ALONE, 0)
     assert world.past == [0, 0]
-    assert world.client.lacking() == []
+    assert world.client.lacking(ALONE) == []
 
 
 def test_a_plan_that_went_while_another_was_loaded_again_stops_nothing() -> None:
@@ -136,13 +137,14 @@ def test_a_plan_that_went_while_another_was_loaded_again_stops_nothing() -> None
                 longest_turn_s=0.0,
             )  # fmt: skip
 
+        world.client.on_past = supervisor.retire
         supervisor.load = load  # type: ignore[method-assign]
         supervisor._plans.update({file.epoch: file for file in files})
         for epoch in range(3):
             world.submit(str(epoch), epoch)
             world.client.move_to(epoch + 1)
-        world.client.detach()
-        world.client.attach(world.sent.append, 3)
+        world.client.detach(ALONE)
+        world.client.attach(ALONE, world.sent.append, 3)
         life: Any = None
         await supervisor._restore(life)
         await supervisor.stop()

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from blockc_runtime.server.catalogue import Catalogue
-from blockc_runtime.server.engine_client import EngineState, QueueLimits
+from blockc_runtime.server.engine_client import QueueLimits
+from blockc_runtime.server.engine_link import EngineState
 from tests.conftest import Promised
 from tests.runtime.server import world
 from tests.runtime.server.running import DIGEST, RunningServer, raw, running
@@ -158,7 +159,7 @@ def test_a_client_that_leaves_stops_its_work(catalogue: Catalogue, stream: bool,
                 b"Content-Length: %d\r\n\r\n%s" % (len(data), data)
             )
             connections.append(connection)
-        assert eventually(lambda: server.call(server.server.client.stats()).unfinished == 5)
+        assert eventually(lambda: server.stats().unfinished == 5)
         if stream:
             assert all(connection.recv(10) for connection in connections)
         for connection in connections:
@@ -169,7 +170,7 @@ def test_a_client_that_leaves_stops_its_work(catalogue: Catalogue, stream: bool,
         kind = "streams" if stream else "whole answers"
         figure = f"5 {kind} of steps of 10 ms: pages free after {1000 * took_s:.0f} ms"
         promised(f"closed socket, {kind}", "work ends within a step + 1 s, pages free", figure, kept=took_s <= 1.01)
-        assert server.call(server.server.client.stats()).unfinished == 0
+        assert server.stats().unfinished == 0
         metrics = httpx.get(server.url + "/metrics").text
         assert 'finished_reason="cancelled",tenant="acme"} 5.0' in metrics
 
@@ -201,7 +202,7 @@ def test_the_queue_is_bounded(catalogue: Catalogue):
         url = f"{server.url}/v1/completions"
         with ThreadPoolExecutor(4) as pool:
             held = [pool.submit(httpx.post, url, json=body(150, ignore_eos=True), timeout=30) for _ in range(4)]
-            assert eventually(lambda: server.call(server.server.client.stats()).unfinished == 4)
+            assert eventually(lambda: server.stats().unfinished == 4)
             full = httpx.post(url, json=body(2))
             assert full.status_code == 429
             assert int(full.headers["retry-after"]) >= 1
@@ -216,7 +217,7 @@ def test_the_queue_is_bounded(catalogue: Catalogue):
 @pytest.mark.promise("drain")
 def test_draining_finishes_what_runs_and_refuses_the_rest(catalogue: Catalogue, promised: Promised):
     server = RunningServer(catalogue, engine_options=SLOW)
-    pid = server.server.supervisor.engine_pid
+    pid = server.engine_pid()
     with ThreadPoolExecutor(4) as pool:
         started = threading.Barrier(5)
         streams = [pool.submit(read_stream, server.url, 100, started.wait) for _ in range(4)]
@@ -236,7 +237,7 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(catalogue: Catalogue, 
 @pytest.mark.promise("drain")
 def test_a_drain_without_time_ends_everything_declared(catalogue: Catalogue, promised: Promised):
     server = RunningServer(catalogue, engine_options=SLOW)
-    pid = server.server.supervisor.engine_pid
+    pid = server.engine_pid()
     began_s = time.monotonic()
     _, error = read_stream(server.url, 1900, lambda: server.drain(0))
     assert error is not None

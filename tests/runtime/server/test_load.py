@@ -34,7 +34,8 @@ def left_over(url: str) -> dict[str, float]:
     lines = httpx.get(f"{url}/metrics", timeout=10).text.splitlines()
     found = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line.startswith("blockc:")}
     busy = {name: value for name, value in found.items() if "num_requests_" in name and value}
-    held = found['blockc:kv_pages{group="0"}'] - found['blockc:kv_pages_free{group="0"}']
+    held = sum(value for name, value in found.items() if name.startswith("blockc:kv_pages{"))
+    held -= sum(value for name, value in found.items() if name.startswith("blockc:kv_pages_free{"))
     return busy | ({"pages held": held} if held else {})
 
 

@@ -26,7 +26,7 @@ from blockc.zoo import Zoo
 from blockc_runtime.executor.null import next_token
 from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import load_catalogue
-from blockc_runtime.server.engine_client import EngineState
+from blockc_runtime.server.engine_link import EngineState
 from blockc_runtime.server.keys_file import load_keys
 from tests.conftest import Promised
 from tests.runtime.server import world
@@ -189,11 +189,9 @@ async def swaps_under_load(
 
 def killed(server: RunningServer) -> None:
     """Kill an engine that serves: three that never do would be the last."""
-    supervisor = server.server.supervisor
-    pid = None if supervisor is None else supervisor.engine_pid
-    if pid is not None and server.server.client.state is EngineState.READY:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    if server.server.client.state is EngineState.READY:
+        with contextlib.suppress(ProcessLookupError, KeyError):
+            server.kill_engine()
 
 
 @pytest.mark.promise("plan swap")
@@ -203,8 +201,8 @@ def test_swaps_with_32_in_flight(server: RunningServer, plans: Plans, swaps: int
     assert wrong == []
     assert answered > 32
     assert all(report["swapped"] and report["beside"] for report in reports)
-    assert eventually(lambda: server.call(server.server.client.stats()).unfinished == 0)
-    free = server.call(server.server.client.stats()).pages[0]
+    assert eventually(lambda: server.stats().unfinished == 0)
+    free = server.stats().pages[0]
     assert free.held == 0
     metrics = httpx.get(f"{server.url}/metrics").text
     assert f'blockc:plan_swaps_total{{outcome="swapped"}} {swaps}.0' in metrics
@@ -223,7 +221,7 @@ def test_swaps_with_engines_killed_at_times_by_chance(plans: Plans, seed: int):
         wrong, _, answered = asyncio.run(swaps_under_load(server, plans, swaps=6, in_flight=8, seed=seed, kill=True))
         assert wrong == []
         assert answered > 8
-        assert eventually(lambda: server.call(server.server.client.stats()).unfinished == 0)
+        assert eventually(lambda: server.stats().unfinished == 0)
 
 
 def test_everything_follows_the_new_plan(server: RunningServer, plans: Plans):
@@ -336,10 +334,8 @@ def test_wrong_plans_are_refused_and_change_nothing(server: RunningServer, plans
 
 def test_an_engine_that_dies_while_it_loads(server: RunningServer, plans: Plans):
     before = Stream(server, "acme/code", 1000)
-    supervisor = server.server.supervisor
-    assert supervisor is not None
     with ThreadPoolExecutor(1) as pool:
-        os.kill(supervisor.engine_pid, signal.SIGSTOP)
+        os.kill(server.engine_pid(), signal.SIGSTOP)
         applied = pool.submit(apply, server, plans.moons)
         time.sleep(0.3)
         server.kill_engine()
@@ -365,15 +361,13 @@ def test_an_engine_that_dies_after_a_swap_has_both_plans_again(plans: Plans):
 
 
 def test_one_swap_at_a_time_and_none_while_it_ends(server: RunningServer, plans: Plans):
-    supervisor = server.server.supervisor
-    assert supervisor is not None
     with ThreadPoolExecutor(1) as pool:
-        os.kill(supervisor.engine_pid, signal.SIGSTOP)
+        os.kill(server.engine_pid(), signal.SIGSTOP)
         applied = pool.submit(apply, server, plans.moons)
         time.sleep(0.3)
         second = apply(server, plans.moons)
         assert (second.status_code, second.json()["error"]["code"]) == (409, "swap_under_way")
-        os.kill(supervisor.engine_pid, signal.SIGCONT)
+        os.kill(server.engine_pid(), signal.SIGCONT)
         assert applied.result().status_code == 200
     stream = Stream(server, "cedar/chat", 400)
     server.drain(10)

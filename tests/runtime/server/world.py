@@ -20,6 +20,7 @@ from blockc.plan import (
     BlockEntry,
     ChainEntry,
     ChainKvEntry,
+    ChainPricesEntry,
     CutEntry,
     DeviceEntry,
     ExecutionPlan,
@@ -28,6 +29,7 @@ from blockc.plan import (
     KvLayerEntry,
     MemoryEntry,
     PathEntry,
+    PricesEntry,
     RouteEntry,
     SegmentEntry,
     SolverEntry,
@@ -144,11 +146,15 @@ def plan(
     digests: Mapping[str, str],
     apps: Sequence[tuple[str, str]] = APPS,
     *,
+    ways: Sequence[tuple[int, ...]] = (),
     pages: int = KV_PAGES,
     memory_bytes: int = 1 << 30,
     quotas: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> ExecutionPlan:
-    """One chain an app, all with the same assets. An app's model is its place: what it says follows from that."""
+    """One chain an app, all with the same assets. An app's model is its place: what it says follows from that.
+
+    ``ways``: of each app the devices that run it; empty: there is one, which runs all.
+    """
     parsed = parse_structure(STRUCTURE)
     structure = structure_digest(parsed)
     digest = hashlib.sha256(b"").hexdigest()
@@ -189,7 +195,7 @@ def plan(
         reserve_bytes=0,
         capacity_bytes=memory_bytes,
     )
-    return ExecutionPlan(
+    made = ExecutionPlan(
         compiler="test", spec_digest=digest, target="cpu", requires=(),
         structures={structure: format_structure(parsed)},
         blocks={digest: block},
@@ -230,3 +236,39 @@ def plan(
         ),
         batching=BatchingEntry(max_batched_tokens=2048, max_rows=64),
     )  # fmt: skip
+    return on_devices(made, ways) if ways else made
+
+
+def on_devices(whole: ExecutionPlan, ways: Sequence[tuple[int, ...]]) -> ExecutionPlan:
+    """A plan of one device on several: of each app the devices that run it."""
+    count = 1 + max(device for own in ways for device in own)
+    (instance,), (memory,), (device,), (segment,) = whole.instances, whole.memory, whole.devices, whole.segments
+    price = ChainPricesEntry(set_up_s=0.0, prompt_s=1e-5, row_s=1e-4, kv_bytes=64)
+    tokens = instance.kv_pages[0] * whole.kv_groups[0].page_tokens
+    chains = [tuple(chain for chain, own in enumerate(ways) if number in own) for number in range(count)]
+    used = [number for number, own in enumerate(chains) if own]
+    return whole.model_copy(
+        update={
+            "requires": ("devices:1",),
+            "segments": (segment,),
+            "devices": tuple(device.model_copy(update={"address": f"local/d{number}"}) for number in range(count)),
+            "memory": tuple(memory.model_copy(update={"device": number}) for number in used),
+            "instances": tuple(
+                instance.model_copy(
+                    update={
+                        "devices": (number,),
+                        "chains": own,
+                        "prices": PricesEntry(
+                            step_s=1e-3, segment_s={0: 1e-3}, chains=dict.fromkeys(own, price), cache_tokens=tokens
+                        ),
+                    }
+                )
+                for number, own in enumerate(chains)
+                if own
+            ),
+            "routes": tuple(
+                RouteEntry(chain=chain, alternatives=tuple((used.index(number),) for number in own))
+                for chain, own in enumerate(ways)
+            ),
+        }
+    )
