@@ -46,17 +46,19 @@ def profile(
     from blockc.cost.profile import profile_of, write_profile
     from blockc.diag import DiagnosticError, Diagnostics
     from blockc.measure import MeasuringError, measure
-    from blockc.plan import load_plan, require_weights
+    from blockc.plan import load_plan, parts_of, require_weights
     from blockc.zoo import Zoo
-    from blockc_runtime.capabilities import missing
+    from blockc_runtime.capabilities import missing, spans_engines
     from blockc_runtime.executor.torch_ import TorchExecutor
     from blockc_runtime.memory import before_loading, before_serving
 
     with reporting("profile", as_json=as_json):
-        loaded = load_plan(plan)
-        require_weights(loaded)
+        whole = load_plan(plan)
+        require_weights(whole)
         diags = Diagnostics()
-        lacking = missing(loaded)
+        lacking = spans_engines(whole)
+        loaded = whole if lacking else max((part.plan for part in parts_of(whole)), key=lambda own: len(own.structures))
+        lacking = lacking or missing(loaded)
         if lacking:
             diags.report("BC905", f"this runtime lacks {', '.join(lacking)}")
         diags.raise_if_errors()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from blockc.diag import CODES, DiagnosticError, Diagnostics
-from blockc.plan import ExecutionPlan
+from blockc.plan import ExecutionPlan, parts_of
 from blockc.zoo import Zoo
 
 if TYPE_CHECKING:
@@ -51,8 +51,30 @@ def serve_greedily(
 ) -> list[Answer]:
     """All questions, batched as a server would batch them: a few arrive in each step.
 
-    ``together``: all of them arrive before the first step. ``on_step`` sees every step. Raises `DiagnosticError`.
+    ``together``: all of them arrive before the first step. ``on_step`` sees every step. Of a plan with several
+    instances one is served after the other, each app by the first that has it. Raises `DiagnosticError`.
     """
+    from blockc_runtime.capabilities import spans_engines
+
+    _refuse(spans_engines(plan))
+    answers: dict[int, Answer] = {}
+    for part in parts_of(plan):
+        own = [index for index, asked in enumerate(questions) if index not in answers and asked.app in part.apps]
+        if own:
+            asked = [replace(questions[index], app=part.apps[questions[index].app]) for index in own]
+            answers |= zip(own, _served(part.plan, zoo, asked, together=together, on_step=on_step), strict=True)
+    return [answers[index] for index in range(len(questions))]
+
+
+def _served(
+    plan: ExecutionPlan,
+    zoo: Zoo,
+    questions: Sequence[Question],
+    *,
+    together: bool,
+    on_step: Callable[[Step], None],
+) -> list[Answer]:
+    """By one engine."""
     from blockc_runtime.capabilities import missing
     from blockc_runtime.executor.torch_ import TorchExecutor
     from blockc_runtime.kv.index import KvIndex

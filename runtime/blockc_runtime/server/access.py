@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blockc.diag import refuse
@@ -147,6 +148,8 @@ class AccessMiddleware:
 
         try:
             await self._app(scope, receive, sending)
+        except ClientDisconnect:
+            pass  # in the middle of its request: nobody is there to be answered
         except Exception:
             status = status or 500  # answered further out, as every bug is
             raise

@@ -43,6 +43,9 @@ from blockc_runtime.server.swap import PlanInForce, Swaps
 from blockc_runtime.server.ui import SentPage
 
 _GIVE_UP_S = 0.5  # for what operators began
+# Of a connection that nothing is asked on. Longer than clients and proxies keep one (httpx 5, balancers 60 s): who
+# asks must be the one that closes, or a request meets a connection that is just being closed.
+_KEEP_ALIVE_S = 75
 _FLUSH_S = 1  # for answers that are complete, and clients that do not read them
 
 
@@ -307,6 +310,7 @@ def _http_server(app: FastAPI) -> uvicorn.Server:
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=_FLUSH_S,
+        timeout_keep_alive=_KEEP_ALIVE_S,
     )
     return _HttpServer(config)
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue
 from blockc_runtime.server.key_sources import KeySources, watch_keys
 from blockc_runtime.server.keys_file import load_keys
-from tests.runtime.server.running import RunningServer, running
+from tests.runtime.server.running import RunningServer, raw, running
 from tests.support.processes import eventually
 
 TENANTS = frozenset({"acme", "birch"})
@@ -161,6 +162,19 @@ def test_a_client_that_leaves_is_noted(catalogue: Catalogue, tmp_path: Path, aud
     (line,) = [json.loads(line) for line in log.read_text().splitlines()]
     assert 1 <= line["completion_tokens"] < 2000
     assert "tenant" not in line  # without keys nobody is known
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_bug(
+    catalogue: Catalogue, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    audit = tmp_path / "audit.jsonl"
+    with running(catalogue, audit=audit_file(audit)) as server:
+        with raw(server.url) as client:
+            client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            time.sleep(0.05)  # the server is reading it
+        assert eventually(audit.read_bytes)
+    assert json.loads(audit.read_text())["status"] == 0
+    assert caplog.records == []
 
 
 def test_a_bug_is_noted_as_one():

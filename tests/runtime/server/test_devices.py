@@ -19,6 +19,7 @@ from blockc_runtime.server.dispatch import dispatch_of
 from blockc_runtime.server.engine_client import EngineClient
 from blockc_runtime.server.engine_link import EngineState, EngineUnavailableError
 from blockc_runtime.server.metrics import Metrics
+from blockc_runtime.server.supervisor import engine_environment
 from blockc_runtime.wire.messages import Cancel, End, Message, StepLoad, Submit, Tokens
 from tests.runtime.server.running import RunningServer
 from tests.runtime.server.test_swap import Plans, Stream, apply, ask, plans, said, swapping
@@ -235,3 +236,25 @@ def test_a_swap_that_does_not_fit_beside_waits_on_all_devices(plans: Plans) -> N
         assert (report["beside"], report["swapped"]) == (False, True)
         assert before.tokens() == said(1, PROMPT, 200)
         assert [answer.result() for answer in waiting] == [said(chain, PROMPT, 20) for chain in (0, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("visible", "engine", "seen"),
+    [(None, 2, "2"), ("3,5", 1, "5"), ("GPU-a,GPU-b", 0, "GPU-a"), ("3", 1, ""), ("", 0, "")],
+)
+def test_an_engine_sees_its_own_gpu(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, engine: int, seen: str
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert engine_environment(engine, gpus=True)["CUDA_VISIBLE_DEVICES"] == seen
+    assert engine_environment().get("CUDA_VISIBLE_DEVICES") == visible
+
+
+def test_engines_share_the_cores_unless_somebody_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert "OMP_NUM_THREADS" not in engine_environment()
+    assert engine_environment(cpus=3)["OMP_NUM_THREADS"] == "3"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert engine_environment(cpus=3)["OMP_NUM_THREADS"] == "7"
