@@ -31,6 +31,6 @@ def test_every_app_keeps_its_manner_and_outlives_an_engine(tmp_path: Path) -> No
                     os.kill(victim, signal.SIGKILL)
                 for (app, _), text in zip(asked, answers, strict=True):
                     assert manner(text) == (PLAIN if MODEL_OF[app] == "base" else MODEL_OF[app]), (app, text)
-                assert eventually(lambda: http.get("/ready").status_code == 200, 60)
+                assert eventually(lambda: metric(http, "engine_up") == 2, 60)
             assert metric(http, "engine_restarts_total") == 2
         assert "Traceback" not in command.log

@@ -69,6 +69,7 @@ class EngineClient:
         self._limits = limits or QueueLimits()
         self._tracked: dict[str, Tracked] = {}
         self._unfinished_of: Counter[str] = Counter()
+        self._began = False  # all engines of the first plan have been ready
         self._fresh: dict[Call, None] = {}  # calls with tokens that have not been offered
         self._idle = asyncio.Event()
         self._idle.set()
@@ -84,13 +85,16 @@ class EngineClient:
 
     @property
     def state(self) -> EngineState:
-        """Of the chains of the plan in force the worst state: that of the best engine that has it."""
-        ways = set(self.dispatch.ways.values()) or {self.dispatch.engines}
-        return max((self._state_of(engines) for engines in ways), key=_BEST_FIRST.index)
+        """That of the best engine of the plan in force, and of the worst until all have been ready once.
+
+        One that is lost later is missed by its own apps only: their requests wait for the next one, or are refused.
+        """
+        states = [self._link(engine).state for engine in self.dispatch.engines]
+        return (min if self._began else max)(states, key=_BEST_FIRST.index)
 
     @property
     def serving(self) -> bool:
-        """Whether new requests would be worked on now, whatever they ask for."""
+        """Whether new requests would be worked on now."""
         return self.state is EngineState.READY and not self.draining
 
     def check_room(self, tenant: str, count: int) -> None:
@@ -228,6 +232,7 @@ class EngineClient:
         link = self._link(engine)
         link.attach(send)
         self._metrics.engine_up.labels(link.device).set(1)
+        self._began = self._began or self.state is EngineState.READY
         self.open(engine, epoch)
 
     def open(self, engine: int, epoch: int) -> None:

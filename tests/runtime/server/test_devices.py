@@ -135,15 +135,25 @@ def test_a_device_without_an_engine_ends_what_only_it_can_do(pair: Path) -> None
         world.submit(name, app)
     world.client.give_up(0)
     assert {"a", "b"} <= world.at(1).keys()
-    assert world.client.state is EngineState.FAILED
+    assert world.client.state is EngineState.READY
     with pytest.raises(EngineUnavailableError):
         world.submit("more code", 1)
     world.submit("birch", 2)
     for name in ("a", "b", "birch"):
         world.end(1, name)
     world.client.give_up(1)
+    assert world.client.state is EngineState.FAILED
     with pytest.raises(EngineUnavailableError):
         world.submit("c")
+
+
+def test_a_server_is_ready_when_all_engines_have_been(pair: Path) -> None:
+    client = EngineClient(Metrics(), dispatch=dispatch_of(load_plan(pair)))
+    for engine, state in ((1, EngineState.STARTING), (0, EngineState.READY)):
+        client.attach(engine, lambda message: None, 0)
+        assert client.state is state
+    client.detach(1)
+    assert client.state is EngineState.READY
 
 
 def test_plans_of_several_machines_are_refused(plans: Plans, pair: Path) -> None:
@@ -172,7 +182,8 @@ def test_answers_come_from_both_and_outlive_either(plans: Plans, pair: Path) -> 
             server.kill_engine(engine)
             more = [pool.submit(ask, server, "acme/chat") for _ in range(4)]
             assert {answer.result() for answer in more} == {said(0, PROMPT, 20)}
-            assert eventually(lambda: httpx.get(f"{server.url}/ready").status_code == 200)
+            assert httpx.get(f"{server.url}/ready").status_code == 200
+            assert eventually(lambda: len(server.call(server.server.client.stats())) == 2)
         for stream, chain in zip(streams, (0, 0, 0, 0, 1, 1), strict=True):
             assert stream.tokens() == said(chain, PROMPT, 150)
         assert any(line.startswith("local/d1: the engine ended") for line in server.progress)
@@ -215,7 +226,6 @@ def test_an_engine_that_cannot_have_its_part_leaves_all_as_they_were(plans: Plan
         time.sleep(0.3)
         server.kill_engine(1)
         assert applied.result().status_code == 503
-        assert eventually(lambda: httpx.get(f"{server.url}/ready").status_code == 200)
         assert ask(server, "birch/chat") == said(1, PROMPT, 20)
         assert before.tokens() == said(1, PROMPT, 600)
         assert httpx.get(f"{server.url}/plan").content == pair.read_bytes()
