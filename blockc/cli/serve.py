@@ -36,6 +36,9 @@ def register(app: typer.Typer) -> None:
 def serve(
     plan: PlanArgument,
     zoo: ZooOption = None,
+    node: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose devices these are, of a plan of several nodes.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; without --keys a loopback one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
     keys: Annotated[
@@ -101,6 +104,7 @@ def serve(
         options = ServeOptions(
             plan=plan,
             zoo=zoo_of(zoo, plan),
+            node=node,
             host=host,
             port=port,
             keys=keys,

@@ -29,7 +29,7 @@ from blockc.plan.graph_entries import (
 )
 from blockc.plan.manifests import EvidenceManifest, SideEntry, SideManifest, TensorEvidenceEntry, TermEntry
 from blockc.plan.model import FORMAT_VERSION, BatchingEntry, ExecutionPlan
-from blockc.plan.part import Part, parts_of
+from blockc.plan.part import Part, part_of_node, parts_of
 from blockc.plan.place_entries import (
     AttainedEntry,
     ChainPricesEntry,
@@ -101,6 +101,7 @@ __all__ = [
     "chains_through",
     "dump_plan",
     "load_plan",
+    "part_of_node",
     "parts_of",
     "plan_bytes",
     "plan_uses",

@@ -1,4 +1,4 @@
-"""A plan of several devices as one plan for each of its instances.
+"""A plan of several devices as one plan for each of its instances, and a plan of several nodes as one for each node.
 
 In: a plan whose instances are on one device each. Out: for each what it runs, as a plan by itself, and whose chains,
 apps and KV groups those are. Invariants: a part holds together as any plan does; chains, domains, blocks and tensors
@@ -11,8 +11,9 @@ over all of them), baselines, the price, and how the placement was found. Number
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from blockc.ir.layout import ResidentTensor, block_tensors
 from blockc.ir.parse import parse_structure
@@ -22,6 +23,8 @@ from blockc.plan.laminar import find_crossing
 from blockc.plan.model import ExecutionPlan
 from blockc.plan.place_entries import InstanceEntry, RouteEntry
 from blockc.plan.turns import segment_blocks, turning_tensors
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +68,44 @@ def _whole(plan: ExecutionPlan) -> Part:
     )
 
 
+def part_of_node(plan: ExecutionPlan, node: str) -> ExecutionPlan:
+    """What the instances of a node run, on its devices; the plan itself if there are no others.
+
+    Raises ValueError for a node without instances, and as `parts_of` does.
+    """
+    numbers = [
+        number for number, own in enumerate(plan.instances) if plan.devices[own.devices[0]].node == node
+    ]  # fmt: skip
+    if not numbers:
+        raise ValueError(f"no instance is on {node!r}")
+    if len(numbers) == len(plan.instances):
+        return plan
+    devices = [index for index, device in enumerate(plan.devices) if device.node == node]
+    return _cut_out(plan, numbers, devices).plan
+
+
 def _part(plan: ExecutionPlan, number: int) -> Part:
-    instance = plan.instances[number]
-    device = plan.devices[instance.devices[0]]
-    chains = _places(sorted(instance.chains))
+    (device,) = plan.instances[number].devices
+    cut = _cut_out(plan, [number], [device])
+    return Part(
+        instance=number, device=device, plan=cut.plan, chains=cut.chains, apps=cut.apps, groups=tuple(cut.groups)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cut:
+    """A plan of some instances; where the whole plan's chains, apps and KV groups are in it."""
+
+    plan: ExecutionPlan
+    chains: Mapping[int, int]
+    apps: Mapping[int, int]
+    groups: Mapping[int, int]
+
+
+def _cut_out(plan: ExecutionPlan, numbers: Sequence[int], on: Sequence[int]) -> _Cut:
+    """``numbers``: the instances that it has; ``on``: the devices."""
+    instances, devices = _places(numbers), _places(on)
+    chains = _places(sorted({chain for number in numbers for chain in plan.instances[number].chains}))
     apps = _places(index for index, app in enumerate(plan.apps) if app.chain in chains)
     segments = _places(sorted({item for chain in chains for item in plan.chains[chain].segments}))
     groups = _places(sorted({kv.group for chain in chains for kv in plan.chains[chain].kv}))
@@ -77,6 +114,8 @@ def _part(plan: ExecutionPlan, number: int) -> Part:
     blocks = passed | {prelude for block in passed if (prelude := plan.blocks[block].prelude) is not None}
     structures = {plan.blocks[block].structure for block in blocks}
     own_segments = tuple(_segment(plan, segment, chains) for segment in segments)
+    routes = tuple(_route(plan.routes[chain], place, instances) for chain, place in chains.items())
+    is_choice = any(len(route.alternatives) > 1 for route in routes)
     part = plan.model_copy(
         update={
             "requires": _requires(plan.requires),
@@ -87,31 +126,27 @@ def _part(plan: ExecutionPlan, number: int) -> Part:
             "segments": own_segments,
             "crossing": find_crossing([segment.chains for segment in own_segments]),
             "kv_groups": tuple(plan.kv_groups[group] for group in groups),
-            "nodes": (device.node,),
-            "devices": (device,),
+            "nodes": tuple(sorted({plan.devices[device].node for device in devices})),
+            "devices": tuple(plan.devices[device] for device in devices),
             "links": (),
-            "instances": (_instance(instance, chains, segments, groups),),
+            "instances": tuple(
+                _instance(plan.instances[number], devices, chains, segments, groups, with_prices=is_choice)
+                for number in instances
+            ),
             "edges": (),
-            "routes": tuple(_route(plan.routes[chain], place) for chain, place in chains.items()),
+            "routes": routes,
             "roles": None,
             "apps": tuple(plan.apps[app].model_copy(update={"chain": chains[plan.apps[app].chain]}) for app in apps),
             "models": _models(plan, chains),
             "memory": tuple(
-                entry.model_copy(update={"device": 0})
+                entry.model_copy(update={"device": devices[entry.device]})
                 for entry in plan.memory
-                if entry.device == instance.devices[0]
+                if entry.device in devices
             ),
             "rules": (),
         }
-    )  # fmt: skip
-    return Part(
-        instance=number,
-        device=instance.devices[0],
-        plan=_with_room(plan, part, segments),
-        chains=chains,
-        apps=apps,
-        groups=tuple(groups),
     )
+    return _Cut(plan=_with_room(plan, part, segments), chains=chains, apps=apps, groups=groups)
 
 
 def _places(indices: Iterable[int]) -> dict[int, int]:
@@ -151,28 +186,50 @@ def _cut(cut: CutEntry, chains: Mapping[int, int]) -> CutEntry:
 
 
 def _instance(
-    instance: InstanceEntry, chains: Mapping[int, int], segments: Mapping[int, int], groups: Mapping[int, int]
+    instance: InstanceEntry,
+    devices: Mapping[int, int],
+    chains: Mapping[int, int],
+    segments: Mapping[int, int],
+    groups: Mapping[int, int],
+    *,
+    with_prices: bool,
 ) -> InstanceEntry:
-    load = instance.load
+    load, prices = instance.load, instance.prices
     if load is not None:
-        load = load.model_copy(
-            update={"batches": {segments[item]: count for item, count in load.batches.items()}}
-        )  # fmt: skip
+        load = load.model_copy(update={"batches": _renumbered(load.batches, segments)})
+    if prices is not None:
+        own = {"segment_s": _renumbered(prices.segment_s, segments), "chains": _renumbered(prices.chains, chains)}
+        prices = prices.model_copy(update=own) if with_prices else None
     return instance.model_copy(
         update={
-            "segments": tuple(segments.values()),
-            "devices": (0,),
-            "chains": tuple(chains.values()),
-            "kv_pages": {groups[group]: pages for group, pages in instance.kv_pages.items()},
+            "segments": tuple(segments[item] for item in instance.segments),
+            "devices": tuple(devices[item] for item in instance.devices),
+            "chains": tuple(chains[item] for item in instance.chains),
+            "kv_pages": _renumbered(instance.kv_pages, groups),
             "turns": tuple(turn.model_copy(update={"segment": segments[turn.segment]}) for turn in instance.turns),
             "load": load,
-            "prices": None,
+            "prices": prices,
         }
     )
 
 
-def _route(route: RouteEntry, chain: int) -> RouteEntry:
-    return route.model_copy(update={"chain": chain, "alternatives": ((0,),), "weights": (), "readers": ()})
+def _renumbered(table: Mapping[int, _T], places: Mapping[int, int]) -> dict[int, _T]:
+    return {places[index]: value for index, value in table.items()}
+
+
+def _route(route: RouteEntry, chain: int, instances: Mapping[int, int]) -> RouteEntry:
+    """Those of its ways that are there; what of its requests goes which way stays in proportion."""
+    kept = [place for place, way in enumerate(route.alternatives) if way[0] in instances]
+    weights = [route.weights[place] for place in kept] if route.weights else []
+    total = sum(weights)
+    return route.model_copy(
+        update={
+            "chain": chain,
+            "alternatives": tuple((instances[route.alternatives[place][0]],) for place in kept),
+            "weights": tuple(weight / total for weight in weights) if len(kept) > 1 and total else (),
+            "readers": (),
+        }
+    )
 
 
 def _models(plan: ExecutionPlan, chains: Mapping[int, int]) -> dict[str, ModelEntry]:
@@ -202,18 +259,19 @@ def _with_room(plan: ExecutionPlan, part: ExecutionPlan, segments: Mapping[int, 
         for number, place in segments.items()
         if place in here and (new := here[place] - before[number])
     }
-    added = sum(more.values())
     if not more:
         return part
-    (instance,), (memory,) = part.instances, part.memory
-    turns = tuple(
-        turn.model_copy(update={"nbytes": turn.nbytes + more.get(turn.segment, 0)}) for turn in instance.turns
-    )
-    room = {"turns": turns, "room_bytes": instance.room_bytes + added}
-    held = {"weights_bytes": memory.weights_bytes - added, "blocks_bytes": memory.blocks_bytes + added}
-    return part.model_copy(
-        update={"instances": (instance.model_copy(update=room),), "memory": (memory.model_copy(update=held),)}
-    )
+    instances, memory = [], {entry.device: entry for entry in part.memory}
+    for instance in part.instances:
+        added = sum(more.get(turn.segment, 0) for turn in instance.turns)
+        turns = tuple(
+            turn.model_copy(update={"nbytes": turn.nbytes + more.get(turn.segment, 0)}) for turn in instance.turns
+        )
+        instances.append(instance.model_copy(update={"turns": turns, "room_bytes": instance.room_bytes + added}))
+        entry = memory[instance.devices[0]]
+        held = {"weights_bytes": entry.weights_bytes - added, "blocks_bytes": entry.blocks_bytes + added}
+        memory[entry.device] = entry.model_copy(update=held)
+    return part.model_copy(update={"instances": tuple(instances), "memory": tuple(memory.values())})
 
 
 def _nbytes(plan: ExecutionPlan, segment: int, digests: frozenset[str]) -> int:

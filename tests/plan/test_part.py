@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from blockc.cli.compile import compile_file
+from blockc.cost import DeviceRates, with_prices
 from blockc.explain import explain_why
 from blockc.plan import (
     ExecutionPlan,
     dump_plan,
+    part_of_node,
     parts_of,
     read_plan,
     segment_blocks,
@@ -21,9 +23,11 @@ from blockc.plan.verify import plan_problem
 from blockc.render.page import render_page
 from blockc_runtime.kv.index import KvIndex
 from blockc_runtime.limits import engine_limits
+from blockc_runtime.router import router_of
 from tests.plan.fleet import fleet_plan
 from tests.plan.spread import random_graph, spread, tensor_bytes
 
+RATES = DeviceRates(flops_per_s=1e12, bytes_per_s=1e11)
 CONFIG = """{
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 128, "max_position_embeddings": 512
@@ -93,6 +97,46 @@ def check_parts(plan: ExecutionPlan) -> None:
 def test_parts_of_random_plans_are_plans(seed: int) -> None:
     rng = random.Random(seed)
     check_parts(spread(random_graph(rng), rng))
+
+
+def on_nodes(plan: ExecutionPlan, count: int) -> ExecutionPlan:
+    """The same on so many nodes, in turns."""
+    devices = tuple(
+        device.model_copy(update={"node": f"n{index % count}", "address": f"n{index % count}/d{index}"})
+        for index, device in enumerate(plan.devices)
+    )
+    return plan.model_copy(update={"devices": devices, "nodes": tuple(f"n{number}" for number in range(count))})
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_nodes_part_is_a_plan_whose_parts_are_the_whole_ones(seed: int) -> None:
+    rng = random.Random(seed)
+    plan = on_nodes(with_prices(spread(random_graph(rng), rng), lambda kind, width: RATES), 2)
+    for node in sorted({plan.devices[own.devices[0]].node for own in plan.instances}):
+        own = part_of_node(plan, node)
+        assert plan_problem(own) is None
+        assert read_plan(dump_plan(own), "part") == own
+        assert router_of(own) is not None or all(len(route.alternatives) == 1 for route in own.routes)
+        if own is not plan:
+            assert [device.address for device in own.devices] == [
+                device.address for device in plan.devices if device.node == node
+            ]
+            whole = [part.plan for part in parts_of(plan) if plan.devices[part.device].node == node]
+            # Which of its chains' paths a segment is shown on is all that may differ.
+            assert [apart(part.plan) for part in parts_of(own)] == [apart(part) for part in whole]
+
+
+def apart(plan: ExecutionPlan) -> ExecutionPlan:
+    segments = tuple(entry.model_copy(update={"path": "", "first": 0}) for entry in plan.segments)
+    instances = tuple(own.model_copy(update={"prices": None}) for own in plan.instances)
+    return plan.model_copy(update={"segments": segments, "instances": instances})
+
+
+def test_a_node_without_instances_has_no_part() -> None:
+    plan = fleet_plan(devices=2)
+    assert part_of_node(plan, plan.devices[0].node) is plan
+    with pytest.raises(ValueError, match="no instance"):
+        part_of_node(plan, "elsewhere")
 
 
 def test_parts_of_adapters_on_several_devices() -> None:

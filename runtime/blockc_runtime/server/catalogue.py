@@ -108,8 +108,8 @@ class Catalogue:
 
     @property
     def tenants(self) -> frozenset[str]:
-        """All tenants of the plan."""
-        return frozenset(app.tenant for app in self._apps.values())
+        """All tenants of the plan, those too of which no app is served here."""
+        return frozenset(app.tenant for app in self._apps.values()) | self._key_secrets.keys()
 
     @property
     def key_secrets(self) -> dict[str, tuple[str, ...]]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from blockc.diag import refuse
-from blockc.plan import ExecutionPlan, Part, parts_of
+from blockc.plan import ExecutionPlan, Part, part_of_node, parts_of
 from blockc_runtime.capabilities import refusal, spans_engines
 from blockc_runtime.kv.prefix import Prefix
 from blockc_runtime.request import Request
@@ -106,17 +106,28 @@ class Dispatch:
         return prefix_keys(prefix, [kv.domain for kv in chain.kv])
 
 
-def dispatch_of(plan: ExecutionPlan) -> Dispatch:
-    """Raises `DiagnosticError` (BC905) for a plan that needs more than the devices of one machine, each by itself."""
+def on_node(plan: ExecutionPlan, node: str | None) -> ExecutionPlan:
+    """What a server has of a plan: the part of its node, by name where there are several.
+
+    Raises `DiagnosticError` (BC905) for a node that the plan does not use, or that nobody named, and for instances on
+    several devices.
+    """
     if lacking := spans_engines(plan):
         refuse("BC905", refusal(lacking))
-    nodes = {plan.devices[device].node for instance in plan.instances for device in instance.devices}
-    if len(nodes) > 1:
+    nodes = sorted({plan.devices[device].node for instance in plan.instances for device in instance.devices})
+    if node is None and len(nodes) > 1:
         refuse(
             "BC905",
-            f"the plan uses devices of {len(nodes)} machines ({', '.join(sorted(nodes))}); a server has those of one",
-            "compile a spec for each node of the cluster, with the tenants that are to be served there",
+            f"the plan uses devices of {len(nodes)} nodes ({', '.join(nodes)}), and a server has those of one",
+            "say on which it runs with --node, one server on each; it answers for the apps that are placed there",
         )
+    if node is not None and node not in nodes:
+        refuse("BC905", f"the plan uses no device of a node `{node}`", f"name one of its nodes: {', '.join(nodes)}")
+    return plan if node is None else part_of_node(plan, node)
+
+
+def dispatch_of(plan: ExecutionPlan) -> Dispatch:
+    """Of a plan of one node. Raises `DiagnosticError` (BC905) where there is a choice, and nothing to choose by."""
     parts = {_number(plan, part.device): part for part in parts_of(plan)}
     engine_of = {part.instance: engine for engine, part in parts.items()}
     return Dispatch(

@@ -30,7 +30,7 @@ from blockc_runtime.server.app import create_app
 from blockc_runtime.server.auth import KeyRing
 from blockc_runtime.server.catalogue import Catalogue, load_catalogue
 from blockc_runtime.server.direct import HttpProtocol
-from blockc_runtime.server.dispatch import dispatch_of
+from blockc_runtime.server.dispatch import dispatch_of, on_node
 from blockc_runtime.server.engine_client import EngineClient
 from blockc_runtime.server.fleet import Fleet, PlanParts, write_parts
 from blockc_runtime.server.json_log import JsonLog
@@ -51,7 +51,9 @@ _FLUSH_S = 1  # for answers that are complete, and clients that do not read them
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeOptions:
-    """``drain_s``: how long requests may go on after SIGTERM. ``port`` 0: any free one.
+    """``node``: whose devices these are, of a plan of several nodes. ``port`` 0: any free one.
+
+    ``drain_s``: how long requests may go on after SIGTERM.
 
     ``keys``: the keys file; ``secrets``: a folder with secrets that the plan names.
     ``audit``: the file that gets a line for each request. ``json_log``: progress comes as one JSON object a line, with
@@ -62,6 +64,7 @@ class ServeOptions:
 
     plan: Path
     zoo: Path
+    node: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     keys: Path | None = None
@@ -90,7 +93,7 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Call
     spans = request_spans() if options.spans else None
     if spans is not None:
         watchers.append(spans.tell)
-    in_force = _plan_of(options.plan)
+    in_force = _plan_of(options.plan, options.node)
     plan = in_force.plan
     catalogue = load_catalogue(plan, Zoo(options.zoo), progress)
     sources = _sources(options)
@@ -114,7 +117,7 @@ def serve(options: ServeOptions, *, ready: Callable[[str], None], progress: Call
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="blockc-")))
         swaps = Swaps(
             client=client, catalogue=catalogue, metrics=metrics, zoo=options.zoo, in_force=in_force, folder=folder,
-            progress=progress, keys=keys, sources=sources,
+            progress=progress, keys=keys, sources=sources, node=options.node,
         )  # fmt: skip
         adapters = None if options.adapters is None else Adapters(options.adapters, swaps, options.zoo, progress)
         server = Server(
@@ -152,11 +155,11 @@ def _keep_to_ourselves(secrets: Iterable[str]) -> None:
         os.environ.pop(name, None)
 
 
-def _plan_of(path: Path) -> PlanInForce:
+def _plan_of(path: Path, node: str | None) -> PlanInForce:
     """Read a plan once: what is checked is what is served."""
     plan = read_plan(data := plan_bytes(path), str(path))
     require_weights(plan)
-    return PlanInForce.of(plan, data)
+    return PlanInForce.of(on_node(plan, node), data)
 
 
 def listen(host: str, port: int, *, with_keys: bool) -> socket.socket:

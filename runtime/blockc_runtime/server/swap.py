@@ -24,7 +24,7 @@ from blockc.plan import ExecutionPlan, plan_uses, read_plan, require_weights
 from blockc.zoo import Zoo
 from blockc_runtime.server.auth import KeyRing, Keys
 from blockc_runtime.server.catalogue import Catalogue, load_catalogue
-from blockc_runtime.server.dispatch import Dispatch, dispatch_of
+from blockc_runtime.server.dispatch import Dispatch, dispatch_of, on_node
 from blockc_runtime.server.engine_client import EngineClient
 from blockc_runtime.server.engine_life import EngineGoneError
 from blockc_runtime.server.errors import ApiError, unavailable
@@ -39,7 +39,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanInForce:
-    """``data``: its file; ``digest``: the SHA-256 of that, in hexadecimal."""
+    """``plan``: what is served of it here; ``data``: its file; ``digest``: the SHA-256 of that, in hexadecimal."""
 
     plan: ExecutionPlan
     data: bytes
@@ -120,7 +120,7 @@ class SwapReport:
 class Swaps:
     """One swap at a time. ``fleet`` is set once there is one. ``keys`` None: nobody is asked for one.
 
-    ``folder``: where what engines are given is written.
+    ``folder``: where what engines are given is written. ``node``: whose part of a plan is served.
     """
 
     def __init__(
@@ -136,10 +136,11 @@ class Swaps:
         patience_s: float = _PATIENCE_S,
         keys: KeyRing | None = None,
         sources: KeySources | None = None,
+        node: str | None = None,
     ) -> None:
         self.in_force = in_force
         self.fleet: Fleet | None = None
-        self._folder = folder
+        self._folder, self._node = folder, node
         self._client = client
         self._catalogue = catalogue
         self._metrics = metrics
@@ -255,8 +256,9 @@ class Swaps:
 
     def _read(self, data: bytes, epoch: int) -> _Served:
         """Whatever can be wrong with a plan, before an engine is told of it."""
-        plan = read_plan(data, "what was sent")
-        require_weights(plan)
+        whole = read_plan(data, "what was sent")
+        require_weights(whole)
+        plan = on_node(whole, self._node)
         zoo = Zoo(self._zoo)
         _require_there(plan, zoo)
         catalogue = load_catalogue(plan, zoo, self._progress, epoch=epoch)

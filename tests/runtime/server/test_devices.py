@@ -15,7 +15,7 @@ import pytest
 from blockc.diag import DiagnosticError
 from blockc.plan import load_plan
 from blockc_runtime.request import EndEvent, Request, Sampling, TokensEvent
-from blockc_runtime.server.dispatch import dispatch_of
+from blockc_runtime.server.dispatch import dispatch_of, on_node
 from blockc_runtime.server.engine_client import EngineClient
 from blockc_runtime.server.engine_link import EngineState, EngineUnavailableError
 from blockc_runtime.server.metrics import Metrics
@@ -156,12 +156,19 @@ def test_a_server_is_ready_when_all_engines_have_been(pair: Path) -> None:
     assert client.state is EngineState.READY
 
 
-def test_plans_of_several_machines_are_refused(plans: Plans, pair: Path) -> None:
+def test_of_several_nodes_one_is_served(plans: Plans, pair: Path) -> None:
     plan = load_plan(pair)
     far = plan.devices[1].model_copy(update={"address": "other/d0", "node": "other"})
     plan = plan.model_copy(update={"devices": (plan.devices[0], far), "nodes": ("local", "other")})
-    with pytest.raises(DiagnosticError, match=r"devices of 2 machines \(local, other\)"):
-        dispatch_of(plan)
+    with pytest.raises(DiagnosticError, match=r"devices of 2 nodes \(local, other\)"):
+        on_node(plan, None)
+    with pytest.raises(DiagnosticError, match="no device of a node `far`"):
+        on_node(plan, "far")
+    for node, apps in (("local", [0, 1]), ("other", [0, 2])):
+        own = on_node(plan, node)
+        assert [app.address for app in own.apps] == [plan.apps[app].address for app in apps]
+        assert dispatch_of(own).engines == (0,)
+    assert on_node(load_plan(pair), "local") == load_plan(pair)
 
 
 def two(server: RunningServer) -> dict[int, int]:
