@@ -201,16 +201,24 @@ def _quick_export() -> Iterator[None]:
     """Without what torch does beside the graph.
 
     What it remembers of fake tensors takes longer to look up, with sizes that are symbols, than to find out again: a
-    third of the time. Which line of a model an op comes from nobody asks: a tenth.
+    third of the time. Graphs become Python code after every change, which nobody runs: a quarter of the rest. Which
+    line of a model an op comes from nobody asks: a tenth.
     """
     settings: Any = fx.config
-    before = settings.do_not_emit_stack_traces
+    module: Any = fx.GraphModule
+    before, recompile = settings.do_not_emit_stack_traces, module.recompile
     settings.do_not_emit_stack_traces = True
+    module.recompile = _no_code
     try:
         with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
             yield
     finally:
         settings.do_not_emit_stack_traces = before
+        module.recompile = recompile
+
+
+def _no_code(module: fx.GraphModule) -> None:
+    """In the place of :meth:`fx.GraphModule.recompile`."""
 
 
 def computed_buffers(model: nn.Module, names: frozenset[str]) -> dict[str, torch.Tensor]:

@@ -26,8 +26,9 @@ def trace_models(files: Mapping[str, ModelFiles], *, diags: Diagnostics) -> dict
             continue
         full = next(files[step] for step in model.lineage if files[step].is_full)
         config = {field: value for field, value in full.config.items() if field not in _OF_THE_FILE}
-        if model.own_head:
-            config = with_classes(config, len(model.labels))
+        config = with_classes(config, len(model.labels))  # their names decide nothing
+        if model.head.kind != "embedding":  # what a checkpoint was saved as says which head an embedding leaves out
+            config.pop("architectures", None)
         written = canonical_json(config)
         length = model.base.max_model_len if LONGROPE in written else None  # otherwise it decides nothing
         key = (written, model.base.dtype, model.head, length)
