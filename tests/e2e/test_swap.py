@@ -77,18 +77,18 @@ def apply(http: httpx.Client, plan: Path) -> dict[str, object]:
 class Load:
     """Questions without end, streamed or not, until it is stopped; whatever is no answer is kept."""
 
-    def __init__(self, command: Command, app: str, manners: set[str], *, threads: int) -> None:
+    def __init__(self, command: Command, app: str, manners: set[str], *, threads: int, pause_s: float = 0) -> None:
         self.wrong: list[str] = []
         self.seen: set[str] = set()
         self.answered = 0
         self._stop = threading.Event()
-        self._command, self._app, self._manners = command, app, manners
+        self._command, self._app, self._manners, self._pause_s = command, app, manners, pause_s
         self._pool = ThreadPoolExecutor(threads)
         self._work = [self._pool.submit(self._run, number) for number in range(threads)]
 
     def _run(self, number: int) -> None:
         with self._command.http() as http:
-            while not self._stop.is_set():
+            while not self._stop.wait(self._pause_s):
                 number += 1
                 text = self._streamed(http) if number % 2 else answer(http, self._app, QUESTION)
                 self.seen.add(text)
@@ -168,7 +168,9 @@ def test_blockc_apply(
 def test_fine_tunes_are_loaded_and_unloaded_under_load(swapped: Command):
     with swapped.http() as http:
         base, german = answer(http, "public/ask", QUESTION), answer(http, "berlin/chat", QUESTION)
-        same, other = Load(swapped, "public/ask", {base}, threads=1), Load(swapped, "berlin/chat", {german}, threads=1)
+        # Without a pause the engine leaves little of two cores to the compilers that are waited for.
+        same = Load(swapped, "public/ask", {base}, threads=1, pause_s=0.3)
+        other = Load(swapped, "berlin/chat", {german}, threads=1, pause_s=0.3)
         loaded = http.post("/v1/load_lora_adapter", json={"lora_name": "public/crew", "lora_path": "pirate"})
         assert loaded.status_code == 200, loaded.text
         assert loaded.json()["apps"] == {"came": ["public/crew"], "gone": [], "changed": []}
@@ -186,6 +188,8 @@ def test_fine_tunes_are_loaded_and_unloaded_under_load(swapped: Command):
         same.stop()
         other.stop()
         assert (same.wrong, other.wrong) == ([], [])
+        assert same.answered
+        assert other.answered
 
 
 def test_what_may_not_be_loaded(swapped: Command):

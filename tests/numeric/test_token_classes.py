@@ -32,7 +32,7 @@ def saved(base, root, *, seed=1, **options):
 def plain(model_type, root):
     torch.manual_seed(0)
     loader = AutoModel if model_type in ("bert", "roberta", "distilbert", "modernbert") else AutoModelForCausalLM
-    randomize(loader.from_config(tiny_config(model_type, layers=3))).save_pretrained(root)
+    randomize(loader.from_config(tiny_config(model_type, layers=1))).save_pretrained(root)
     return root
 
 

@@ -8,12 +8,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from blockc.diag import Diagnostics, Span
 from blockc.graph import Chain
-from blockc.trace import trace
 from blockc.tune.checkpoint import open_checkpoint
 from blockc.tune.full import bind_checkpoint
 from blockc.zoo import Zoo
 from tests.support.interpreter import logits
 from tests.support.tiny_models import CONFIGS, save_model
+from tests.support.traced_once import once
 
 _AT = Span(file="test.blk", start_line=1, start_column=1, end_line=1, end_column=2)
 
@@ -23,7 +23,7 @@ def test_blocks_compute_what_the_model_computes(name, tmp_path):
     directory = save_model(name, tmp_path / "model")
     zoo = Zoo(tmp_path / "zoo", create=True)
     diags = Diagnostics()
-    traced = trace(AutoConfig.from_pretrained(directory), dtype="float32")
+    traced = once(AutoConfig.from_pretrained(directory), dtype="float32")
     checkpoint = open_checkpoint(
         directory, stem="model", index="model.safetensors.index.json", written="model", diags=diags, at=_AT
     )

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM
 
 from blockc.diag import Diagnostics
 from blockc.graph import Chain
-from blockc.trace import trace
 from blockc.tune.adapter import AdapterFiles
 from blockc.tune.checkpoint import open_checkpoint
 from blockc.tune.kinds import lora
@@ -19,6 +18,7 @@ from blockc.zoo import Zoo
 from tests.support.adapters import save_lora
 from tests.support.binding import AT, bound
 from tests.support.tiny_models import CONFIGS, save_model
+from tests.support.traced_once import once
 
 
 def _delete(tensors, name):
@@ -52,7 +52,7 @@ _CHANGES = [_delete, _rename, _move, _shorten, _flatten, _lengthen]
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     root = save_model("llama", tmp_path_factory.mktemp("base"))
-    traced = trace(CONFIGS["llama"], dtype="float32")
+    traced = once(CONFIGS["llama"], dtype="float32")
     path, reported = bound(traced, root, root / "zoo")
     assert reported == {}
     return root, traced, path

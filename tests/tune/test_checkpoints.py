@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from blockc.trace import trace
 from blockc.zoo import Zoo
 from tests.support.binding import bound
 from tests.support.chains import chains_of
 from tests.support.deployments import deployment
 from tests.support.tiny_models import CONFIGS, save_model
+from tests.support.traced_once import once
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def models(tmp_path_factory):
     found = {}
     for name in ("llama", "llama-tied", "gpt2"):
         root = save_model(name, tmp_path_factory.mktemp(name), dtype=torch.bfloat16)
-        traced = trace(CONFIGS[name], dtype="bfloat16")
+        traced = once(CONFIGS[name], dtype="bfloat16")
         path, reported = bound(traced, root, root / "zoo")
         assert reported == {}
         found[name] = root, traced, path

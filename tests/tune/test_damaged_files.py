@@ -10,18 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from blockc.trace import trace
 from blockc.tune.full import is_finite
 from tests.conftest import Promised
 from tests.support.binding import bound
 from tests.support.chains import chains_of
 from tests.support.deployments import deployment
 from tests.support.tiny_models import CONFIGS, save_model
+from tests.support.traced_once import once
 
 
 @pytest.fixture(scope="module")
 def traced():
-    return trace(CONFIGS["llama"], dtype="float32")
+    return once(CONFIGS["llama"], dtype="float32")
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_numbers_that_are_none_in_a_narrower_dtype(model, tmp_path):
     tensors = load_file(model / "model.safetensors")
     tensors[_NAME].view(-1)[0] = 1e38
     save_file(tensors, model / "model.safetensors")
-    text = _reported(trace(CONFIGS["llama"], dtype="float16"), model, tmp_path)["BC203"]
+    text = _reported(once(CONFIGS["llama"], dtype="float16"), model, tmp_path)["BC203"]
     assert _NAME in text
     assert "float16" in text
 
