@@ -58,7 +58,7 @@ class Dispatch:
                 request=request.id,
                 app=request.app,
                 chain=request.chain,
-                prompt_tokens=len(request.prompt),
+                prompt_tokens=len(self._virtual(request.app)) + len(request.prompt),
                 keys=() if prefix is None else self._keys(request.chain, prefix),
             ),
             at / TICKS_PER_S,
@@ -194,8 +194,11 @@ class Dispatch:
     def _prefix(self, app: int, tokens: Sequence[int], number: int) -> Prefix:
         own = self._fleet.apps[app]
         group = own.isolation_group if self._fleet.caches else f"request {number}"
-        virtual = self._instances[own.instances[0]].fleet.limits.chains[own.chain].virtual_tokens
-        return Prefix(group, [*virtual, *tokens])
+        return Prefix(group, [*self._virtual(app), *tokens])
+
+    def _virtual(self, app: int) -> tuple[int, ...]:
+        own = self._fleet.apps[app]
+        return self._instances[own.instances[0]].fleet.limits.chains[own.chain].virtual_tokens
 
     def _keys(self, chain: int, prefix: Prefix) -> tuple[bytes, ...]:
         return prefix_keys(prefix, self._instances[0].fleet.limits.chains[chain].domains)

@@ -272,7 +272,7 @@ class Engine:
     def _retire(self, epoch: Epoch) -> None:
         """Let a plan go whose last request has ended, or that never came into force."""
         del self._epochs[epoch.number]
-        self._newest = self._epochs[max(self._epochs)]
+        self._newest = self._epochs[max(self._epochs)] if self._epochs else epoch
         self._past += epoch.scheduler.gauges().counts
         epoch.close(self._epochs.values())
         before_serving()

@@ -56,7 +56,8 @@ class Dispatch:
             return self.engines_of(request.chain)[0]
         choice = self.router.route(
             Ask(
-                request=request.id, app=request.app, chain=request.chain, prompt_tokens=len(request.prompt),
+                request=request.id, app=request.app, chain=request.chain,
+                prompt_tokens=len(self._virtual(request)) + len(request.prompt),
                 keys=self._keys(request, ()),
             ),
             time.monotonic(),
@@ -101,9 +102,11 @@ class Dispatch:
         """What a cache may have of a request; of no use where it has one way only."""
         if self.plan is None or len(self.engines_of(request.chain)) == 1:
             return ()
-        chain = self.plan.chains[request.chain]
-        prefix = Prefix(request.isolation_group, [*chain.virtual_tokens, *request.prompt, *emitted])
-        return prefix_keys(prefix, [kv.domain for kv in chain.kv])
+        prefix = Prefix(request.isolation_group, [*self._virtual(request), *request.prompt, *emitted])
+        return prefix_keys(prefix, [kv.domain for kv in self.plan.chains[request.chain].kv])
+
+    def _virtual(self, request: Request) -> tuple[int, ...]:
+        return () if self.plan is None else self.plan.chains[request.chain].virtual_tokens
 
 
 def on_node(plan: ExecutionPlan, node: str | None) -> ExecutionPlan:
@@ -123,7 +126,14 @@ def on_node(plan: ExecutionPlan, node: str | None) -> ExecutionPlan:
         )
     if node is not None and node not in nodes:
         refuse("BC905", f"the plan uses no device of a node `{node}`", f"name one of its nodes: {', '.join(nodes)}")
-    return plan if node is None else part_of_node(plan, node)
+    own = plan if node is None else part_of_node(plan, node)
+    if own.target == "cuda" and any(own.devices[instance.devices[0]].kind == "cpu" for instance in own.instances):
+        refuse(
+            "BC905",
+            "the plan is for CUDA and runs something on a CPU device",
+            "give devices of the two sorts to nodes of their own, in two specs",
+        )
+    return own
 
 
 def dispatch_of(plan: ExecutionPlan) -> Dispatch:
@@ -141,6 +151,7 @@ def dispatch_of(plan: ExecutionPlan) -> Dispatch:
 
 
 def _number(plan: ExecutionPlan, device: int) -> int:
-    """A device among those of its node, in their order."""
-    node = plan.devices[device].node
-    return sum(1 for other in plan.devices[:device] if other.node == node)
+    """A device among those of its sort on its node, in their order: of several GPUs its own."""
+    own = plan.devices[device]
+    before = [other for other in plan.devices[:device] if other.node == own.node]
+    return sum(1 for other in before if (other.kind == "cpu") == (own.kind == "cpu"))

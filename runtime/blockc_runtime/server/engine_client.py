@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from blockc_runtime.request import EndEvent, FinishReason, Request
 from blockc_runtime.server.arrivals import Call, Unavailable
 from blockc_runtime.server.dispatch import Dispatch
-from blockc_runtime.server.engine_link import EngineLink, EngineState, EngineUnavailableError
+from blockc_runtime.server.engine_link import EngineLinks, EngineState, EngineUnavailableError
 from blockc_runtime.server.metrics import AppMetrics, EngineStats, Metrics
 from blockc_runtime.server.tracked import Tracked, overdue
 from blockc_runtime.wire.messages import Cancel, End, Message, Submit, Tokens
@@ -25,12 +25,11 @@ from blockc_runtime.wire.messages import Cancel, End, Message, Submit, Tokens
 _STATS_PATIENCE_S = 0.5
 _DEADLY = "the engine stopped repeatedly while it worked on this request"
 _FAILED = "the engine cannot be started"
-_BEST_FIRST = (EngineState.READY, EngineState.STARTING, EngineState.FAILED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueLimits:
-    """Bounds on unfinished requests. ``deaths``: engines a request may outlive without a token.
+    """Bounds on unfinished requests, for each engine. ``deaths``: engines a request may outlive without a token.
 
     ``unfinished``: of all together; who has less than an equal share of them may go beyond it, by that share.
     """
@@ -59,22 +58,22 @@ class EngineClient:
         self.epoch = 0  # of the plan in force
         self.on_past: Callable[[int], None] = lambda epoch: None  # the last request of a plan before has ended
         self._dispatch = {self.epoch: dispatch or Dispatch()}  # of plans in force, or with unfinished requests
-        self._links: dict[int, EngineLink] = {}
+        self.links = EngineLinks(metrics)
         self._unfinished_in: Counter[int] = Counter()  # requests, and calls that keep the plan
         self._kept: Counter[int] = Counter()  # those calls
-        self._lost: set[int] = set()  # kept plans that no engine can have again
+        self._lost: set[tuple[int, int]] = set()  # engines, with kept plans that they cannot have again
         self._held: asyncio.Event | None = None
         self._outside = 0
         self._metrics = metrics
         self._limits = limits or QueueLimits()
         self._tracked: dict[str, Tracked] = {}
         self._unfinished_of: Counter[str] = Counter()
-        self._began = False  # all engines of the first plan have been ready
         self._fresh: dict[Call, None] = {}  # calls with tokens that have not been offered
         self._idle = asyncio.Event()
         self._idle.set()
         for engine in self.dispatch.engines:
-            self._link(engine)
+            self.links.expect(engine, self.dispatch.device(engine))
+            self.dispatch.lost(engine)  # it is not there yet
 
     @property
     def dispatch(self) -> Dispatch:
@@ -89,8 +88,8 @@ class EngineClient:
 
         One that is lost later is missed by its own apps only: their requests wait for the next one, or are refused.
         """
-        states = [self._link(engine).state for engine in self.dispatch.engines]
-        return (min if self._began else max)(states, key=_BEST_FIRST.index)
+        engines = self.dispatch.engines
+        return self.links.state_of(engines, worst=not self.links.were_ready(engines))
 
     @property
     def serving(self) -> bool:
@@ -99,19 +98,20 @@ class EngineClient:
 
     def check_room(self, tenant: str, count: int) -> None:
         """Raise `QueueFullError` or `EngineUnavailableError` if so many cannot be taken on."""
-        if self.draining or self._state_of(self.dispatch.engines) is EngineState.FAILED:
+        if self.draining or self.links.state_of(self.dispatch.engines) is EngineState.FAILED:
             raise EngineUnavailableError
         total, of_tenant = len(self._tracked) + count, self._unfinished_of[tenant] + count
-        limits = self._limits
-        if of_tenant > limits.unfinished_per_tenant:
+        limits, engines = self._limits, len(self.dispatch.engines)
+        if of_tenant > limits.unfinished_per_tenant * engines:
             raise QueueFullError
-        if total > limits.unfinished and of_tenant * self._tenants_with(tenant) > limits.unfinished:
+        most = limits.unfinished * engines
+        if total > most and of_tenant * self._tenants_with(tenant) > most:
             raise QueueFullError
 
     async def admitted(self) -> None:
         """Wait while new requests are held back. Raises `QueueFullError` if too many do."""
         while self._held is not None:
-            if self._outside >= self._limits.unfinished:
+            if self._outside >= self._limits.unfinished * len(self.dispatch.engines):
                 raise QueueFullError
             self._outside += 1
             try:
@@ -137,15 +137,13 @@ class EngineClient:
         ``is_more``: of a call whose plan is kept; it ends on that, whatever is in force.
         """
         if is_more:
-            if any(request.epoch in self._lost for request in requests):
+            if any(self._is_lost(request) for request in requests):
                 raise EngineUnavailableError
         elif self._held is not None or any(request.epoch != self.epoch for request in requests):
             raise PlanChangedError
         self.check_room(tenant, len(requests))
-        for request in requests:
-            engines = self._dispatch[request.epoch].engines_of(request.chain)
-            if self._state_of(engines) is EngineState.FAILED:
-                raise EngineUnavailableError
+        if any(self._state_for(request) is EngineState.FAILED for request in requests):
+            raise EngineUnavailableError
         now_s = time.monotonic()
         call = Call([request.id for request in requests], now_s)
         for request in requests:
@@ -172,25 +170,18 @@ class EngineClient:
         """End one request from this side: its client left, or a stop string was found."""
         tracked = self._forget(request, reason)
         if tracked is not None:
-            self._links[tracked.engine].tell(Cancel(request=request, is_done=reason == "stop"))
+            self.links[tracked.engine].tell(Cancel(request=request, is_done=reason == "stop"))
 
     async def stats(self) -> tuple[EngineStats, ...]:
         """Ask all engines that are there how they are. Raises `EngineUnavailableError` where there is none."""
-        asked = {engine: link for engine, link in sorted(self._links.items()) if link.send is not None}
-        if not asked:
-            raise EngineUnavailableError
-        answers = await asyncio.gather(*(link.stats() for link in asked.values()))
-        return tuple(
-            EngineStats(device=link.device, stats=stats, groups=self.dispatch.groups(engine))
-            for (engine, link), stats in zip(asked.items(), answers, strict=True)
-        )
+        return await self.links.stats(self.dispatch.groups)
 
     async def stats_within(self, patience_s: float = _STATS_PATIENCE_S) -> tuple[EngineStats, ...]:
-        """Ask, but do not wait long: nothing if there is no engine, or one is in the middle of a long step."""
-        asking = asyncio.create_task(self.stats())  # goes on by itself: answers come in the order of questions
-        await asyncio.wait({asking}, timeout=patience_s)
-        answered = asking.done() and not asking.cancelled() and asking.exception() is None
-        return asking.result() if answered else ()
+        """Ask, but do not wait long for those that are in the middle of a long step."""
+        try:
+            return await self.links.stats(self.dispatch.groups, patience_s)
+        except EngineUnavailableError:
+            return ()
 
     async def idle(self) -> None:
         """Wait until nothing is unfinished."""
@@ -213,31 +204,21 @@ class EngineClient:
         before, self.epoch = self.epoch, epoch
         self._dispatch[epoch] = dispatch or self._dispatch[before]
         for engine in self.dispatch.engines:
-            self._link(engine).open.add(epoch)
+            self.links.expect(engine, self.dispatch.device(engine))
+            self.links[engine].open.add(epoch)
         if not self._unfinished_in[before]:
             self._pass(before)
 
     # What supervisors call
 
-    def expect(self, engine: int, device: str) -> None:
-        """There will be an engine more."""
-        self._links.setdefault(engine, EngineLink(device=device))
-
-    def dismiss(self, engine: int) -> None:
-        """No plan needs an engine any more, which has ended."""
-        del self._links[engine]
-
     def attach(self, engine: int, send: Callable[[Message], None], epoch: int) -> None:
         """Give everything unfinished of a plan to an engine that is ready and has that plan."""
-        link = self._link(engine)
-        link.attach(send)
-        self._metrics.engine_up.labels(link.device).set(1)
-        self._began = self._began or self.state is EngineState.READY
+        self.links.attach(engine, send)
         self.open(engine, epoch)
 
     def open(self, engine: int, epoch: int) -> None:
         """The engine has this plan, too."""
-        self._links[engine].open.add(epoch)
+        self.links[engine].open.add(epoch)
         if epoch not in self._dispatch:
             if epoch < self.epoch:
                 self._pass(epoch)  # all that it was given again for has ended meanwhile
@@ -245,7 +226,7 @@ class EngineClient:
         self._dispatch[epoch].back(engine)
         for tracked in tuple(self._tracked.values()):
             if tracked.request.epoch == epoch:
-                if tracked.engine != engine and self._links[tracked.engine].send is None:
+                if tracked.engine != engine and self.links[tracked.engine].send is None:
                     self._move(tracked)
                 elif tracked.engine == engine:
                     self._submit(tracked)
@@ -255,40 +236,50 @@ class EngineClient:
     def lacking(self, engine: int) -> list[int]:
         """Plans that an engine is to have and has not: they are in force, or have unfinished requests."""
         wanted = {self.epoch, *(epoch for epoch, count in self._unfinished_in.items() if count)}
-        there = self._links[engine].open
+        there = self.links[engine].open
         return sorted(epoch for epoch in wanted - there if engine in self._dispatch[epoch].engines)
 
     def abandon(self, engine: int, epoch: int, message: str) -> None:
-        """End everything of a plan that waits for an engine, with a declared error."""
+        """End everything of a plan that waits for an engine and that no other can do, with a declared error."""
         if self._kept[epoch]:
-            self._lost.add(epoch)
-        self._abandon(
-            [one for one in self._tracked.values() if one.request.epoch == epoch and one.engine == engine], message
-        )
+            self._lost.add((engine, epoch))
+        own = [tracked for tracked in self._tracked.values() if tracked.request.epoch == epoch]
+        self._dispatch[epoch].lost(engine)
+        for tracked in own:
+            if tracked.engine == engine:
+                self._move(tracked)
+        self._abandon([tracked for tracked in own if tracked.engine == engine], message)
 
     def detach(self, engine: int) -> None:
         """Lose an engine. Its requests go to others that have their chains, or wait for the next one.
 
         Those that outlived too many engines end here: one of them may be why.
         """
-        link = self._links.get(engine)
-        if link is None or link.send is None:
+        if not self.links.detach(engine):
             return
-        link.detach()
-        self._metrics.engine_up.labels(link.device).set(0)
         own = [tracked for tracked in self._tracked.values() if tracked.engine == engine]
         for tracked in own:
             tracked.deaths += 1
-        fatal = self._limits.deaths
-        self._abandon([tracked for tracked in own if tracked.deaths >= fatal], _DEADLY)
-        self._leave(engine, [tracked for tracked in own if tracked.deaths < fatal])
+        self._abandon([tracked for tracked in own if tracked.deaths >= self._limits.deaths], _DEADLY)
+        for dispatch in self._dispatch.values():
+            dispatch.lost(engine)
+        for tracked in own:
+            if tracked.deaths < self._limits.deaths:
+                self._move(tracked)
 
     def give_up(self, engine: int) -> None:
         """There will be no engine any more on this device: end everything that no other can do."""
         self.detach(engine)
-        self._link(engine).state = EngineState.FAILED
-        self._leave(engine, [tracked for tracked in self._tracked.values() if tracked.engine == engine])
-        self._abandon([tracked for tracked in self._tracked.values() if tracked.engine == engine], _FAILED)
+        self.links[engine].state = EngineState.FAILED
+        for dispatch in self._dispatch.values():
+            dispatch.lost(engine)
+        for tracked in tuple(self._tracked.values()):
+            if tracked.engine == engine:
+                self._move(tracked)
+        # Those of engines that are starting, too, wait where they are until one is there.
+        self._abandon(
+            [one for one in self._tracked.values() if self._state_for(one.request) is EngineState.FAILED], _FAILED
+        )
 
     def abandon_all(self, message: str) -> None:
         """End everything unfinished with a declared error."""
@@ -303,7 +294,7 @@ class EngineClient:
                 for event in events:
                     self._on_end(event)
             case _:
-                self._links[engine].take(message)
+                self.links[engine].take(message)
 
     def offer(self) -> None:
         """Let readers have the tokens that frames brought, once all frames that came together are taken in."""
@@ -313,26 +304,23 @@ class EngineClient:
 
     # Inside
 
-    def _link(self, engine: int) -> EngineLink:
-        if engine not in self._links:
-            self._links[engine] = EngineLink(device=self.dispatch.device(engine))
-        return self._links[engine]
+    def _state_for(self, request: Request) -> EngineState:
+        return self.links.state_of(self._dispatch[request.epoch].engines_of(request.chain))
 
-    def _state_of(self, engines: Sequence[int]) -> EngineState:
-        """The best of them."""
-        return min((self._link(engine).state for engine in engines), key=_BEST_FIRST.index)
-
-    def _leave(self, engine: int, requests: Iterable[Tracked]) -> None:
-        """An engine is gone: whoever can goes elsewhere."""
-        for dispatch in self._dispatch.values():
-            dispatch.lost(engine)
-        for tracked in requests:
-            self._move(tracked)
+    def _is_lost(self, request: Request) -> bool:
+        engines = self._dispatch[request.epoch].engines_of(request.chain)
+        return all((engine, request.epoch) in self._lost for engine in engines)
 
     def _move(self, tracked: Tracked) -> None:
+        """To another engine, if there is one in service.
+
+        What has seen two engines die in a row may be why: it waits for its own, so that it does not go through all.
+        """
+        if tracked.deaths > 1 and self.links[tracked.engine].state is not EngineState.FAILED:
+            return
         other = self._dispatch[tracked.request.epoch].hand_over(tracked.request.id, emitted=len(tracked.emitted))
         if other is not None:
-            tracked.engine = other
+            tracked.engine, tracked.is_read = other, False
             self._submit(tracked)
 
     def _tenants_with(self, tenant: str) -> int:
@@ -340,7 +328,7 @@ class EngineClient:
         return sum(1 for other, count in self._unfinished_of.items() if count and other != tenant) + 1
 
     def _submit(self, tracked: Tracked) -> None:
-        link = self._links[tracked.engine]
+        link = self.links[tracked.engine]
         if tracked.request.epoch not in link.open:
             return
         request, emitted = tracked.request, tracked.emitted
@@ -370,10 +358,12 @@ class EngineClient:
                 continue
             if tracked.first_token_s is None and event.tokens:
                 now_s = tracked.first_token_s = time.monotonic()
-                self._dispatch[tracked.request.epoch].started(event.request)
                 tracked.metrics.first_token(now_s - tracked.submitted_s, now_s=now_s)
                 if tracked.call.first_token_s is None:
                     tracked.call.first_token_s = now_s
+            if event.tokens and not tracked.is_read:
+                tracked.is_read = True
+                self._dispatch[tracked.request.epoch].started(event.request)
             tracked.deaths = 0
             tracked.emitted.extend(event.tokens)
             tracked.metrics.generation_tokens.inc(len(event.tokens))
@@ -395,7 +385,7 @@ class EngineClient:
         for tracked in requests:
             request = tracked.request.id
             self._forget(request, "error")
-            self._links[tracked.engine].tell(Cancel(request=request))
+            self.links[tracked.engine].tell(Cancel(request=request))
             tracked.call.put(Unavailable(request=request, message=message))
 
     def _forget(self, request: str, reason: FinishReason) -> Tracked | None:
@@ -404,7 +394,8 @@ class EngineClient:
             return None
         tracked.call.unfinished.discard(request)
         self._unfinished_of[tracked.tenant] -= 1
-        self._dispatch[tracked.request.epoch].ended(tracked.request, tracked.emitted)
+        is_whole = reason in ("stop", "length")
+        self._dispatch[tracked.request.epoch].ended(tracked.request, tracked.emitted if is_whole else ())
         self._done_in(tracked.request.epoch)
         tracked.observe_end(reason)
         return tracked
@@ -421,7 +412,7 @@ class EngineClient:
         """A plan is not in force any more, and nothing of it is unfinished."""
         del self._unfinished_in[epoch], self._kept[epoch]
         self._dispatch.pop(epoch, None)
-        for link in self._links.values():
+        for link in self.links.values():
             link.open.discard(epoch)
-        self._lost.discard(epoch)
+        self._lost = {(engine, other) for engine, other in self._lost if other != epoch}
         self.on_past(epoch)

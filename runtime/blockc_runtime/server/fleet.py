@@ -66,7 +66,9 @@ class Fleet:
         self._progress = progress
         self._plans = {plan.epoch: plan}  # in force, or with unfinished requests, or about to come into force
         self._ending: set[asyncio.Task[None]] = set()
-        self._supervisors = {engine: self._supervisor(engine, plan) for engine in plan.files}
+        self._supervisors: dict[int, Supervisor] = {}
+        for engine in plan.files:
+            self._supervisors[engine] = self._supervisor(engine, plan)
 
     @property
     def engine_pids(self) -> dict[int, int]:
@@ -75,12 +77,13 @@ class Fleet:
         return {engine: pid for engine, pid in sorted(found.items()) if pid is not None}
 
     async def start(self) -> None:
-        """Start the first engines and wait until all are ready. Raises `DiagnosticError`."""
-        await _all([own.start() for own in self._supervisors.values()])
+        """Start the first engines and wait until all are ready. Raises `DiagnosticError` as soon as one is not."""
+        await asyncio.gather(*(own.start() for own in self._supervisors.values()))
 
     async def stop(self) -> None:
         """End all engines and wait for their ends."""
-        await asyncio.gather(*(own.stop() for own in self._supervisors.values()), *self._ending)
+        ends = [own.stop() for own in self._supervisors.values()]
+        await asyncio.gather(*ends, *self._ending, return_exceptions=True)
 
     async def load(self, plan: PlanParts, *, alone: bool = False) -> Loaded | LoadFailed:
         """Have every engine that a plan needs make its part ready; what all of them say of it together.
@@ -133,30 +136,45 @@ class Fleet:
 
     def _on_past(self, epoch: int) -> None:
         """Nothing is unfinished of a plan that is not in force: let it go, and engines that no other one needs."""
-        if (plan := self._plans.pop(epoch, None)) is None:
-            return
+        plan = self._plans.pop(epoch, None)
         needed = {engine for other in self._plans.values() for engine in other.files}
         for engine, own in tuple(self._supervisors.items()):
-            own.retire(epoch)
-            if engine not in needed:
+            if engine in needed:
+                own.retire(epoch)  # also one that has it again only now
+            else:
                 del self._supervisors[engine]
                 ending = asyncio.ensure_future(self._end(engine, own))
                 self._ending.add(ending)
                 ending.add_done_callback(self._ending.discard)
-        plan.remove()
+        if plan is not None:
+            plan.remove()
 
     async def _end(self, engine: int, own: Supervisor) -> None:
         await own.stop()
-        self._client.dismiss(engine)
+        self._client.links.dismiss(engine)
 
     def _supervisor(self, engine: int, plan: PlanParts) -> Supervisor:
-        device, progress = plan.dispatch.device(engine), self._progress
-        self._client.expect(engine, device)
+        progress = self._progress
+        self._client.links.expect(engine, plan.dispatch.device(engine))
         return Supervisor(
             self._client, self._command, engine=engine, plan=plan.files[engine], metrics=self._metrics,
-            progress=(lambda line: progress(f"{device}: {line}")) if len(plan.files) > 1 else progress,
-            environment=_environment(engine, plan),
+            progress=lambda line: progress(f"{self._client.links[engine].device}: {line}" if self._is_wide else line),
+            environment=lambda: self._environment(engine, plan),
         )  # fmt: skip
+
+    @property
+    def _is_wide(self) -> bool:
+        return len(self._supervisors) > 1
+
+    def _environment(self, engine: int, plan: PlanParts) -> dict[str, str]:
+        """Engines that start share the machine's cores with those that are there; of several GPUs each sees its own."""
+        whole = plan.dispatch.plan
+        if whole is None or len(whole.devices) == 1:
+            return engine_environment()
+        if whole.target == "cuda":
+            return engine_environment(engine, gpus=True)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return engine_environment(cpus=max(1, cores // len(self._supervisors)) if self._is_wide else None)
 
 
 async def _all(works: Iterable[Awaitable[_T]]) -> list[_T]:
@@ -184,14 +202,3 @@ def _together(answers: list[Loaded | LoadFailed]) -> Loaded | LoadFailed:
         load_s=max(own.load_s for own in loaded),
         longest_turn_s=max(own.longest_turn_s for own in loaded),
     )
-
-
-def _environment(engine: int, plan: PlanParts) -> dict[str, str]:
-    """Engines on one machine's cores share them; of several GPUs each sees its own."""
-    whole = plan.dispatch.plan
-    if whole is None or len(whole.devices) == 1:
-        return engine_environment()
-    if whole.target == "cuda":
-        return engine_environment(engine, gpus=True)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return engine_environment(engine, cpus=max(1, cores // len(plan.files)))

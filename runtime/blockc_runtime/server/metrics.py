@@ -7,7 +7,8 @@ only, for load figures of all tenants together would tell of the others.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 
 from blockc.plan import ExecutionPlan
 from blockc_runtime.counts import Counts
+from blockc_runtime.kv.pages import PageUsage
 from blockc_runtime.memory import MemoryUse
 from blockc_runtime.wire.messages import Loaded, Stats, StepLoad
 
@@ -31,7 +33,7 @@ _RECENT = 256  # first tokens of an app
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """How the engine of a device is. ``groups``: the plan's KV groups that it has, in its order; None: all of them."""
+    """How the engine of a device is. ``groups``: the plan's KV groups that it has, in its order; None: as it counts."""
 
     device: str
     stats: Stats
@@ -100,6 +102,8 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._apps: dict[tuple[str, str], AppMetrics] = {}
+        self._groups_of: dict[str, set[str]] = {}  # those that are shown, by device
+        self._sessions_of: dict[str, int] = {}
         self.totals = StepTotals()
         self.running = self._gauge("num_requests_running", "Requests that the engine has started")
         self.waiting = self._gauge("num_requests_waiting", "Requests that wait for their first row")
@@ -222,26 +226,40 @@ class Metrics:
 
     def observe_stats(self, engines: Sequence[EngineStats]) -> None:
         """Take in how engines are; those that did not answer are as they were."""
-        if not engines:
-            return
-        self._sessions.set(sum(own.stats.sessions for own in engines))
-        for gauge in (self._pages, self._free_pages, self._cached_pages, self._saved_pages):
-            gauge.clear()
         for own in engines:
             self._observe_pages(own)
             self._observe_counts(own.device, own.stats.counts)
+            self._sessions_of[own.device] = own.stats.sessions
             self._sessions_lost.observe(own.device, own.stats.sessions_lost)
             self._observe_memory(own.device, own.stats.memory)
+        self._sessions.set(sum(self._sessions_of.values()))
+
+    def forget(self, device: str) -> None:
+        """There is no engine of a device any more, or it is called otherwise."""
+        self._show_pages(device, {})
+        self._sessions_of.pop(device, None)
+        for gauge, labels in ((self.engine_up, [()]), (self._measured, [(part,) for part in _MEMORY_PARTS])):
+            for rest in labels:
+                with suppress(KeyError):
+                    gauge.remove(device, *rest)
 
     def _observe_pages(self, own: EngineStats) -> None:
-        """The pages of each KV group of the plan in force. What only a cache holds is free."""
         groups = range(len(own.stats.pages)) if own.groups is None else own.groups
-        for group, pages in zip(map(str, groups), own.stats.pages, strict=False):  # a swap may be under way
-            self._pages.labels(own.device, group).set(pages.total)
-            self._free_pages.labels(own.device, group).set(pages.total - pages.held)
-            self._cached_pages.labels(own.device, group).set(pages.idle)
-            self._saved_pages.labels(own.device, group).set(pages.saved)
-            self._evictions.observe(own.device, pages.evicted, group)
+        # While a plan is swapped the engine may count by another one.
+        self._show_pages(own.device, dict(zip(map(str, groups), own.stats.pages, strict=False)))
+
+    def _show_pages(self, device: str, groups: Mapping[str, PageUsage]) -> None:
+        """The pages of each KV group of the plan in force. What only a cache holds is free."""
+        gauges = (self._pages, self._free_pages, self._cached_pages, self._saved_pages)
+        for group in self._groups_of.get(device, set()) - groups.keys():
+            for gauge in gauges:
+                gauge.remove(device, group)
+        self._groups_of[device] = set(groups)
+        for group, pages in groups.items():
+            counts = (pages.total, pages.total - pages.held, pages.idle, pages.saved)
+            for gauge, count in zip(gauges, counts, strict=True):
+                gauge.labels(device, group).set(count)
+            self._evictions.observe(device, pages.evicted, group)
 
     def _observe_counts(self, device: str, counts: Counts) -> None:
         """What was counted since the engine began."""

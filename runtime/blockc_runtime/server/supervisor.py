@@ -92,11 +92,11 @@ class Supervisor:
         metrics: Metrics,
         progress: Callable[[str], None],
         engine: int = ALONE,
-        environment: Mapping[str, str] | None = None,
+        environment: Callable[[], Mapping[str, str]] = lambda: engine_environment(),
     ) -> None:
         self._client = client
         self._engine = engine
-        self._environment = engine_environment() if environment is None else environment
+        self._environment = environment
         self._command = command
         self._plan = plan
         self._plans = {plan.epoch: plan}  # in force, or with unfinished requests
@@ -180,7 +180,7 @@ class Supervisor:
             stdin=DEVNULL,
             stdout=PIPE,
             stderr=STDOUT,
-            env=dict(self._environment),
+            env=dict(self._environment()),
             start_new_session=True,  # a terminal's signals reach the server only
         )
         self._life = EngineLife(process, self._client, self._engine, self._plan, self._progress)
@@ -203,8 +203,8 @@ class Supervisor:
                 quick_deaths = 0 if loop.time() - began_s > _STABLE_S else quick_deaths + 1
             else:
                 failed_starts += 1
+            self._client.detach(self._engine)  # first: others can go on with its requests
             await life.end()
-            self._client.detach(self._engine)
             if failed_starts >= _FAILED_STARTS:
                 self._progress(f"the engine failed to start {failed_starts} times; giving up")
                 self._client.give_up(self._engine)

@@ -199,6 +199,9 @@ class Swaps:
         allow(changes)
         if data == self.in_force.data:
             return SwapReport(plan=new.digest, changes=changes, loaded=None, beside=True, pause_s=0.0)
+        if failed := [engine for engine in served.dispatch.engines if self._client.links.has_failed(engine)]:
+            devices = ", ".join(map(served.dispatch.device, failed))
+            raise unavailable(f"the engine of {devices} cannot be started: apply a plan that does without")
         parts = await asyncio.to_thread(write_parts, self._folder, served.dispatch, data, epoch=self._epochs)
         try:
             answer = await fleet.load(parts)
@@ -209,7 +212,7 @@ class Swaps:
                 return await self._in_its_place(fleet, parts, served, changes)
             loaded = _require(answer)
             began_s = time.monotonic()
-            await self._flip(fleet, parts, served)
+            await self._flip(fleet, parts, served, alone=False)
         except EngineGoneError:
             raise unavailable("an engine ended while it loaded the plan; the one before is served") from None
         finally:
@@ -233,18 +236,21 @@ class Swaps:
                     code="requests_in_flight",
                 ) from None
             loaded = _require(await fleet.load(parts, alone=True))
-            await self._flip(fleet, parts, served)
+            await self._flip(fleet, parts, served, alone=True)
         finally:
             self._client.let_in()
         pause_s = time.monotonic() - began_s
         return SwapReport(plan=served.new.digest, changes=changes, loaded=loaded, beside=False, pause_s=pause_s)
 
-    async def _flip(self, fleet: Fleet, parts: PlanParts, served: _Served) -> None:
-        """All at once: nothing here waits, unless an engine that has loaded the plan is gone by now."""
+    async def _flip(self, fleet: Fleet, parts: PlanParts, served: _Served, *, alone: bool) -> None:
+        """All at once: nothing here waits, unless an engine that has loaded the plan is gone by now.
+
+        ``alone``: it was loaded in the place of the one before.
+        """
         try:
             fleet.put_in_force(parts)
         except EngineGoneError:
-            await fleet.take_back(parts)
+            await fleet.take_back(parts, renew=alone)
             raise
         self.in_force = served.new
         self._catalogue.replace(served.catalogue)

@@ -13,7 +13,10 @@ from blockc_runtime.server.metrics import AppMetrics
 
 @dataclass(slots=True, kw_only=True)
 class Tracked:
-    """``engine``: where it is, or waits to be. ``deaths``: engines that it outlived since its last token."""
+    """``engine``: where it is, or waits to be. ``deaths``: engines that it outlived since its last token.
+
+    ``is_read``: its engine has read its prompt, and whoever chose it knows.
+    """
 
     request: Request
     engine: int
@@ -25,6 +28,7 @@ class Tracked:
     first_token_s: float | None = None
     started: bool = False
     deaths: int = 0
+    is_read: bool = False
 
     def observe_end(self, reason: FinishReason) -> None:
         """Count its end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -20,7 +21,7 @@ from blockc_runtime.server.engine_client import EngineClient
 from blockc_runtime.server.engine_link import EngineState, EngineUnavailableError
 from blockc_runtime.server.metrics import Metrics
 from blockc_runtime.server.supervisor import engine_environment
-from blockc_runtime.wire.messages import Cancel, End, Message, StepLoad, Submit, Tokens
+from blockc_runtime.wire.messages import Cancel, End, Message, Stats, StatsQuery, StepLoad, Submit, Tokens
 from tests.runtime.server.running import RunningServer
 from tests.runtime.server.test_swap import Plans, Stream, apply, ask, plans, said, swapping
 from tests.support.processes import eventually
@@ -66,6 +67,9 @@ class World:
     def end(self, engine: int, name: str) -> None:
         event = EndEvent(request=name, reason="stop", message="", cached_tokens=0)
         self.client.receive(engine, End(events=(event,)))
+
+    def unfinished(self) -> set[str]:
+        return set(self.client._tracked)
 
     def at(self, engine: int) -> dict[str, Request]:
         """What an engine was given last of each request."""
@@ -126,7 +130,10 @@ def test_the_first_engine_that_is_there_again_takes_what_both_have_lost(pair: Pa
     world.submit("e")
     world.sent[1].clear()
     world.attach(1)
-    assert world.at(1).keys() == set("abcde")
+    assert world.at(1).keys() == set("ace")
+    world.sent[0].clear()
+    world.attach(0)
+    assert world.at(0).keys() == set("bd")  # two engines died on them: one of them may be why
 
 
 def test_a_device_without_an_engine_ends_what_only_it_can_do(pair: Path) -> None:
@@ -147,12 +154,88 @@ def test_a_device_without_an_engine_ends_what_only_it_can_do(pair: Path) -> None
         world.submit("c")
 
 
+def test_nobody_waits_for_a_device_that_has_given_up(pair: Path) -> None:
+    """Whatever the order in which two engines die and give up: who can be answered is, and all others end."""
+    world = World(pair)
+    for name in "abc":
+        world.submit(name)
+    world.client.detach(0)
+    world.client.detach(1)
+    world.client.give_up(0)
+    world.submit("d")  # one of its engines is starting
+    assert world.unfinished() == set("abcd")
+    world.sent[1].clear()
+    world.attach(1)
+    assert world.at(1).keys() == set("abcd")
+    world.client.detach(1)
+    world.client.give_up(1)
+    assert world.unfinished() == set()
+
+
+def test_what_kills_engines_does_not_go_through_all(pair: Path) -> None:
+    world = World(pair)
+    world.submit("killer")
+    (first,) = (engine for engine in (0, 1) if "killer" in world.at(engine))
+    other = 1 - first
+    for engine in (first, other, other, other):
+        assert "killer" in world.at(engine)
+        for sent in world.sent.values():
+            sent.clear()
+        world.client.detach(engine)
+        world.attach(engine)
+    assert world.unfinished() == {"killer"}
+    world.client.detach(other)
+    assert world.unfinished() == set()
+
+
+def test_a_plan_that_one_engine_cannot_have_again_is_answered_by_the_other(pair: Path) -> None:
+    world = World(pair)
+    for name in "ab":
+        world.submit(name)
+    world.client.move_to(1, dispatch_of(load_plan(pair)))
+    lost = next(name for name in "ab" if name in world.at(0))
+    world.client.detach(0)
+    world.client.attach(0, world.sent[0].append, 1)
+    assert world.client.lacking(0) == [0]
+    world.client.abandon(0, 0, "it cannot be loaded again")
+    assert lost in world.at(1)
+    assert world.unfinished() == set("ab")
+
+
+def test_engines_that_do_not_answer_leave_figures_of_others(pair: Path) -> None:
+    async def play() -> None:
+        world = World(pair)
+        for _ in range(3):
+            asking = asyncio.create_task(world.client.stats_within(0.05))
+            await asyncio.sleep(0)
+            world.client.receive(1, Stats(unfinished=7, steps=0, pages=()))
+            (own,) = await asking
+            assert (own.device, own.stats.unfinished) == ("local/d1", 7)
+        asked = [sent for sent in world.sent[0] if isinstance(sent, StatsQuery)]
+        assert len(asked) == 1  # it will answer when it can
+        asking = asyncio.create_task(world.client.stats_within(5))
+        await asyncio.sleep(0)
+        world.client.receive(1, Stats(unfinished=7, steps=0, pages=()))
+        world.client.detach(0)
+        assert len(await asking) == 1
+
+    asyncio.run(play())
+
+
 def test_a_server_is_ready_when_all_engines_have_been(pair: Path) -> None:
     client = EngineClient(Metrics(), dispatch=dispatch_of(load_plan(pair)))
     for engine, state in ((1, EngineState.STARTING), (0, EngineState.READY)):
         client.attach(engine, lambda message: None, 0)
         assert client.state is state
     client.detach(1)
+    assert client.state is EngineState.READY
+
+
+def test_it_is_ready_with_those_that_are_left_if_one_fails_while_it_starts(pair: Path) -> None:
+    client = EngineClient(Metrics(), dispatch=dispatch_of(load_plan(pair)))
+    client.attach(0, lambda message: None, 0)
+    client.give_up(0)
+    client.attach(1, lambda message: None, 0)
     assert client.state is EngineState.READY
 
 
@@ -221,6 +304,7 @@ def test_devices_come_and_go_with_plans(plans: Plans, pair: Path) -> None:
             for number, stream in enumerate(streams):
                 assert stream.tokens() == said(began[number], PROMPT, 150)
             assert eventually(lambda engines=engines: list(two(server)) == engines)
+        assert not [line for line in server.progress if "Traceback" in line or "ended" in line]
 
 
 def test_an_engine_that_cannot_have_its_part_leaves_all_as_they_were(plans: Plans, pair: Path) -> None:
@@ -275,3 +359,36 @@ def test_engines_share_the_cores_unless_somebody_says_otherwise(monkeypatch: pyt
     assert engine_environment(cpus=3)["OMP_NUM_THREADS"] == "3"
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert engine_environment(cpus=3)["OMP_NUM_THREADS"] == "7"
+
+
+def test_an_engine_that_dies_while_all_load_in_the_place_of_the_plan_before(plans: Plans) -> None:
+    """The other has given the plan before up, and gets it again."""
+    page_bytes = load_plan(plans.stars).kv_groups[0].page_bytes
+    sizes = {"memory_bytes": 16384 * page_bytes, "ways": WAYS}
+    first = plans.more("alone-first.json", APPS, pages=16384, **sizes)
+    other = plans.more("alone-other.json", APPS, pages=16000, **sizes)
+    with swapping(plans, plan=first) as server, ThreadPoolExecutor(4) as pool:
+        before = Stream(server, "acme/code", 300)
+        pids = two(server)
+        applied = pool.submit(apply, server, other)
+        assert eventually(lambda: any("new requests wait" in line for line in server.progress))
+        os.kill(pids[1], signal.SIGSTOP)
+        assert before.tokens() == said(1, PROMPT, 300)
+        time.sleep(0.3)
+        os.kill(pids[1], signal.SIGKILL)
+        assert applied.result().status_code == 503
+        for app, chain in zip(("acme/chat", "acme/code", "birch/chat"), (0, 1, 1), strict=True):
+            assert ask(server, app) == said(chain, PROMPT, 20)
+        assert eventually(lambda: set(two(server).values()).isdisjoint(pids.values()))
+        assert httpx.get(f"{server.url}/plan").content == first.read_bytes()
+
+
+def test_a_plan_that_an_engine_has_again_too_late_goes_at_once(plans: Plans, pair: Path) -> None:
+    """It had passed for everybody while an engine was loading it again."""
+    with swapping(plans, plan=plans.stars) as server:
+        fleet = server.server.fleet
+        assert fleet is not None
+        told: list[int] = []
+        fleet._supervisors[0].retire = told.append  # type: ignore[method-assign]
+        fleet._on_past(99)
+        assert told == [99]
