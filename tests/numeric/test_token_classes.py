@@ -32,7 +32,8 @@ def saved(base, root, *, seed=1, **options):
 def plain(model_type, root):
     torch.manual_seed(0)
     loader = AutoModel if model_type in ("bert", "roberta", "distilbert", "modernbert") else AutoModelForCausalLM
-    randomize(loader.from_config(tiny_config(model_type, layers=1))).save_pretrained(root)
+    layers = 3 if model_type in ("bert", "llama") else 1  # of an encoder and of a decoder some that are copies
+    randomize(loader.from_config(tiny_config(model_type, layers=layers))).save_pretrained(root)
     return root
 
 
