@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -196,6 +195,10 @@ class Metrics:
             "blockc:plan_swap_longest_turn_seconds", "The longest turn of the engine meanwhile", registry=self._registry
         )
         self._plan = Gauge("blockc:plan_info", "1 for the plan in force", ("digest",), registry=self._registry)
+        self._engine_requests = Gauge(
+            "blockc:engine_requests", "Unfinished requests that the engine of a device has", ("device",),
+            registry=self._registry,
+        )  # fmt: skip
         self.engine_up = Gauge(
             "blockc:engine_up", "1 while the engine of a device is serving", ("device",), registry=self._registry
         )
@@ -227,6 +230,7 @@ class Metrics:
     def observe_stats(self, engines: Sequence[EngineStats]) -> None:
         """Take in how engines are; those that did not answer are as they were."""
         for own in engines:
+            self._engine_requests.labels(own.device).set(own.stats.unfinished)
             self._observe_pages(own)
             self._observe_counts(own.device, own.stats.counts)
             self._sessions_of[own.device] = own.stats.sessions
@@ -238,10 +242,10 @@ class Metrics:
         """There is no engine of a device any more, or it is called otherwise."""
         self._show_pages(device, {})
         self._sessions_of.pop(device, None)
-        for gauge, labels in ((self.engine_up, [()]), (self._measured, [(part,) for part in _MEMORY_PARTS])):
-            for rest in labels:
-                with suppress(KeyError):
-                    gauge.remove(device, *rest)
+        for gauge in (self.engine_up, self._engine_requests):
+            gauge.remove(device)
+        for part in _MEMORY_PARTS:
+            self._measured.remove(device, part)
 
     def _observe_pages(self, own: EngineStats) -> None:
         groups = range(len(own.stats.pages)) if own.groups is None else own.groups

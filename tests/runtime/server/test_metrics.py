@@ -71,3 +71,7 @@ def test_engines_are_told_apart_and_what_they_count_is_added():
         'kv_pages{device="box/d1",group="2"}',
     }  # fmt: skip
     assert found['kv_page_evictions_total{group="2"}'] == 5
+    assert found['engine_requests{device="box/d1"}'] == 0
+    metrics.forget("box/d1")
+    metrics.forget("box/d1")
+    assert not [name for name in series(metrics) if "box/d1" in name]
