@@ -16,6 +16,8 @@ from blockc.plan import ChainPricesEntry, ExecutionPlan, InstanceEntry, PricesEn
 
 # Of a decode row, whose attention grows with it.
 _CONTEXT_TOKENS: Final = 1024
+# Of a device of which nothing is known, about an H100's. Where all are alike, only proportions matter to who chooses.
+_NOMINAL: Final = DeviceRates(flops_per_s=5e14, bytes_per_s=2.5e12)
 
 
 def instance_prices(pricer: StepPricer, cached: Mapping[int, Sequence[int]], *, step_tokens: int) -> PricesEntry:
@@ -46,13 +48,16 @@ def _chain_prices(pricer: StepPricer, chain: int, step_tokens: int) -> ChainPric
 def with_prices(plan: ExecutionPlan, rates_of: Callable[[str, int], DeviceRates | None]) -> ExecutionPlan:
     """The plan with the prices of its instances, if some chain runs on several.
 
-    ``rates_of``: of so many devices of a kind together. None: nothing is known of it; then no instance has prices.
+    ``rates_of``: of so many devices of a kind together. None: nothing is known of it: one alone counts as a GPU of
+    middling speed; where several are one instance, no instance has prices.
     """
     if all(len(route.alternatives) == 1 for route in plan.routes):
         return plan
     work, priced = plan_work(plan), []
     for instance in plan.instances:
         rates = rates_of(plan.devices[instance.devices[0]].kind, instance.width)
+        if rates is None and instance.width == 1:
+            rates = _NOMINAL
         if rates is None:
             return plan
         prices = instance_prices(

@@ -102,8 +102,8 @@ class InstanceEntry(Entry):
     their own part; hidden states go from stage to stage. Empty: all devices split all blocks.
     ``side_slots``: so many fine-tunes of a bank have their sides in memory at once; a bank that is not named has a slot
     for each of its own. ``turns``: segments whose weights are in memory by turns, at once no more than ``room_bytes``
-    of them on each device; those of all others always are. ``prices`` None: no request has a choice, or of some
-    device nothing is known of how fast it is.
+    of them on each device; those of all others always are. ``prices`` None: no request has a choice, or an
+    instance is on several devices of which nothing is known.
     """
 
     segments: tuple[int, ...]

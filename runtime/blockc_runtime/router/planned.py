@@ -22,8 +22,7 @@ def router_of(plan: ExecutionPlan) -> Router | None:
             refuse(
                 "BC905",
                 "the plan does not say what its instances take, so nobody can choose between them",
-                "compile the spec again; if nothing is known of how fast a device is, name its kind in the spec "
-                "(`h100_80g`), or measure it with `blockc profile` and compile with `--profile`",
+                "compile the spec again",
             )
         prices.append(planned_prices(instance.prices, segments, len(plan.segments), places=instance.max_rows))
     nodes = tuple(plan.devices[instance.devices[0]].node for instance in plan.instances)
