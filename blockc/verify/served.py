@@ -60,9 +60,9 @@ def serve_greedily(
     answers: dict[int, Answer] = {}
     for part in parts_of(plan):
         own = [index for index, asked in enumerate(questions) if index not in answers and asked.app in part.apps]
-        if own:
-            asked = [replace(questions[index], app=part.apps[questions[index].app]) for index in own]
-            answers |= zip(own, _served(part.plan, zoo, asked, together=together, on_step=on_step), strict=True)
+        asked = [replace(questions[index], app=part.apps[questions[index].app]) for index in own]
+        # Without questions, too: what cannot be loaded is found.
+        answers |= zip(own, _served(part.plan, zoo, asked, together=together, on_step=on_step), strict=True)
     return [answers[index] for index in range(len(questions))]
 
 

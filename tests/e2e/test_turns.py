@@ -77,7 +77,8 @@ def test_answers_are_those_of_memory_for_all(folder: Path, few: Command, tmp_pat
         assert metric(http, "block_loads_total") >= len(MODELS)
         assert metric(http, "block_evictions_total") > 0
         assert metric(http, "residency_wait_seconds_total") > 0
-        held = [line for line in http.get("/metrics").text.splitlines() if 'measured_bytes{part="blocks"}' in line]
+        lines = http.get("/metrics").text.splitlines()
+        held = [line for line in lines if "memory_measured_bytes{" in line and 'part="blocks"' in line]
         assert 0 < float(held[0].split()[-1]) <= own.room_bytes
     with serving(folder / "all.json", tmp_path, keys=False) as everyone, everyone.ready().http() as http:
         assert asked(http) == found
