@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pairs import write
-from benchmarks.server_overhead import PROMPT, cpu_s, first_model, post, serving
-from benchmarks.streams import streamed
+from benchmarks.server_overhead import first_model, measure, serving
 from blockc.samples import root
 
 SPEC = """
@@ -58,7 +57,7 @@ def main() -> None:
 
 
 def served(folder: Path, count: int, options: argparse.Namespace) -> dict[str, Any]:
-    """The best of several rounds: other work on the machine only ever slows one down."""
+    """Compiled and served on so many devices."""
     spec, plan = folder / f"{count}.blk", folder / f"{count}.json"
     spec.write_text(SPEC.format(base=root() / "base", last=count - 1, count=count))
     subprocess.run(
@@ -67,26 +66,16 @@ def served(folder: Path, count: int, options: argparse.Namespace) -> dict[str, A
     more = ("--executor", options.executor)
     if options.executor == "null":
         more = (*more, "--null-step", str(options.step_ms / 1000))
-    best: dict[str, Any] = {}
     with serving(plan, None, *more) as (process, url):
         model = first_model(url)
-        asked = [post(model, PROMPT, options.tokens)] * (options.streams * count)
-        streamed(url, asked[:count], 1)  # warm
-        for _ in range(options.rounds):
-            before_s = cpu_s(process.pid)
-            answered = streamed(url, asked, 1)
-            spent_s = cpu_s(process.pid) - before_s
-            wall_s = max(own.last_s for own in answered) - min(own.sent_s for own in answered)
-            tokens = len(asked) * options.tokens
-            if best and tokens / wall_s < best["tokens_per_s"]:
-                continue
-            best = {
-                "devices": count,
-                "streams": len(asked),
-                "tokens_per_s": tokens / wall_s,
-                "server_us_a_token": 1e6 * spent_s / tokens,
-            }
-    return best
+        measure(process, url, model, streams=count, tokens=options.tokens, rounds=1)  # warm
+        best = measure(process, url, model, options.streams * count, options.tokens, options.rounds)
+    return {
+        "devices": count,
+        "streams": best["streams"],
+        "tokens_per_s": best["tokens"] / best["wall_s"],
+        "server_us_a_token": 1e6 * best["server_cpu_s"] / best["tokens"],
+    }
 
 
 if __name__ == "__main__":

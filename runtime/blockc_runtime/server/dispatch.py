@@ -34,7 +34,6 @@ class Dispatch:
     router: Router | None = None
     engines: tuple[int, ...] = (ALONE,)
     ways: Mapping[int, tuple[int, ...]] = field(default_factory=dict)  # engines by chain
-    _engine_of: Mapping[int, int] = field(default_factory=dict)  # by instance
 
     def engines_of(self, chain: int) -> tuple[int, ...]:
         """Those that have a chain."""
@@ -62,14 +61,14 @@ class Dispatch:
             ),
             time.monotonic(),
         )  # fmt: skip
-        return self._engine_of[choice.instance]
+        return self._engine_of(choice.instance)
 
     def hand_over(self, request: str, *, emitted: int) -> int | None:
         """Choose again for a request whose engine is gone; None: there is no other one in service."""
         if self.router is None:
             return None
         choice = self.router.hand_over(request, time.monotonic(), emitted=emitted)
-        return None if choice is None else self._engine_of[choice.instance]
+        return None if choice is None else self._engine_of(choice.instance)
 
     def for_engine(self, engine: int, request: Request) -> Request:
         """The request as its engine knows it."""
@@ -97,6 +96,9 @@ class Dispatch:
         """There is an engine again, or for the first time."""
         if self.router is not None and engine in self.parts:
             self.router.back(self.parts[engine].instance, is_empty=True)
+
+    def _engine_of(self, instance: int) -> int:
+        return next(engine for engine, part in self.parts.items() if part.instance == instance)
 
     def _keys(self, request: Request, emitted: Sequence[int]) -> tuple[bytes, ...]:
         """What a cache may have of a request; of no use where it has one way only."""
@@ -146,7 +148,6 @@ def dispatch_of(plan: ExecutionPlan) -> Dispatch:
         router=router_of(plan),
         engines=tuple(sorted(parts)),
         ways={route.chain: tuple(engine_of[way[0]] for way in route.alternatives) for route in plan.routes},
-        _engine_of=engine_of,
     )
 
 

@@ -261,21 +261,13 @@ class EngineClient:
         for tracked in own:
             tracked.deaths += 1
         self._abandon([tracked for tracked in own if tracked.deaths >= self._limits.deaths], _DEADLY)
-        for dispatch in self._dispatch.values():
-            dispatch.lost(engine)
-        for tracked in own:
-            if tracked.deaths < self._limits.deaths:
-                self._move(tracked)
+        self._leave(engine)
 
     def give_up(self, engine: int) -> None:
         """There will be no engine any more on this device: end everything that no other can do."""
         self.detach(engine)
         self.links[engine].state = EngineState.FAILED
-        for dispatch in self._dispatch.values():
-            dispatch.lost(engine)
-        for tracked in tuple(self._tracked.values()):
-            if tracked.engine == engine:
-                self._move(tracked)
+        self._leave(engine)
         # Those of engines that are starting, too, wait where they are until one is there.
         self._abandon(
             [one for one in self._tracked.values() if self._state_for(one.request) is EngineState.FAILED], _FAILED
@@ -310,6 +302,14 @@ class EngineClient:
     def _is_lost(self, request: Request) -> bool:
         engines = self._dispatch[request.epoch].engines_of(request.chain)
         return all((engine, request.epoch) in self._lost for engine in engines)
+
+    def _leave(self, engine: int) -> None:
+        """Nothing goes to an engine any more, and what is there goes to others, as far as it can."""
+        for dispatch in self._dispatch.values():
+            dispatch.lost(engine)
+        for tracked in tuple(self._tracked.values()):  # those whose end was lost with the engine end here
+            if tracked.engine == engine:
+                self._move(tracked)
 
     def _move(self, tracked: Tracked) -> None:
         """To another engine, if there is one in service.

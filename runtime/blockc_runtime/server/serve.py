@@ -54,7 +54,6 @@ class ServeOptions:
     """``node``: whose devices these are, of a plan of several nodes. ``port`` 0: any free one.
 
     ``drain_s``: how long requests may go on after SIGTERM.
-
     ``keys``: the keys file; ``secrets``: a folder with secrets that the plan names.
     ``audit``: the file that gets a line for each request. ``json_log``: progress comes as one JSON object a line, with
     one for each request. ``spans``: requests are told to OpenTelemetry.

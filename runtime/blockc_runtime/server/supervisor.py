@@ -92,7 +92,7 @@ class Supervisor:
         metrics: Metrics,
         progress: Callable[[str], None],
         engine: int = ALONE,
-        environment: Callable[[], Mapping[str, str]] = lambda: engine_environment(),
+        environment: Callable[[], Mapping[str, str]] = engine_environment,
     ) -> None:
         self._client = client
         self._engine = engine

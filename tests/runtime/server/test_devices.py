@@ -120,6 +120,17 @@ def test_who_loses_its_engine_goes_on_with_another_at_once(pair: Path) -> None:
     assert world.client.state is EngineState.READY
 
 
+def test_an_end_that_was_lost_with_an_engine_is_made_good(pair: Path) -> None:
+    world = World(pair)
+    for name in "abcd":
+        world.submit(name)
+    done, other = (name for name in "abcd" if name in world.at(0))
+    world.emit(0, done, *range(20, 29))  # all that it asked for
+    world.client.detach(0)
+    assert world.unfinished() == set("abcd") - {done}
+    assert other in world.at(1)
+
+
 def test_the_first_engine_that_is_there_again_takes_what_both_have_lost(pair: Path) -> None:
     world = World(pair)
     for name in "abcd":
@@ -323,11 +334,18 @@ def test_an_engine_that_cannot_have_its_part_leaves_all_as_they_were(plans: Plan
         assert apply(server, plans.moons).json()["swapped"]
 
 
-def test_a_swap_that_does_not_fit_beside_waits_on_all_devices(plans: Plans) -> None:
+def crowded(plans: Plans) -> tuple[Path, Path]:
+    """Two plans whose pages no device holds at once."""
     page_bytes = load_plan(plans.stars).kv_groups[0].page_bytes
     sizes = {"memory_bytes": 16384 * page_bytes, "ways": WAYS}
-    first = plans.more("pair-first.json", APPS, pages=16384, **sizes)
-    other = plans.more("pair-other.json", APPS, pages=16000, **sizes)
+    return (
+        plans.more("pair-first.json", APPS, pages=16384, **sizes),
+        plans.more("pair-other.json", APPS, pages=16000, **sizes),
+    )
+
+
+def test_a_swap_that_does_not_fit_beside_waits_on_all_devices(plans: Plans) -> None:
+    first, other = crowded(plans)
     with swapping(plans, plan=first) as server, ThreadPoolExecutor(10) as pool:
         before = Stream(server, "acme/code", 200)
         applied = pool.submit(apply, server, other)
@@ -363,10 +381,7 @@ def test_engines_share_the_cores_unless_somebody_says_otherwise(monkeypatch: pyt
 
 def test_an_engine_that_dies_while_all_load_in_the_place_of_the_plan_before(plans: Plans) -> None:
     """The other has given the plan before up, and gets it again."""
-    page_bytes = load_plan(plans.stars).kv_groups[0].page_bytes
-    sizes = {"memory_bytes": 16384 * page_bytes, "ways": WAYS}
-    first = plans.more("alone-first.json", APPS, pages=16384, **sizes)
-    other = plans.more("alone-other.json", APPS, pages=16000, **sizes)
+    first, other = crowded(plans)
     with swapping(plans, plan=first) as server, ThreadPoolExecutor(4) as pool:
         before = Stream(server, "acme/code", 300)
         pids = two(server)
